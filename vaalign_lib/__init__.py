@@ -1,0 +1,1 @@
+"""Uncertainty-aware alignment: the helper library underneath the notebooks of the study."""

@@ -1,0 +1,185 @@
+"""The run store: what was computed is kept under a key of what determines it, and never computed twice.
+
+Nothing is written in place: a file or folder appears under its name only when it is complete.
+"""
+
+import ast
+import hashlib
+import importlib.metadata
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import filelock
+import pandas as pd
+
+PACKAGE = Path(__file__).resolve().parent
+_NUMERICAL_PACKAGES = ("numpy", "scipy", "pandas", "statsmodels", "torch", "transformers")
+
+
+class RunDirectoryBusyError(RuntimeError):
+    """Another process works in the run folder."""
+
+
+def write_atomically(path: Path, content: bytes | str) -> None:
+    """Write a file so that readers see the old content or the new, also after a crash."""
+    data = content.encode() if isinstance(content, str) else content
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Yield an empty folder that takes the place of `path` when the block ends without an error."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    try:
+        yield temporary
+        replace_folder(temporary, path)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def replace_folder(source: Path, target: Path) -> None:
+    """Move a folder to a name that may be taken; what stood there goes only once it can be replaced."""
+    retired = target.with_name(f".{target.name}.retired")
+    shutil.rmtree(retired, ignore_errors=True)
+    if target.exists():
+        target.rename(retired)
+    source.chmod(0o755)
+    source.rename(target)
+    shutil.rmtree(retired, ignore_errors=True)
+
+
+@contextmanager
+def locked(run_dir: Path) -> Iterator[None]:
+    """Keep other processes out of a run folder.
+
+    Raises:
+        RunDirectoryBusyError: another process holds it.
+    """
+    run_dir.mkdir(parents=True, exist_ok=True)
+    lock = filelock.FileLock(run_dir / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        raise RunDirectoryBusyError(
+            f"{run_dir} is in use by another process; wait for it, or choose another --run-dir"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+# --- keys -------------------------------------------------------------------------------------------
+
+
+def content_key(**parts: Any) -> str:
+    """Return a short hash of named, JSON-serializable parts; their order does not matter."""
+    canonical = json.dumps(parts, sort_keys=True, default=_as_json)
+    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+
+def _as_json(value: Any) -> Any:
+    if hasattr(value, "tolist"):  # numpy arrays and scalars
+        return value.tolist()
+    raise TypeError(f"cannot make a key of {type(value).__name__}: {value!r}")
+
+
+def file_hash(path: Path) -> str:
+    """Return the SHA-256 of a file."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def source_hashes(module: str) -> dict[str, str]:
+    """Hash the source of a module of the library and of all the library's modules that it imports."""
+    hashes: dict[str, str] = {}
+    waiting = [module]
+    while waiting:
+        name = waiting.pop()
+        path = _module_path(name)
+        if name in hashes or path is None:
+            continue
+        hashes[name] = file_hash(path)
+        waiting += _imported(path)
+    return hashes
+
+
+def _module_path(name: str) -> Path | None:
+    inner = PACKAGE.joinpath(*name.split(".")[1:])
+    for path in (inner.with_suffix(".py"), inner / "__init__.py"):
+        if name.split(".")[0] == PACKAGE.name and path.is_file():
+            return path
+    return None
+
+
+def _imported(path: Path) -> list[str]:
+    names = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+    return [name for name in names if name.split(".")[0] == PACKAGE.name]
+
+
+def package_versions() -> dict[str, str]:
+    """Return the versions of the packages that compute numbers."""
+    return {name: importlib.metadata.version(name) for name in _NUMERICAL_PACKAGES}
+
+
+# --- the store --------------------------------------------------------------------------------------
+
+
+class RunStore:
+    """Tables that were computed once, each in a folder under `root` named by its key."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def table(
+        self, name: str, compute: Callable[..., pd.DataFrame], config: Mapping[str, Any]
+    ) -> pd.DataFrame:
+        """Return compute(**config), from the store if it was computed before.
+
+        The key covers the config, the source of the function's module with all that it imports from
+        the library, and the versions of the numerical packages.
+
+        Args:
+            name: of the folder, for people.
+            compute: a function of the library that returns a tidy table; random only through its config.
+            config: its arguments, JSON-serializable.
+        """
+        key = content_key(
+            function=f"{compute.__module__}.{compute.__qualname__}",
+            config=config,
+            source=source_hashes(compute.__module__),
+            packages=package_versions(),
+        )
+        folder = self.root / f"{name}-{key}"
+        if not (folder / "table.parquet").is_file():
+            started = time.perf_counter()
+            table = compute(**config)
+            with new_folder(folder) as partial:
+                table.to_parquet(partial / "table.parquet")
+                record = {"config": config, "seconds": round(time.perf_counter() - started, 3)}
+                (partial / "run.json").write_text(json.dumps(record, indent=1, default=_as_json))
+        return pd.read_parquet(folder / "table.parquet")

@@ -1,0 +1,497 @@
+"""Policies over finitely many arms: closed forms, exact solvers and fixed points.
+
+The last axis of every array holds the arms; the axes before it (draws, prompts) are batch axes and
+broadcast. Three arrays recur:
+
+    estimates  R-hat(x, y), the noisy rewards                       (..., arms)
+    variances  sigma^2(x, y) > 0, the variances of the estimates    (..., arms)
+    reference  pi_0(y | x), a distribution over the arms            (..., arms)
+
+Quadratic trust regions (Equations 2 and 3) are solved by `trust_region_policy`. The policies of a
+KL penalty weighted by the variance (Theorem 2.7) come in the forms that must not be confused:
+`softmax_policy`, `printed_policy`, `exact_policy`, `ppo_fixed_point`, `grpo_fixed_point` and
+`mean_minus_variance_policy`. Where several policies attain the same value, the one nearest to the
+reference in the metric of the constraint is returned, so constant estimates give the reference.
+"""
+
+from collections.abc import Callable
+from typing import Literal, get_args
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.optimize import elementwise
+from scipy.special import logsumexp, xlogy
+
+Array = NDArray[np.float64]
+QuadraticForm = Literal["free", "sum_to_one", "simplex"]
+
+_SAME = 1e-12  # rewards closer than this, relative to the largest, count as equal
+_EPS = float(np.finfo(float).eps)
+_NEWTON_STEPS = 200  # Newton's method is monotone here and takes about ten
+
+
+# --- input ----------------------------------------------------------------------------------------
+
+
+def _finite(name: str, values: ArrayLike) -> Array:
+    array = np.asarray(values, dtype=float)
+    if array.ndim == 0:
+        raise ValueError(f"{name}: expected an array with the arms on its last axis, got a scalar")
+    if not np.isfinite(array).all():
+        raise ValueError(f"{name}: must be finite, got NaN or infinity")
+    return array
+
+
+def _distribution(name: str, values: ArrayLike) -> Array:
+    array = _finite(name, values)
+    if (array < 0).any() or not np.allclose(array.sum(-1), 1.0, atol=1e-9, rtol=0):
+        raise ValueError(f"{name}: must be non-negative and sum to 1 over the last axis")
+    return array
+
+
+def _positive(name: str, values: ArrayLike) -> Array:
+    array = np.asarray(values, dtype=float)
+    if not (np.isfinite(array) & (array > 0)).all():
+        raise ValueError(f"{name}: must be positive and finite")
+    return array
+
+
+def _problem(
+    estimates: ArrayLike, variances: ArrayLike, reference: ArrayLike
+) -> tuple[Array, Array, Array]:
+    """Check the three arrays and broadcast them to one shape (..., arms)."""
+    checked = (
+        _finite("estimates", estimates),
+        np.atleast_1d(_positive("variances", variances)),
+        _distribution("reference", reference),
+    )
+    try:
+        shape = np.broadcast_shapes(*(array.shape for array in checked))
+    except ValueError:
+        shapes = ", ".join(
+            f"{name} {array.shape}"
+            for name, array in zip(("estimates", "variances", "reference"), checked, strict=True)
+        )
+        raise ValueError(f"estimates, variances, reference: shapes do not fit: {shapes}") from None
+    if checked[2].shape[-1] != shape[-1]:
+        raise ValueError(
+            f"reference: has {checked[2].shape[-1]} arms, the estimates have {shape[-1]}"
+        )
+    estimates, variances, reference = (np.broadcast_to(array, shape) for array in checked)
+    return estimates, variances, reference
+
+
+# --- Equations (2) and (3): a linear reward in a quadratic trust region ----------------------------
+
+
+def matched_epsilon(variances: ArrayLike, epsilon: ArrayLike) -> Array:
+    """Return lambda_min(Sigma) * epsilon, the radius of Equation (3) in Theorem 2.4.
+
+    Shapes: variances (..., arms), epsilon (...) -> (...).
+    """
+    return _positive("variances", variances).min(-1) * np.asarray(epsilon, dtype=float)
+
+
+def trust_region_policy(
+    estimates: ArrayLike,
+    reference: ArrayLike,
+    epsilon: ArrayLike,
+    *,
+    variances: ArrayLike = 1.0,
+    form: QuadraticForm = "simplex",
+) -> Array:
+    """Maximize R-hat' pi subject to sum_y sigma^2(y) (pi(y) - pi_0(y))^2 <= epsilon.
+
+    With the default variances this is Equation (2), with the variances of the estimates Equation (3).
+    The forms differ in what else is required of pi:
+
+    `free`        nothing, as in the paper's closed forms (Appendix A): pi need not be a distribution
+    `sum_to_one`  sum_y pi(y) = 1
+    `simplex`     sum_y pi(y) = 1 and pi >= 0
+
+    Args:
+        estimates: R-hat (..., arms).
+        reference: pi_0 (..., arms).
+        epsilon: squared radius (...), at least 0, in units of the variances.
+        variances: sigma^2 (..., arms).
+
+    Returns:
+        pi (..., arms).
+
+    Raises:
+        ValueError: an argument is not finite, not positive, not a distribution, or of another shape.
+    """
+    if form not in get_args(QuadraticForm):
+        raise ValueError(f"form: must be one of {', '.join(get_args(QuadraticForm))}, got {form!r}")
+    estimates, variances, reference = _problem(estimates, variances, reference)
+    epsilon = np.asarray(epsilon, dtype=float)
+    if not (np.isfinite(epsilon) & (epsilon >= 0)).all():
+        raise ValueError("epsilon: must be finite and at least 0")
+    if form == "simplex":
+        return _simplex_policy(estimates, variances, reference, epsilon)
+    if form == "sum_to_one":
+        estimates = _centred(estimates, 1 / variances)
+    direction = estimates / variances
+    length = np.sqrt((estimates * direction).sum(-1))
+    step = np.divide(np.sqrt(epsilon), length, out=np.zeros_like(length), where=length > 0)
+    return reference + step[..., None] * direction
+
+
+def _centred(estimates: Array, weights: Array) -> Array:
+    """Subtract the weighted mean over the arms; what is left of equal rewards is exactly zero."""
+    total = weights.sum(-1, keepdims=True)
+    centred = estimates - (weights * estimates).sum(-1, keepdims=True) / total
+    scale = np.abs(estimates).max(-1, keepdims=True)
+    spread = np.where(weights > 0, np.abs(centred), 0).max(-1, keepdims=True)
+    return np.where(spread > _SAME * scale, centred, 0.0)
+
+
+def _simplex_policy(
+    estimates: Array, variances: Array, reference: Array, epsilon: Array
+) -> Array:
+    """Follow the path of optimal policies from the reference outwards until the constraint binds.
+
+    The KKT conditions give pi(t) = max(0, pi_0 + (t R-hat - a) / sigma^2) with a(t) from the sum.
+    As t grows the path is piecewise linear and the set of arms with pi > 0 only shrinks: an arm
+    that reaches zero has R-hat below the precision-weighted mean of the support, and dropping it
+    raises that mean. So at most arms - 1 pieces lead to the exact solution.
+    """
+    policy = reference.copy()
+    support = np.ones(policy.shape, dtype=bool)
+    walking = np.ones(policy.shape[:-1], dtype=bool)
+    for _ in range(policy.shape[-1]):
+        precision = np.where(support, 1 / variances, 0.0)
+        slope = precision * _centred(estimates, precision)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            to_zero = np.where(slope < 0, policy / -slope, np.inf)
+        step = np.minimum(to_zero.min(-1), _distance_to_boundary(policy, slope, variances, reference, epsilon))
+        emptied = (to_zero <= step[..., None]) & walking[..., None] & np.isfinite(to_zero)
+        move = np.where(walking & np.isfinite(step), step, 0.0)
+        policy = np.where(emptied, 0.0, policy + move[..., None] * slope)
+        support &= ~emptied
+        walking &= emptied.any(-1)
+    return policy
+
+
+def _distance_to_boundary(
+    policy: Array, slope: Array, variances: Array, reference: Array, epsilon: Array
+) -> Array:
+    """Return the t at which policy + t * slope meets the trust region's boundary; inf if never."""
+    deviation = policy - reference
+    a = (variances * slope**2).sum(-1)
+    b = (variances * slope * deviation).sum(-1)
+    c = np.minimum((variances * deviation**2).sum(-1) - epsilon, 0.0)
+    root = -b + np.sqrt(b**2 - a * c)
+    return np.divide(root, a, out=np.full(a.shape, np.inf), where=a > 0)
+
+
+# --- Theorem 2.7 and its relatives: penalties on the log ratio ------------------------------------
+
+
+def softmax_policy(estimates: ArrayLike, reference: ArrayLike, beta: ArrayLike) -> Array:
+    """Vanilla: maximize E_pi[R-hat] - beta KL(pi || pi_0), Equation (6).
+
+    pi(y) = pi_0(y) exp(R-hat(y) / beta) / Z. Shapes: estimates and reference (..., arms), beta (...).
+    """
+    return printed_policy(estimates, 1.0, reference, beta)
+
+
+def printed_policy(
+    estimates: ArrayLike, variances: ArrayLike, reference: ArrayLike, beta: ArrayLike
+) -> Array:
+    """Theorem 2.7 as printed: pi(y) = pi_0(y) exp(R-hat(y) / (beta sigma^2(y))) / Z.
+
+    This maximizes E_pi[R-hat / (beta sigma^2)] - KL(pi || pi_0), not the objective that the theorem
+    states, and changes when a constant is added to the rewards. Shapes as in `exact_policy`.
+    """
+    estimates, variances, reference = _problem(estimates, variances, reference)
+    weights = _penalty_weights(variances, beta)
+    return _normalized(_log(reference) + estimates / weights)
+
+
+def exact_policy(
+    estimates: ArrayLike, variances: ArrayLike, reference: ArrayLike, beta: ArrayLike
+) -> Array:
+    """Maximize E_pi[R-hat] - beta E_pi[sigma^2 ln(pi / pi_0)], the Lagrangian of Theorem 2.7.
+
+    The KKT conditions give ln(pi / pi_0) = (R-hat - nu) / (beta sigma^2) - 1 with one multiplier nu
+    per prompt, from the normalization; since sigma^2 varies with the arm, nu does not cancel.
+
+    Args:
+        estimates: R-hat (..., arms).
+        variances: sigma^2 (..., arms).
+        reference: pi_0 (..., arms).
+        beta: penalty (...), positive; its shape lacks the axis of the arms.
+
+    Returns:
+        pi (..., arms).
+
+    Raises:
+        ValueError: an argument is not finite, not positive, not a distribution, or of another shape.
+    """
+    return _tilted(estimates, variances, reference, beta, offset=1.0)
+
+
+def ppo_fixed_point(
+    estimates: ArrayLike, variances: ArrayLike, reference: ArrayLike, beta: ArrayLike
+) -> Array:
+    """Fixed point of PPO or RLOO when the weighted penalty is part of a detached reward, Equation (5).
+
+    The policy gradient of the reward R-hat - beta sigma^2 ln(pi / pi_0), held constant, vanishes
+    where that reward is the same for all arms: ln(pi / pi_0) = (R-hat - nu) / (beta sigma^2).
+    It maximizes E_pi[R-hat] - beta sum_y sigma^2 (pi ln(pi / pi_0) - pi + pi_0), a Bregman
+    divergence: at least 0, and 0 only at the reference. Shapes as in `exact_policy`.
+    """
+    return _tilted(estimates, variances, reference, beta, offset=0.0)
+
+
+def grpo_fixed_point(
+    estimates: ArrayLike, variances: ArrayLike, reference: ArrayLike, beta: ArrayLike
+) -> Array:
+    """Fixed point of a weighted k3 penalty inside the loss, as GRPO has it.
+
+    With samples from pi the gradient of beta sigma^2 (pi_0 / pi - 1 - ln(pi_0 / pi)) through the log
+    ratio is that of a forward KL, so R-hat - beta sigma^2 (1 - pi_0 / pi) = nu: the maximum of
+    E_pi[R-hat] - beta sum_y sigma^2 (pi_0 ln(pi_0 / pi) + pi - pi_0). Shapes as in `exact_policy`.
+    """
+    estimates, variances, reference = _problem(estimates, variances, reference)
+    weights = _penalty_weights(variances, beta)
+    masses, poles = reference * weights, np.where(reference > 0, estimates - weights, -np.inf)
+    poles = _relative_to((poles + masses).argmax(-1), poles)
+    nu = (poles + masses).max(-1)
+    for _ in range(_NEWTON_STEPS):  # on 1 / sum(pi), which is concave and increasing in nu
+        terms = masses / (nu[..., None] - poles)
+        total = terms.sum(-1)
+        slope = (terms / (nu[..., None] - poles)).sum(-1)
+        step = total * (total - 1) / slope
+        nu = nu + step
+        if _converged(total - 1, step, nu):
+            break
+    policy = masses / (nu[..., None] - poles)
+    return policy / policy.sum(-1, keepdims=True)
+
+
+def mean_minus_variance_policy(
+    estimates: ArrayLike,
+    variances: ArrayLike,
+    reference: ArrayLike,
+    beta: ArrayLike,
+    aversion: ArrayLike,
+) -> Array:
+    """Maximize E_pi[R-hat - aversion * sigma^2] - beta KL(pi || pi_0), a pessimistic reward.
+
+    Shapes: estimates, variances, reference (..., arms), beta and aversion (...).
+    """
+    estimates, variances, reference = _problem(estimates, variances, reference)
+    pessimistic = estimates - np.asarray(aversion, dtype=float)[..., None] * variances
+    return softmax_policy(pessimistic, reference, beta)
+
+
+def _penalty_weights(variances: Array, beta: ArrayLike) -> Array:
+    return variances * _positive("beta", beta)[..., None]
+
+
+def _log(probabilities: Array) -> Array:
+    with np.errstate(divide="ignore"):
+        return np.log(probabilities)
+
+
+def _normalized(log_policy: Array) -> Array:
+    return np.exp(log_policy - logsumexp(log_policy, axis=-1, keepdims=True))
+
+
+def _tilted(
+    estimates: ArrayLike, variances: ArrayLike, reference: ArrayLike, beta: ArrayLike, offset: float
+) -> Array:
+    estimates, variances, reference = _problem(estimates, variances, reference)
+    return _tilt(_log(reference), estimates, _penalty_weights(variances, beta), offset)
+
+
+def _tilt(log_reference: Array, estimates: Array, weights: Array, offset: float) -> Array:
+    """Return pi_0 exp((R-hat - nu) / weights - offset) with nu from the normalization.
+
+    The logarithm of the sum is convex and decreasing in nu, and Newton's method is monotone when it
+    starts where one arm alone already has all the mass.
+    """
+    alone = estimates + weights * (log_reference - offset)  # nu, were this the only arm
+    estimates = _relative_to(alone.argmax(-1), estimates)
+    nu = (estimates + weights * (log_reference - offset)).max(-1)
+    for _ in range(_NEWTON_STEPS):
+        log_policy = log_reference + (estimates - nu[..., None]) / weights - offset
+        top = log_policy.max(-1, keepdims=True)
+        mass = np.exp(log_policy - top)
+        total = mass.sum(-1)
+        excess = np.log(total) + top[..., 0]
+        step = excess * total / (mass / weights).sum(-1)
+        nu = nu + step
+        if _converged(excess, step, nu):
+            break
+    return _normalized(log_reference + (estimates - nu[..., None]) / weights)
+
+
+def _relative_to(arm: NDArray[np.intp], values: Array) -> Array:
+    """Subtract the value of one arm, so that nu, which lies near it, keeps its leading digits."""
+    return values - np.take_along_axis(values, arm[..., None], -1)
+
+
+def _converged(excess: Array, step: Array, nu: Array) -> bool:
+    """Whether everywhere the mass is 1 up to rounding, or the step in nu is below its rounding."""
+    return bool(((np.abs(excess) <= 64 * _EPS) | (np.abs(step) <= 2 * _EPS * np.abs(nu))).all())
+
+
+# --- measures of a policy ---------------------------------------------------------------------------
+
+
+def expected_reward(policy: ArrayLike, rewards: ArrayLike) -> Array:
+    """Return pi' r. Shapes: (..., arms), (..., arms) -> (...)."""
+    return (np.asarray(policy, dtype=float) * np.asarray(rewards, dtype=float)).sum(-1)
+
+
+def weighted_kl(
+    policy: ArrayLike,
+    reference: ArrayLike,
+    variances: ArrayLike = 1.0,
+    prompt_weights: ArrayLike | None = None,
+) -> Array:
+    """Return E[sigma^2 ln(pi / pi_0)], the left side of Theorem 2.7's constraint.
+
+    With unit variances this is KL(pi || pi_0), in nats. With others it is no divergence: it can be
+    negative, and its minimum is not at the reference.
+
+    Args:
+        policy: pi (..., arms), or (..., prompts, arms) with `prompt_weights`.
+        reference: pi_0, as `policy`; inf is returned where pi > 0 = pi_0.
+        variances: sigma^2, as `policy`.
+        prompt_weights: rho (prompts,); given, the result is averaged over the prompts.
+
+    Returns:
+        (...) without the axes of the arms and, with `prompt_weights`, of the prompts.
+    """
+    policy, reference = np.broadcast_arrays(
+        np.asarray(policy, dtype=float), np.asarray(reference, dtype=float)
+    )
+    with np.errstate(divide="ignore"):
+        ratio = xlogy(policy, policy) - xlogy(policy, reference)
+    per_prompt = (np.asarray(variances, dtype=float) * ratio).sum(-1)
+    if prompt_weights is None:
+        return per_prompt
+    return (per_prompt * _distribution("prompt_weights", prompt_weights)).sum(-1)
+
+
+# --- choosing beta ------------------------------------------------------------------------------------
+
+
+def solve_beta(
+    measure: Callable[[Array, NDArray[np.intp]], Array],
+    target: ArrayLike,
+    draws: int,
+    *,
+    name: str = "target",
+    smallest: float = 1e-8,
+    largest: float = 1e8,
+) -> Array:
+    """Find the beta of every draw at which a decreasing measure of its policy takes the target value.
+
+    Args:
+        measure: called with betas (k,) and the indices of their draws (k,), returns values (k,) that
+            decrease in beta.
+        target: (draws,) or a scalar.
+        draws: their number.
+        name: of the target, for the error.
+        smallest, largest: the interval that is searched.
+
+    Returns:
+        beta (draws,); 0 where the measure stays below the target down to `smallest`: the constraint
+        does not bind and the policy is greedy.
+
+    Raises:
+        ValueError: the measure stays above the target up to `largest`; no such policy.
+    """
+    index = np.arange(draws)
+    goal = np.broadcast_to(np.asarray(target, dtype=float), (draws,))
+    if not np.isfinite(goal).all():
+        raise ValueError(f"{name}: must be finite")
+
+    def excess(log_beta: Array, draw: Array) -> Array:
+        chosen = draw.astype(np.intp)
+        return measure(np.exp(log_beta), chosen) - goal[chosen]
+
+    low, high = np.full(draws, np.log(smallest)), np.full(draws, np.log(largest))
+    at_most = excess(high, index)
+    if (at_most > 0).any():
+        worst = goal[at_most > 0].min()
+        raise ValueError(
+            f"{name}: {worst:g} cannot be reached, the smallest attainable value is "
+            f"{(goal + at_most)[at_most > 0].max():g}"
+        )
+    binds = excess(low, index) > 0
+    beta = np.zeros(draws)
+    if binds.any():
+        root = elementwise.find_root(
+            excess, (low[binds], high[binds]), args=(index[binds].astype(float),)
+        )
+        beta[binds] = np.exp(root.x)
+    return beta
+
+
+def constrained_policy(
+    estimates: ArrayLike,
+    variances: ArrayLike,
+    reference: ArrayLike,
+    epsilon: ArrayLike,
+    prompt_weights: ArrayLike | None = None,
+) -> tuple[Array, Array]:
+    """Solve the problem of Theorem 2.7: maximize E[R-hat] subject to E[sigma^2 ln(pi / pi_0)] <= epsilon.
+
+    One beta serves all prompts of a draw, since the constraint is an average over them; each prompt
+    has its own multiplier nu for the normalization.
+
+    Args:
+        estimates: R-hat (draws, prompts, arms).
+        variances: sigma^2, broadcast to the estimates.
+        reference: pi_0, broadcast to the estimates.
+        epsilon: bound of the constraint (draws,) or a scalar.
+        prompt_weights: rho (prompts,), uniform by default.
+
+    Returns:
+        pi (draws, prompts, arms) and beta (draws,); beta is 0 where the constraint does not bind.
+
+    Raises:
+        ValueError: bad input, or no policy meets the constraint.
+    """
+    estimates, variances, reference = _problem(estimates, variances, reference)
+    if estimates.ndim != 3:
+        raise ValueError(f"estimates: expected (draws, prompts, arms), got shape {estimates.shape}")
+    draws, prompts, _ = estimates.shape
+    weights = np.full(prompts, 1 / prompts) if prompt_weights is None else prompt_weights
+    scale = _value_scale(estimates, variances)
+
+    def policy_at(beta: Array, draw: NDArray[np.intp]) -> Array:
+        per_prompt = np.broadcast_to((beta * scale[draw])[:, None], (len(draw), prompts))
+        return exact_policy(estimates[draw], variances[draw], reference[draw], per_prompt)
+
+    def measure(beta: Array, draw: NDArray[np.intp]) -> Array:
+        return weighted_kl(policy_at(beta, draw), reference[draw], variances[draw], weights)
+
+    beta = solve_beta(measure, epsilon, draws, name="epsilon")
+    binding = np.flatnonzero(beta > 0)
+    policy = _greedy_policy(estimates, variances, reference)
+    policy[binding] = policy_at(beta[binding], binding)
+    return policy, beta * scale
+
+
+def _value_scale(estimates: Array, variances: Array) -> Array:
+    """Return the scale of beta of every draw: spread of the rewards over the mean variance."""
+    spread = np.ptp(estimates, axis=-1).max(-1)
+    return np.where(spread > 0, spread, 1.0) / variances.mean((-2, -1))
+
+
+def _greedy_policy(estimates: Array, variances: Array, reference: Array) -> Array:
+    """Return the limit beta -> 0 of the exact policy: all mass on the best arms of the reference.
+
+    Between equally good arms the limit minimizes E[sigma^2 ln(pi / pi_0)].
+    """
+    allowed = np.where(reference > 0, estimates, -np.inf)
+    best = allowed >= allowed.max(-1, keepdims=True)
+    log_reference = np.where(best, _log(reference), -np.inf)
+    return _tilt(log_reference, np.zeros_like(estimates), variances, offset=1.0)
