@@ -1,0 +1,133 @@
+"""The three-armed bandit of Figures 2 and 3, under every form that its policies may have."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import yaml
+
+from vaalign_lib import tabular
+from vaalign_lib.paths import DATA
+from vaalign_lib.tabular import Array
+
+FORMS: Mapping[str, str] = {
+    "free": "Eq. (2), (3), closed form of Appendix A (no distribution)",
+    "sum_to_one": "Eq. (2), (3) with probabilities that sum to one",
+    "simplex": "Eq. (2), (3) over distributions",
+    "printed": "Theorem 2.7 as printed",
+    "exact": "Theorem 2.7, true optimum",
+    "ppo": "fixed point of PPO and RLOO",
+    "grpo": "fixed point of GRPO",
+}
+QUADRATIC = ("free", "sum_to_one", "simplex")
+CHUNK = 100_000  # draws that are solved at once, so that they stay in the processor's cache
+
+
+@dataclass(frozen=True)
+class Bandit:
+    """Arms with Gaussian reward estimates (Assumption 2.1) and a uniform reference policy.
+
+    Attributes:
+        true_rewards: r* (arms,).
+        deviations: sigma (arms,), the standard deviations of the estimates.
+        form: of the two policies, a key of `FORMS`.
+        vanilla_strength: epsilon of Equation (2), or beta of the KL penalty.
+        variance_aware_strength: epsilon before it is scaled by lambda_min(Sigma), or beta.
+    """
+
+    true_rewards: tuple[float, ...]
+    deviations: tuple[float, ...]
+    form: str
+    vanilla_strength: float
+    variance_aware_strength: float
+
+    def __post_init__(self) -> None:
+        if self.form not in FORMS:
+            raise ValueError(f"form: must be one of {', '.join(FORMS)}, got {self.form!r}")
+        if len(self.true_rewards) != len(self.deviations):
+            raise ValueError("deviations: expected as many as true_rewards")
+
+    @property
+    def rewards(self) -> Array:
+        return np.asarray(self.true_rewards, dtype=float)
+
+    @property
+    def variances(self) -> Array:
+        return np.asarray(self.deviations, dtype=float) ** 2
+
+    @property
+    def reference(self) -> Array:
+        return np.full(len(self.true_rewards), 1 / len(self.true_rewards))
+
+    @property
+    def base_return(self) -> float:
+        """Return pi_0' r* of the uniform policy."""
+        return float(self.rewards.mean())
+
+    def draw(self, rng: np.random.Generator, count: int) -> Array:
+        """Return estimates R-hat ~ N(r*, sigma^2), (count, arms)."""
+        return self.rewards + np.asarray(self.deviations) * rng.standard_normal((count, self.rewards.size))
+
+    def vanilla(self, estimates: Array) -> Array:
+        """Return the policy that ignores the variances, (..., arms)."""
+        if self.form in QUADRATIC:
+            return tabular.trust_region_policy(
+                estimates, self.reference, self.vanilla_strength, form=self.form  # type: ignore[arg-type]
+            )
+        return tabular.softmax_policy(estimates, self.reference, _like(estimates, self.vanilla_strength))
+
+    def variance_aware(self, estimates: Array) -> Array:
+        """Return the policy that knows the variances, (..., arms)."""
+        if self.form in QUADRATIC:
+            epsilon = tabular.matched_epsilon(self.variances, self.variance_aware_strength)
+            return tabular.trust_region_policy(
+                estimates, self.reference, epsilon, variances=self.variances, form=self.form  # type: ignore[arg-type]
+            )
+        policy_of = {
+            "printed": tabular.printed_policy,
+            "exact": tabular.exact_policy,
+            "ppo": tabular.ppo_fixed_point,
+            "grpo": tabular.grpo_fixed_point,
+        }[self.form]
+        beta = _like(estimates, self.variance_aware_strength)
+        return policy_of(estimates, self.variances, self.reference, beta)
+
+    def returns(self, estimates: Array) -> tuple[Array, Array]:
+        """Return pi' r* of the vanilla and of the variance-aware policy of every draw, each (draws,)."""
+        parts = [estimates[start : start + CHUNK] for start in range(0, len(estimates), CHUNK)]
+        vanilla = [self.vanilla(part) @ self.rewards for part in parts]
+        aware = [self.variance_aware(part) @ self.rewards for part in parts]
+        return np.concatenate(vanilla), np.concatenate(aware)
+
+
+def _like(estimates: Array, strength: float) -> Array:
+    return np.full(estimates.shape[:-1], strength)
+
+
+def fully_reversed(estimates: Array) -> np.ndarray:
+    """Return which draws (draws, arms) rank the arms in the opposite of their order, (draws,)."""
+    return (np.diff(estimates, axis=-1) < 0).all(-1)
+
+
+def typical_reversed_estimates(bandit: Bandit, estimates: Array) -> Array:
+    """Return the mean of the draws in fully reversed order, (arms,): the estimates of Figure 2.
+
+    If the draws hold none, the reversed true rewards stand in for it.
+    """
+    chosen = estimates[fully_reversed(estimates)]
+    return chosen.mean(0) if len(chosen) else np.sort(bandit.rewards)[::-1]
+
+
+def published_bandits() -> dict[str, Bandit]:
+    """Return one set of parameters for every form, from data/bandit_arms.yaml."""
+    content = yaml.safe_load((DATA / "bandit_arms.yaml").read_text(encoding="utf-8"))
+    return {
+        form: Bandit(
+            true_rewards=tuple(entry["true_rewards"]),
+            deviations=tuple(entry["deviations"]),
+            form=form,
+            vanilla_strength=entry["vanilla_strength"],
+            variance_aware_strength=entry["variance_aware_strength"],
+        )
+        for form, entry in content.items()
+    }

@@ -1,0 +1,193 @@
+"""What a notebook of the study needs around its argument: sizes, random numbers, and where results go.
+
+A notebook run writes beside its figures folder: `figures/NAME.png` and `.pdf`, `tables/NAME.parquet`
+and `.md`, and `findings.json`, from which the scoreboard is made. The same results give the same
+bytes.
+"""
+
+import hashlib
+import json
+import logging
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+from matplotlib.figure import Figure
+
+from vaalign_lib.paths import RUNS
+from vaalign_lib.profiles import Profile, load_profile
+from vaalign_lib.published import Finding, printed_value, rule_of, rules, verdict
+from vaalign_lib.runs import RunStore, write_atomically
+from vaalign_lib.statistics import Estimate
+
+SIGNIFICANT_DIGITS = 10  # of tables; what lies below differs between processors
+
+
+@dataclass
+class NotebookRun:
+    """One run of one notebook."""
+
+    name: str
+    profile: Profile
+    seed: int
+    run_dir: Path
+    figures_dir: Path
+    workers: int
+    _figures: list[dict[str, str]] = field(default_factory=list)
+    _tables: list[dict[str, str]] = field(default_factory=list)
+    _findings: dict[str, Finding] = field(default_factory=dict)
+
+    @property
+    def store(self) -> RunStore:
+        """The run store, shared by all notebooks of the run folder."""
+        return RunStore(self.run_dir / "store")
+
+    def seed_of(self, name: str) -> int:
+        """Return a seed of its own for every named part of the notebook, from the study's seed."""
+        digest = hashlib.sha256(f"{self.seed}/{self.name}/{name}".encode()).digest()
+        return int.from_bytes(digest[:4], "big")
+
+    def rng(self, name: str) -> np.random.Generator:
+        """Return the random generator of a named part, independent of the others and their order."""
+        return np.random.default_rng(self.seed_of(name))
+
+    def save_figure(self, figure: Figure, name: str, *, item: str, caption: str) -> None:
+        """Write a figure as PNG and PDF; `item` says which part of the paper it belongs to."""
+        self.figures_dir.mkdir(parents=True, exist_ok=True)
+        label = f"{caption} ({self.name}, profile {self.profile.name})"
+        png: dict[str, Any] = {"Software": None, "Title": item, "Description": label}
+        pdf: dict[str, Any] = {"CreationDate": None, "Producer": None, "Creator": None}
+        figure.savefig(self.figures_dir / f"{name}.png", dpi=200, metadata=png)
+        figure.savefig(
+            self.figures_dir / f"{name}.pdf", metadata=pdf | {"Title": item, "Subject": label}
+        )
+        self._figures.append({"name": name, "item": item, "caption": caption})
+        self._write_record()
+
+    def save_table(self, table: pd.DataFrame, name: str, *, item: str, caption: str) -> pd.DataFrame:
+        """Write a table as parquet and Markdown, rounded to ten significant digits, and return it."""
+        rounded = table.map(_rounded)
+        arrow = pa.Table.from_pandas(rounded, preserve_index=False)
+        label = {"item": item, "caption": caption, "notebook": self.name, "profile": self.profile.name}
+        arrow = arrow.replace_schema_metadata((arrow.schema.metadata or {}) | label)
+        folder = self.figures_dir.parent / "tables"
+        folder.mkdir(parents=True, exist_ok=True)
+        pq.write_table(arrow, folder / f"{name}.parquet")
+        text = rounded.to_markdown(index=False, floatfmt=".4g")
+        write_atomically(
+            folder / f"{name}.md", f"**{item}.** {caption} Profile: {self.profile.name}.\n\n{text}\n"
+        )
+        self._tables.append({"name": name, "item": item, "caption": caption})
+        self._write_record()
+        return rounded
+
+    def finding(
+        self,
+        rule: str,
+        reproduced: str,
+        *,
+        estimate: Estimate | None = None,
+        holds: bool | np.bool_ | None = None,
+    ) -> str:
+        """Record what was found about a rule of `data/verdict_rules.yaml` and return the verdict.
+
+        Args:
+            rule: its id.
+            reproduced: the finding in words and numbers, for the scoreboard.
+            estimate: the number and its interval, where the rule compares numbers.
+            holds: whether the statement is true, where the rule asks for one.
+        """
+        interval = (
+            {}
+            if estimate is None
+            else {
+                "value": _rounded(estimate.value),
+                "low": _rounded(estimate.low),
+                "high": _rounded(estimate.high),
+                "count": estimate.count,
+            }
+        )
+        found = Finding(
+            rule=rule, reproduced=reproduced, holds=None if holds is None else bool(holds), **interval
+        )
+        judged = verdict(rule_of(rule), found)
+        self._findings[rule] = found
+        self._write_record()
+        return judged
+
+    def scoreboard(self) -> pd.DataFrame:
+        """Return the notebook's rows of the scoreboard: item, claim, ours, verdict."""
+        rows = [
+            {
+                "item": rule.item,
+                "claim of the paper": rule.claim,
+                "printed": printed_value(rule.published) if rule.published else "",
+                "found": self._findings[rule.id].reproduced if rule.id in self._findings else "",
+                "verdict": verdict(rule, self._findings.get(rule.id)),
+            }
+            for rule in rules().values()
+            if rule.notebook == self.name
+        ]
+        return pd.DataFrame(rows)
+
+    def _write_record(self) -> None:
+        record = {
+            "notebook": self.name,
+            "profile": self.profile.name,
+            "seed": self.seed,
+            "figures": self._figures,
+            "tables": self._tables,
+            "findings": [finding.model_dump() for finding in self._findings.values()],
+        }
+        write_atomically(self.figures_dir.parent / "findings.json", json.dumps(record, indent=1) + "\n")
+
+
+def start(
+    name: str,
+    *,
+    profile: str = "embedded",
+    seed: int = 0,
+    run_dir: str | Path = "",
+    figures_dir: str | Path = "",
+    workers: int = 0,
+) -> NotebookRun:
+    """Begin a notebook with its parameters.
+
+    Args:
+        name: of the notebook, without its ending.
+        profile: a name or the path of a YAML file.
+        seed: of the whole study.
+        run_dir: run folder; empty means runs/<profile> of the project.
+        figures_dir: folder of the figures; empty means <run_dir>/<name>/figures. Tables and findings
+            go beside it.
+        workers: processes for long work; 0 means one per core.
+
+    Raises:
+        ProfileError, ValueError: a parameter is not allowed.
+    """
+    loaded = load_profile(profile)
+    if not isinstance(seed, int) or seed < 0:
+        raise ValueError(f"seed: expected a whole number of at least 0, got {seed!r}")
+    if not isinstance(workers, int) or workers < 0:
+        raise ValueError(f"workers: expected a whole number of at least 0, got {workers!r}")
+    logging.basicConfig(level=logging.WARNING)
+    folder = Path(run_dir) if run_dir else RUNS / loaded.name
+    return NotebookRun(
+        name=name,
+        profile=loaded,
+        seed=seed,
+        run_dir=folder,
+        figures_dir=Path(figures_dir) if figures_dir else folder / name / "figures",
+        workers=workers or os.cpu_count() or 1,
+    )
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, float) and np.isfinite(value):
+        return float(f"{value:.{SIGNIFICANT_DIGITS}g}")
+    return value

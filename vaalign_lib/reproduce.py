@@ -1,0 +1,338 @@
+"""Running the notebooks in order, each once per set of inputs, with nothing half-written."""
+
+import json
+import os
+import re
+import shutil
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, TextIO
+
+import nbformat
+import papermill
+from tqdm import tqdm
+
+from vaalign_lib.html_pages import write_page
+from vaalign_lib.paths import DATA, FIGURES, NOTEBOOKS, RESULTS, ROOT
+from vaalign_lib.profiles import Profile
+from vaalign_lib.progress import HEADLESS
+from vaalign_lib.runs import (
+    PACKAGE,
+    content_key,
+    file_hash,
+    locked,
+    package_versions,
+    replace_folder,
+    write_atomically,
+)
+
+EXECUTED, PAGE, RECORD, FINDINGS = "executed.ipynb", "page.html", "done.json", "findings.json"
+PUBLISHED_PROFILE = "embedded"  # its figures and tables are committed
+
+
+class UnknownNotebookError(ValueError):
+    """A notebook was asked for that does not exist."""
+
+
+@dataclass(frozen=True)
+class Notebook:
+    """A notebook of the study and its place in a run folder."""
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        return self.path.stem
+
+    @property
+    def number(self) -> str:
+        return self.name.split("_")[0]
+
+    def needs(self) -> list[str]:
+        """Return the numbers of the notebooks whose findings this one reads."""
+        content = nbformat.read(self.path, as_version=4)
+        return list(content.metadata.get("vaalign", {}).get("needs", []))
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How the run of a notebook ended."""
+
+    notebook: str
+    state: str  # "done", "kept", "failed" or "skipped"
+    seconds: float = 0.0
+    message: str = ""
+
+
+def notebooks() -> list[Notebook]:
+    """Return the notebooks of the study in reading order."""
+    return [Notebook(path) for path in sorted(NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))]
+
+
+def select(only: str | None) -> list[Notebook]:
+    """Return the notebooks that a list such as "01,02" or "01_bandit" names; all if it is empty.
+
+    Raises:
+        UnknownNotebookError: a name fits none.
+    """
+    everything = notebooks()
+    if not only:
+        return everything
+    wanted = [part.strip() for part in only.split(",") if part.strip()]
+    for part in wanted:
+        if not any(part in (notebook.number, notebook.name) for notebook in everything):
+            names = ", ".join(notebook.name for notebook in everything)
+            raise UnknownNotebookError(f"--only: no notebook {part!r}; there are {names}")
+    return [book for book in everything if book.number in wanted or book.name in wanted]
+
+
+# --- keys and records ---------------------------------------------------------------------------------
+
+
+def notebook_key(notebook: Notebook, profile: Profile, seed: int) -> str:
+    """Return the key of a notebook's run: its cells, the library, the inputs, profile, seed, packages."""
+    content = nbformat.read(notebook.path, as_version=4)
+    inputs = [path for path in sorted(DATA.rglob("*")) if path.is_file() and RESULTS not in path.parents]
+    library = sorted(PACKAGE.rglob("*.py"))
+    return content_key(
+        cells=[(cell.cell_type, cell.source) for cell in content.cells],
+        files={str(path.relative_to(ROOT)): file_hash(path) for path in library + inputs},
+        profile=profile.model_dump(),
+        seed=seed,
+        packages=package_versions(),
+    )
+
+
+def read_record(folder: Path) -> dict[str, Any] | None:
+    """Return the record of a finished run if all its files are there and unchanged, else None."""
+    path = folder / RECORD
+    if not path.is_file():
+        return None
+    record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    intact = all(
+        (folder / name).is_file() and file_hash(folder / name) == digest
+        for name, digest in record["files"].items()
+    )
+    return record if intact else None
+
+
+def _write_record(folder: Path, key: str, seconds: float) -> None:
+    files = {
+        str(path.relative_to(folder)): file_hash(path)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+    finished = datetime.now(UTC).isoformat(timespec="seconds")
+    record = {"key": key, "finished": finished, "seconds": round(seconds, 1), "files": files}
+    write_atomically(folder / RECORD, json.dumps(record, indent=1) + "\n")
+
+
+# --- running ------------------------------------------------------------------------------------------
+
+
+def reproduce(
+    profile: Profile,
+    *,
+    profile_source: str,
+    only: str | None = None,
+    workers: int = 0,
+    run_dir: Path,
+    seed: int = 0,
+    force: bool = False,
+) -> list[Outcome]:
+    """Execute the selected notebooks into a run folder and publish the embedded profile's results.
+
+    Args:
+        profile: the validated profile.
+        profile_source: the name or path it came from, handed to the notebooks.
+        only: numbers or names of notebooks, separated by commas; all if empty.
+        workers: processes for long work; 0 means one per core.
+        run_dir: the run folder.
+        seed: of the study.
+        force: run also what ran before with the same inputs.
+
+    Returns:
+        The outcome of every selected notebook, in order.
+
+    Raises:
+        RunDirectoryBusyError: another process works in the run folder.
+        UnknownNotebookError: `only` names a notebook that does not exist.
+    """
+    chosen = select(only)
+    outcomes: list[Outcome] = []
+    with locked(run_dir):
+        _remove_leftovers(run_dir)
+        for position, notebook in enumerate(chosen, start=1):
+            label = f"[{position}/{len(chosen)}] {notebook.name}"
+            broken = [one.notebook for one in outcomes if one.state in ("failed", "skipped")]
+            blocking = [name for name in broken if name.split("_")[0] in notebook.needs()]
+            if blocking:
+                outcome = Outcome(notebook.name, "skipped", message=f"needs {', '.join(blocking)}")
+            else:
+                key = notebook_key(notebook, profile, seed)
+                parameters = {"profile": profile_source, "seed": seed, "workers": workers}
+                outcome = _run(notebook, key, parameters, run_dir, label, force)
+            if outcome.state in ("done", "kept") and profile.name == PUBLISHED_PROFILE:
+                publish(run_dir / notebook.name)
+            outcomes.append(outcome)
+            _say(label, outcome)
+    return outcomes
+
+
+def _say(label: str, outcome: Outcome) -> None:
+    text = {
+        "done": f"done in {outcome.seconds:.0f} s",
+        "kept": f"already done (took {outcome.seconds:.0f} s), kept",
+        "failed": f"FAILED after {outcome.seconds:.0f} s: {outcome.message}",
+        "skipped": f"skipped: {outcome.message}",
+    }[outcome.state]
+    tqdm.write(f"{label}: {text}", file=sys.stderr)
+
+
+def _run(
+    notebook: Notebook, key: str, parameters: dict[str, Any], run_dir: Path, label: str, force: bool
+) -> Outcome:
+    folder = run_dir / notebook.name
+    record = read_record(folder)
+    if record is not None and record["key"] == key and not force:
+        return Outcome(notebook.name, "kept", record["seconds"])
+    partial = run_dir / f".{notebook.name}.partial"
+    started = time.perf_counter()
+    try:
+        partial.mkdir(parents=True)
+        error = _execute(notebook, partial, parameters, run_dir, label)
+        seconds = time.perf_counter() - started
+        failed = run_dir / f"{notebook.name}.failed"
+        if error is not None:
+            replace_folder(partial, failed)
+            return Outcome(
+                notebook.name, "failed", seconds, f"{error}\n    executed copy: {failed / EXECUTED}"
+            )
+        _write_record(partial, key, seconds)
+        replace_folder(partial, folder)
+        shutil.rmtree(failed, ignore_errors=True)
+        return Outcome(notebook.name, "done", seconds)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _execute(
+    notebook: Notebook, folder: Path, parameters: dict[str, Any], run_dir: Path, label: str
+) -> str | None:
+    """Execute a notebook with papermill into a folder; return the error in a few lines, if any."""
+    target = folder / EXECUTED
+    paths = {"run_dir": str(run_dir), "figures_dir": str(folder / "figures")}
+    error = None
+    with _headless(), _InnerBars(sys.stderr) as bars:
+        try:
+            papermill.execute_notebook(
+                notebook.path,
+                target,
+                parameters=parameters | paths,
+                kernel_name="python3",
+                cwd=notebook.path.parent,
+                progress_bar={"desc": label, "file": sys.stderr, "leave": False, "position": 0},
+                stderr_file=bars,
+                log_output=False,
+            )
+        except papermill.PapermillExecutionError as failure:
+            error = f"cell {failure.exec_count}: {failure.ename}: {_shortened(failure.evalue)}"
+    executed = nbformat.read(target, as_version=4)
+    _without_bars(executed)
+    nbformat.write(executed, target)
+    write_page(executed, folder / PAGE, title=notebook.name)
+    return error
+
+
+def _shortened(text: str, lines: int = 5) -> str:
+    return "\n    ".join(text.strip().splitlines()[:lines])
+
+
+@contextmanager
+def _headless() -> Iterator[None]:
+    before = os.environ.get(HEADLESS)
+    os.environ[HEADLESS] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[HEADLESS]
+        else:
+            os.environ[HEADLESS] = before
+
+
+class _InnerBars:
+    """A file that shows the progress bars which a notebook writes to its stderr, below its own line."""
+
+    def __init__(self, terminal: TextIO) -> None:
+        self._bar = tqdm(
+            total=0, position=1, bar_format="    {desc}", leave=False, file=terminal, disable=None
+        )
+
+    def __enter__(self) -> "_InnerBars":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+
+    def write(self, text: str) -> None:
+        shown = [part.strip() for part in re.split(r"[\r\n]", text) if part.strip()]
+        if shown:
+            self._bar.set_description_str(shown[-1][:110])
+
+    def flush(self) -> None:
+        self._bar.refresh()
+
+
+def _without_bars(content: nbformat.NotebookNode) -> None:
+    """Drop what was overwritten on the terminal, that is, everything up to the last carriage return."""
+    for cell in content.cells:
+        for output in cell.get("outputs", []):
+            if output.output_type == "stream" and output.name == "stderr":
+                output.text = re.sub(r"[^\n]*\r", "", output.text).strip()
+        if cell.cell_type == "code":
+            cell.outputs = [out for out in cell.outputs if out.get("text") != ""]
+
+
+def _remove_leftovers(run_dir: Path) -> None:
+    """Remove what a killed run left behind: folders and files under a temporary name."""
+    for folder in (run_dir, run_dir / "store"):
+        for path in folder.glob(".*") if folder.is_dir() else ():
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            elif path.name != ".lock":
+                path.unlink()
+
+
+def publish(folder: Path, figures: Path = FIGURES, results: Path = RESULTS) -> list[Path]:
+    """Copy a finished run's figures and tables to where they are committed; return what changed."""
+    changed = []
+    for source, target in (("figures", figures), ("tables", results)):
+        for path in sorted((folder / source).glob("*")):
+            destination, content = target / path.name, path.read_bytes()
+            if not destination.is_file() or destination.read_bytes() != content:
+                write_atomically(destination, content)
+                changed.append(destination)
+    return changed
+
+
+def status(profile: Profile, run_dir: Path, seed: int = 0) -> Sequence[tuple[str, str, str]]:
+    """Return a row for every notebook: name, state, and when it finished or why not."""
+    rows = []
+    for notebook in notebooks():
+        record = read_record(run_dir / notebook.name)
+        if (run_dir / f"{notebook.name}.failed").is_dir():
+            copy = run_dir / f"{notebook.name}.failed" / EXECUTED
+            rows.append((notebook.name, "failed", f"see {copy}"))
+        elif record is None:
+            rows.append((notebook.name, "missing", ""))
+        else:
+            current = record["key"] == notebook_key(notebook, profile, seed)
+            state = "done" if current else "outdated"
+            rows.append((notebook.name, state, f"{record['seconds']:.0f} s, {record['finished']}"))
+    return rows

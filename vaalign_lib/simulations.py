@@ -1,0 +1,454 @@
+"""The simulations of notebook 02: what the theorems say against what their policies do.
+
+Every function takes plain numbers and a seed and returns a tidy table, so that the run store can keep
+it. Throughout, estimates are R-hat ~ N(r*, Sigma) as in Assumption 2.1.
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import pandas as pd
+from scipy.optimize import brentq
+
+from vaalign_lib import tabular, theory
+from vaalign_lib.progress import progress
+from vaalign_lib.statistics import Estimate, mean, paired_variance_ratio, proportion
+from vaalign_lib.tabular import Array, QuadraticForm
+
+SPREAD = 0.7  # standard deviation of the logarithm of the variances in random problems
+
+
+def draw_estimates(
+    true_rewards: Array, variances: Array, draws: int, rng: np.random.Generator
+) -> Array:
+    """Return R-hat ~ N(r*, Sigma): (draws, ..., arms) for (..., arms)."""
+    noise = rng.standard_normal((draws, *np.broadcast_shapes(true_rewards.shape, variances.shape)))
+    return true_rewards + np.sqrt(variances) * noise
+
+
+def trust_region_pair(
+    estimates: Array, variances: Array, reference: Array, epsilon: float, form: QuadraticForm
+) -> tuple[Array, Array]:
+    """Return the policies of Equations (2) and (3) at the radii of Theorem 2.4."""
+    radius = tabular.matched_epsilon(variances, epsilon)
+    return (
+        tabular.trust_region_policy(estimates, reference, epsilon, form=form),
+        tabular.trust_region_policy(estimates, reference, radius, variances=variances, form=form),
+    )
+
+
+# --- Theorem 2.2 ----------------------------------------------------------------------------------
+
+
+def lower_bound_probabilities(
+    arms: Sequence[int], betas: Sequence[float], signals: Sequence[float], draws: int, seed: int
+) -> pd.DataFrame:
+    """Simulate the probability of Theorem 2.2's inequality at r* = signal * sigma on every arm.
+
+    Returns:
+        A row per (arms, beta, signal): the probability with its interval, and the four bounds.
+    """
+    rows = []
+    for count in arms:
+        noise = np.random.default_rng([seed, count]).standard_normal((draws, count))
+        for signal in signals:
+            for beta in betas:
+                truth = np.full(count, float(signal))
+                event = theory.lower_bound_event(truth + noise, truth, np.ones(count), beta)
+                estimate = proportion(event)
+                rows.append(
+                    {
+                        "arms": count,
+                        "beta": beta,
+                        "signal": signal,
+                        "probability": estimate.value,
+                        "low": estimate.low,
+                        "high": estimate.high,
+                        "printed": float(theory.printed_bound(count, beta)),
+                        "proof": float(theory.proof_bound(count, beta)),
+                        "sharp_lower": float(theory.lower_bound(count, beta)),
+                        "sharp_upper": float(theory.upper_bound(beta)),
+                    }
+                )
+    return pd.DataFrame(rows)
+
+
+def lower_bound_instances(instances: int, draws: int, seed: int) -> pd.DataFrame:
+    """Simulate Theorem 2.2's probability on random r* (dense and sparse), Sigma and beta.
+
+    Returns:
+        A row per instance: probability with its interval and the two sharp bounds.
+    """
+    rng = np.random.default_rng(seed)
+    rows = []
+    for _ in range(instances):
+        arms = int(rng.integers(1, 21))
+        variances = rng.lognormal(0, 1, arms)
+        sparse = rng.random(arms) < rng.choice([0.3, 1.0])
+        truth = rng.normal(0, 10 ** rng.uniform(-1, 1), arms) * np.sqrt(variances) * sparse
+        beta = rng.uniform(0.2, 1.6 * np.sqrt(arms))
+        estimates = draw_estimates(truth, variances, draws, rng)
+        estimate = proportion(theory.lower_bound_event(estimates, truth, variances, beta))
+        rows.append(
+            {
+                "arms": arms,
+                "beta": beta,
+                "probability": estimate.value,
+                "low": estimate.low,
+                "high": estimate.high,
+                "sharp_lower": float(theory.lower_bound(arms, beta)),
+                "sharp_upper": float(theory.upper_bound(beta)),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+# --- Theorem 2.4 ----------------------------------------------------------------------------------
+
+
+def risk_formulas(instances: int, draws: int, seed: int) -> pd.DataFrame:
+    """Compare the risk formulas of Theorem 2.4 with simulated policies on random problems.
+
+    Returns:
+        A row per instance, form and policy: the formula, the simulated risk, and its z-score.
+    """
+    rng = np.random.default_rng(seed)
+    rows = []
+    for instance in range(instances):
+        arms = int(rng.integers(2, 9))
+        truth, variances = rng.normal(0, 1, arms), rng.lognormal(0, 1, arms)
+        reference, epsilon = rng.dirichlet(np.ones(arms)), 10 ** rng.uniform(-2, 1)
+        estimates = draw_estimates(truth, variances, draws, rng)
+        for form in ("free", "sum_to_one"):
+            policies = trust_region_pair(estimates, variances, reference, epsilon, form)
+            formulas = (
+                theory.vanilla_risk(truth, variances, form),
+                theory.variance_aware_risk(truth, variances, form),
+            )
+            names = ("vanilla", "variance-aware")
+            for name, policy, formula in zip(names, policies, formulas, strict=True):
+                risk = float((policy @ truth <= reference @ truth).mean())
+                error = np.sqrt(max(float(formula * (1 - formula)), 1 / draws) / draws)
+                rows.append(
+                    {
+                        "instance": instance,
+                        "form": form,
+                        "policy": name,
+                        "formula": float(formula),
+                        "simulated": risk,
+                        "z": (risk - float(formula)) / error,
+                    }
+                )
+    return pd.DataFrame(rows)
+
+
+def simplex_search(arms: int, instances: int, draws: int, seed: int) -> pd.DataFrame:
+    """Search random problems over distributions for violations of Theorem 2.4's inequality.
+
+    Half of the references are uniform. Epsilon runs from where no probability can reach zero, over
+    `theory.interior_epsilon`, to where the whole simplex is within reach.
+
+    Returns:
+        A row per instance: the problem, both risks, their paired difference (variance-aware less
+        vanilla) in standard errors, and whether epsilon is interior.
+    """
+    rng = np.random.default_rng(seed)
+    rows = []
+    for _ in progress(range(instances), f"Theorem 2.4 with {arms} arms", instances):
+        uniform = rng.random() < 0.5
+        reference = np.full(arms, 1 / arms) if uniform else rng.dirichlet(np.ones(arms))
+        truth = rng.normal(0, 1, arms)
+        variances = rng.lognormal(rng.normal(), rng.uniform(0.2, 1.5), arms)
+        interior = float(theory.interior_epsilon(reference))
+        epsilon = interior * 10 ** rng.uniform(-0.5, np.log10(2 / interior))
+        estimates = draw_estimates(truth, variances, draws, rng)
+        policies = trust_region_pair(estimates, variances, reference, epsilon, "simplex")
+        worse = [policy @ truth <= reference @ truth for policy in policies]
+        paired = worse[1].astype(float) - worse[0].astype(float)
+        error = max(paired.std(ddof=1), 1 / np.sqrt(draws)) / np.sqrt(draws)
+        rows.append(
+            {
+                "true_rewards": truth.tolist(),
+                "variances": variances.tolist(),
+                "reference": reference.tolist(),
+                "epsilon": epsilon,
+                "interior": epsilon <= interior,
+                "uniform_reference": uniform,
+                "vanilla_risk": float(worse[0].mean()),
+                "variance_aware_risk": float(worse[1].mean()),
+                "difference": float(paired.mean()),
+                "z": float(paired.mean() / error),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def noise_levels(
+    arms: int,
+    instances: int,
+    epsilons: Sequence[float],
+    levels: Sequence[float],
+    draws: int,
+    seed: int,
+) -> pd.DataFrame:
+    """Trade mean gain against risk over distributions: Remark 2.5.
+
+    Problems: r* ~ N(0, 1), variances lognormal with mean 1 times level^2, uniform reference. Both
+    policies are followed over the same radii, from hardly a step to greedy, so that any pair of points
+    can be compared: at the same radius, step length, gain or risk.
+
+    Returns:
+        A row per (level, epsilon, policy), over all problems: mean gain over the reference and risk
+        with intervals over the problems, and the step, the mean squared distance ||pi - pi_0||^2.
+    """
+    rng = np.random.default_rng(seed)
+    truth, variances, noise = _problems(arms, instances, draws, rng)
+    reference = np.full(arms, 1 / arms)
+    shapes = {"vanilla": np.ones(arms), "variance-aware": variances}
+    rows = []
+    cases = [(level, epsilon) for level in levels for epsilon in epsilons]
+    for level, epsilon in progress(cases, "Remark 2.5", len(cases)):
+        for name, shape in shapes.items():
+            policy = tabular.trust_region_policy(truth + level * noise, reference, epsilon, variances=shape)
+            gain = tabular.expected_reward(policy - reference, truth)
+            rows.append(
+                {
+                    "level": level,
+                    "epsilon": epsilon,
+                    "policy": name,
+                    "step": ((policy - reference) ** 2).sum(-1).mean(),
+                    **_columns("gain", mean(gain.mean(0))),
+                    **_columns("risk", mean((gain <= 0).mean(0))),
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def _problems(
+    arms: int, instances: int, draws: int, rng: np.random.Generator
+) -> tuple[Array, Array, Array]:
+    """Return r* and Sigma of random problems, (instances, arms), and noise (draws, instances, arms)."""
+    truth = rng.normal(0, 1, (instances, arms))
+    variances = rng.lognormal(-0.5 * SPREAD**2, SPREAD, (instances, arms))
+    return truth, variances, np.sqrt(variances) * rng.standard_normal((draws, instances, arms))
+
+
+def at_equal_step(levels: pd.DataFrame, step: float) -> pd.DataFrame:
+    """Interpolate the table of `noise_levels` to one step length, the mean of ||pi - pi_0||^2.
+
+    Returns:
+        A row per level with the gains and risks of both policies.
+    """
+    rows = []
+    for level, group in levels.groupby("level"):
+        row = {"level": level}
+        for name, path in group.groupby("policy"):
+            path = path.sort_values("step")
+            for column in ("gain", "risk"):
+                row[f"{name} {column}"] = np.interp(step, path["step"], path[column])
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _columns(name: str, estimate: Estimate) -> dict[str, float]:
+    return {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
+
+
+# --- Theorem 2.7 ----------------------------------------------------------------------------------
+
+
+def best_on_printed_path(
+    estimates: Array, variances: Array, reference: Array, epsilon: float
+) -> Array:
+    """Return the printed policy with the highest E[R-hat] that meets E[sigma^2 ln(pi / pi_0)] <= epsilon.
+
+    All of its path is searched, beta from 1e-3 to 1e4 times the problem's scale. Shapes: (arms,).
+    """
+    scale = max(np.ptp(estimates), np.abs(estimates).max(), 1e-12) / variances.mean()
+    betas = scale * np.geomspace(1e-3, 1e4, 4001)
+    path = tabular.printed_policy(
+        np.broadcast_to(estimates, (betas.size, estimates.size)), variances, reference, betas
+    )
+    feasible = tabular.weighted_kl(path, reference, variances) <= epsilon
+    values = np.where(feasible, path @ estimates, -np.inf)
+    return path[values.argmax()]
+
+
+def printed_policy_gap(instances: int, shifts: Sequence[float], epsilon: float, seed: int) -> pd.DataFrame:
+    """Measure what the printed policy of Theorem 2.7 loses at the same constraint value.
+
+    Random problems of 3 to 6 arms with uniform reference; every one is seen at every shift of its
+    rewards by a constant, which changes neither the problem nor its optimum.
+
+    Returns:
+        A row per instance and shift: gains of the optimum and of the printed path, and the share lost.
+    """
+    rng = np.random.default_rng(seed)
+    rows = []
+    for instance in progress(range(instances), "Theorem 2.7, gap", instances):
+        arms = int(rng.integers(3, 7))
+        estimates, variances = rng.normal(0, 1, arms), rng.lognormal(0, 0.8, arms)
+        reference = np.full(arms, 1 / arms)
+        optimum, _ = tabular.constrained_policy(estimates[None, None], variances, reference, epsilon)
+        best = float(optimum[0, 0] @ estimates - reference @ estimates)
+        for shift in shifts:
+            path = best_on_printed_path(estimates + shift, variances, reference, epsilon)
+            gain = float(path @ estimates - reference @ estimates)
+            rows.append(
+                {
+                    "instance": instance,
+                    "shift": shift,
+                    "optimal_gain": best,
+                    "printed_gain": gain,
+                    "share_lost": 1 - gain / best,
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+# --- Figure 4 -------------------------------------------------------------------------------------
+
+
+def trust_region_gains(
+    true_rewards: Array, variances: Array, draws: int, rng: np.random.Generator, form: QuadraticForm
+) -> tuple[Array, Array]:
+    """Return the gains (pi - pi_0)' r* of Equations (2) and (3) at epsilon 1, each (draws,).
+
+    Both scale with sqrt(epsilon), so ratios of variances do not depend on it.
+    """
+    estimates = draw_estimates(true_rewards, variances, draws, rng)
+    reference = np.full(true_rewards.size, 1 / true_rewards.size)
+    vanilla, aware = trust_region_pair(estimates, variances, reference, 1.0, form)
+    return (vanilla - reference) @ true_rewards, (aware - reference) @ true_rewards
+
+
+def variance_ratios(
+    arms: Sequence[int],
+    signals: Sequence[float],
+    ranges: Sequence[Sequence[float]],
+    settings: int,
+    draws: int,
+    seed: int,
+) -> pd.DataFrame:
+    """Draw random settings of Figure 4 and measure the ratio of the two policies' return variances.
+
+    Variances are uniform on the range, true rewards N(0, signal^2), probabilities sum to one.
+
+    Returns:
+        A row per setting: the ratio Var(vanilla) / Var(variance-aware) with its interval, and the
+        same after the variance-aware step was scaled to the vanilla policy's mean gain.
+    """
+    rows = []
+    total = len(arms) * len(signals) * settings
+    cases = ((n, s, k) for n in arms for s in signals for k in range(settings))
+    for count, signal, setting in progress(cases, "Figure 4, settings", total):
+        rng = np.random.default_rng([seed, count, int(1000 * signal), setting])
+        truth, uniform = rng.normal(0, signal, count), rng.random(count)
+        for low, high in ranges:
+            variances = low + (high - low) * uniform
+            gains = trust_region_gains(truth, variances, draws, rng, "sum_to_one")
+            ratio = paired_variance_ratio(*gains)
+            rows.append(
+                {
+                    "arms": count,
+                    "signal": signal,
+                    "setting": setting,
+                    "range": f"({low:g}, {high:g})",
+                    **_columns("ratio", ratio),
+                    "equal_gain_ratio": ratio.value * (gains[1].mean() / gains[0].mean()) ** 2,
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+# --- at matched KL ----------------------------------------------------------------------------------
+
+PolicyFamily = Callable[[Array, Array, Array, Array], Array]
+
+
+def families(aversion: float) -> dict[str, PolicyFamily]:
+    """Return the policies that are compared at matched KL, each with its free beta."""
+    return {
+        "vanilla": lambda estimates, variances, reference, beta: tabular.softmax_policy(
+            estimates, reference, beta
+        ),
+        "PPO fixed point": tabular.ppo_fixed_point,
+        "true optimum": tabular.exact_policy,
+        "as printed": tabular.printed_policy,
+        "mean minus variance": lambda estimates, variances, reference, beta: (
+            tabular.mean_minus_variance_policy(
+                estimates, variances, reference, beta, np.full(estimates.shape[:-1], aversion)
+            )
+        ),
+    }
+
+
+def beta_at_mean_kl(
+    family: PolicyFamily, estimates: Array, variances: Array, reference: Array, target: float
+) -> float:
+    """Return the largest beta at which the mean KL(pi || pi_0) over the batch is the target; NaN if none.
+
+    From strong to weak penalties the KL need not start at 0: the optimum of the weighted penalty does
+    not tend to the reference, and a pessimistic reward moves the policy by itself.
+    """
+
+    def excess(log_beta: float) -> float:
+        beta = np.full(estimates.shape[:-1], np.exp(log_beta))
+        policy = family(estimates, variances, reference, beta)
+        return float(tabular.weighted_kl(policy, reference).mean()) - target
+
+    grid = np.linspace(np.log(1e3), np.log(1e-3), 25)
+    if excess(grid[0]) > 0:
+        return float("nan")
+    for weaker, stronger in zip(grid[1:], grid[:-1], strict=True):
+        if excess(weaker) > 0:
+            return float(np.exp(brentq(excess, weaker, stronger, rtol=1e-10)))
+    return float("nan")
+
+
+def matched_kl(
+    arms: int,
+    instances: int,
+    levels: Sequence[float],
+    target: float,
+    aversion: float,
+    draws: int,
+    seed: int,
+) -> pd.DataFrame:
+    """Compare policies at the same mean KL to the reference, over levels of the noise.
+
+    Problems: r* ~ N(0, 1), variances lognormal with mean 1 times level^2, uniform reference. The beta of
+    every policy is set once per level, for all problems and draws together, as a trainer would.
+
+    Returns:
+        A row per (level, policy, instance): beta, KL, mean return, its variance and risk over the draws.
+    """
+    rng = np.random.default_rng(seed)
+    truth, variances, noise = _problems(arms, instances, draws, rng)
+    reference = np.full(arms, 1 / arms)
+    rows = []
+    for level in progress(levels, "matched KL", len(levels)):
+        estimates, scaled = truth + level * noise, level**2 * variances
+        for name, family in families(aversion).items():
+            pilot = estimates[: max(1, 20_000 // instances)]
+            beta = beta_at_mean_kl(family, pilot, scaled, reference, target)
+            if np.isnan(beta):
+                rows.append({"level": level, "policy": name, "instance": -1, "beta": beta})
+                continue
+            policy = family(estimates, scaled, reference, np.full(estimates.shape[:-1], beta))
+            gain = tabular.expected_reward(policy, truth) - truth.mean(-1)
+            divergence = tabular.weighted_kl(policy, reference).mean(0)
+            rows += [
+                {
+                    "level": level,
+                    "policy": name,
+                    "instance": instance,
+                    "beta": beta,
+                    "kl": divergence[instance],
+                    "gain": gain[:, instance].mean(),
+                    "variance": gain[:, instance].var(ddof=1),
+                    "risk": (gain[:, instance] <= 0).mean(),
+                }
+                for instance in range(instances)
+            ]
+    return pd.DataFrame(rows)
