@@ -20,7 +20,9 @@ FORMS: Mapping[str, str] = {
     "grpo": "fixed point of GRPO",
 }
 QUADRATIC = ("free", "sum_to_one", "simplex")
-CHUNK = 100_000  # draws that are solved at once, so that they stay in the processor's cache
+CHUNK = (
+    100_000  # draws that are solved at once, so that they stay in the processor's cache
+)
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,9 @@ class Bandit:
 
     def __post_init__(self) -> None:
         if self.form not in FORMS:
-            raise ValueError(f"form: must be one of {', '.join(FORMS)}, got {self.form!r}")
+            raise ValueError(
+                f"form: must be one of {', '.join(FORMS)}, got {self.form!r}"
+            )
         if len(self.true_rewards) != len(self.deviations):
             raise ValueError("deviations: expected as many as true_rewards")
 
@@ -66,22 +70,35 @@ class Bandit:
 
     def draw(self, rng: np.random.Generator, count: int) -> Array:
         """Return estimates R-hat ~ N(r*, sigma^2), (count, arms)."""
-        return self.rewards + np.asarray(self.deviations) * rng.standard_normal((count, self.rewards.size))
+        return self.rewards + np.asarray(self.deviations) * rng.standard_normal(
+            (count, self.rewards.size)
+        )
 
     def vanilla(self, estimates: Array) -> Array:
         """Return the policy that ignores the variances, (..., arms)."""
         if self.form in QUADRATIC:
             return tabular.trust_region_policy(
-                estimates, self.reference, self.vanilla_strength, form=self.form  # type: ignore[arg-type]
+                estimates,
+                self.reference,
+                self.vanilla_strength,
+                form=self.form,  # type: ignore[arg-type]
             )
-        return tabular.softmax_policy(estimates, self.reference, _like(estimates, self.vanilla_strength))
+        return tabular.softmax_policy(
+            estimates, self.reference, _like(estimates, self.vanilla_strength)
+        )
 
     def variance_aware(self, estimates: Array) -> Array:
         """Return the policy that knows the variances, (..., arms)."""
         if self.form in QUADRATIC:
-            epsilon = tabular.matched_epsilon(self.variances, self.variance_aware_strength)
+            epsilon = tabular.matched_epsilon(
+                self.variances, self.variance_aware_strength
+            )
             return tabular.trust_region_policy(
-                estimates, self.reference, epsilon, variances=self.variances, form=self.form  # type: ignore[arg-type]
+                estimates,
+                self.reference,
+                epsilon,
+                variances=self.variances,
+                form=self.form,  # type: ignore[arg-type]
             )
         policy_of = {
             "printed": tabular.printed_policy,
@@ -94,7 +111,10 @@ class Bandit:
 
     def returns(self, estimates: Array) -> tuple[Array, Array]:
         """Return pi' r* of the vanilla and of the variance-aware policy of every draw, each (draws,)."""
-        parts = [estimates[start : start + CHUNK] for start in range(0, len(estimates), CHUNK)]
+        parts = [
+            estimates[start : start + CHUNK]
+            for start in range(0, len(estimates), CHUNK)
+        ]
         vanilla = [self.vanilla(part) @ self.rewards for part in parts]
         aware = [self.variance_aware(part) @ self.rewards for part in parts]
         return np.concatenate(vanilla), np.concatenate(aware)

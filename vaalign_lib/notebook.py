@@ -56,7 +56,9 @@ class NotebookRun:
         """Return the random generator of a named part, independent of the others and their order."""
         return np.random.default_rng(self.seed_of(name))
 
-    def save_figure(self, figure: Figure, name: str, *, item: str, caption: str) -> None:
+    def save_figure(
+        self, figure: Figure, name: str, *, item: str, caption: str
+    ) -> None:
         """Write a figure as PNG and PDF; `item` says which part of the paper it belongs to."""
         self.figures_dir.mkdir(parents=True, exist_ok=True)
         label = f"{caption} ({self.name}, profile {self.profile.name})"
@@ -64,23 +66,32 @@ class NotebookRun:
         pdf: dict[str, Any] = {"CreationDate": None, "Producer": None, "Creator": None}
         figure.savefig(self.figures_dir / f"{name}.png", dpi=200, metadata=png)
         figure.savefig(
-            self.figures_dir / f"{name}.pdf", metadata=pdf | {"Title": item, "Subject": label}
+            self.figures_dir / f"{name}.pdf",
+            metadata=pdf | {"Title": item, "Subject": label},
         )
         self._figures.append({"name": name, "item": item, "caption": caption})
         self._write_record()
 
-    def save_table(self, table: pd.DataFrame, name: str, *, item: str, caption: str) -> pd.DataFrame:
+    def save_table(
+        self, table: pd.DataFrame, name: str, *, item: str, caption: str
+    ) -> pd.DataFrame:
         """Write a table as parquet and Markdown, rounded to ten significant digits, and return it."""
         rounded = table.map(_rounded)
         arrow = pa.Table.from_pandas(rounded, preserve_index=False)
-        label = {"item": item, "caption": caption, "notebook": self.name, "profile": self.profile.name}
+        label = {
+            "item": item,
+            "caption": caption,
+            "notebook": self.name,
+            "profile": self.profile.name,
+        }
         arrow = arrow.replace_schema_metadata((arrow.schema.metadata or {}) | label)
         folder = self.figures_dir.parent / "tables"
         folder.mkdir(parents=True, exist_ok=True)
         pq.write_table(arrow, folder / f"{name}.parquet")
         text = rounded.to_markdown(index=False, floatfmt=".4g")
         write_atomically(
-            folder / f"{name}.md", f"**{item}.** {caption} Profile: {self.profile.name}.\n\n{text}\n"
+            folder / f"{name}.md",
+            f"**{item}.** {caption} Profile: {self.profile.name}.\n\n{text}\n",
         )
         self._tables.append({"name": name, "item": item, "caption": caption})
         self._write_record()
@@ -113,7 +124,10 @@ class NotebookRun:
             }
         )
         found = Finding(
-            rule=rule, reproduced=reproduced, holds=None if holds is None else bool(holds), **interval
+            rule=rule,
+            reproduced=reproduced,
+            holds=None if holds is None else bool(holds),
+            **interval,
         )
         judged = verdict(rule_of(rule), found)
         self._findings[rule] = found
@@ -127,7 +141,9 @@ class NotebookRun:
                 "item": rule.item,
                 "claim of the paper": rule.claim,
                 "printed": printed_value(rule.published) if rule.published else "",
-                "found": self._findings[rule.id].reproduced if rule.id in self._findings else "",
+                "found": self._findings[rule.id].reproduced
+                if rule.id in self._findings
+                else "",
                 "verdict": verdict(rule, self._findings.get(rule.id)),
             }
             for rule in rules().values()
@@ -144,7 +160,10 @@ class NotebookRun:
             "tables": self._tables,
             "findings": [finding.model_dump() for finding in self._findings.values()],
         }
-        write_atomically(self.figures_dir.parent / "findings.json", json.dumps(record, indent=1) + "\n")
+        write_atomically(
+            self.figures_dir.parent / "findings.json",
+            json.dumps(record, indent=1) + "\n",
+        )
 
 
 def start(
@@ -174,7 +193,9 @@ def start(
     if not isinstance(seed, int) or seed < 0:
         raise ValueError(f"seed: expected a whole number of at least 0, got {seed!r}")
     if not isinstance(workers, int) or workers < 0:
-        raise ValueError(f"workers: expected a whole number of at least 0, got {workers!r}")
+        raise ValueError(
+            f"workers: expected a whole number of at least 0, got {workers!r}"
+        )
     logging.basicConfig(level=logging.WARNING)
     folder = Path(run_dir) if run_dir else RUNS / loaded.name
     return NotebookRun(

@@ -17,7 +17,9 @@ def headless() -> bool:
     return bool(os.environ.get(HEADLESS))
 
 
-def progress(items: Iterable[T], description: str, total: int | None = None) -> Iterator[T]:
+def progress(
+    items: Iterable[T], description: str, total: int | None = None
+) -> Iterator[T]:
     """Iterate over items with a bar that vanishes at the end."""
     bar = tqdm.std.tqdm if headless() else tqdm.auto.tqdm
     yield from bar(items, desc=description, total=total, leave=False)

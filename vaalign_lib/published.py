@@ -46,7 +46,9 @@ class UnknownRuleError(KeyError):
 @cache
 def published() -> pd.DataFrame:
     """Return the printed numbers as strings, indexed by key: item, row, quantity, printed, unit, place."""
-    return pd.read_csv(DATA / "published.csv", dtype=str, keep_default_na=False).set_index("key")
+    return pd.read_csv(
+        DATA / "published.csv", dtype=str, keep_default_na=False
+    ).set_index("key")
 
 
 def printed_value(key: str) -> float:
@@ -89,7 +91,9 @@ class Criterion(_Strict):
     @model_validator(mode="after")
     def _threshold_where_needed(self) -> "Criterion":
         if (self.kind in ("above", "below")) != (self.threshold is not None):
-            raise ValueError("a threshold belongs to the kinds 'above' and 'below', and only to them")
+            raise ValueError(
+                "a threshold belongs to the kinds 'above' and 'below', and only to them"
+            )
         return self
 
 
@@ -112,7 +116,9 @@ class Rule(_Strict):
         if self.item not in ITEMS + FURTHER_ITEMS:
             raise ValueError(f"{self.id}: {self.item!r} is no item of the paper")
         if self.criterion is not None and (self.met is None or self.not_met is None):
-            raise ValueError(f"{self.id}: a criterion needs the verdicts `met` and `not_met`")
+            raise ValueError(
+                f"{self.id}: a criterion needs the verdicts `met` and `not_met`"
+            )
         if self.criterion is not None and self.criterion.kind == "covers_printed":
             printed_value(self.published or "")
         return self
@@ -163,7 +169,9 @@ def verdict(rule: Rule, finding: Finding | None) -> Verdict:
     if finding is None:
         return rule.without_finding
     if rule.criterion is None or rule.met is None or rule.not_met is None:
-        raise ValueError(f"{rule.id}: the rule has no criterion yet, so nothing can be judged by it")
+        raise ValueError(
+            f"{rule.id}: the rule has no criterion yet, so nothing can be judged by it"
+        )
     outcome = _outcome(rule, rule.criterion, finding)
     return {"met": rule.met, "not_met": rule.not_met, "unclear": rule.unclear}[outcome]
 
@@ -180,7 +188,12 @@ def _outcome(rule: Rule, criterion: Criterion, finding: Finding) -> Outcome:
         return "met" if inside else "not_met"
     assert criterion.threshold is not None
     sign = 1 if criterion.kind == "above" else -1
-    ends = sorted((sign * (finding.low - criterion.threshold), sign * (finding.high - criterion.threshold)))
+    ends = sorted(
+        (
+            sign * (finding.low - criterion.threshold),
+            sign * (finding.high - criterion.threshold),
+        )
+    )
     if ends[0] > 0:
         return "met"
     return "not_met" if ends[1] <= 0 else "unclear"

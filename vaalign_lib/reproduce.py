@@ -16,6 +16,7 @@ from typing import Any, TextIO
 import nbformat
 import papermill
 from tqdm import tqdm
+from traitlets.config import Config
 
 from vaalign_lib.html_pages import write_page
 from vaalign_lib.paths import DATA, FIGURES, NOTEBOOKS, RESULTS, ROOT
@@ -31,7 +32,12 @@ from vaalign_lib.runs import (
     write_atomically,
 )
 
-EXECUTED, PAGE, RECORD, FINDINGS = "executed.ipynb", "page.html", "done.json", "findings.json"
+EXECUTED, PAGE, RECORD, FINDINGS = (
+    "executed.ipynb",
+    "page.html",
+    "done.json",
+    "findings.json",
+)
 PUBLISHED_PROFILE = "embedded"  # its figures and tables are committed
 
 
@@ -87,7 +93,9 @@ def select(only: str | None) -> list[Notebook]:
     for part in wanted:
         if not any(part in (notebook.number, notebook.name) for notebook in everything):
             names = ", ".join(notebook.name for notebook in everything)
-            raise UnknownNotebookError(f"--only: no notebook {part!r}; there are {names}")
+            raise UnknownNotebookError(
+                f"--only: no notebook {part!r}; there are {names}"
+            )
     return [book for book in everything if book.number in wanted or book.name in wanted]
 
 
@@ -97,11 +105,17 @@ def select(only: str | None) -> list[Notebook]:
 def notebook_key(notebook: Notebook, profile: Profile, seed: int) -> str:
     """Return the key of a notebook's run: its cells, the library, the inputs, profile, seed, packages."""
     content = nbformat.read(notebook.path, as_version=4)
-    inputs = [path for path in sorted(DATA.rglob("*")) if path.is_file() and RESULTS not in path.parents]
+    inputs = [
+        path
+        for path in sorted(DATA.rglob("*"))
+        if path.is_file() and RESULTS not in path.parents
+    ]
     library = sorted(PACKAGE.rglob("*.py"))
     return content_key(
         cells=[(cell.cell_type, cell.source) for cell in content.cells],
-        files={str(path.relative_to(ROOT)): file_hash(path) for path in library + inputs},
+        files={
+            str(path.relative_to(ROOT)): file_hash(path) for path in library + inputs
+        },
         profile=profile.model_dump(),
         seed=seed,
         packages=package_versions(),
@@ -128,7 +142,12 @@ def _write_record(folder: Path, key: str, seconds: float) -> None:
         if path.is_file()
     }
     finished = datetime.now(UTC).isoformat(timespec="seconds")
-    record = {"key": key, "finished": finished, "seconds": round(seconds, 1), "files": files}
+    record = {
+        "key": key,
+        "finished": finished,
+        "seconds": round(seconds, 1),
+        "files": files,
+    }
     write_atomically(folder / RECORD, json.dumps(record, indent=1) + "\n")
 
 
@@ -163,19 +182,29 @@ def reproduce(
         RunDirectoryBusyError: another process works in the run folder.
         UnknownNotebookError: `only` names a notebook that does not exist.
     """
-    chosen = select(only)
+    chosen, run_dir = select(only), run_dir.resolve()
     outcomes: list[Outcome] = []
     with locked(run_dir):
         _remove_leftovers(run_dir)
         for position, notebook in enumerate(chosen, start=1):
             label = f"[{position}/{len(chosen)}] {notebook.name}"
-            broken = [one.notebook for one in outcomes if one.state in ("failed", "skipped")]
-            blocking = [name for name in broken if name.split("_")[0] in notebook.needs()]
+            broken = [
+                one.notebook for one in outcomes if one.state in ("failed", "skipped")
+            ]
+            blocking = [
+                name for name in broken if name.split("_")[0] in notebook.needs()
+            ]
             if blocking:
-                outcome = Outcome(notebook.name, "skipped", message=f"needs {', '.join(blocking)}")
+                outcome = Outcome(
+                    notebook.name, "skipped", message=f"needs {', '.join(blocking)}"
+                )
             else:
                 key = notebook_key(notebook, profile, seed)
-                parameters = {"profile": profile_source, "seed": seed, "workers": workers}
+                parameters = {
+                    "profile": profile_source,
+                    "seed": seed,
+                    "workers": workers,
+                }
                 outcome = _run(notebook, key, parameters, run_dir, label, force)
             if outcome.state in ("done", "kept") and profile.name == PUBLISHED_PROFILE:
                 publish(run_dir / notebook.name)
@@ -195,7 +224,12 @@ def _say(label: str, outcome: Outcome) -> None:
 
 
 def _run(
-    notebook: Notebook, key: str, parameters: dict[str, Any], run_dir: Path, label: str, force: bool
+    notebook: Notebook,
+    key: str,
+    parameters: dict[str, Any],
+    run_dir: Path,
+    label: str,
+    force: bool,
 ) -> Outcome:
     folder = run_dir / notebook.name
     record = read_record(folder)
@@ -211,7 +245,10 @@ def _run(
         if error is not None:
             replace_folder(partial, failed)
             return Outcome(
-                notebook.name, "failed", seconds, f"{error}\n    executed copy: {failed / EXECUTED}"
+                notebook.name,
+                "failed",
+                seconds,
+                f"{error}\n    executed copy: {failed / EXECUTED}",
             )
         _write_record(partial, key, seconds)
         replace_folder(partial, folder)
@@ -222,7 +259,11 @@ def _run(
 
 
 def _execute(
-    notebook: Notebook, folder: Path, parameters: dict[str, Any], run_dir: Path, label: str
+    notebook: Notebook,
+    folder: Path,
+    parameters: dict[str, Any],
+    run_dir: Path,
+    label: str,
 ) -> str | None:
     """Execute a notebook with papermill into a folder; return the error in a few lines, if any."""
     target = folder / EXECUTED
@@ -236,9 +277,15 @@ def _execute(
                 parameters=parameters | paths,
                 kernel_name="python3",
                 cwd=notebook.path.parent,
-                progress_bar={"desc": label, "file": sys.stderr, "leave": False, "position": 0},
+                progress_bar={
+                    "desc": label,
+                    "file": sys.stderr,
+                    "leave": False,
+                    "position": 0,
+                },
                 stderr_file=bars,
                 log_output=False,
+                config=Config({"KernelManager": {"transport": "ipc"}}),
             )
         except papermill.PapermillExecutionError as failure:
             error = f"cell {failure.exec_count}: {failure.ename}: {_shortened(failure.evalue)}"
@@ -271,7 +318,12 @@ class _InnerBars:
 
     def __init__(self, terminal: TextIO) -> None:
         self._bar = tqdm(
-            total=0, position=1, bar_format="    {desc}", leave=False, file=terminal, disable=None
+            total=0,
+            position=1,
+            bar_format="    {desc}",
+            leave=False,
+            file=terminal,
+            disable=None,
         )
 
     def __enter__(self) -> "_InnerBars":
@@ -309,7 +361,9 @@ def _remove_leftovers(run_dir: Path) -> None:
                 path.unlink()
 
 
-def publish(folder: Path, figures: Path = FIGURES, results: Path = RESULTS) -> list[Path]:
+def publish(
+    folder: Path, figures: Path = FIGURES, results: Path = RESULTS
+) -> list[Path]:
     """Copy a finished run's figures and tables to where they are committed; return what changed."""
     changed = []
     for source, target in (("figures", figures), ("tables", results)):
@@ -321,7 +375,9 @@ def publish(folder: Path, figures: Path = FIGURES, results: Path = RESULTS) -> l
     return changed
 
 
-def status(profile: Profile, run_dir: Path, seed: int = 0) -> Sequence[tuple[str, str, str]]:
+def status(
+    profile: Profile, run_dir: Path, seed: int = 0
+) -> Sequence[tuple[str, str, str]]:
     """Return a row for every notebook: name, state, and when it finished or why not."""
     rows = []
     for notebook in notebooks():
@@ -334,5 +390,11 @@ def status(profile: Profile, run_dir: Path, seed: int = 0) -> Sequence[tuple[str
         else:
             current = record["key"] == notebook_key(notebook, profile, seed)
             state = "done" if current else "outdated"
-            rows.append((notebook.name, state, f"{record['seconds']:.0f} s, {record['finished']}"))
+            rows.append(
+                (
+                    notebook.name,
+                    state,
+                    f"{record['seconds']:.0f} s, {record['finished']}",
+                )
+            )
     return rows

@@ -20,7 +20,14 @@ import filelock
 import pandas as pd
 
 PACKAGE = Path(__file__).resolve().parent
-_NUMERICAL_PACKAGES = ("numpy", "scipy", "pandas", "statsmodels", "torch", "transformers")
+_NUMERICAL_PACKAGES = (
+    "numpy",
+    "scipy",
+    "pandas",
+    "statsmodels",
+    "torch",
+    "transformers",
+)
 
 
 class RunDirectoryBusyError(RuntimeError):
@@ -137,7 +144,10 @@ def _imported(path: Path) -> list[str]:
         if isinstance(node, ast.Import):
             names += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module:
-            names += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+            names += [
+                node.module,
+                *(f"{node.module}.{alias.name}" for alias in node.names),
+            ]
     return [name for name in names if name.split(".")[0] == PACKAGE.name]
 
 
@@ -180,6 +190,11 @@ class RunStore:
             table = compute(**config)
             with new_folder(folder) as partial:
                 table.to_parquet(partial / "table.parquet")
-                record = {"config": config, "seconds": round(time.perf_counter() - started, 3)}
-                (partial / "run.json").write_text(json.dumps(record, indent=1, default=_as_json))
+                record = {
+                    "config": config,
+                    "seconds": round(time.perf_counter() - started, 3),
+                }
+                (partial / "run.json").write_text(
+                    json.dumps(record, indent=1, default=_as_json)
+                )
         return pd.read_parquet(folder / "table.parquet")

@@ -22,18 +22,26 @@ def draw_estimates(
     true_rewards: Array, variances: Array, draws: int, rng: np.random.Generator
 ) -> Array:
     """Return R-hat ~ N(r*, Sigma): (draws, ..., arms) for (..., arms)."""
-    noise = rng.standard_normal((draws, *np.broadcast_shapes(true_rewards.shape, variances.shape)))
+    noise = rng.standard_normal(
+        (draws, *np.broadcast_shapes(true_rewards.shape, variances.shape))
+    )
     return true_rewards + np.sqrt(variances) * noise
 
 
 def trust_region_pair(
-    estimates: Array, variances: Array, reference: Array, epsilon: float, form: QuadraticForm
+    estimates: Array,
+    variances: Array,
+    reference: Array,
+    epsilon: float,
+    form: QuadraticForm,
 ) -> tuple[Array, Array]:
     """Return the policies of Equations (2) and (3) at the radii of Theorem 2.4."""
     radius = tabular.matched_epsilon(variances, epsilon)
     return (
         tabular.trust_region_policy(estimates, reference, epsilon, form=form),
-        tabular.trust_region_policy(estimates, reference, radius, variances=variances, form=form),
+        tabular.trust_region_policy(
+            estimates, reference, radius, variances=variances, form=form
+        ),
     )
 
 
@@ -41,7 +49,11 @@ def trust_region_pair(
 
 
 def lower_bound_probabilities(
-    arms: Sequence[int], betas: Sequence[float], signals: Sequence[float], draws: int, seed: int
+    arms: Sequence[int],
+    betas: Sequence[float],
+    signals: Sequence[float],
+    draws: int,
+    seed: int,
 ) -> pd.DataFrame:
     """Simulate the probability of Theorem 2.2's inequality at r* = signal * sigma on every arm.
 
@@ -54,7 +66,9 @@ def lower_bound_probabilities(
         for signal in signals:
             for beta in betas:
                 truth = np.full(count, float(signal))
-                event = theory.lower_bound_event(truth + noise, truth, np.ones(count), beta)
+                event = theory.lower_bound_event(
+                    truth + noise, truth, np.ones(count), beta
+                )
                 estimate = proportion(event)
                 rows.append(
                     {
@@ -85,10 +99,14 @@ def lower_bound_instances(instances: int, draws: int, seed: int) -> pd.DataFrame
         arms = int(rng.integers(1, 21))
         variances = rng.lognormal(0, 1, arms)
         sparse = rng.random(arms) < rng.choice([0.3, 1.0])
-        truth = rng.normal(0, 10 ** rng.uniform(-1, 1), arms) * np.sqrt(variances) * sparse
+        truth = (
+            rng.normal(0, 10 ** rng.uniform(-1, 1), arms) * np.sqrt(variances) * sparse
+        )
         beta = rng.uniform(0.2, 1.6 * np.sqrt(arms))
         estimates = draw_estimates(truth, variances, draws, rng)
-        estimate = proportion(theory.lower_bound_event(estimates, truth, variances, beta))
+        estimate = proportion(
+            theory.lower_bound_event(estimates, truth, variances, beta)
+        )
         rows.append(
             {
                 "arms": arms,
@@ -162,7 +180,9 @@ def simplex_search(arms: int, instances: int, draws: int, seed: int) -> pd.DataF
         interior = float(theory.interior_epsilon(reference))
         epsilon = interior * 10 ** rng.uniform(-0.5, np.log10(2 / interior))
         estimates = draw_estimates(truth, variances, draws, rng)
-        policies = trust_region_pair(estimates, variances, reference, epsilon, "simplex")
+        policies = trust_region_pair(
+            estimates, variances, reference, epsilon, "simplex"
+        )
         worse = [policy @ truth <= reference @ truth for policy in policies]
         paired = worse[1].astype(float) - worse[0].astype(float)
         error = max(paired.std(ddof=1), 1 / np.sqrt(draws)) / np.sqrt(draws)
@@ -209,7 +229,9 @@ def noise_levels(
     cases = [(level, epsilon) for level in levels for epsilon in epsilons]
     for level, epsilon in progress(cases, "Remark 2.5", len(cases)):
         for name, shape in shapes.items():
-            policy = tabular.trust_region_policy(truth + level * noise, reference, epsilon, variances=shape)
+            policy = tabular.trust_region_policy(
+                truth + level * noise, reference, epsilon, variances=shape
+            )
             gain = tabular.expected_reward(policy - reference, truth)
             rows.append(
                 {
@@ -230,7 +252,11 @@ def _problems(
     """Return r* and Sigma of random problems, (instances, arms), and noise (draws, instances, arms)."""
     truth = rng.normal(0, 1, (instances, arms))
     variances = rng.lognormal(-0.5 * SPREAD**2, SPREAD, (instances, arms))
-    return truth, variances, np.sqrt(variances) * rng.standard_normal((draws, instances, arms))
+    return (
+        truth,
+        variances,
+        np.sqrt(variances) * rng.standard_normal((draws, instances, arms)),
+    )
 
 
 def at_equal_step(levels: pd.DataFrame, step: float) -> pd.DataFrame:
@@ -251,7 +277,11 @@ def at_equal_step(levels: pd.DataFrame, step: float) -> pd.DataFrame:
 
 
 def _columns(name: str, estimate: Estimate) -> dict[str, float]:
-    return {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
+    return {
+        name: estimate.value,
+        f"{name}_low": estimate.low,
+        f"{name}_high": estimate.high,
+    }
 
 
 # --- Theorem 2.7 ----------------------------------------------------------------------------------
@@ -267,14 +297,19 @@ def best_on_printed_path(
     scale = max(np.ptp(estimates), np.abs(estimates).max(), 1e-12) / variances.mean()
     betas = scale * np.geomspace(1e-3, 1e4, 4001)
     path = tabular.printed_policy(
-        np.broadcast_to(estimates, (betas.size, estimates.size)), variances, reference, betas
+        np.broadcast_to(estimates, (betas.size, estimates.size)),
+        variances,
+        reference,
+        betas,
     )
     feasible = tabular.weighted_kl(path, reference, variances) <= epsilon
     values = np.where(feasible, path @ estimates, -np.inf)
     return path[values.argmax()]
 
 
-def printed_policy_gap(instances: int, shifts: Sequence[float], epsilon: float, seed: int) -> pd.DataFrame:
+def printed_policy_gap(
+    instances: int, shifts: Sequence[float], epsilon: float, seed: int
+) -> pd.DataFrame:
     """Measure what the printed policy of Theorem 2.7 loses at the same constraint value.
 
     Random problems of 3 to 6 arms with uniform reference; every one is seen at every shift of its
@@ -289,10 +324,14 @@ def printed_policy_gap(instances: int, shifts: Sequence[float], epsilon: float, 
         arms = int(rng.integers(3, 7))
         estimates, variances = rng.normal(0, 1, arms), rng.lognormal(0, 0.8, arms)
         reference = np.full(arms, 1 / arms)
-        optimum, _ = tabular.constrained_policy(estimates[None, None], variances, reference, epsilon)
+        optimum, _ = tabular.constrained_policy(
+            estimates[None, None], variances, reference, epsilon
+        )
         best = float(optimum[0, 0] @ estimates - reference @ estimates)
         for shift in shifts:
-            path = best_on_printed_path(estimates + shift, variances, reference, epsilon)
+            path = best_on_printed_path(
+                estimates + shift, variances, reference, epsilon
+            )
             gain = float(path @ estimates - reference @ estimates)
             rows.append(
                 {
@@ -310,7 +349,11 @@ def printed_policy_gap(instances: int, shifts: Sequence[float], epsilon: float, 
 
 
 def trust_region_gains(
-    true_rewards: Array, variances: Array, draws: int, rng: np.random.Generator, form: QuadraticForm
+    true_rewards: Array,
+    variances: Array,
+    draws: int,
+    rng: np.random.Generator,
+    form: QuadraticForm,
 ) -> tuple[Array, Array]:
     """Return the gains (pi - pi_0)' r* of Equations (2) and (3) at epsilon 1, each (draws,).
 
@@ -355,7 +398,8 @@ def variance_ratios(
                     "setting": setting,
                     "range": f"({low:g}, {high:g})",
                     **_columns("ratio", ratio),
-                    "equal_gain_ratio": ratio.value * (gains[1].mean() / gains[0].mean()) ** 2,
+                    "equal_gain_ratio": ratio.value
+                    * (gains[1].mean() / gains[0].mean()) ** 2,
                 }
             )
     return pd.DataFrame(rows)
@@ -377,14 +421,22 @@ def families(aversion: float) -> dict[str, PolicyFamily]:
         "as printed": tabular.printed_policy,
         "mean minus variance": lambda estimates, variances, reference, beta: (
             tabular.mean_minus_variance_policy(
-                estimates, variances, reference, beta, np.full(estimates.shape[:-1], aversion)
+                estimates,
+                variances,
+                reference,
+                beta,
+                np.full(estimates.shape[:-1], aversion),
             )
         ),
     }
 
 
 def beta_at_mean_kl(
-    family: PolicyFamily, estimates: Array, variances: Array, reference: Array, target: float
+    family: PolicyFamily,
+    estimates: Array,
+    variances: Array,
+    reference: Array,
+    target: float,
 ) -> float:
     """Return the largest beta at which the mean KL(pi || pi_0) over the batch is the target; NaN if none.
 
@@ -433,9 +485,13 @@ def matched_kl(
             pilot = estimates[: max(1, 20_000 // instances)]
             beta = beta_at_mean_kl(family, pilot, scaled, reference, target)
             if np.isnan(beta):
-                rows.append({"level": level, "policy": name, "instance": -1, "beta": beta})
+                rows.append(
+                    {"level": level, "policy": name, "instance": -1, "beta": beta}
+                )
                 continue
-            policy = family(estimates, scaled, reference, np.full(estimates.shape[:-1], beta))
+            policy = family(
+                estimates, scaled, reference, np.full(estimates.shape[:-1], beta)
+            )
             gain = tabular.expected_reward(policy, truth) - truth.mean(-1)
             divergence = tabular.weighted_kl(policy, reference).mean(0)
             rows += [

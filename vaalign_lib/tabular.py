@@ -36,7 +36,9 @@ _NEWTON_STEPS = 200  # Newton's method is monotone here and takes about ten
 def _finite(name: str, values: ArrayLike) -> Array:
     array = np.asarray(values, dtype=float)
     if array.ndim == 0:
-        raise ValueError(f"{name}: expected an array with the arms on its last axis, got a scalar")
+        raise ValueError(
+            f"{name}: expected an array with the arms on its last axis, got a scalar"
+        )
     if not np.isfinite(array).all():
         raise ValueError(f"{name}: must be finite, got NaN or infinity")
     return array
@@ -45,7 +47,9 @@ def _finite(name: str, values: ArrayLike) -> Array:
 def _distribution(name: str, values: ArrayLike) -> Array:
     array = _finite(name, values)
     if (array < 0).any() or not np.allclose(array.sum(-1), 1.0, atol=1e-9, rtol=0):
-        raise ValueError(f"{name}: must be non-negative and sum to 1 over the last axis")
+        raise ValueError(
+            f"{name}: must be non-negative and sum to 1 over the last axis"
+        )
     return array
 
 
@@ -70,14 +74,20 @@ def _problem(
     except ValueError:
         shapes = ", ".join(
             f"{name} {array.shape}"
-            for name, array in zip(("estimates", "variances", "reference"), checked, strict=True)
+            for name, array in zip(
+                ("estimates", "variances", "reference"), checked, strict=True
+            )
         )
-        raise ValueError(f"estimates, variances, reference: shapes do not fit: {shapes}") from None
+        raise ValueError(
+            f"estimates, variances, reference: shapes do not fit: {shapes}"
+        ) from None
     if checked[2].shape[-1] != shape[-1]:
         raise ValueError(
             f"reference: has {checked[2].shape[-1]} arms, the estimates have {shape[-1]}"
         )
-    estimates, variances, reference = (np.broadcast_to(array, shape) for array in checked)
+    estimates, variances, reference = (
+        np.broadcast_to(array, shape) for array in checked
+    )
     return estimates, variances, reference
 
 
@@ -122,7 +132,9 @@ def trust_region_policy(
         ValueError: an argument is not finite, not positive, not a distribution, or of another shape.
     """
     if form not in get_args(QuadraticForm):
-        raise ValueError(f"form: must be one of {', '.join(get_args(QuadraticForm))}, got {form!r}")
+        raise ValueError(
+            f"form: must be one of {', '.join(get_args(QuadraticForm))}, got {form!r}"
+        )
     estimates, variances, reference = _problem(estimates, variances, reference)
     epsilon = np.asarray(epsilon, dtype=float)
     if not (np.isfinite(epsilon) & (epsilon >= 0)).all():
@@ -133,7 +145,9 @@ def trust_region_policy(
         estimates = _centred(estimates, 1 / variances)
     direction = estimates / variances
     length = np.sqrt((estimates * direction).sum(-1))
-    step = np.divide(np.sqrt(epsilon), length, out=np.zeros_like(length), where=length > 0)
+    step = np.divide(
+        np.sqrt(epsilon), length, out=np.zeros_like(length), where=length > 0
+    )
     return reference + step[..., None] * direction
 
 
@@ -164,8 +178,13 @@ def _simplex_policy(
         slope = precision * _centred(estimates, precision)
         with np.errstate(divide="ignore", invalid="ignore"):
             to_zero = np.where(slope < 0, policy / -slope, np.inf)
-        step = np.minimum(to_zero.min(-1), _distance_to_boundary(policy, slope, variances, reference, epsilon))
-        emptied = (to_zero <= step[..., None]) & walking[..., None] & np.isfinite(to_zero)
+        step = np.minimum(
+            to_zero.min(-1),
+            _distance_to_boundary(policy, slope, variances, reference, epsilon),
+        )
+        emptied = (
+            (to_zero <= step[..., None]) & walking[..., None] & np.isfinite(to_zero)
+        )
         move = np.where(walking & np.isfinite(step), step, 0.0)
         policy = np.where(emptied, 0.0, policy + move[..., None] * slope)
         support &= ~emptied
@@ -188,7 +207,9 @@ def _distance_to_boundary(
 # --- Theorem 2.7 and its relatives: penalties on the log ratio ------------------------------------
 
 
-def softmax_policy(estimates: ArrayLike, reference: ArrayLike, beta: ArrayLike) -> Array:
+def softmax_policy(
+    estimates: ArrayLike, reference: ArrayLike, beta: ArrayLike
+) -> Array:
     """Vanilla: maximize E_pi[R-hat] - beta KL(pi || pi_0), Equation (6).
 
     pi(y) = pi_0(y) exp(R-hat(y) / beta) / Z. Shapes: estimates and reference (..., arms), beta (...).
@@ -256,10 +277,15 @@ def grpo_fixed_point(
     """
     estimates, variances, reference = _problem(estimates, variances, reference)
     weights = _penalty_weights(variances, beta)
-    masses, poles = reference * weights, np.where(reference > 0, estimates - weights, -np.inf)
+    masses, poles = (
+        reference * weights,
+        np.where(reference > 0, estimates - weights, -np.inf),
+    )
     poles = _relative_to((poles + masses).argmax(-1), poles)
     nu = (poles + masses).max(-1)
-    for _ in range(_NEWTON_STEPS):  # on 1 / sum(pi), which is concave and increasing in nu
+    for _ in range(
+        _NEWTON_STEPS
+    ):  # on 1 / sum(pi), which is concave and increasing in nu
         terms = masses / (nu[..., None] - poles)
         total = terms.sum(-1)
         slope = (terms / (nu[..., None] - poles)).sum(-1)
@@ -301,13 +327,19 @@ def _normalized(log_policy: Array) -> Array:
 
 
 def _tilted(
-    estimates: ArrayLike, variances: ArrayLike, reference: ArrayLike, beta: ArrayLike, offset: float
+    estimates: ArrayLike,
+    variances: ArrayLike,
+    reference: ArrayLike,
+    beta: ArrayLike,
+    offset: float,
 ) -> Array:
     estimates, variances, reference = _problem(estimates, variances, reference)
     return _tilt(_log(reference), estimates, _penalty_weights(variances, beta), offset)
 
 
-def _tilt(log_reference: Array, estimates: Array, weights: Array, offset: float) -> Array:
+def _tilt(
+    log_reference: Array, estimates: Array, weights: Array, offset: float
+) -> Array:
     """Return pi_0 exp((R-hat - nu) / weights - offset) with nu from the normalization.
 
     The logarithm of the sum is convex and decreasing in nu, and Newton's method is monotone when it
@@ -336,7 +368,9 @@ def _relative_to(arm: NDArray[np.intp], values: Array) -> Array:
 
 def _converged(excess: Array, step: Array, nu: Array) -> bool:
     """Whether everywhere the mass is 1 up to rounding, or the step in nu is below its rounding."""
-    return bool(((np.abs(excess) <= 64 * _EPS) | (np.abs(step) <= 2 * _EPS * np.abs(nu))).all())
+    return bool(
+        ((np.abs(excess) <= 64 * _EPS) | (np.abs(step) <= 2 * _EPS * np.abs(nu))).all()
+    )
 
 
 # --- measures of a policy ---------------------------------------------------------------------------
@@ -461,17 +495,27 @@ def constrained_policy(
     """
     estimates, variances, reference = _problem(estimates, variances, reference)
     if estimates.ndim != 3:
-        raise ValueError(f"estimates: expected (draws, prompts, arms), got shape {estimates.shape}")
+        raise ValueError(
+            f"estimates: expected (draws, prompts, arms), got shape {estimates.shape}"
+        )
     draws, prompts, _ = estimates.shape
-    weights = np.full(prompts, 1 / prompts) if prompt_weights is None else prompt_weights
+    weights = (
+        np.full(prompts, 1 / prompts) if prompt_weights is None else prompt_weights
+    )
     scale = _value_scale(estimates, variances)
 
     def policy_at(beta: Array, draw: NDArray[np.intp]) -> Array:
-        per_prompt = np.broadcast_to((beta * scale[draw])[:, None], (len(draw), prompts))
-        return exact_policy(estimates[draw], variances[draw], reference[draw], per_prompt)
+        per_prompt = np.broadcast_to(
+            (beta * scale[draw])[:, None], (len(draw), prompts)
+        )
+        return exact_policy(
+            estimates[draw], variances[draw], reference[draw], per_prompt
+        )
 
     def measure(beta: Array, draw: NDArray[np.intp]) -> Array:
-        return weighted_kl(policy_at(beta, draw), reference[draw], variances[draw], weights)
+        return weighted_kl(
+            policy_at(beta, draw), reference[draw], variances[draw], weights
+        )
 
     beta = solve_beta(measure, epsilon, draws, name="epsilon")
     binding = np.flatnonzero(beta > 0)

@@ -1,0 +1,117 @@
+"""The `vaalign` command: reproduce, report, status."""
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from vaalign_lib.paths import NOTEBOOKS, RUNS
+from vaalign_lib.profiles import Profile, ProfileError, load_profile
+from vaalign_lib.report import write_report
+from vaalign_lib.reproduce import UnknownNotebookError, reproduce, status
+from vaalign_lib.runs import RunDirectoryBusyError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; return its exit code."""
+    options = _parser().parse_args(arguments)
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    logging.getLogger("papermill").setLevel(logging.ERROR)
+    try:
+        if not NOTEBOOKS.is_dir():
+            raise FileNotFoundError(
+                f"no notebooks at {NOTEBOOKS}: vaalign works in a checkout of the project; clone it and run make"
+            )
+        profile = load_profile(options.profile)
+        run_dir = (Path(options.run_dir) if options.run_dir else RUNS / profile.name).resolve()
+        return int(options.command(options, profile, run_dir))
+    except (ProfileError, UnknownNotebookError, RunDirectoryBusyError, OSError) as error:
+        print(f"vaalign: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("vaalign: interrupted; what was finished is kept, run it again to go on", file=sys.stderr)
+        return 130
+
+
+def _reproduce(options: argparse.Namespace, profile: Profile, run_dir: Path) -> int:
+    outcomes = reproduce(
+        profile,
+        profile_source=_source(options.profile),
+        only=options.only,
+        workers=options.workers,
+        run_dir=run_dir,
+        seed=options.seed,
+        force=options.force,
+    )
+    _report(options, profile, run_dir)
+    return 1 if any(outcome.state in ("failed", "skipped") for outcome in outcomes) else 0
+
+
+def _report(_: argparse.Namespace, profile: Profile, run_dir: Path) -> int:
+    page = write_report(profile, run_dir)
+    print(f"report: {page}")
+    return 0
+
+
+def _status(options: argparse.Namespace, profile: Profile, run_dir: Path) -> int:
+    rows = status(profile, run_dir, options.seed)
+    width = max((len(name) for name, *_ in rows), default=0)
+    print(f"profile {profile.name}, run folder {run_dir}")
+    for name, state, note in rows:
+        print(f"  {name:<{width}}  {state:<8}  {note}".rstrip())
+    return 0
+
+
+def _source(profile: str) -> str:
+    """Return the profile as the notebooks are to find it, from another working directory."""
+    return str(Path(profile).resolve()) if profile.endswith((".yaml", ".yml")) else profile
+
+
+def _whole(text: str) -> int:
+    number = int(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 0, got {text}")
+    return number
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="vaalign", description="Reproduce the study: every figure and table of the papers."
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument(
+        "--profile",
+        default="embedded",
+        help="embedded (default), smoke, paper, or the path of a YAML file",
+    )
+    common.add_argument("--run-dir", metavar="DIR", help="run folder (default: runs/<profile>)")
+    common.add_argument("--seed", type=_whole, default=0, help="of the whole study (default: 0)")
+
+    run = commands.add_parser(
+        "reproduce", parents=[common], help="execute the notebooks and write the report"
+    )
+    run.add_argument("--only", metavar="01,02", help="numbers or names of notebooks (default: all)")
+    run.add_argument(
+        "--workers", type=_whole, default=0, help="processes for long work (default: one per core)"
+    )
+    run.add_argument(
+        "--force",
+        action="store_true",
+        help="run notebooks also if they ran before with the same inputs",
+    )
+    run.set_defaults(command=_reproduce)
+    report = commands.add_parser(
+        "report", parents=[common], help="write report.html and scoreboard.json from what is there"
+    )
+    report.set_defaults(command=_report)
+    state = commands.add_parser(
+        "status", parents=[common], help="show what is done, what is missing, and how long it took"
+    )
+    state.set_defaults(command=_status)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1000 @@
+"""One function per figure: tidy data in, a matplotlib Figure out.
+
+One palette everywhere: vanilla blue, variance-aware vermilion, reference grey (colour-blind safe).
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+
+from vaalign_lib import tabular
+from vaalign_lib.bandit import FORMS, QUADRATIC, Bandit, typical_reversed_estimates
+from vaalign_lib.statistics import Estimate, proportion
+from vaalign_lib.tabular import Array
+
+VANILLA, AWARE, REFERENCE, TRUTH = "#0072B2", "#D55E00", "#666666", "#009E73"
+PRINTED, EXACT, GRPO, PESSIMIST = "#CC79A7", "#009E73", "#E69F00", "#56B4E9"
+POLICY_COLOURS = {
+    "vanilla": VANILLA,
+    "variance-aware": AWARE,
+    "PPO fixed point": AWARE,
+    "GRPO fixed point": GRPO,
+    "true optimum": EXACT,
+    "as printed": PRINTED,
+    "mean minus variance": PESSIMIST,
+    "reference": REFERENCE,
+}
+_STYLE = {
+    "figure.dpi": 110,
+    "font.size": 10,
+    "axes.titlesize": 10.5,
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#e6e6e6",
+    "grid.linewidth": 0.7,
+    "axes.axisbelow": True,
+    "legend.frameon": False,
+    "pdf.fonttype": 42,
+}
+
+
+@contextmanager
+def _canvas(
+    width: float, height: float, columns: int = 1, **grid: object
+) -> Iterator[tuple[Figure, list[Axes]]]:
+    with mpl.rc_context(_STYLE):
+        figure, axes = plt.subplots(
+            1,
+            columns,
+            figsize=(width, height),
+            layout="constrained",
+            squeeze=False,
+            **grid,
+        )
+        yield figure, list(axes[0])
+
+
+def _percent(estimate: Estimate) -> str:
+    return f"{100 * estimate.value:.2f}% [{100 * estimate.low:.2f}, {100 * estimate.high:.2f}]"
+
+
+# --- notebook 01 ------------------------------------------------------------------------------------
+
+
+def bandit_arms(bandit: Bandit, estimates: Array) -> Figure:
+    """Figure 2: the arms with their estimates and uncertainty, and the two policies they lead to.
+
+    Args:
+        bandit: the arms.
+        estimates: R-hat (draws, arms); the mean of those in fully reversed order is shown.
+    """
+    shown = typical_reversed_estimates(bandit, estimates)
+    arms = np.arange(1, bandit.rewards.size + 1)
+    with _canvas(8.4, 3.5, 2) as (figure, (left, right)):
+        left.errorbar(
+            arms,
+            shown,
+            yerr=1.96 * np.asarray(bandit.deviations),
+            fmt="o",
+            color=VANILLA,
+            ecolor=AWARE,
+            elinewidth=1.5,
+            capsize=6,
+            capthick=1.5,
+            markersize=8,
+            label="estimate",
+        )
+        left.plot(
+            arms, bandit.rewards, "o", color=TRUTH, markersize=8, label="true reward"
+        )
+        left.annotate(
+            "estimate, ±1.96σ",
+            (arms[0], shown[0]),
+            (10, 0),
+            textcoords="offset points",
+            color=VANILLA,
+            va="center",
+        )
+        left.annotate(
+            "true reward",
+            (arms[0], bandit.rewards[0]),
+            (10, 0),
+            textcoords="offset points",
+            color=TRUTH,
+            va="center",
+        )
+        left.set(
+            xlabel="arm",
+            ylabel="reward",
+            xticks=arms,
+            title="Arms: the noisiest looks best",
+            xlim=(0.6, arms[-1] + 0.5),
+        )
+        policies = {
+            "reference": bandit.reference,
+            "vanilla": bandit.vanilla(shown[None])[0],
+            "variance-aware": bandit.variance_aware(shown[None])[0],
+        }
+        _policy_bars(right, policies, bandit.rewards)
+        right.set(title="Policies from these estimates", xlabel="arm")
+    return figure
+
+
+def _policy_bars(axes: Axes, policies: Mapping[str, Array], rewards: Array) -> None:
+    arms, width = np.arange(1, rewards.size + 1), 0.8 / len(policies)
+    for k, (name, policy) in enumerate(policies.items()):
+        place = arms + (k - (len(policies) - 1) / 2) * width
+        label = f"{name}: return {policy @ rewards:.2f}"
+        bars = axes.bar(
+            place, policy, 0.92 * width, color=POLICY_COLOURS[name], label=label
+        )
+        axes.bar_label(bars, [f"{p:.2f}" for p in policy], fontsize=8, padding=1)
+    axes.axhline(0, color="black", linewidth=0.6)
+    axes.set(ylabel="probability", xticks=arms)
+    axes.grid(axis="x", visible=False)
+    axes.margins(y=0.12)
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=1, fontsize=8.5)
+
+
+def bandit_returns(
+    bandit: Bandit,
+    samples: Mapping[str, tuple[Array, Array]],
+    printed: tuple[float, float],
+) -> Figure:
+    """Figure 3: the distribution of the true return of both policies over draws of the estimates.
+
+    Args:
+        bandit: the arms.
+        samples: a panel title to the returns (vanilla, variance-aware), each (draws,).
+        printed: the paper's risks of the two policies.
+    """
+    with _canvas(4.4 * max(len(samples), 1) + 0.6, 3.7, len(samples), sharex=True) as (
+        figure,
+        panels,
+    ):
+        ends = [
+            np.quantile(values, [0, 1]) for pair in samples.values() for values in pair
+        ]
+        if bandit.form == "free":
+            ends = [
+                np.quantile(v, [0.002, 0.998])
+                for pair in samples.values()
+                for v in pair
+            ]
+        edges = np.linspace(
+            min(low for low, _ in ends), max(high for _, high in ends), 61
+        )
+        for axes, (title, returns) in zip(panels, samples.items(), strict=True):
+            _return_histograms(axes, bandit, returns, edges, printed)
+            axes.set(
+                title=title, xlabel="return $\\pi^\\top r^*$ under the true rewards"
+            )
+        panels[0].set_ylabel("share of draws")
+    return figure
+
+
+def _return_histograms(
+    axes: Axes,
+    bandit: Bandit,
+    returns: tuple[Array, Array],
+    edges: Array,
+    printed: tuple[float, float],
+) -> None:
+    names, lines = ("vanilla", "variance-aware"), []
+    for name, values, paper in zip(names, returns, printed, strict=True):
+        weights = np.full(values.size, 1 / values.size)
+        axes.hist(
+            values, edges, weights=weights, color=POLICY_COLOURS[name], alpha=0.55
+        )
+        risk = proportion(values <= bandit.base_return)
+        lines.append(
+            (f"{name}: {_percent(risk)}\npaper: {100 * paper:g}%", POLICY_COLOURS[name])
+        )
+    axes.axvline(bandit.base_return, color=REFERENCE, linewidth=2)
+    top = axes.get_ylim()[1]
+    axes.set_ylim(0, 1.45 * top)
+    axes.annotate(
+        f"base policy {bandit.base_return:.4f}",
+        (bandit.base_return, 0.99),
+        (4, 0),
+        xycoords=("data", "axes fraction"),
+        textcoords="offset points",
+        color=REFERENCE,
+        va="top",
+        fontsize=8.5,
+    )
+    axes.text(
+        0.02,
+        0.92,
+        "below the base policy",
+        transform=axes.transAxes,
+        fontsize=8.5,
+        va="top",
+    )
+    for (text, colour), height in zip(lines, (0.86, 0.74), strict=True):
+        axes.text(
+            0.02,
+            height,
+            text,
+            transform=axes.transAxes,
+            color=colour,
+            fontsize=8.5,
+            va="top",
+        )
+    axes.yaxis.set_major_formatter(PercentFormatter(1))
+
+
+def bandit_forms(table: pd.DataFrame, printed: tuple[float, float]) -> Figure:
+    """Risks of both policies under every form, beside the printed ones; the reversed draws below.
+
+    Args:
+        table: columns form, vanilla, vanilla_low, vanilla_high, the same for aware, and reversed_gain,
+            the share of the draws in fully reversed order that leave the variance-aware policy above
+            the base policy (NaN if there is no such draw).
+        printed: the paper's two risks.
+    """
+    with _canvas(9.2, 3.6, 3, sharey=True, width_ratios=[1, 1, 1]) as (figure, panels):
+        rows = np.arange(len(table))[::-1]
+        for axes, name, column, paper in (
+            (panels[0], "vanilla", "vanilla", printed[0]),
+            (panels[1], "variance-aware", "aware", printed[1]),
+        ):
+            error = np.abs(
+                table[[f"{column}_low", f"{column}_high"]].to_numpy().T
+                - table[column].to_numpy()
+            )
+            axes.errorbar(
+                table[column],
+                rows,
+                xerr=error,
+                fmt="o",
+                color=POLICY_COLOURS[name],
+                capsize=3,
+            )
+            axes.axvline(paper, color="black", linewidth=1, linestyle=":")
+            axes.set_title(f"{name} risk (dotted: paper)")
+            axes.xaxis.set_major_formatter(PercentFormatter(1))
+            axes.margins(x=0.35)
+        panels[2].barh(rows, table["reversed_gain"].fillna(0), color=AWARE, height=0.55)
+        for row, value in zip(rows, table["reversed_gain"], strict=True):
+            panels[2].text(
+                min(value, 0.7) + 0.02,
+                row,
+                f"{100 * value:.1f}%",
+                va="center",
+                fontsize=8.5,
+                color="white" if value > 0.7 else "black",
+            )
+        panels[2].set(title="gains on fully reversed draws", xlim=(0, 1))
+        panels[2].xaxis.set_major_formatter(PercentFormatter(1))
+        panels[0].set(
+            yticks=rows,
+            yticklabels=[
+                FORMS[form].split(",")[0]
+                if form not in QUADRATIC
+                else f"Eq. (2), (3): {form.replace('_', ' ')}"
+                for form in table["form"]
+            ],
+        )
+        figure.supxlabel(
+            "variance-aware policies that raise exactly the arms above one threshold can never gain there",
+            fontsize=9,
+        )
+    return figure
+
+
+def bandit_shift(table: pd.DataFrame) -> Figure:
+    """Risk of the variance-aware policy when a constant is added to every reward.
+
+    Args:
+        table: columns form, shift, risk, low, high.
+    """
+    colours = {
+        "printed": PRINTED,
+        "exact": EXACT,
+        "free": REFERENCE,
+        "vanilla": VANILLA,
+    }
+    with _canvas(5.6, 3.5) as (figure, (axes,)):
+        for form, group in table.groupby("form", sort=False):
+            colour = colours[str(form)]
+            axes.plot(group["shift"], group["risk"], color=colour, linewidth=2)
+            axes.fill_between(
+                group["shift"],
+                group["low"],
+                group["high"],
+                color=colour,
+                alpha=0.25,
+                linewidth=0,
+            )
+            end = group.iloc[0]
+            label = {"vanilla": "vanilla (softmax)"}.get(
+                str(form), FORMS.get(str(form), "").split(", closed")[0]
+            )
+            axes.annotate(
+                label,
+                (end["shift"], end["risk"]),
+                (4, 5),
+                textcoords="offset points",
+                color=colour,
+                fontsize=8.5,
+            )
+        axes.axvline(0, color=REFERENCE, linewidth=1, linestyle=":")
+        axes.set(
+            xlabel="constant added to all rewards",
+            ylabel="risk of underperforming",
+            ylim=(-0.03, 1.0),
+            title="The zero point of the rewards decides the printed form",
+        )
+        axes.yaxis.set_major_formatter(PercentFormatter(1))
+    return figure
+
+
+# --- notebook 02: Theorem 2.2 -----------------------------------------------------------------------
+
+
+def lower_bound_probabilities(table: pd.DataFrame) -> Figure:
+    """Theorem 2.2: printed bound, proof's bound, sharp bounds and simulated probabilities over beta."""
+    arms = sorted(table["arms"].unique())
+    with _canvas(2.5 * len(arms) + 1.6, 3.3, len(arms), sharey=True) as (
+        figure,
+        panels,
+    ):
+        for axes, count in zip(panels, arms, strict=True):
+            one = table[table["arms"] == count]
+            lines = one[one["signal"] == one["signal"].min()].sort_values("beta")
+            axes.fill_between(
+                lines["beta"],
+                lines["sharp_lower"],
+                lines["sharp_upper"],
+                color=TRUTH,
+                alpha=0.18,
+                linewidth=0,
+            )
+            axes.plot(
+                lines["beta"],
+                lines["sharp_lower"],
+                color=TRUTH,
+                label="sharp bounds $F_n(\\beta^2)$, $\\Phi(\\beta)$",
+            )
+            axes.plot(lines["beta"], lines["sharp_upper"], color=TRUTH)
+            axes.plot(
+                lines["beta"],
+                lines["printed"],
+                color=PRINTED,
+                linestyle="--",
+                label="as printed",
+            )
+            axes.plot(
+                lines["beta"],
+                lines["proof"],
+                color=GRPO,
+                linestyle="-.",
+                label="as the proof gives it",
+            )
+            for signal, group in one.groupby("signal"):
+                shade = 0.15 + 0.75 * sorted(one["signal"].unique()).index(signal) / (
+                    one["signal"].nunique() - 1
+                )
+                axes.plot(
+                    group["beta"],
+                    group["probability"],
+                    ".",
+                    color=mpl.colormaps["Greys"](shade + 0.1),
+                    markersize=6,
+                    label=f"simulated, $|r^*|={signal:g}\\sigma$",
+                )
+            axes.set(
+                xscale="log",
+                title=f"{count} arm{'s' if count > 1 else ''}",
+                xlabel="$\\beta$",
+            )
+        panels[0].set_ylabel("probability of the inequality")
+        panels[-1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8.5)
+    return figure
+
+
+def box_solution(table: pd.DataFrame, truth: float) -> Figure:
+    """Equation (1) on the box: its value and its solution over beta.
+
+    Args:
+        table: columns beta, value, arm, estimate, d.
+        truth: sup of r*' d, the right side of Theorem 2.2.
+    """
+    with _canvas(8.6, 3.3, 2) as (figure, (left, right)):
+        values = table.drop_duplicates("beta")
+        left.plot(values["beta"], values["value"], color=AWARE, linewidth=2)
+        left.axhline(truth, color=TRUTH)
+        left.annotate(
+            "$\\sup_d\\, r^{*\\top} d = 2\\|r^*\\|_1$",
+            (values["beta"].max(), truth),
+            (0, 4),
+            textcoords="offset points",
+            color=TRUTH,
+            ha="right",
+        )
+        left.set(
+            xlabel="$\\beta$",
+            ylabel="value of Equation (1)",
+            title="The surrogate falls to zero",
+        )
+        palette = sns.color_palette("flare", table["arm"].nunique())
+        for colour, (arm, group) in zip(palette, table.groupby("arm"), strict=True):
+            right.plot(
+                group["beta"],
+                group["d"],
+                color=colour,
+                linewidth=2,
+                label=f"$\\hat R={group['estimate'].iloc[0]:+.1f}$, $\\sigma={group['deviation'].iloc[0]:.1f}$",
+            )
+        right.set(
+            xlabel="$\\beta$",
+            ylabel="$d_i$",
+            title="Its solution: doubtful arms let go first",
+        )
+        right.legend(fontsize=8.5, loc="center left", bbox_to_anchor=(1, 0.5))
+    return figure
+
+
+# --- notebook 02: Theorem 2.4 -----------------------------------------------------------------------
+
+
+def risk_formulas(table: pd.DataFrame) -> Figure:
+    """Theorem 2.4: the closed-form risks against simulated ones."""
+    titles = {
+        "free": "Closed forms of Appendix A",
+        "sum_to_one": "Probabilities that sum to one",
+    }
+    with _canvas(7.2, 3.5, 2, sharey=True) as (figure, panels):
+        for axes, (form, title) in zip(panels, titles.items(), strict=True):
+            axes.plot([0, 1], [0, 1], color=REFERENCE, linewidth=1)
+            for name, group in table[table["form"] == form].groupby("policy"):
+                axes.plot(
+                    group["formula"],
+                    group["simulated"],
+                    "o",
+                    color=POLICY_COLOURS[name],
+                    markersize=5,
+                    alpha=0.8,
+                    label=name,
+                )
+            axes.set(xlabel="risk by the formula", title=title, aspect="equal")
+        panels[0].set_ylabel("simulated risk")
+        panels[0].legend(loc="upper left")
+    return figure
+
+
+def simplex_violations(table: pd.DataFrame, example: Mapping[str, Array]) -> Figure:
+    """Theorem 2.4 over distributions: risks of random problems, and one counterexample over epsilon.
+
+    Args:
+        table: of `simulations.simplex_search`.
+        example: epsilon, vanilla and variance-aware risks, and `interior`, all of the counterexample.
+    """
+    with _canvas(8.8, 3.7, 2) as (figure, (left, right)):
+        left.plot([0, 1], [0, 1], color=REFERENCE, linewidth=1)
+        inside, outside = table[table["interior"]], table[~table["interior"]]
+        violated = outside["z"] > 5
+        left.plot(
+            outside["vanilla_risk"][~violated],
+            outside["variance_aware_risk"][~violated],
+            ".",
+            color="#aaaaaa",
+            markersize=4,
+            label="boundary within reach",
+        )
+        left.plot(
+            outside["vanilla_risk"][violated],
+            outside["variance_aware_risk"][violated],
+            ".",
+            color=AWARE,
+            markersize=5,
+            label="... and the inequality violated (z > 5)",
+        )
+        left.plot(
+            inside["vanilla_risk"],
+            inside["variance_aware_risk"],
+            ".",
+            color=TRUTH,
+            markersize=5,
+            label="boundary out of reach",
+        )
+        left.set(
+            xlabel="vanilla risk",
+            ylabel="variance-aware risk",
+            title=f"{len(table)} random problems",
+            aspect="equal",
+            xlim=(0, 1),
+            ylim=(0, 1),
+        )
+        left.legend(loc="upper left", bbox_to_anchor=(0, -0.18), fontsize=8.5)
+        right.plot(example["epsilon"], example["vanilla"], color=VANILLA, linewidth=2)
+        right.plot(
+            example["epsilon"], example["variance-aware"], color=AWARE, linewidth=2
+        )
+        middle = len(example["epsilon"]) // 3
+        right.annotate(
+            "vanilla",
+            (example["epsilon"][middle], example["vanilla"][middle]),
+            (0, -14),
+            textcoords="offset points",
+            color=VANILLA,
+        )
+        right.annotate(
+            "variance-aware",
+            (example["epsilon"][2 * middle], example["variance-aware"][2 * middle]),
+            (-10, 8),
+            textcoords="offset points",
+            color=AWARE,
+            ha="right",
+        )
+        right.axvline(float(example["interior"]), color=TRUTH, linestyle=":")
+        right.annotate(
+            "theorem holds\nup to here",
+            (float(example["interior"]), 0.02),
+            (-4, 0),
+            textcoords="offset points",
+            color=TRUTH,
+            ha="right",
+            fontsize=8.5,
+        )
+        right.set(
+            xscale="log",
+            xlabel="$\\varepsilon$",
+            ylabel="risk",
+            title="$r^*=(0,1,1)$, $\\sigma^2=(1,4,4)$, uniform $\\pi_0$",
+            ylim=(0, None),
+        )
+    return figure
+
+
+def trust_regions(
+    regions: Mapping[str, Array],
+    optima: Mapping[str, Array],
+    estimates: Array,
+    variances: Array,
+) -> Figure:
+    """Remark 2.3: trust regions around the uniform policy over three arms, and where each optimum lies.
+
+    Args:
+        regions: a name to the constraint's value, relative to its bound, on `simplex_grid` points.
+        optima: a name to the policy (3,) that maximizes the estimates in it.
+        estimates: R-hat (3,), for the arrow of increasing reward.
+        variances: sigma^2 (3,), for the corners' labels.
+    """
+    points = simplex_grid()
+    x, y = _ternary(points)
+    colours = dict(zip(regions, (VANILLA, "#56B4E9", AWARE, EXACT, GRPO), strict=False))
+    with _canvas(6.6, 4.6) as (figure, (axes,)):
+        corners = _ternary(np.eye(3))
+        axes.plot(
+            [*corners[0], corners[0][0]],
+            [*corners[1], corners[1][0]],
+            color="black",
+            linewidth=1,
+        )
+        for name, value in regions.items():
+            axes.tricontour(
+                x, y, value, levels=[1.0], colors=[colours[name]], linewidths=2
+            )
+            axes.plot(
+                *_ternary(optima[name]),
+                "o",
+                color=colours[name],
+                markersize=7,
+                markeredgecolor="white",
+                label=name,
+            )
+        axes.plot(
+            *_ternary(np.ones(3) / 3),
+            "+",
+            color=REFERENCE,
+            markersize=12,
+            markeredgewidth=2,
+            label="reference",
+        )
+        for k, (cx, cy) in enumerate(zip(*corners, strict=True)):
+            axes.annotate(
+                f"arm {k + 1}\n$\\hat R={estimates[k]:g}$, $\\sigma^2={variances[k]:g}$",
+                (cx, cy),
+                (0, 10 if cy > 0 else -26),
+                textcoords="offset points",
+                ha="center",
+                fontsize=9,
+            )
+        axes.set(aspect="equal", xlim=(-0.2, 1.2), ylim=(-0.16, 1.04))
+        axes.axis("off")
+        axes.legend(loc="center left", bbox_to_anchor=(0.88, 0.62), fontsize=8.5)
+    return figure
+
+
+def simplex_grid(steps: int = 160) -> Array:
+    """Return an even grid of distributions over three arms, (points, 3), off the boundary."""
+    first, second = np.meshgrid(np.arange(1, steps), np.arange(1, steps))
+    keep = first + second < steps
+    a, b = first[keep] / steps, second[keep] / steps
+    return np.stack([a, b, 1 - a - b], axis=-1)
+
+
+def _ternary(policies: Array) -> tuple[Array, Array]:
+    return policies[..., 1] + 0.5 * policies[..., 2], np.sqrt(0.75) * policies[..., 2]
+
+
+def risk_frontier(
+    levels: pd.DataFrame,
+    shown: Sequence[float],
+    equal_step: pd.DataFrame,
+    crossing: float,
+    step: float,
+) -> Figure:
+    """Remark 2.5: mean gain against risk over all radii, and the difference at equal step length.
+
+    Args:
+        levels: of `simulations.noise_levels`.
+        shown: the noise levels of the left panel.
+        equal_step: of `simulations.at_equal_step`.
+        crossing: noise level at which the two mean gains are equal.
+        step: the step length of the right panel.
+    """
+    with _canvas(8.8, 3.6, 2) as (figure, (left, right)):
+        for level in shown:
+            for name, path in levels[levels["level"] == level].groupby("policy"):
+                path = path.sort_values("step")
+                left.plot(
+                    path["risk"],
+                    path["gain"],
+                    "-",
+                    color=POLICY_COLOURS[name],
+                    marker=".",
+                    markersize=4,
+                )
+            end = path.iloc[-1]
+            left.annotate(
+                f"noise {level:g}",
+                (end["risk"], end["gain"]),
+                (5, 0),
+                textcoords="offset points",
+                fontsize=8.5,
+                va="center",
+            )
+        left.set(
+            xlabel="risk of underperforming",
+            ylabel="mean gain over the reference",
+            title="Every radius, three noise levels",
+        )
+        left.xaxis.set_major_formatter(PercentFormatter(1))
+        left.margins(x=0.2)
+        for name in ("vanilla", "variance-aware"):
+            right.plot(
+                equal_step["level"],
+                equal_step[f"{name} gain"],
+                color=POLICY_COLOURS[name],
+                linewidth=2,
+                label=f"{name}: gain",
+            )
+            right.plot(
+                equal_step["level"],
+                equal_step[f"{name} risk"],
+                color=POLICY_COLOURS[name],
+                linestyle="--",
+                label=f"{name}: risk",
+            )
+        if np.isfinite(crossing):
+            right.axvline(crossing, color=REFERENCE, linestyle=":")
+            right.annotate(
+                f"equal gain at noise {crossing:.2f}",
+                (crossing, 0.98),
+                (4, 0),
+                xycoords=("data", "axes fraction"),
+                textcoords="offset points",
+                fontsize=8.5,
+                color=REFERENCE,
+                va="top",
+            )
+        right.set(
+            xscale="log",
+            xlabel="noise level (1: $\\mathrm{E}\\,\\sigma^2 = \\mathrm{Var}\\, r^*$)",
+            title=f"At equal step, $\\|\\pi-\\pi_0\\|^2={step:g}$",
+        )
+        right.legend(fontsize=8.5)
+    return figure
+
+
+# --- notebook 02: Theorem 2.7 -----------------------------------------------------------------------
+
+
+def constrained_policies(
+    policies: Mapping[str, Array], estimates: Array, shifts: pd.DataFrame
+) -> Figure:
+    """Theorem 2.7: the policies at one constraint value, and what a constant does to them.
+
+    Args:
+        policies: a name to pi (arms,).
+        estimates: R-hat (arms,).
+        shifts: columns policy, shift, probability: of the first arm, at fixed beta.
+    """
+    with _canvas(9.0, 3.8, 2) as (figure, (left, right)):
+        _policy_bars(left, policies, estimates)
+        left.set(
+            title="At the same $\\mathrm{E}[\\sigma^2 \\ln(\\pi/\\pi_0)]$", xlabel="arm"
+        )
+        handles, labels = left.get_legend_handles_labels()
+        left.legend(
+            handles,
+            [label.replace("return", "$\\mathrm{E}\\,\\hat R$") for label in labels],
+            loc="upper center",
+            bbox_to_anchor=(0.5, -0.16),
+            ncols=2,
+            fontsize=8.5,
+        )
+        for name, group in shifts.groupby("policy", sort=False):
+            right.plot(
+                group["shift"],
+                group["probability"],
+                color=POLICY_COLOURS[str(name)],
+                linewidth=2,
+                label=str(name),
+            )
+        right.set(
+            xlabel="constant added to all rewards",
+            ylabel="probability of the noisy arm",
+            title="Shift test at fixed $\\beta$",
+            ylim=(-0.03, 1.03),
+        )
+        right.legend(fontsize=8.5, loc="center right")
+    return figure
+
+
+def optimality_gap(table: pd.DataFrame) -> Figure:
+    """Theorem 2.7: share of the attainable gain that the printed policy loses at the same constraint."""
+    with _canvas(6.0, 3.4) as (figure, (axes,)):
+        order = sorted(table["shift"].unique())
+        sns.stripplot(
+            table,
+            x="shift",
+            y="share_lost",
+            order=order,
+            color=PRINTED,
+            size=2.6,
+            alpha=0.5,
+            jitter=0.3,
+            ax=axes,
+            zorder=1,
+        )
+        medians = table.groupby("shift")["share_lost"].median()
+        for k, shift in enumerate(order):
+            axes.plot(
+                [k - 0.3, k + 0.3], [medians[shift]] * 2, color="black", linewidth=2
+            )
+            axes.annotate(
+                f"{100 * medians[shift]:.0f}%",
+                (k + 0.32, medians[shift]),
+                fontsize=9,
+                va="center",
+            )
+        axes.set(
+            xlabel="constant added to all rewards",
+            ylabel="share of the gain lost",
+            ylim=(-0.05, 1.05),
+            title=f"Printed form against the optimum, {table['instance'].nunique()} problems (bars: medians)",
+        )
+        axes.yaxis.set_major_formatter(PercentFormatter(1))
+    return figure
+
+
+def weighted_divergence(path: pd.DataFrame, limits: pd.DataFrame) -> Figure:
+    """Why a variance-weighted KL is not a divergence, and what that does at large beta.
+
+    Args:
+        path: columns share (0 the reference, 1 the minimizer), weighted, bregman: penalties on the way.
+        limits: columns policy, beta, kl: distance from the reference.
+    """
+    with _canvas(8.8, 3.5, 2) as (figure, (left, right)):
+        left.axhline(0, color="black", linewidth=0.8)
+        for column, colour, label in (
+            ("weighted", EXACT, "$\\mathrm{E}[\\sigma^2\\ln(\\pi/\\pi_0)]$"),
+            ("bregman", AWARE, "Bregman form of PPO's fixed point"),
+        ):
+            left.plot(path["share"], path[column], color=colour, linewidth=2)
+            end = path.iloc[len(path) * 2 // 3]
+            left.annotate(
+                label,
+                (end["share"], end[column]),
+                (-6, 8),
+                textcoords="offset points",
+                color=colour,
+                ha="right",
+                fontsize=9,
+            )
+        left.set(
+            xlabel="from the reference (0) to the penalty's minimizer (1)",
+            ylabel="penalty",
+            title="The weighted penalty pays for leaving $\\pi_0$",
+        )
+        for name, group in limits.groupby("policy", sort=False):
+            right.plot(
+                group["beta"],
+                np.maximum(group["kl"], 1e-9),
+                color=POLICY_COLOURS[str(name)],
+                linewidth=2,
+                label=str(name),
+            )
+        right.set(
+            xscale="log",
+            yscale="log",
+            ylim=(1e-6, 3),
+            xlabel="$\\beta$",
+            ylabel="$\\mathrm{KL}(\\pi\\,\\|\\,\\pi_0)$ (nats)",
+            title="Constant estimates still move the true optimum",
+        )
+        right.legend(fontsize=8.5, loc="center left")
+    return figure
+
+
+# --- notebook 02: Figure 4 --------------------------------------------------------------------------
+
+
+def figure_4(
+    panels: Mapping[str, tuple[Array, Array]],
+    ratios: Mapping[str, Estimate],
+    printed: Mapping[str, float],
+) -> Figure:
+    """Figure 4: distribution of the returns in the high and the low variability setting.
+
+    Args:
+        panels: a title to the gains (vanilla, variance-aware), each (draws,).
+        ratios: the same title to the ratio of their variances.
+        printed: the same title to the paper's ratio.
+    """
+    with _canvas(8.8, 3.5, len(panels)) as (figure, axes_list):
+        for axes, (title, gains) in zip(axes_list, panels.items(), strict=True):
+            low, high = np.quantile(np.concatenate(gains), [0.001, 0.999])
+            edges = np.linspace(low, high, 70)
+            for name, gain in zip(("vanilla", "variance-aware"), gains, strict=True):
+                axes.hist(
+                    gain,
+                    edges,
+                    weights=np.full(gain.size, 1 / gain.size),
+                    color=POLICY_COLOURS[name],
+                    alpha=0.55,
+                    label=name,
+                )
+            axes.axvline(0, color=REFERENCE, linewidth=1.5)
+            axes.set(title=title, xlabel="gain over the reference policy")
+            axes.yaxis.set_major_formatter(PercentFormatter(1))
+            ratio = ratios[title]
+            axes.text(
+                0.02,
+                0.97,
+                f"variance ratio {ratio.value:.2f}\n[{ratio.low:.2f}, {ratio.high:.2f}]\npaper: {printed[title]:g}",
+                transform=axes.transAxes,
+                va="top",
+                fontsize=9,
+            )
+        axes_list[0].set_ylabel("share of draws")
+        axes_list[0].legend(loc="center left", fontsize=9)
+    return figure
+
+
+def variance_ratios(table: pd.DataFrame, printed: Mapping[str, float]) -> Figure:
+    """The ratio of Figure 4 over random settings, raw and at equal mean gain, with the printed values."""
+    with _canvas(9.2, 4.0, 2, sharey=True) as (figure, panels):
+        for axes, (name, paper) in zip(panels, printed.items(), strict=True):
+            one = table[table["range"] == name]
+            labels = [
+                f"{n} arms\n$r^*\\sim N(0,{s:g}^2)$"
+                for n, s in sorted(set(zip(one["arms"], one["signal"], strict=True)))
+            ]
+            keys = sorted(set(zip(one["arms"], one["signal"], strict=True)))
+            for k, (arms, signal) in enumerate(keys):
+                group = one[(one["arms"] == arms) & (one["signal"] == signal)]
+                for offset, column, colour in (
+                    (-0.17, "ratio", AWARE),
+                    (0.17, "equal_gain_ratio", VANILLA),
+                ):
+                    low, first, median, third, high = group[column].quantile(
+                        [0.05, 0.25, 0.5, 0.75, 0.95]
+                    )
+                    axes.plot(
+                        [k + offset] * 2, [low, high], color=colour, linewidth=1.5
+                    )
+                    axes.plot(
+                        [k + offset] * 2, [first, third], color=colour, linewidth=5
+                    )
+                    axes.plot(
+                        k + offset,
+                        median,
+                        "o",
+                        color="white",
+                        markeredgecolor=colour,
+                        markersize=5,
+                    )
+            axes.axhline(paper, color="black", linestyle=":")
+            axes.annotate(
+                f"paper {paper:g}",
+                (len(keys) - 0.5, paper),
+                (0, 3),
+                textcoords="offset points",
+                ha="right",
+                fontsize=8.5,
+            )
+            axes.axhline(1, color=REFERENCE, linewidth=1)
+            axes.set(
+                yscale="log", xticks=range(len(keys)), title=f"variances from {name}"
+            )
+            axes.set_xticklabels(
+                labels, fontsize=8, rotation=35, ha="right", rotation_mode="anchor"
+            )
+        panels[0].set(
+            ylabel="Var(vanilla) / Var(variance-aware)",
+            yticks=[0.5, 1, 2, 5, 10, 20, 50],
+        )
+        panels[0].yaxis.set_major_formatter(mpl.ticker.FormatStrFormatter("%g"))
+        panels[0].text(
+            0.02,
+            0.97,
+            "as it is (5-95%, quartiles)",
+            color=AWARE,
+            transform=panels[0].transAxes,
+            va="top",
+            fontsize=9,
+        )
+        panels[0].text(
+            0.02,
+            0.90,
+            "at equal mean gain",
+            color=VANILLA,
+            transform=panels[0].transAxes,
+            va="top",
+            fontsize=9,
+        )
+    return figure
+
+
+def matched_kl(summary: pd.DataFrame, target: float) -> Figure:
+    """Gain, standard deviation and risk of the policies at the same mean KL, over noise levels.
+
+    Args:
+        summary: columns level, policy, gain, deviation, risk, each with _low and _high.
+        target: the KL, in nats.
+    """
+    titles = {
+        "gain": "mean gain",
+        "deviation": "standard deviation of the return",
+        "risk": "risk",
+    }
+    with _canvas(10.2, 3.5, 3) as (figure, panels):
+        for axes, (column, title) in zip(panels, titles.items(), strict=True):
+            for name, group in summary.groupby("policy", sort=False):
+                colour = POLICY_COLOURS[str(name)]
+                axes.plot(
+                    group["level"],
+                    group[column],
+                    color=colour,
+                    linewidth=2,
+                    label=str(name),
+                )
+                axes.fill_between(
+                    group["level"],
+                    group[f"{column}_low"],
+                    group[f"{column}_high"],
+                    color=colour,
+                    alpha=0.15,
+                    linewidth=0,
+                )
+            axes.set(xscale="log", xlabel="noise level", title=title)
+        panels[2].yaxis.set_major_formatter(PercentFormatter(1))
+        panels[0].legend(
+            fontsize=8.5, title=f"KL = {target:g} nats", title_fontsize=8.5
+        )
+    return figure

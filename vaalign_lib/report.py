@@ -1,0 +1,120 @@
+"""The report: a row for every figure, table, theorem and algorithm of the paper, with its verdict."""
+
+import base64
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, select_autoescape
+
+from vaalign_lib.profiles import Profile
+from vaalign_lib.published import (
+    FURTHER_ITEMS,
+    ITEMS,
+    Finding,
+    Rule,
+    published,
+    rule_of,
+    rules,
+    verdict,
+)
+from vaalign_lib.reproduce import FINDINGS, PAGE, read_record
+from vaalign_lib.runs import write_atomically
+
+TEMPLATE = "report.html.jinja"
+
+
+def write_report(profile: Profile, run_dir: Path) -> Path:
+    """Write report.html and scoreboard.json from the finished notebooks of a run folder.
+
+    Returns:
+        The path of the page, which opens offline.
+    """
+    records = _records(run_dir)
+    rows = scoreboard(records)
+    write_atomically(run_dir / "scoreboard.json", json.dumps(rows, indent=1) + "\n")
+    environment = Environment(loader=PackageLoader("vaalign_lib", "templates"), autoescape=select_autoescape(["html", "jinja"]))
+    page = environment.get_template(TEMPLATE).render(
+        profile=profile,
+        items=[_item(name, rows, records, run_dir) for name in ITEMS + FURTHER_ITEMS],
+        counts=Counter(row["verdict"] for row in rows),
+        notebooks=[record["notebook"] for record in records],
+        claims=len(rows),
+    )
+    write_atomically(run_dir / "report.html", page)
+    return run_dir / "report.html"
+
+
+def _records(run_dir: Path) -> list[dict[str, Any]]:
+    """Return what the finished notebooks recorded: figures, tables and findings."""
+    paths = sorted(run_dir.glob(f"[0-9][0-9]_*/{FINDINGS}"))
+    finished = [path for path in paths if read_record(path.parent) is not None]
+    return [json.loads(path.read_text(encoding="utf-8")) for path in finished]
+
+
+def scoreboard(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return a row for every rule: published value, finding with its interval, verdict, rule, notebook.
+
+    Raises:
+        UnknownRuleError: a finding has no rule.
+    """
+    findings: dict[str, Finding] = {}
+    for record in records:
+        for entry in record["findings"]:
+            finding = Finding.model_validate(entry)
+            findings[rule_of(finding.rule).id] = finding
+    return [_row(rule, findings.get(rule.id)) for rule in rules().values()]
+
+
+def _row(rule: Rule, finding: Finding | None) -> dict[str, Any]:
+    printed = published().loc[rule.published] if rule.published else None
+    return {
+        "item": rule.item,
+        "id": rule.id,
+        "claim": rule.claim,
+        "published": "" if printed is None else f"{printed['printed']} {printed['unit']}".strip(),
+        "place": "" if printed is None else printed["place"],
+        "reproduced": "" if finding is None else finding.reproduced,
+        "value": None if finding is None else finding.value,
+        "low": None if finding is None else finding.low,
+        "high": None if finding is None else finding.high,
+        "count": None if finding is None else finding.count,
+        "verdict": verdict(rule, finding),
+        "rule": _in_words(rule),
+        "notebook": rule.notebook,
+    }
+
+
+def _in_words(rule: Rule) -> str:
+    if rule.criterion is None:
+        return ""
+    condition = {
+        "covers_printed": "the 95% interval contains the printed number",
+        "above": f"the 95% interval lies above {rule.criterion.threshold}",
+        "below": f"the 95% interval lies below {rule.criterion.threshold}",
+        "holds": "the statement holds",
+    }[rule.criterion.kind]
+    return f"{rule.met} if {condition}, else {rule.not_met}"
+
+
+def _item(
+    name: str, rows: list[dict[str, Any]], records: list[dict[str, Any]], run_dir: Path
+) -> dict[str, Any]:
+    figures = [
+        {"caption": figure["caption"], "image": _embedded(run_dir / record["notebook"] / "figures" / f"{figure['name']}.png")}
+        for record in records
+        for figure in record["figures"]
+        if figure["item"] == name
+    ]
+    mine = [row for row in rows if row["item"] == name]
+    pages = {
+        row["notebook"]: f"{row['notebook']}/{PAGE}"
+        for row in mine
+        if any(record["notebook"] == row["notebook"] for record in records)
+    }
+    return {"name": name, "anchor": name.lower().replace(" ", "-").replace(".", "-"), "rows": mine, "figures": figures, "pages": pages}
+
+
+def _embedded(path: Path) -> str:
+    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
