@@ -19,7 +19,10 @@ def draw_bandit(bandit: Bandit, draws: int, seed: int) -> None:
         printed_value("figure3.variance_aware.underperformance"),
     )
     samples = {f"{draws:,} draws": bandit.returns(estimates)}
-    for figure in (figures.bandit_arms(bandit, estimates), figures.bandit_returns(bandit, samples, risks)):
+    for figure in (
+        figures.bandit_arms(bandit, estimates),
+        figures.bandit_returns(bandit, samples, risks),
+    ):
         display(figure)
         plt.close(figure)
 
@@ -65,12 +68,19 @@ def bandit_explorer(bandit: Bandit, draws: int, seed: int) -> widgets.Widget | N
 def _sliders(bandit: Bandit) -> dict[str, widgets.ValueWidget]:
     settings = {"continuous_update": False}
     sliders: dict[str, widgets.ValueWidget] = {}
-    for k, (reward, deviation) in enumerate(zip(bandit.true_rewards, bandit.deviations, strict=True), 1):
+    for k, (reward, deviation) in enumerate(
+        zip(bandit.true_rewards, bandit.deviations, strict=True), 1
+    ):
         sliders[f"reward {k}"] = widgets.FloatSlider(
             reward, min=-3, max=5, step=0.05, description=f"r*, arm {k}", **settings
         )
         sliders[f"deviation {k}"] = widgets.FloatSlider(
-            deviation, min=0.05, max=10, step=0.05, description=f"σ, arm {k}", **settings
+            deviation,
+            min=0.05,
+            max=10,
+            step=0.05,
+            description=f"σ, arm {k}",
+            **settings,
         )
     sliders["form"] = widgets.Dropdown(
         options=[(text, form) for form, text in FORMS.items()],
@@ -78,9 +88,18 @@ def _sliders(bandit: Bandit) -> dict[str, widgets.ValueWidget]:
         description="form",
         layout=widgets.Layout(width="26em"),
     )
-    for name, strength in (("vanilla", bandit.vanilla_strength), ("aware", bandit.variance_aware_strength)):
+    for name, strength in (
+        ("vanilla", bandit.vanilla_strength),
+        ("aware", bandit.variance_aware_strength),
+    ):
         sliders[name] = widgets.FloatLogSlider(
-            strength, min=-2, max=1.5, step=0.05, description="β, aware", readout_format=".2f", **settings
+            strength,
+            min=-2,
+            max=1.5,
+            step=0.05,
+            description="β, aware",
+            readout_format=".2f",
+            **settings,
         )
     return sliders
 
@@ -93,5 +112,7 @@ def _bandit_of(sliders: dict[str, widgets.ValueWidget]) -> Bandit:
         deviations=tuple(sliders[f"deviation {k}"].value for k in (1, 2, 3)),
         form=form,
         vanilla_strength=vanilla,
-        variance_aware_strength=vanilla if form in QUADRATIC else sliders["aware"].value,
+        variance_aware_strength=vanilla
+        if form in QUADRATIC
+        else sliders["aware"].value,
     )

@@ -13,10 +13,10 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import FormatStrFormatter, MaxNLocator, PercentFormatter
 
 from vaalign_lib import tabular
-from vaalign_lib.bandit import FORMS, QUADRATIC, Bandit, typical_reversed_estimates
+from vaalign_lib.bandit import Bandit, typical_reversed_estimates
 from vaalign_lib.statistics import Estimate, proportion
 from vaalign_lib.tabular import Array
 
@@ -31,6 +31,16 @@ POLICY_COLOURS = {
     "as printed": PRINTED,
     "mean minus variance": PESSIMIST,
     "reference": REFERENCE,
+}
+SHORT_FORMS = {
+    "free": "Eq. (2), (3): closed form",
+    "sum_to_one": "Eq. (2), (3): sum to one",
+    "simplex": "Eq. (2), (3): distributions",
+    "printed": "Theorem 2.7: as printed",
+    "exact": "Theorem 2.7: true optimum",
+    "ppo": "fixed point of PPO, RLOO",
+    "grpo": "fixed point of GRPO",
+    "vanilla": "vanilla",
 }
 _STYLE = {
     "figure.dpi": 110,
@@ -117,7 +127,7 @@ def bandit_arms(bandit: Bandit, estimates: Array) -> Figure:
             xlabel="arm",
             ylabel="reward",
             xticks=arms,
-            title="Arms: the noisiest looks best",
+            title="Estimates in fully reversed order",
             xlim=(0.6, arms[-1] + 0.5),
         )
         policies = {
@@ -190,19 +200,14 @@ def _return_histograms(
     edges: Array,
     printed: tuple[float, float],
 ) -> None:
-    names, lines = ("vanilla", "variance-aware"), []
-    for name, values, paper in zip(names, returns, printed, strict=True):
+    names = ("vanilla", "variance-aware")
+    for name, values in zip(names, returns, strict=True):
         weights = np.full(values.size, 1 / values.size)
         axes.hist(
             values, edges, weights=weights, color=POLICY_COLOURS[name], alpha=0.55
         )
-        risk = proportion(values <= bandit.base_return)
-        lines.append(
-            (f"{name}: {_percent(risk)}\npaper: {100 * paper:g}%", POLICY_COLOURS[name])
-        )
     axes.axvline(bandit.base_return, color=REFERENCE, linewidth=2)
-    top = axes.get_ylim()[1]
-    axes.set_ylim(0, 1.45 * top)
+    axes.set_ylim(0, 1.6 * axes.get_ylim()[1])
     axes.annotate(
         f"base policy {bandit.base_return:.4f}",
         (bandit.base_return, 0.99),
@@ -213,29 +218,28 @@ def _return_histograms(
         va="top",
         fontsize=8.5,
     )
-    axes.text(
-        0.02,
-        0.92,
-        "below the base policy",
-        transform=axes.transAxes,
-        fontsize=8.5,
-        va="top",
-    )
-    for (text, colour), height in zip(lines, (0.86, 0.74), strict=True):
+    background = {"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 1}
+    lines = [("below the base policy:", "black")]
+    for name, values, paper in zip(names, returns, printed, strict=True):
+        risk = proportion(values <= bandit.base_return)
+        lines.append((f"{name} {_percent(risk)}", POLICY_COLOURS[name]))
+        lines.append((f"    paper {100 * paper:g}%", POLICY_COLOURS[name]))
+    for k, (text, colour) in enumerate(lines):
         axes.text(
-            0.02,
-            height,
+            0.01,
+            0.92 - 0.065 * k,
             text,
             transform=axes.transAxes,
             color=colour,
             fontsize=8.5,
             va="top",
+            bbox=background,
         )
-    axes.yaxis.set_major_formatter(PercentFormatter(1))
+    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
 
 
 def bandit_forms(table: pd.DataFrame, printed: tuple[float, float]) -> Figure:
-    """Risks of both policies under every form, beside the printed ones; the reversed draws below.
+    """Risks of both policies under every form, beside the printed ones, and the reversed draws.
 
     Args:
         table: columns form, vanilla, vanilla_low, vanilla_high, the same for aware, and reversed_gain,
@@ -243,52 +247,36 @@ def bandit_forms(table: pd.DataFrame, printed: tuple[float, float]) -> Figure:
             the base policy (NaN if there is no such draw).
         printed: the paper's two risks.
     """
-    with _canvas(9.2, 3.6, 3, sharey=True, width_ratios=[1, 1, 1]) as (figure, panels):
-        rows = np.arange(len(table))[::-1]
-        for axes, name, column, paper in (
-            (panels[0], "vanilla", "vanilla", printed[0]),
-            (panels[1], "variance-aware", "aware", printed[1]),
-        ):
-            error = np.abs(
-                table[[f"{column}_low", f"{column}_high"]].to_numpy().T
-                - table[column].to_numpy()
-            )
+    rows = np.arange(len(table))[::-1]
+    with _canvas(9.4, 3.5, 3, sharey=True) as (figure, panels):
+        columns = (("vanilla", "vanilla"), ("aware", "variance-aware"))
+        for axes, (column, name), paper in zip(panels, columns, printed, strict=False):
+            bounds = table[[f"{column}_low", f"{column}_high"]].to_numpy().T
+            error = np.abs(bounds - table[column].to_numpy())
+            colour = POLICY_COLOURS[name]
             axes.errorbar(
-                table[column],
-                rows,
-                xerr=error,
-                fmt="o",
-                color=POLICY_COLOURS[name],
-                capsize=3,
+                table[column], rows, xerr=error, fmt="o", color=colour, capsize=3
             )
             axes.axvline(paper, color="black", linewidth=1, linestyle=":")
-            axes.set_title(f"{name} risk (dotted: paper)")
+            axes.set(title=f"risk of {name}\n(dotted: paper, {100 * paper:g}%)")
             axes.xaxis.set_major_formatter(PercentFormatter(1))
-            axes.margins(x=0.35)
+            axes.xaxis.set_major_locator(MaxNLocator(3))
+            axes.margins(x=0.25)
         panels[2].barh(rows, table["reversed_gain"].fillna(0), color=AWARE, height=0.55)
         for row, value in zip(rows, table["reversed_gain"], strict=True):
+            text, inside = f"{100 * value:.1f}%", value > 0.7
+            place, colour = (value - 0.03, "white") if inside else (0.02, "black")
+            side = "right" if inside else "left"
             panels[2].text(
-                min(value, 0.7) + 0.02,
-                row,
-                f"{100 * value:.1f}%",
-                va="center",
-                fontsize=8.5,
-                color="white" if value > 0.7 else "black",
+                place, row, text, va="center", ha=side, fontsize=8.5, color=colour
             )
-        panels[2].set(title="gains on fully reversed draws", xlim=(0, 1))
-        panels[2].xaxis.set_major_formatter(PercentFormatter(1))
-        panels[0].set(
-            yticks=rows,
-            yticklabels=[
-                FORMS[form].split(",")[0]
-                if form not in QUADRATIC
-                else f"Eq. (2), (3): {form.replace('_', ' ')}"
-                for form in table["form"]
-            ],
+        panels[2].set(
+            title="variance-aware gains on\nfully reversed estimates", xlim=(0, 1)
         )
-        figure.supxlabel(
-            "variance-aware policies that raise exactly the arms above one threshold can never gain there",
-            fontsize=9,
+        panels[2].xaxis.set_major_formatter(PercentFormatter(1))
+        panels[2].xaxis.set_major_locator(MaxNLocator(4))
+        panels[0].set(
+            yticks=rows, yticklabels=[SHORT_FORMS[form] for form in table["form"]]
         )
     return figure
 
@@ -299,12 +287,7 @@ def bandit_shift(table: pd.DataFrame) -> Figure:
     Args:
         table: columns form, shift, risk, low, high.
     """
-    colours = {
-        "printed": PRINTED,
-        "exact": EXACT,
-        "free": REFERENCE,
-        "vanilla": VANILLA,
-    }
+    colours = {"printed": PRINTED, "exact": EXACT, "vanilla": VANILLA}
     with _canvas(5.6, 3.5) as (figure, (axes,)):
         for form, group in table.groupby("form", sort=False):
             colour = colours[str(form)]
@@ -317,17 +300,15 @@ def bandit_shift(table: pd.DataFrame) -> Figure:
                 alpha=0.25,
                 linewidth=0,
             )
-            end = group.iloc[0]
-            label = {"vanilla": "vanilla (softmax)"}.get(
-                str(form), FORMS.get(str(form), "").split(", closed")[0]
-            )
+            row, side = (0, "left") if form == "printed" else (-1, "right")
+            end = group.iloc[row]
             axes.annotate(
-                label,
+                SHORT_FORMS[str(form)],
                 (end["shift"], end["risk"]),
-                (4, 5),
+                (6 if row == 0 else 0, 5),
                 textcoords="offset points",
                 color=colour,
-                fontsize=8.5,
+                ha=side,
             )
         axes.axvline(0, color=REFERENCE, linewidth=1, linestyle=":")
         axes.set(
@@ -336,7 +317,7 @@ def bandit_shift(table: pd.DataFrame) -> Figure:
             ylim=(-0.03, 1.0),
             title="The zero point of the rewards decides the printed form",
         )
-        axes.yaxis.set_major_formatter(PercentFormatter(1))
+        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     return figure
 
 
@@ -631,68 +612,63 @@ def _ternary(policies: Array) -> tuple[Array, Array]:
 
 
 def risk_frontier(
-    levels: pd.DataFrame,
+    frontier: pd.DataFrame,
     shown: Sequence[float],
     equal_step: pd.DataFrame,
     crossing: float,
     step: float,
 ) -> Figure:
-    """Remark 2.5: mean gain against risk over all radii, and the difference at equal step length.
+    """Remark 2.5: mean gain against risk over all radii, and both at equal step length.
 
     Args:
-        levels: of `simulations.noise_levels`.
+        frontier: columns level, epsilon, policy, step, gain, risk, averaged over problems.
         shown: the noise levels of the left panel.
-        equal_step: of `simulations.at_equal_step`.
-        crossing: noise level at which the two mean gains are equal.
+        equal_step: columns level, and gain and risk of either policy, averaged over problems.
+        crossing: noise level at which the two mean gains are equal; NaN if there is none.
         step: the step length of the right panel.
     """
-    with _canvas(8.8, 3.6, 2) as (figure, (left, right)):
+    with _canvas(9.4, 3.6, 2, width_ratios=[1.1, 1]) as (figure, (left, right)):
         for level in shown:
-            for name, path in levels[levels["level"] == level].groupby("policy"):
+            for name, path in frontier[frontier["level"] == level].groupby("policy"):
                 path = path.sort_values("step")
+                colour = POLICY_COLOURS[str(name)]
                 left.plot(
                     path["risk"],
                     path["gain"],
                     "-",
-                    color=POLICY_COLOURS[name],
+                    color=colour,
                     marker=".",
-                    markersize=4,
+                    label=name,
                 )
             end = path.iloc[-1]
             left.annotate(
                 f"noise {level:g}",
                 (end["risk"], end["gain"]),
-                (5, 0),
+                (6, 4),
                 textcoords="offset points",
                 fontsize=8.5,
-                va="center",
             )
+        handles, labels = left.get_legend_handles_labels()
+        left.legend(handles[:2], labels[:2], loc="upper right", fontsize=8.5)
         left.set(
             xlabel="risk of underperforming",
             ylabel="mean gain over the reference",
-            title="Every radius, three noise levels",
+            title="From a small step to greedy, three noise levels",
         )
-        left.xaxis.set_major_formatter(PercentFormatter(1))
-        left.margins(x=0.2)
+        left.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        left.margins(x=0.22)
         for name in ("vanilla", "variance-aware"):
-            right.plot(
-                equal_step["level"],
-                equal_step[f"{name} gain"],
-                color=POLICY_COLOURS[name],
-                linewidth=2,
-                label=f"{name}: gain",
-            )
-            right.plot(
-                equal_step["level"],
-                equal_step[f"{name} risk"],
-                color=POLICY_COLOURS[name],
-                linestyle="--",
-                label=f"{name}: risk",
-            )
+            colour = POLICY_COLOURS[name]
+            for column, style in (("gain", "-"), ("risk", "--")):
+                values = equal_step[f"{name} {column}"]
+                label = f"{column}, {name}"
+                right.plot(
+                    equal_step["level"], values, style, color=colour, lw=2, label=label
+                )
         if np.isfinite(crossing):
             right.axvline(crossing, color=REFERENCE, linestyle=":")
             right.annotate(
-                f"equal gain at noise {crossing:.2f}",
+                f"equal gain\nat noise {crossing:.2f}",
                 (crossing, 0.98),
                 (4, 0),
                 xycoords=("data", "axes fraction"),
@@ -703,10 +679,10 @@ def risk_frontier(
             )
         right.set(
             xscale="log",
-            xlabel="noise level (1: $\\mathrm{E}\\,\\sigma^2 = \\mathrm{Var}\\, r^*$)",
-            title=f"At equal step, $\\|\\pi-\\pi_0\\|^2={step:g}$",
+            xlabel=r"noise level (1: $\mathrm{E}\,\sigma^2 = \mathrm{Var}\, r^*$)",
+            title=rf"At equal step, $\|\pi-\pi_0\|^2={step:g}$",
         )
-        right.legend(fontsize=8.5)
+        right.legend(fontsize=8.5, loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
 
 
@@ -939,7 +915,7 @@ def variance_ratios(table: pd.DataFrame, printed: Mapping[str, float]) -> Figure
             ylabel="Var(vanilla) / Var(variance-aware)",
             yticks=[0.5, 1, 2, 5, 10, 20, 50],
         )
-        panels[0].yaxis.set_major_formatter(mpl.ticker.FormatStrFormatter("%g"))
+        panels[0].yaxis.set_major_formatter(FormatStrFormatter("%g"))
         panels[0].text(
             0.02,
             0.97,

@@ -34,7 +34,10 @@ def write_report(profile: Profile, run_dir: Path) -> Path:
     records = _records(run_dir)
     rows = scoreboard(records)
     write_atomically(run_dir / "scoreboard.json", json.dumps(rows, indent=1) + "\n")
-    environment = Environment(loader=PackageLoader("vaalign_lib", "templates"), autoescape=select_autoescape(["html", "jinja"]))
+    environment = Environment(
+        loader=PackageLoader("vaalign_lib", "templates"),
+        autoescape=select_autoescape(["html", "jinja"]),
+    )
     page = environment.get_template(TEMPLATE).render(
         profile=profile,
         items=[_item(name, rows, records, run_dir) for name in ITEMS + FURTHER_ITEMS],
@@ -73,7 +76,9 @@ def _row(rule: Rule, finding: Finding | None) -> dict[str, Any]:
         "item": rule.item,
         "id": rule.id,
         "claim": rule.claim,
-        "published": "" if printed is None else f"{printed['printed']} {printed['unit']}".strip(),
+        "published": ""
+        if printed is None
+        else f"{printed['printed']} {printed['unit']}".strip(),
         "place": "" if printed is None else printed["place"],
         "reproduced": "" if finding is None else finding.reproduced,
         "value": None if finding is None else finding.value,
@@ -102,7 +107,12 @@ def _item(
     name: str, rows: list[dict[str, Any]], records: list[dict[str, Any]], run_dir: Path
 ) -> dict[str, Any]:
     figures = [
-        {"caption": figure["caption"], "image": _embedded(run_dir / record["notebook"] / "figures" / f"{figure['name']}.png")}
+        {
+            "caption": figure["caption"],
+            "image": _embedded(
+                run_dir / record["notebook"] / "figures" / f"{figure['name']}.png"
+            ),
+        }
         for record in records
         for figure in record["figures"]
         if figure["item"] == name
@@ -113,7 +123,13 @@ def _item(
         for row in mine
         if any(record["notebook"] == row["notebook"] for record in records)
     }
-    return {"name": name, "anchor": name.lower().replace(" ", "-").replace(".", "-"), "rows": mine, "figures": figures, "pages": pages}
+    return {
+        "name": name,
+        "anchor": name.lower().replace(" ", "-").replace(".", "-"),
+        "rows": mine,
+        "figures": figures,
+        "pages": pages,
+    }
 
 
 def _embedded(path: Path) -> str:

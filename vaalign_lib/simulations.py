@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import pandas as pd
-from scipy.optimize import brentq
+from scipy.optimize import brentq, minimize
 
 from vaalign_lib import tabular, theory
 from vaalign_lib.progress import progress
@@ -218,14 +218,14 @@ def noise_levels(
     can be compared: at the same radius, step length, gain or risk.
 
     Returns:
-        A row per (level, epsilon, policy), over all problems: mean gain over the reference and risk
-        with intervals over the problems, and the step, the mean squared distance ||pi - pi_0||^2.
+        A row per (level, epsilon, policy, instance): mean gain over the reference, risk, and the step,
+        the mean squared distance ||pi - pi_0||^2 over all instances.
     """
     rng = np.random.default_rng(seed)
     truth, variances, noise = _problems(arms, instances, draws, rng)
     reference = np.full(arms, 1 / arms)
     shapes = {"vanilla": np.ones(arms), "variance-aware": variances}
-    rows = []
+    parts = []
     cases = [(level, epsilon) for level in levels for epsilon in epsilons]
     for level, epsilon in progress(cases, "Remark 2.5", len(cases)):
         for name, shape in shapes.items():
@@ -233,17 +233,17 @@ def noise_levels(
                 truth + level * noise, reference, epsilon, variances=shape
             )
             gain = tabular.expected_reward(policy - reference, truth)
-            rows.append(
-                {
-                    "level": level,
-                    "epsilon": epsilon,
-                    "policy": name,
-                    "step": ((policy - reference) ** 2).sum(-1).mean(),
-                    **_columns("gain", mean(gain.mean(0))),
-                    **_columns("risk", mean((gain <= 0).mean(0))),
-                }
-            )
-    return pd.DataFrame(rows)
+            part = {
+                "level": level,
+                "epsilon": epsilon,
+                "policy": name,
+                "instance": np.arange(instances),
+                "step": float(((policy - reference) ** 2).sum(-1).mean()),
+                "gain": gain.mean(0),
+                "risk": (gain <= 0).mean(0),
+            }
+            parts.append(pd.DataFrame(part))
+    return pd.concat(parts, ignore_index=True)
 
 
 def _problems(
@@ -259,19 +259,48 @@ def _problems(
     )
 
 
-def at_equal_step(levels: pd.DataFrame, step: float) -> pd.DataFrame:
+def paired_at_equal_step(levels: pd.DataFrame, step: float) -> pd.DataFrame:
     """Interpolate the table of `noise_levels` to one step length, the mean of ||pi - pi_0||^2.
 
     Returns:
-        A row per level with the gains and risks of both policies.
+        A row per level and instance: gains and risks of both policies and vanilla's less the other's.
     """
+    columns = {}
+    for (level, name, instance), path in levels.groupby(
+        ["level", "policy", "instance"]
+    ):
+        path = path.sort_values("step")
+        for column in ("gain", "risk"):
+            value = np.interp(step, path["step"], path[column])
+            columns.setdefault((level, instance), {})[f"{name} {column}"] = value
+    table = pd.DataFrame.from_dict(columns, orient="index")
+    table = table.rename_axis(["level", "instance"]).reset_index()
+    for column in ("gain", "risk"):
+        table[f"{column}_difference"] = (
+            table[f"vanilla {column}"] - table[f"variance-aware {column}"]
+        )
+    return table
+
+
+def zero_crossing(levels: pd.Series, differences: pd.Series) -> float:
+    """Return the level at which a difference first falls through zero, interpolated; NaN if never."""
+    x, y = levels.to_numpy(dtype=float), differences.to_numpy(dtype=float)
+    falls = np.flatnonzero((y[:-1] > 0) & (y[1:] <= 0))
+    if not falls.size:
+        return float("nan")
+    k = falls[0]
+    return float(x[k] + (x[k + 1] - x[k]) * y[k] / (y[k] - y[k + 1]))
+
+
+def summarize(
+    table: pd.DataFrame, by: Sequence[str], columns: Sequence[str]
+) -> pd.DataFrame:
+    """Return the mean of every column per group, with its interval over the rows of the group."""
     rows = []
-    for level, group in levels.groupby("level"):
-        row = {"level": level}
-        for name, path in group.groupby("policy"):
-            path = path.sort_values("step")
-            for column in ("gain", "risk"):
-                row[f"{name} {column}"] = np.interp(step, path["step"], path[column])
+    for key, group in table.groupby(list(by), sort=False):
+        row = dict(zip(by, key, strict=True))
+        for column in columns:
+            row |= _columns(column, mean(group[column]))
         rows.append(row)
     return pd.DataFrame(rows)
 
@@ -305,6 +334,52 @@ def best_on_printed_path(
     feasible = tabular.weighted_kl(path, reference, variances) <= epsilon
     values = np.where(feasible, path @ estimates, -np.inf)
     return path[values.argmax()]
+
+
+def at_constraint(
+    family: Callable[..., Array],
+    estimates: Array,
+    variances: Array,
+    reference: Array,
+    epsilon: float,
+) -> Array:
+    """Return the policy of a family, (arms,), whose beta makes E[sigma^2 ln(pi / pi_0)] equal epsilon."""
+    scale = np.ptp(estimates) / variances.mean()
+
+    def measure(beta: Array, _: Array) -> Array:
+        many = np.broadcast_to(estimates, (beta.size, estimates.size))
+        return tabular.weighted_kl(
+            family(many, variances, reference, beta), reference, variances
+        )
+
+    beta = scale * tabular.solve_beta(
+        lambda b, k: measure(scale * b, k), epsilon, 1, name="epsilon"
+    )
+    return family(estimates, variances, reference, beta[0])
+
+
+def optimum_by_slsqp(
+    estimates: Array, variances: Array, reference: Array, epsilon: float
+) -> Array:
+    """Solve the problem of Theorem 2.7 by scipy's general solver, which knows no closed form. (arms,)."""
+    result = minimize(
+        lambda policy: -policy @ estimates,
+        reference,
+        jac=lambda policy: -estimates,
+        bounds=[(1e-12, 1)] * estimates.size,
+        constraints=[
+            {"type": "eq", "fun": lambda policy: policy.sum() - 1},
+            {
+                "type": "ineq",
+                "fun": lambda policy: (
+                    epsilon - tabular.weighted_kl(policy, reference, variances)
+                ),
+            },
+        ],
+        method="SLSQP",
+        options={"ftol": 1e-14, "maxiter": 500},
+    )
+    return result.x
 
 
 def printed_policy_gap(
@@ -473,7 +548,7 @@ def matched_kl(
     every policy is set once per level, for all problems and draws together, as a trainer would.
 
     Returns:
-        A row per (level, policy, instance): beta, KL, mean return, its variance and risk over the draws.
+        A row per (level, policy, instance), without policies that cannot reach that KL: beta, KL, mean gain, its standard deviation and risk over draws.
     """
     rng = np.random.default_rng(seed)
     truth, variances, noise = _problems(arms, instances, draws, rng)
@@ -502,7 +577,7 @@ def matched_kl(
                     "beta": beta,
                     "kl": divergence[instance],
                     "gain": gain[:, instance].mean(),
-                    "variance": gain[:, instance].var(ddof=1),
+                    "deviation": gain[:, instance].std(ddof=1),
                     "risk": (gain[:, instance] <= 0).mean(),
                 }
                 for instance in range(instances)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.stats import norm
+from scipy.stats import binom, norm
 from statsmodels.stats.proportion import proportion_confint
 
 CONFIDENCE = 0.95
@@ -45,6 +45,15 @@ def mean(samples: ArrayLike, confidence: float = CONFIDENCE) -> Estimate:
     return Estimate(
         float(centre), float(centre - half), float(centre + half), values.size
     )
+
+
+def median(samples: ArrayLike, confidence: float = CONFIDENCE) -> Estimate:
+    """Estimate a median from independent samples (count,), with the order-statistics interval."""
+    values = np.sort(_samples("samples", samples))
+    low, high = binom.interval(confidence, values.size, 0.5)
+    centre = float(np.median(values))
+    upper = min(int(high), values.size - 1)
+    return Estimate(centre, float(values[int(low)]), float(values[upper]), values.size)
 
 
 def paired_variance_ratio(
