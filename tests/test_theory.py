@@ -26,9 +26,7 @@ def test_box_maximizer_matches_a_general_solver(seed):
     objective = estimates @ d - beta * cvxpy.norm(cvxpy.multiply(np.sqrt(variances), d))
     problem = cvxpy.Problem(cvxpy.Maximize(objective), [cvxpy.abs(d) <= 2])
     problem.solve(solver="CLARABEL")
-    assert theory.box_supremum(estimates, variances, beta) == pytest.approx(
-        problem.value, abs=1e-6
-    )
+    assert theory.box_supremum(estimates, variances, beta) == pytest.approx(problem.value, abs=1e-6)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -44,28 +42,18 @@ def test_box_supremum_equals_its_dual(seed):
     distance = 2 * cvxpy.norm1(estimates - u)
     ball = cvxpy.norm(cvxpy.multiply(1 / np.sqrt(variances), u)) <= beta
     value = cvxpy.Problem(cvxpy.Minimize(distance), [ball]).solve(solver="CLARABEL")
-    assert theory.box_supremum(estimates, variances, beta) == pytest.approx(
-        value, abs=1e-6
-    )
+    assert theory.box_supremum(estimates, variances, beta) == pytest.approx(value, abs=1e-6)
 
 
 def test_box_maximizer_at_the_ends():
     estimates = np.array([1.0, -2.0, 0.0])
-    np.testing.assert_array_equal(
-        theory.box_maximizer(estimates, np.ones(3), 0.0), [2, -2, 0]
-    )
-    np.testing.assert_array_equal(
-        theory.box_maximizer(estimates, np.ones(3), 2.3), np.zeros(3)
-    )
-    assert (
-        theory.box_supremum(estimates, np.ones(3), 0.0) == 2 * np.abs(estimates).sum()
-    )
+    np.testing.assert_array_equal(theory.box_maximizer(estimates, np.ones(3), 0.0), [2, -2, 0])
+    np.testing.assert_array_equal(theory.box_maximizer(estimates, np.ones(3), 2.3), np.zeros(3))
+    assert theory.box_supremum(estimates, np.ones(3), 0.0) == 2 * np.abs(estimates).sum()
     batch = theory.box_supremum(
         np.stack([estimates, 2 * estimates]), np.ones(3), np.array([0.0, 1.0])
     )
-    assert batch[1] == pytest.approx(
-        theory.box_supremum(2 * estimates, np.ones(3), 1.0)
-    )
+    assert batch[1] == pytest.approx(theory.box_supremum(2 * estimates, np.ones(3), 1.0))
 
 
 @pytest.mark.parametrize("scale", [0.0, 0.5, 20.0])
@@ -112,9 +100,7 @@ def test_printed_bound_is_violated_for_every_reward():
     ("name", "value"), [("variances", [0.0, 1.0]), ("estimates", [np.nan, 1.0])]
 )
 def test_box_refuses_bad_input(name, value):
-    arguments = {"estimates": [1.0, 2.0], "variances": [1.0, 1.0], "beta": 1.0} | {
-        name: value
-    }
+    arguments = {"estimates": [1.0, 2.0], "variances": [1.0, 1.0], "beta": 1.0} | {name: value}
     with pytest.raises(ValueError, match=name):
         theory.box_maximizer(**arguments)
     with pytest.raises(ValueError, match="beta"):
@@ -137,9 +123,7 @@ def test_risk_formulas_match_simulated_policies(form, seed):
         (theory.vanilla_risk, np.ones(arms), epsilon),
         (theory.variance_aware_risk, variances, matched_epsilon(variances, epsilon)),
     ):
-        policy = trust_region_policy(
-            estimates, reference, radius, variances=weights, form=form
-        )
+        policy = trust_region_policy(estimates, reference, radius, variances=weights, form=form)
         simulated = (expected_reward(policy, truth) <= baseline).mean()
         expected = risk(truth, variances, form)
         assert simulated == pytest.approx(expected, abs=4.5 * np.sqrt(0.25 / count))
@@ -175,9 +159,7 @@ def test_theorem_24_fails_on_the_simplex():
     aware = trust_region_policy(
         estimates, reference, matched_epsilon(variances, 2 / 3), variances=variances
     )
-    risks = [
-        (expected_reward(policy, truth) <= 2 / 3).mean() for policy in (vanilla, aware)
-    ]
+    risks = [(expected_reward(policy, truth) <= 2 / 3).mean() for policy in (vanilla, aware)]
     assert risks[1] - risks[0] > 0.1
 
 
@@ -194,8 +176,6 @@ def test_up_to_the_interior_epsilon_the_simplex_never_binds():
                 estimates, reference, radius, variances=weights, form="sum_to_one"
             )
             assert free.min() >= -1e-12
-        beyond = trust_region_policy(
-            estimates, reference, 1.5 * epsilon, form="sum_to_one"
-        )
+        beyond = trust_region_policy(estimates, reference, 1.5 * epsilon, form="sum_to_one")
         assert beyond.min() < 0
     assert theory.interior_epsilon(np.ones(4) / 4) == pytest.approx(1 / 12)

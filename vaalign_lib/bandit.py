@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import yaml
@@ -20,9 +21,7 @@ FORMS: Mapping[str, str] = {
     "grpo": "fixed point of GRPO",
 }
 QUADRATIC = ("free", "sum_to_one", "simplex")
-CHUNK = (
-    100_000  # draws that are solved at once, so that they stay in the processor's cache
-)
+CHUNK = 100_000  # draws that are solved at once, so that they stay in the processor's cache
 
 
 @dataclass(frozen=True)
@@ -45,9 +44,7 @@ class Bandit:
 
     def __post_init__(self) -> None:
         if self.form not in FORMS:
-            raise ValueError(
-                f"form: must be one of {', '.join(FORMS)}, got {self.form!r}"
-            )
+            raise ValueError(f"form: must be one of {', '.join(FORMS)}, got {self.form!r}")
         if len(self.true_rewards) != len(self.deviations):
             raise ValueError("deviations: expected as many as true_rewards")
 
@@ -90,9 +87,7 @@ class Bandit:
     def variance_aware(self, estimates: Array) -> Array:
         """Return the policy that knows the variances, (..., arms)."""
         if self.form in QUADRATIC:
-            epsilon = tabular.matched_epsilon(
-                self.variances, self.variance_aware_strength
-            )
+            epsilon = tabular.matched_epsilon(self.variances, self.variance_aware_strength)
             return tabular.trust_region_policy(
                 estimates,
                 self.reference,
@@ -111,10 +106,7 @@ class Bandit:
 
     def returns(self, estimates: Array) -> tuple[Array, Array]:
         """Return pi' r* of the vanilla and of the variance-aware policy of every draw, each (draws,)."""
-        parts = [
-            estimates[start : start + CHUNK]
-            for start in range(0, len(estimates), CHUNK)
-        ]
+        parts = [estimates[start : start + CHUNK] for start in range(0, len(estimates), CHUNK)]
         vanilla = [self.vanilla(part) @ self.rewards for part in parts]
         aware = [self.variance_aware(part) @ self.rewards for part in parts]
         return np.concatenate(vanilla), np.concatenate(aware)
@@ -124,9 +116,9 @@ def _like(estimates: Array, strength: float) -> Array:
     return np.full(estimates.shape[:-1], strength)
 
 
-def fully_reversed(estimates: Array) -> np.ndarray:
+def fully_reversed(estimates: Array) -> Any:
     """Return which draws (draws, arms) rank the arms in the opposite of their order, (draws,)."""
-    return (np.diff(estimates, axis=-1) < 0).all(-1)
+    return np.all(np.diff(estimates, axis=-1) < 0, axis=-1)
 
 
 def typical_reversed_estimates(bandit: Bandit, estimates: Array) -> Array:

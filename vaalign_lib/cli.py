@@ -16,19 +16,15 @@ from vaalign_lib.runs import RunDirectoryBusyError
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code."""
     options = _parser().parse_args(arguments)
-    logging.basicConfig(
-        level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s"
-    )
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     logging.getLogger("papermill").setLevel(logging.ERROR)
     try:
         if not NOTEBOOKS.is_dir():
             raise FileNotFoundError(
-                f"no notebooks at {NOTEBOOKS}: vaalign works in a checkout of the project; clone it and run make"
+                f"no notebooks at {NOTEBOOKS}: vaalign works in a checkout of the project"
             )
         profile = load_profile(options.profile)
-        run_dir = (
-            Path(options.run_dir) if options.run_dir else RUNS / profile.name
-        ).resolve()
+        run_dir = (Path(options.run_dir) if options.run_dir else RUNS / profile.name).resolve()
         return int(options.command(options, profile, run_dir))
     except (
         ProfileError,
@@ -57,9 +53,7 @@ def _reproduce(options: argparse.Namespace, profile: Profile, run_dir: Path) -> 
         force=options.force,
     )
     _report(options, profile, run_dir)
-    return (
-        1 if any(outcome.state in ("failed", "skipped") for outcome in outcomes) else 0
-    )
+    return 1 if any(outcome.state in ("failed", "skipped") for outcome in outcomes) else 0
 
 
 def _report(_: argparse.Namespace, profile: Profile, run_dir: Path) -> int:
@@ -79,17 +73,13 @@ def _status(options: argparse.Namespace, profile: Profile, run_dir: Path) -> int
 
 def _source(profile: str) -> str:
     """Return the profile as the notebooks are to find it, from another working directory."""
-    return (
-        str(Path(profile).resolve()) if profile.endswith((".yaml", ".yml")) else profile
-    )
+    return str(Path(profile).resolve()) if profile.endswith((".yaml", ".yml")) else profile
 
 
 def _whole(text: str) -> int:
     number = int(text)
     if number < 0:
-        raise argparse.ArgumentTypeError(
-            f"expected a whole number of at least 0, got {text}"
-        )
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 0, got {text}")
     return number
 
 
@@ -105,19 +95,13 @@ def _parser() -> argparse.ArgumentParser:
         default="embedded",
         help="embedded (default), smoke, paper, or the path of a YAML file",
     )
-    common.add_argument(
-        "--run-dir", metavar="DIR", help="run folder (default: runs/<profile>)"
-    )
-    common.add_argument(
-        "--seed", type=_whole, default=0, help="of the whole study (default: 0)"
-    )
+    common.add_argument("--run-dir", metavar="DIR", help="run folder (default: runs/<profile>)")
+    common.add_argument("--seed", type=_whole, default=0, help="of the whole study (default: 0)")
 
     run = commands.add_parser(
         "reproduce", parents=[common], help="execute the notebooks and write the report"
     )
-    run.add_argument(
-        "--only", metavar="01,02", help="numbers or names of notebooks (default: all)"
-    )
+    run.add_argument("--only", metavar="01,02", help="numbers or names of notebooks (default: all)")
     run.add_argument(
         "--workers",
         type=_whole,

@@ -112,7 +112,5 @@ def _bandit_of(sliders: dict[str, widgets.ValueWidget]) -> Bandit:
         deviations=tuple(sliders[f"deviation {k}"].value for k in (1, 2, 3)),
         form=form,
         vanilla_strength=vanilla,
-        variance_aware_strength=vanilla
-        if form in QUADRATIC
-        else sliders["aware"].value,
+        variance_aware_strength=vanilla if form in QUADRATIC else sliders["aware"].value,
     )

@@ -5,6 +5,7 @@ One palette everywhere: vanilla blue, variance-aware vermilion, reference grey (
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
@@ -15,7 +16,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FormatStrFormatter, MaxNLocator, PercentFormatter
 
-from vaalign_lib import tabular
 from vaalign_lib.bandit import Bandit, typical_reversed_estimates
 from vaalign_lib.statistics import Estimate, proportion
 from vaalign_lib.tabular import Array
@@ -42,7 +42,7 @@ SHORT_FORMS = {
     "grpo": "fixed point of GRPO",
     "vanilla": "vanilla",
 }
-_STYLE = {
+_STYLE: Any = {
     "figure.dpi": 110,
     "font.size": 10,
     "axes.titlesize": 10.5,
@@ -60,7 +60,7 @@ _STYLE = {
 
 @contextmanager
 def _canvas(
-    width: float, height: float, columns: int = 1, **grid: object
+    width: float, height: float, columns: int = 1, **grid: Any
 ) -> Iterator[tuple[Figure, list[Axes]]]:
     with mpl.rc_context(_STYLE):
         figure, axes = plt.subplots(
@@ -104,9 +104,7 @@ def bandit_arms(bandit: Bandit, estimates: Array) -> Figure:
             markersize=8,
             label="estimate",
         )
-        left.plot(
-            arms, bandit.rewards, "o", color=TRUTH, markersize=8, label="true reward"
-        )
+        left.plot(arms, bandit.rewards, "o", color=TRUTH, markersize=8, label="true reward")
         left.annotate(
             "estimate, ±1.96σ",
             (arms[0], shown[0]),
@@ -145,9 +143,7 @@ def _policy_bars(axes: Axes, policies: Mapping[str, Array], rewards: Array) -> N
     for k, (name, policy) in enumerate(policies.items()):
         place = arms + (k - (len(policies) - 1) / 2) * width
         label = f"{name}: return {policy @ rewards:.2f}"
-        bars = axes.bar(
-            place, policy, 0.92 * width, color=POLICY_COLOURS[name], label=label
-        )
+        bars = axes.bar(place, policy, 0.92 * width, color=POLICY_COLOURS[name], label=label)
         axes.bar_label(bars, [f"{p:.2f}" for p in policy], fontsize=8, padding=1)
     axes.axhline(0, color="black", linewidth=0.6)
     axes.set(ylabel="probability", xticks=arms)
@@ -172,23 +168,13 @@ def bandit_returns(
         figure,
         panels,
     ):
-        ends = [
-            np.quantile(values, [0, 1]) for pair in samples.values() for values in pair
-        ]
+        ends = [np.quantile(values, [0, 1]) for pair in samples.values() for values in pair]
         if bandit.form == "free":
-            ends = [
-                np.quantile(v, [0.002, 0.998])
-                for pair in samples.values()
-                for v in pair
-            ]
-        edges = np.linspace(
-            min(low for low, _ in ends), max(high for _, high in ends), 61
-        )
+            ends = [np.quantile(v, [0.002, 0.998]) for pair in samples.values() for v in pair]
+        edges = np.linspace(min(low for low, _ in ends), max(high for _, high in ends), 61)
         for axes, (title, returns) in zip(panels, samples.items(), strict=True):
             _return_histograms(axes, bandit, returns, edges, printed)
-            axes.set(
-                title=title, xlabel="return $\\pi^\\top r^*$ under the true rewards"
-            )
+            axes.set(title=title, xlabel="return $\\pi^\\top r^*$ under the true rewards")
         panels[0].set_ylabel("share of draws")
     return figure
 
@@ -203,9 +189,7 @@ def _return_histograms(
     names = ("vanilla", "variance-aware")
     for name, values in zip(names, returns, strict=True):
         weights = np.full(values.size, 1 / values.size)
-        axes.hist(
-            values, edges, weights=weights, color=POLICY_COLOURS[name], alpha=0.55
-        )
+        axes.hist(values, list(edges), weights=weights, color=POLICY_COLOURS[name], alpha=0.55)
     axes.axvline(bandit.base_return, color=REFERENCE, linewidth=2)
     axes.set_ylim(0, 1.6 * axes.get_ylim()[1])
     axes.annotate(
@@ -254,9 +238,7 @@ def bandit_forms(table: pd.DataFrame, printed: tuple[float, float]) -> Figure:
             bounds = table[[f"{column}_low", f"{column}_high"]].to_numpy().T
             error = np.abs(bounds - table[column].to_numpy())
             colour = POLICY_COLOURS[name]
-            axes.errorbar(
-                table[column], rows, xerr=error, fmt="o", color=colour, capsize=3
-            )
+            axes.errorbar(table[column], rows, xerr=error, fmt="o", color=colour, capsize=3)
             axes.axvline(paper, color="black", linewidth=1, linestyle=":")
             axes.set(title=f"risk of {name}\n(dotted: paper, {100 * paper:g}%)")
             axes.xaxis.set_major_formatter(PercentFormatter(1))
@@ -267,17 +249,11 @@ def bandit_forms(table: pd.DataFrame, printed: tuple[float, float]) -> Figure:
             text, inside = f"{100 * value:.1f}%", value > 0.7
             place, colour = (value - 0.03, "white") if inside else (0.02, "black")
             side = "right" if inside else "left"
-            panels[2].text(
-                place, row, text, va="center", ha=side, fontsize=8.5, color=colour
-            )
-        panels[2].set(
-            title="variance-aware gains on\nfully reversed estimates", xlim=(0, 1)
-        )
+            panels[2].text(place, row, text, va="center", ha=side, fontsize=8.5, color=colour)
+        panels[2].set(title="variance-aware gains on\nfully reversed estimates", xlim=(0, 1))
         panels[2].xaxis.set_major_formatter(PercentFormatter(1))
         panels[2].xaxis.set_major_locator(MaxNLocator(4))
-        panels[0].set(
-            yticks=rows, yticklabels=[SHORT_FORMS[form] for form in table["form"]]
-        )
+        panels[0].set(yticks=rows, yticklabels=[SHORT_FORMS[form] for form in table["form"]])
     return figure
 
 
@@ -410,14 +386,10 @@ def box_solution(table: pd.DataFrame, truth: float) -> Figure:
             title="The surrogate falls to zero",
         )
         palette = sns.color_palette("flare", table["arm"].nunique())
-        for colour, (arm, group) in zip(palette, table.groupby("arm"), strict=True):
-            right.plot(
-                group["beta"],
-                group["d"],
-                color=colour,
-                linewidth=2,
-                label=f"$\\hat R={group['estimate'].iloc[0]:+.1f}$, $\\sigma={group['deviation'].iloc[0]:.1f}$",
-            )
+        for colour, (_, group) in zip(palette, table.groupby("arm"), strict=True):
+            arm = group.iloc[0]
+            label = rf"$\hat R={arm['estimate']:+.1f}$, $\sigma={arm['deviation']:.1f}$"
+            right.plot(group["beta"], group["d"], color=colour, linewidth=2, label=label)
         right.set(
             xlabel="$\\beta$",
             ylabel="$d_i$",
@@ -500,9 +472,7 @@ def simplex_violations(table: pd.DataFrame, example: Mapping[str, Array]) -> Fig
         )
         left.legend(loc="upper left", bbox_to_anchor=(0, -0.18), fontsize=8.5)
         right.plot(example["epsilon"], example["vanilla"], color=VANILLA, linewidth=2)
-        right.plot(
-            example["epsilon"], example["variance-aware"], color=AWARE, linewidth=2
-        )
+        right.plot(example["epsilon"], example["variance-aware"], color=AWARE, linewidth=2)
         middle = len(example["epsilon"]) // 3
         right.annotate(
             "vanilla",
@@ -565,9 +535,7 @@ def trust_regions(
             linewidth=1,
         )
         for name, value in regions.items():
-            axes.tricontour(
-                x, y, value, levels=[1.0], colors=[colours[name]], linewidths=2
-            )
+            axes.tricontour(x, y, value, levels=[1.0], colors=[colours[name]], linewidths=2)
             axes.plot(
                 *_ternary(optima[name]),
                 "o",
@@ -662,9 +630,7 @@ def risk_frontier(
             for column, style in (("gain", "-"), ("risk", "--")):
                 values = equal_step[f"{name} {column}"]
                 label = f"{column}, {name}"
-                right.plot(
-                    equal_step["level"], values, style, color=colour, lw=2, label=label
-                )
+                right.plot(equal_step["level"], values, style, color=colour, lw=2, label=label)
         if np.isfinite(crossing):
             right.axvline(crossing, color=REFERENCE, linestyle=":")
             right.annotate(
@@ -701,9 +667,7 @@ def constrained_policies(
     """
     with _canvas(9.0, 3.8, 2) as (figure, (left, right)):
         _policy_bars(left, policies, estimates)
-        left.set(
-            title="At the same $\\mathrm{E}[\\sigma^2 \\ln(\\pi/\\pi_0)]$", xlabel="arm"
-        )
+        left.set(title="At the same $\\mathrm{E}[\\sigma^2 \\ln(\\pi/\\pi_0)]$", xlabel="arm")
         handles, labels = left.get_legend_handles_labels()
         left.legend(
             handles,
@@ -749,9 +713,7 @@ def optimality_gap(table: pd.DataFrame) -> Figure:
         )
         medians = table.groupby("shift")["share_lost"].median()
         for k, shift in enumerate(order):
-            axes.plot(
-                [k - 0.3, k + 0.3], [medians[shift]] * 2, color="black", linewidth=2
-            )
+            axes.plot([k - 0.3, k + 0.3], [medians[shift]] * 2, color="black", linewidth=2)
             axes.annotate(
                 f"{100 * medians[shift]:.0f}%",
                 (k + 0.32, medians[shift]),
@@ -762,7 +724,7 @@ def optimality_gap(table: pd.DataFrame) -> Figure:
             xlabel="constant added to all rewards",
             ylabel="share of the gain lost",
             ylim=(-0.05, 1.05),
-            title=f"Printed form against the optimum, {table['instance'].nunique()} problems (bars: medians)",
+            title=f"Loss of the printed form, {table['instance'].nunique()} problems (bars: medians)",
         )
         axes.yaxis.set_major_formatter(PercentFormatter(1))
     return figure
@@ -811,7 +773,7 @@ def weighted_divergence(path: pd.DataFrame, limits: pd.DataFrame) -> Figure:
             ylim=(1e-6, 3),
             xlabel="$\\beta$",
             ylabel="$\\mathrm{KL}(\\pi\\,\\|\\,\\pi_0)$ (nats)",
-            title="Constant estimates still move the true optimum",
+            title="A large β does not bring the true optimum back",
         )
         right.legend(fontsize=8.5, loc="center left")
     return figure
@@ -839,7 +801,7 @@ def figure_4(
             for name, gain in zip(("vanilla", "variance-aware"), gains, strict=True):
                 axes.hist(
                     gain,
-                    edges,
+                    list(edges),
                     weights=np.full(gain.size, 1 / gain.size),
                     color=POLICY_COLOURS[name],
                     alpha=0.55,
@@ -852,7 +814,8 @@ def figure_4(
             axes.text(
                 0.02,
                 0.97,
-                f"variance ratio {ratio.value:.2f}\n[{ratio.low:.2f}, {ratio.high:.2f}]\npaper: {printed[title]:g}",
+                f"variance ratio {ratio.value:.2f}\n[{ratio.low:.2f}, {ratio.high:.2f}]\n"
+                f"paper: {printed[title]:g}",
                 transform=axes.transAxes,
                 va="top",
                 fontsize=9,
@@ -863,7 +826,7 @@ def figure_4(
 
 
 def variance_ratios(table: pd.DataFrame, printed: Mapping[str, float]) -> Figure:
-    """The ratio of Figure 4 over random settings, raw and at equal mean gain, with the printed values."""
+    """Show Figure 4's ratio over random settings, raw and at equal mean gain."""
     with _canvas(9.2, 4.0, 2, sharey=True) as (figure, panels):
         for axes, (name, paper) in zip(panels, printed.items(), strict=True):
             one = table[table["range"] == name]
@@ -881,12 +844,8 @@ def variance_ratios(table: pd.DataFrame, printed: Mapping[str, float]) -> Figure
                     low, first, median, third, high = group[column].quantile(
                         [0.05, 0.25, 0.5, 0.75, 0.95]
                     )
-                    axes.plot(
-                        [k + offset] * 2, [low, high], color=colour, linewidth=1.5
-                    )
-                    axes.plot(
-                        [k + offset] * 2, [first, third], color=colour, linewidth=5
-                    )
+                    axes.plot([k + offset] * 2, [low, high], color=colour, linewidth=1.5)
+                    axes.plot([k + offset] * 2, [first, third], color=colour, linewidth=5)
                     axes.plot(
                         k + offset,
                         median,
@@ -905,9 +864,7 @@ def variance_ratios(table: pd.DataFrame, printed: Mapping[str, float]) -> Figure
                 fontsize=8.5,
             )
             axes.axhline(1, color=REFERENCE, linewidth=1)
-            axes.set(
-                yscale="log", xticks=range(len(keys)), title=f"variances from {name}"
-            )
+            axes.set(yscale="log", xticks=range(len(keys)), title=f"variances from {name}")
             axes.set_xticklabels(
                 labels, fontsize=8, rotation=35, ha="right", rotation_mode="anchor"
             )
@@ -970,7 +927,5 @@ def matched_kl(summary: pd.DataFrame, target: float) -> Figure:
                 )
             axes.set(xscale="log", xlabel="noise level", title=title)
         panels[2].yaxis.set_major_formatter(PercentFormatter(1))
-        panels[0].legend(
-            fontsize=8.5, title=f"KL = {target:g} nats", title_fontsize=8.5
-        )
+        panels[0].legend(fontsize=8.5, title=f"KL = {target:g} nats", title_fontsize=8.5)
     return figure

@@ -36,12 +36,10 @@ def with_mathml(page: str) -> str:
 
 def write_page(notebook: nbformat.NotebookNode, path: Path, title: str) -> None:
     """Write an executed notebook as one self-contained HTML file."""
-    exporter = OfflineHTMLExporter(
+    exporter = OfflineHTMLExporter(  # type: ignore[no-untyped-call]
         mathjax_url="", require_js_url="", jquery_url="", mermaid_js_url=""
     )
     exporter.exclude_anchor_links = True
-    page, _ = exporter.from_notebook_node(
-        notebook, resources={"metadata": {"name": title}}
-    )
+    page, _ = exporter.from_notebook_node(notebook, resources={"metadata": {"name": title}})
     page = re.sub(r"<script\b.*?</script>", "", page, flags=re.DOTALL)
     write_atomically(path, page)

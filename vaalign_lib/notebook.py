@@ -56,9 +56,7 @@ class NotebookRun:
         """Return the random generator of a named part, independent of the others and their order."""
         return np.random.default_rng(self.seed_of(name))
 
-    def save_figure(
-        self, figure: Figure, name: str, *, item: str, caption: str
-    ) -> None:
+    def save_figure(self, figure: Figure, name: str, *, item: str, caption: str) -> None:
         """Write a figure as PNG and PDF; `item` says which part of the paper it belongs to."""
         self.figures_dir.mkdir(parents=True, exist_ok=True)
         label = f"{caption} ({self.name}, profile {self.profile.name})"
@@ -141,9 +139,7 @@ class NotebookRun:
                 "item": rule.item,
                 "claim of the paper": rule.claim,
                 "printed": printed_value(rule.published) if rule.published else "",
-                "found": self._findings[rule.id].reproduced
-                if rule.id in self._findings
-                else "",
+                "found": self._findings[rule.id].reproduced if rule.id in self._findings else "",
                 "verdict": verdict(rule, self._findings.get(rule.id)),
             }
             for rule in rules().values()
@@ -193,9 +189,7 @@ def start(
     if not isinstance(seed, int) or seed < 0:
         raise ValueError(f"seed: expected a whole number of at least 0, got {seed!r}")
     if not isinstance(workers, int) or workers < 0:
-        raise ValueError(
-            f"workers: expected a whole number of at least 0, got {workers!r}"
-        )
+        raise ValueError(f"workers: expected a whole number of at least 0, got {workers!r}")
     logging.basicConfig(level=logging.WARNING)
     folder = Path(run_dir) if run_dir else RUNS / loaded.name
     return NotebookRun(

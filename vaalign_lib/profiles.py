@@ -23,9 +23,7 @@ class Section(BaseModel):
 class Bandit(Section):
     """Notebook 01."""
 
-    draws: Draws = Field(
-        description="draws of the estimates in Figure 3; the paper has 1,000"
-    )
+    draws: Draws = Field(description="draws of the estimates in Figure 3; the paper has 1,000")
     many_draws: Draws = Field(description="draws beside them, for the risks themselves")
 
 
@@ -34,9 +32,7 @@ class Theorems(Section):
 
     draws: Draws = Field(description="draws of the estimates per probability")
     instances: Count = Field(description="random problems per search or scatter plot")
-    settings: Count = Field(
-        description="random settings per distribution of Figure 4's ratio"
-    )
+    settings: Count = Field(description="random settings per distribution of Figure 4's ratio")
 
 
 class Profile(Section):
@@ -59,11 +55,7 @@ def load_profile(name: str | Path) -> Profile:
     Raises:
         ProfileError: there is no such profile, or a key or value in it is not allowed.
     """
-    path = (
-        Path(name)
-        if str(name).endswith((".yaml", ".yml"))
-        else PROFILES / f"{name}.yaml"
-    )
+    path = Path(name) if str(name).endswith((".yaml", ".yml")) else PROFILES / f"{name}.yaml"
     if not path.is_file():
         raise ProfileError(
             f"no profile {str(name)!r}: choose one of {', '.join(available_profiles())}, "
@@ -79,9 +71,7 @@ def load_profile(name: str | Path) -> Profile:
         return Profile.model_validate(content)
     except ValidationError as error:
         lines = [_explain(problem) for problem in error.errors()]
-        raise ProfileError(
-            f"{path}:\n" + "\n".join(f"  {line}" for line in lines)
-        ) from None
+        raise ProfileError(f"{path}:\n" + "\n".join(f"  {line}" for line in lines)) from None
 
 
 def _explain(problem: Any) -> str:

@@ -7,7 +7,9 @@ from typing import TypeVar
 import tqdm.auto
 import tqdm.std
 
-HEADLESS = "VAALIGN_HEADLESS"  # set by `vaalign reproduce`: nobody can see a widget or move a slider
+HEADLESS = (
+    "VAALIGN_HEADLESS"  # set by `vaalign reproduce`: nobody can see a widget or move a slider
+)
 
 T = TypeVar("T")
 
@@ -17,9 +19,7 @@ def headless() -> bool:
     return bool(os.environ.get(HEADLESS))
 
 
-def progress(
-    items: Iterable[T], description: str, total: int | None = None
-) -> Iterator[T]:
+def progress(items: Iterable[T], description: str, total: int | None = None) -> Iterator[T]:
     """Iterate over items with a bar that vanishes at the end."""
     bar = tqdm.std.tqdm if headless() else tqdm.auto.tqdm
     yield from bar(items, desc=description, total=total, leave=False)

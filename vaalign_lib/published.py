@@ -45,10 +45,8 @@ class UnknownRuleError(KeyError):
 
 @cache
 def published() -> pd.DataFrame:
-    """Return the printed numbers as strings, indexed by key: item, row, quantity, printed, unit, place."""
-    return pd.read_csv(
-        DATA / "published.csv", dtype=str, keep_default_na=False
-    ).set_index("key")
+    """Return the printed numbers by key, all as strings: item, row, quantity, printed, unit, place."""
+    return pd.read_csv(DATA / "published.csv", dtype=str, keep_default_na=False).set_index("key")
 
 
 def printed_value(key: str) -> float:
@@ -116,9 +114,7 @@ class Rule(_Strict):
         if self.item not in ITEMS + FURTHER_ITEMS:
             raise ValueError(f"{self.id}: {self.item!r} is no item of the paper")
         if self.criterion is not None and (self.met is None or self.not_met is None):
-            raise ValueError(
-                f"{self.id}: a criterion needs the verdicts `met` and `not_met`"
-            )
+            raise ValueError(f"{self.id}: a criterion needs the verdicts `met` and `not_met`")
         if self.criterion is not None and self.criterion.kind == "covers_printed":
             printed_value(self.published or "")
         return self

@@ -76,9 +76,7 @@ def _row(rule: Rule, finding: Finding | None) -> dict[str, Any]:
         "item": rule.item,
         "id": rule.id,
         "claim": rule.claim,
-        "published": ""
-        if printed is None
-        else f"{printed['printed']} {printed['unit']}".strip(),
+        "published": "" if printed is None else f"{printed['printed']} {printed['unit']}".strip(),
         "place": "" if printed is None else printed["place"],
         "reproduced": "" if finding is None else finding.reproduced,
         "value": None if finding is None else finding.value,
@@ -109,9 +107,7 @@ def _item(
     figures = [
         {
             "caption": figure["caption"],
-            "image": _embedded(
-                run_dir / record["notebook"] / "figures" / f"{figure['name']}.png"
-            ),
+            "image": _embedded(run_dir / record["notebook"] / "figures" / f"{figure['name']}.png"),
         }
         for record in records
         for figure in record["figures"]

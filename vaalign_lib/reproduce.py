@@ -93,9 +93,7 @@ def select(only: str | None) -> list[Notebook]:
     for part in wanted:
         if not any(part in (notebook.number, notebook.name) for notebook in everything):
             names = ", ".join(notebook.name for notebook in everything)
-            raise UnknownNotebookError(
-                f"--only: no notebook {part!r}; there are {names}"
-            )
+            raise UnknownNotebookError(f"--only: no notebook {part!r}; there are {names}")
     return [book for book in everything if book.number in wanted or book.name in wanted]
 
 
@@ -106,16 +104,12 @@ def notebook_key(notebook: Notebook, profile: Profile, seed: int) -> str:
     """Return the key of a notebook's run: its cells, the library, the inputs, profile, seed, packages."""
     content = nbformat.read(notebook.path, as_version=4)
     inputs = [
-        path
-        for path in sorted(DATA.rglob("*"))
-        if path.is_file() and RESULTS not in path.parents
+        path for path in sorted(DATA.rglob("*")) if path.is_file() and RESULTS not in path.parents
     ]
     library = sorted(PACKAGE.rglob("*.py"))
     return content_key(
         cells=[(cell.cell_type, cell.source) for cell in content.cells],
-        files={
-            str(path.relative_to(ROOT)): file_hash(path) for path in library + inputs
-        },
+        files={str(path.relative_to(ROOT)): file_hash(path) for path in library + inputs},
         profile=profile.model_dump(),
         seed=seed,
         packages=package_versions(),
@@ -188,16 +182,10 @@ def reproduce(
         _remove_leftovers(run_dir)
         for position, notebook in enumerate(chosen, start=1):
             label = f"[{position}/{len(chosen)}] {notebook.name}"
-            broken = [
-                one.notebook for one in outcomes if one.state in ("failed", "skipped")
-            ]
-            blocking = [
-                name for name in broken if name.split("_")[0] in notebook.needs()
-            ]
+            broken = [one.notebook for one in outcomes if one.state in ("failed", "skipped")]
+            blocking = [name for name in broken if name.split("_")[0] in notebook.needs()]
             if blocking:
-                outcome = Outcome(
-                    notebook.name, "skipped", message=f"needs {', '.join(blocking)}"
-                )
+                outcome = Outcome(notebook.name, "skipped", message=f"needs {', '.join(blocking)}")
             else:
                 key = notebook_key(notebook, profile, seed)
                 parameters = {
@@ -361,9 +349,7 @@ def _remove_leftovers(run_dir: Path) -> None:
                 path.unlink()
 
 
-def publish(
-    folder: Path, figures: Path = FIGURES, results: Path = RESULTS
-) -> list[Path]:
+def publish(folder: Path, figures: Path = FIGURES, results: Path = RESULTS) -> list[Path]:
     """Copy a finished run's figures and tables to where they are committed; return what changed."""
     changed = []
     for source, target in (("figures", figures), ("tables", results)):
@@ -375,9 +361,7 @@ def publish(
     return changed
 
 
-def status(
-    profile: Profile, run_dir: Path, seed: int = 0
-) -> Sequence[tuple[str, str, str]]:
+def status(profile: Profile, run_dir: Path, seed: int = 0) -> Sequence[tuple[str, str, str]]:
     """Return a row for every notebook: name, state, and when it finished or why not."""
     rows = []
     for notebook in notebooks():

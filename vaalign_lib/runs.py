@@ -44,8 +44,8 @@ def write_atomically(path: Path, content: bytes | str) -> None:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
+        Path(temporary).chmod(0o644)
+        Path(temporary).replace(path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
@@ -194,7 +194,5 @@ class RunStore:
                     "config": config,
                     "seconds": round(time.perf_counter() - started, 3),
                 }
-                (partial / "run.json").write_text(
-                    json.dumps(record, indent=1, default=_as_json)
-                )
+                (partial / "run.json").write_text(json.dumps(record, indent=1, default=_as_json))
         return pd.read_parquet(folder / "table.parquet")

@@ -22,9 +22,7 @@ def draw_estimates(
     true_rewards: Array, variances: Array, draws: int, rng: np.random.Generator
 ) -> Array:
     """Return R-hat ~ N(r*, Sigma): (draws, ..., arms) for (..., arms)."""
-    noise = rng.standard_normal(
-        (draws, *np.broadcast_shapes(true_rewards.shape, variances.shape))
-    )
+    noise = rng.standard_normal((draws, *np.broadcast_shapes(true_rewards.shape, variances.shape)))
     return true_rewards + np.sqrt(variances) * noise
 
 
@@ -39,9 +37,7 @@ def trust_region_pair(
     radius = tabular.matched_epsilon(variances, epsilon)
     return (
         tabular.trust_region_policy(estimates, reference, epsilon, form=form),
-        tabular.trust_region_policy(
-            estimates, reference, radius, variances=variances, form=form
-        ),
+        tabular.trust_region_policy(estimates, reference, radius, variances=variances, form=form),
     )
 
 
@@ -58,18 +54,18 @@ def lower_bound_probabilities(
     """Simulate the probability of Theorem 2.2's inequality at r* = signal * sigma on every arm.
 
     Returns:
-        A row per (arms, beta, signal): the probability with its interval, and the four bounds.
+        A row per (arms, beta, signal): the probability, an interval wide enough that all intervals
+        together hold with 95% (Bonferroni), and the four bounds.
     """
+    confidence = 1 - 0.05 / (len(arms) * len(betas) * len(signals))
     rows = []
     for count in arms:
         noise = np.random.default_rng([seed, count]).standard_normal((draws, count))
         for signal in signals:
             for beta in betas:
                 truth = np.full(count, float(signal))
-                event = theory.lower_bound_event(
-                    truth + noise, truth, np.ones(count), beta
-                )
-                estimate = proportion(event)
+                event = theory.lower_bound_event(truth + noise, truth, np.ones(count), beta)
+                estimate = proportion(event, confidence)
                 rows.append(
                     {
                         "arms": count,
@@ -91,7 +87,7 @@ def lower_bound_instances(instances: int, draws: int, seed: int) -> pd.DataFrame
     """Simulate Theorem 2.2's probability on random r* (dense and sparse), Sigma and beta.
 
     Returns:
-        A row per instance: probability with its interval and the two sharp bounds.
+        A row per instance: the probability, its interval (Bonferroni, as above), the sharp bounds.
     """
     rng = np.random.default_rng(seed)
     rows = []
@@ -99,14 +95,11 @@ def lower_bound_instances(instances: int, draws: int, seed: int) -> pd.DataFrame
         arms = int(rng.integers(1, 21))
         variances = rng.lognormal(0, 1, arms)
         sparse = rng.random(arms) < rng.choice([0.3, 1.0])
-        truth = (
-            rng.normal(0, 10 ** rng.uniform(-1, 1), arms) * np.sqrt(variances) * sparse
-        )
+        truth = rng.normal(0, 10 ** rng.uniform(-1, 1), arms) * np.sqrt(variances) * sparse
         beta = rng.uniform(0.2, 1.6 * np.sqrt(arms))
         estimates = draw_estimates(truth, variances, draws, rng)
-        estimate = proportion(
-            theory.lower_bound_event(estimates, truth, variances, beta)
-        )
+        event = theory.lower_bound_event(estimates, truth, variances, beta)
+        estimate = proportion(event, 1 - 0.05 / instances)
         rows.append(
             {
                 "arms": arms,
@@ -180,9 +173,7 @@ def simplex_search(arms: int, instances: int, draws: int, seed: int) -> pd.DataF
         interior = float(theory.interior_epsilon(reference))
         epsilon = interior * 10 ** rng.uniform(-0.5, np.log10(2 / interior))
         estimates = draw_estimates(truth, variances, draws, rng)
-        policies = trust_region_pair(
-            estimates, variances, reference, epsilon, "simplex"
-        )
+        policies = trust_region_pair(estimates, variances, reference, epsilon, "simplex")
         worse = [policy @ truth <= reference @ truth for policy in policies]
         paired = worse[1].astype(float) - worse[0].astype(float)
         error = max(paired.std(ddof=1), 1 / np.sqrt(draws)) / np.sqrt(draws)
@@ -265,10 +256,8 @@ def paired_at_equal_step(levels: pd.DataFrame, step: float) -> pd.DataFrame:
     Returns:
         A row per level and instance: gains and risks of both policies and vanilla's less the other's.
     """
-    columns = {}
-    for (level, name, instance), path in levels.groupby(
-        ["level", "policy", "instance"]
-    ):
+    columns: dict[tuple[float, int], dict[str, float]] = {}
+    for (level, name, instance), path in levels.groupby(["level", "policy", "instance"]):
         path = path.sort_values("step")
         for column in ("gain", "risk"):
             value = np.interp(step, path["step"], path[column])
@@ -292,9 +281,7 @@ def zero_crossing(levels: pd.Series, differences: pd.Series) -> float:
     return float(x[k] + (x[k + 1] - x[k]) * y[k] / (y[k] - y[k + 1]))
 
 
-def summarize(
-    table: pd.DataFrame, by: Sequence[str], columns: Sequence[str]
-) -> pd.DataFrame:
+def summarize(table: pd.DataFrame, by: Sequence[str], columns: Sequence[str]) -> pd.DataFrame:
     """Return the mean of every column per group, with its interval over the rows of the group."""
     rows = []
     for key, group in table.groupby(list(by), sort=False):
@@ -346,21 +333,15 @@ def at_constraint(
     """Return the policy of a family, (arms,), whose beta makes E[sigma^2 ln(pi / pi_0)] equal epsilon."""
     scale = np.ptp(estimates) / variances.mean()
 
-    def measure(beta: Array, _: Array) -> Array:
+    def measure(beta: Array) -> Array:
         many = np.broadcast_to(estimates, (beta.size, estimates.size))
-        return tabular.weighted_kl(
-            family(many, variances, reference, beta), reference, variances
-        )
+        return tabular.weighted_kl(family(many, variances, reference, beta), reference, variances)
 
-    beta = scale * tabular.solve_beta(
-        lambda b, k: measure(scale * b, k), epsilon, 1, name="epsilon"
-    )
+    beta = scale * tabular.solve_beta(lambda b, _: measure(scale * b), epsilon, 1, name="epsilon")
     return family(estimates, variances, reference, beta[0])
 
 
-def optimum_by_slsqp(
-    estimates: Array, variances: Array, reference: Array, epsilon: float
-) -> Array:
+def optimum_by_slsqp(estimates: Array, variances: Array, reference: Array, epsilon: float) -> Array:
     """Solve the problem of Theorem 2.7 by scipy's general solver, which knows no closed form. (arms,)."""
     result = minimize(
         lambda policy: -policy @ estimates,
@@ -371,9 +352,7 @@ def optimum_by_slsqp(
             {"type": "eq", "fun": lambda policy: policy.sum() - 1},
             {
                 "type": "ineq",
-                "fun": lambda policy: (
-                    epsilon - tabular.weighted_kl(policy, reference, variances)
-                ),
+                "fun": lambda policy: epsilon - tabular.weighted_kl(policy, reference, variances),
             },
         ],
         method="SLSQP",
@@ -404,9 +383,7 @@ def printed_policy_gap(
         )
         best = float(optimum[0, 0] @ estimates - reference @ estimates)
         for shift in shifts:
-            path = best_on_printed_path(
-                estimates + shift, variances, reference, epsilon
-            )
+            path = best_on_printed_path(estimates + shift, variances, reference, epsilon)
             gain = float(path @ estimates - reference @ estimates)
             rows.append(
                 {
@@ -473,8 +450,7 @@ def variance_ratios(
                     "setting": setting,
                     "range": f"({low:g}, {high:g})",
                     **_columns("ratio", ratio),
-                    "equal_gain_ratio": ratio.value
-                    * (gains[1].mean() / gains[0].mean()) ** 2,
+                    "equal_gain_ratio": ratio.value * (gains[1].mean() / gains[0].mean()) ** 2,
                 }
             )
     return pd.DataFrame(rows)
@@ -542,13 +518,14 @@ def matched_kl(
     draws: int,
     seed: int,
 ) -> pd.DataFrame:
-    """Compare policies at the same mean KL to the reference, over levels of the noise.
+    """Compare policies at the same mean KL to the reference, over noise levels.
 
     Problems: r* ~ N(0, 1), variances lognormal with mean 1 times level^2, uniform reference. The beta of
     every policy is set once per level, for all problems and draws together, as a trainer would.
 
     Returns:
-        A row per (level, policy, instance), without policies that cannot reach that KL: beta, KL, mean gain, its standard deviation and risk over draws.
+        A row per (level, policy, instance), without policies that cannot reach that KL: beta, KL,
+        mean gain, its standard deviation and risk over draws.
     """
     rng = np.random.default_rng(seed)
     truth, variances, noise = _problems(arms, instances, draws, rng)
@@ -560,13 +537,9 @@ def matched_kl(
             pilot = estimates[: max(1, 20_000 // instances)]
             beta = beta_at_mean_kl(family, pilot, scaled, reference, target)
             if np.isnan(beta):
-                rows.append(
-                    {"level": level, "policy": name, "instance": -1, "beta": beta}
-                )
+                rows.append({"level": level, "policy": name, "instance": -1, "beta": beta})
                 continue
-            policy = family(
-                estimates, scaled, reference, np.full(estimates.shape[:-1], beta)
-            )
+            policy = family(estimates, scaled, reference, np.full(estimates.shape[:-1], beta))
             gain = tabular.expected_reward(policy, truth) - truth.mean(-1)
             divergence = tabular.weighted_kl(policy, reference).mean(0)
             rows += [

@@ -24,16 +24,12 @@ class Estimate:
 
 
 def proportion(events: ArrayLike, confidence: float = CONFIDENCE) -> Estimate:
-    """Estimate a probability from independent events (count,), with the exact Clopper-Pearson interval."""
+    """Estimate a probability from independent events (count,), with Clopper-Pearson's interval."""
     happened = np.asarray(events, dtype=bool)
     if happened.ndim != 1 or not happened.size:
-        raise ValueError(
-            f"events: expected a non-empty vector, got shape {happened.shape}"
-        )
+        raise ValueError(f"events: expected a non-empty vector, got shape {happened.shape}")
     successes, count = int(happened.sum()), happened.size
-    low, high = proportion_confint(
-        successes, count, alpha=1 - confidence, method="beta"
-    )
+    low, high = proportion_confint(successes, count, alpha=1 - confidence, method="beta")
     return Estimate(successes / count, float(low), float(high), count)
 
 
@@ -42,9 +38,7 @@ def mean(samples: ArrayLike, confidence: float = CONFIDENCE) -> Estimate:
     values = _samples("samples", samples)
     half = norm.ppf(0.5 + confidence / 2) * values.std(ddof=1) / np.sqrt(values.size)
     centre = values.mean()
-    return Estimate(
-        float(centre), float(centre - half), float(centre + half), values.size
-    )
+    return Estimate(float(centre), float(centre - half), float(centre + half), values.size)
 
 
 def median(samples: ArrayLike, confidence: float = CONFIDENCE) -> Estimate:
@@ -72,15 +66,11 @@ def paired_variance_ratio(
         )
     variances = a.var(ddof=1), b.var(ddof=1)
     if min(variances) == 0:
-        raise ValueError(
-            "numerator, denominator: all samples are equal, the ratio is undefined"
-        )
+        raise ValueError("numerator, denominator: all samples are equal, the ratio is undefined")
     influence = (a - a.mean()) ** 2 / variances[0] - (b - b.mean()) ** 2 / variances[1]
     half = norm.ppf(0.5 + confidence / 2) * influence.std(ddof=1) / np.sqrt(a.size)
     ratio = variances[0] / variances[1]
-    return Estimate(
-        float(ratio), float(ratio * np.exp(-half)), float(ratio * np.exp(half)), a.size
-    )
+    return Estimate(float(ratio), float(ratio * np.exp(-half)), float(ratio * np.exp(half)), a.size)
 
 
 def _samples(name: str, samples: ArrayLike) -> np.ndarray:

@@ -15,7 +15,7 @@ reference in the metric of the constraint is returned, so constant estimates giv
 """
 
 from collections.abc import Callable
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -36,9 +36,7 @@ _NEWTON_STEPS = 200  # Newton's method is monotone here and takes about ten
 def _finite(name: str, values: ArrayLike) -> Array:
     array = np.asarray(values, dtype=float)
     if array.ndim == 0:
-        raise ValueError(
-            f"{name}: expected an array with the arms on its last axis, got a scalar"
-        )
+        raise ValueError(f"{name}: expected an array with the arms on its last axis, got a scalar")
     if not np.isfinite(array).all():
         raise ValueError(f"{name}: must be finite, got NaN or infinity")
     return array
@@ -47,9 +45,7 @@ def _finite(name: str, values: ArrayLike) -> Array:
 def _distribution(name: str, values: ArrayLike) -> Array:
     array = _finite(name, values)
     if (array < 0).any() or not np.allclose(array.sum(-1), 1.0, atol=1e-9, rtol=0):
-        raise ValueError(
-            f"{name}: must be non-negative and sum to 1 over the last axis"
-        )
+        raise ValueError(f"{name}: must be non-negative and sum to 1 over the last axis")
     return array
 
 
@@ -74,20 +70,14 @@ def _problem(
     except ValueError:
         shapes = ", ".join(
             f"{name} {array.shape}"
-            for name, array in zip(
-                ("estimates", "variances", "reference"), checked, strict=True
-            )
+            for name, array in zip(("estimates", "variances", "reference"), checked, strict=True)
         )
-        raise ValueError(
-            f"estimates, variances, reference: shapes do not fit: {shapes}"
-        ) from None
+        raise ValueError(f"estimates, variances, reference: shapes do not fit: {shapes}") from None
     if checked[2].shape[-1] != shape[-1]:
         raise ValueError(
             f"reference: has {checked[2].shape[-1]} arms, the estimates have {shape[-1]}"
         )
-    estimates, variances, reference = (
-        np.broadcast_to(array, shape) for array in checked
-    )
+    estimates, variances, reference = (np.broadcast_to(array, shape) for array in checked)
     return estimates, variances, reference
 
 
@@ -124,6 +114,7 @@ def trust_region_policy(
         reference: pi_0 (..., arms).
         epsilon: squared radius (...), at least 0, in units of the variances.
         variances: sigma^2 (..., arms).
+        form: what else is required of pi, see above.
 
     Returns:
         pi (..., arms).
@@ -132,9 +123,7 @@ def trust_region_policy(
         ValueError: an argument is not finite, not positive, not a distribution, or of another shape.
     """
     if form not in get_args(QuadraticForm):
-        raise ValueError(
-            f"form: must be one of {', '.join(get_args(QuadraticForm))}, got {form!r}"
-        )
+        raise ValueError(f"form: must be one of {', '.join(get_args(QuadraticForm))}, got {form!r}")
     estimates, variances, reference = _problem(estimates, variances, reference)
     epsilon = np.asarray(epsilon, dtype=float)
     if not (np.isfinite(epsilon) & (epsilon >= 0)).all():
@@ -145,9 +134,7 @@ def trust_region_policy(
         estimates = _centred(estimates, 1 / variances)
     direction = estimates / variances
     length = np.sqrt((estimates * direction).sum(-1))
-    step = np.divide(
-        np.sqrt(epsilon), length, out=np.zeros_like(length), where=length > 0
-    )
+    step = np.divide(np.sqrt(epsilon), length, out=np.zeros_like(length), where=length > 0)
     return reference + step[..., None] * direction
 
 
@@ -160,9 +147,7 @@ def _centred(estimates: Array, weights: Array) -> Array:
     return np.where(spread > _SAME * scale, centred, 0.0)
 
 
-def _simplex_policy(
-    estimates: Array, variances: Array, reference: Array, epsilon: Array
-) -> Array:
+def _simplex_policy(estimates: Array, variances: Array, reference: Array, epsilon: Array) -> Array:
     """Follow the path of optimal policies from the reference outwards until the constraint binds.
 
     The KKT conditions give pi(t) = max(0, pi_0 + (t R-hat - a) / sigma^2) with a(t) from the sum.
@@ -182,9 +167,7 @@ def _simplex_policy(
             to_zero.min(-1),
             _distance_to_boundary(policy, slope, variances, reference, epsilon),
         )
-        emptied = (
-            (to_zero <= step[..., None]) & walking[..., None] & np.isfinite(to_zero)
-        )
+        emptied = (to_zero <= step[..., None]) & walking[..., None] & np.isfinite(to_zero)
         move = np.where(walking & np.isfinite(step), step, 0.0)
         policy = np.where(emptied, 0.0, policy + move[..., None] * slope)
         support &= ~emptied
@@ -207,9 +190,7 @@ def _distance_to_boundary(
 # --- Theorem 2.7 and its relatives: penalties on the log ratio ------------------------------------
 
 
-def softmax_policy(
-    estimates: ArrayLike, reference: ArrayLike, beta: ArrayLike
-) -> Array:
+def softmax_policy(estimates: ArrayLike, reference: ArrayLike, beta: ArrayLike) -> Array:
     """Vanilla: maximize E_pi[R-hat] - beta KL(pi || pi_0), Equation (6).
 
     pi(y) = pi_0(y) exp(R-hat(y) / beta) / Z. Shapes: estimates and reference (..., arms), beta (...).
@@ -256,7 +237,7 @@ def exact_policy(
 def ppo_fixed_point(
     estimates: ArrayLike, variances: ArrayLike, reference: ArrayLike, beta: ArrayLike
 ) -> Array:
-    """Fixed point of PPO or RLOO when the weighted penalty is part of a detached reward, Equation (5).
+    """Return the fixed point of PPO or RLOO with the penalty of Equation (5) as a detached reward.
 
     The policy gradient of the reward R-hat - beta sigma^2 ln(pi / pi_0), held constant, vanishes
     where that reward is the same for all arms: ln(pi / pi_0) = (R-hat - nu) / (beta sigma^2).
@@ -269,7 +250,7 @@ def ppo_fixed_point(
 def grpo_fixed_point(
     estimates: ArrayLike, variances: ArrayLike, reference: ArrayLike, beta: ArrayLike
 ) -> Array:
-    """Fixed point of a weighted k3 penalty inside the loss, as GRPO has it.
+    """Return the fixed point of a weighted k3 penalty inside the loss, as GRPO has it.
 
     With samples from pi the gradient of beta sigma^2 (pi_0 / pi - 1 - ln(pi_0 / pi)) through the log
     ratio is that of a forward KL, so R-hat - beta sigma^2 (1 - pi_0 / pi) = nu: the maximum of
@@ -283,9 +264,7 @@ def grpo_fixed_point(
     )
     poles = _relative_to((poles + masses).argmax(-1), poles)
     nu = (poles + masses).max(-1)
-    for _ in range(
-        _NEWTON_STEPS
-    ):  # on 1 / sum(pi), which is concave and increasing in nu
+    for _ in range(_NEWTON_STEPS):  # on 1 / sum(pi), which is concave and increasing in nu
         terms = masses / (nu[..., None] - poles)
         total = terms.sum(-1)
         slope = (terms / (nu[..., None] - poles)).sum(-1)
@@ -337,9 +316,7 @@ def _tilted(
     return _tilt(_log(reference), estimates, _penalty_weights(variances, beta), offset)
 
 
-def _tilt(
-    log_reference: Array, estimates: Array, weights: Array, offset: float
-) -> Array:
+def _tilt(log_reference: Array, estimates: Array, weights: Array, offset: float) -> Array:
     """Return pi_0 exp((R-hat - nu) / weights - offset) with nu from the normalization.
 
     The logarithm of the sum is convex and decreasing in nu, and Newton's method is monotone when it
@@ -368,9 +345,7 @@ def _relative_to(arm: NDArray[np.intp], values: Array) -> Array:
 
 def _converged(excess: Array, step: Array, nu: Array) -> bool:
     """Whether everywhere the mass is 1 up to rounding, or the step in nu is below its rounding."""
-    return bool(
-        ((np.abs(excess) <= 64 * _EPS) | (np.abs(step) <= 2 * _EPS * np.abs(nu))).all()
-    )
+    return bool(((np.abs(excess) <= 64 * _EPS) | (np.abs(step) <= 2 * _EPS * np.abs(nu))).all())
 
 
 # --- measures of a policy ---------------------------------------------------------------------------
@@ -432,7 +407,8 @@ def solve_beta(
         target: (draws,) or a scalar.
         draws: their number.
         name: of the target, for the error.
-        smallest, largest: the interval that is searched.
+        smallest: end of the interval that is searched.
+        largest: its other end.
 
     Returns:
         beta (draws,); 0 where the measure stays below the target down to `smallest`: the constraint
@@ -446,7 +422,7 @@ def solve_beta(
     if not np.isfinite(goal).all():
         raise ValueError(f"{name}: must be finite")
 
-    def excess(log_beta: Array, draw: Array) -> Array:
+    def excess(log_beta: Array, draw: NDArray[Any]) -> Array:
         chosen = draw.astype(np.intp)
         return measure(np.exp(log_beta), chosen) - goal[chosen]
 
@@ -495,27 +471,17 @@ def constrained_policy(
     """
     estimates, variances, reference = _problem(estimates, variances, reference)
     if estimates.ndim != 3:
-        raise ValueError(
-            f"estimates: expected (draws, prompts, arms), got shape {estimates.shape}"
-        )
+        raise ValueError(f"estimates: expected (draws, prompts, arms), got shape {estimates.shape}")
     draws, prompts, _ = estimates.shape
-    weights = (
-        np.full(prompts, 1 / prompts) if prompt_weights is None else prompt_weights
-    )
+    weights = np.full(prompts, 1 / prompts) if prompt_weights is None else prompt_weights
     scale = _value_scale(estimates, variances)
 
     def policy_at(beta: Array, draw: NDArray[np.intp]) -> Array:
-        per_prompt = np.broadcast_to(
-            (beta * scale[draw])[:, None], (len(draw), prompts)
-        )
-        return exact_policy(
-            estimates[draw], variances[draw], reference[draw], per_prompt
-        )
+        per_prompt = np.broadcast_to((beta * scale[draw])[:, None], (len(draw), prompts))
+        return exact_policy(estimates[draw], variances[draw], reference[draw], per_prompt)
 
     def measure(beta: Array, draw: NDArray[np.intp]) -> Array:
-        return weighted_kl(
-            policy_at(beta, draw), reference[draw], variances[draw], weights
-        )
+        return weighted_kl(policy_at(beta, draw), reference[draw], variances[draw], weights)
 
     beta = solve_beta(measure, epsilon, draws, name="epsilon")
     binding = np.flatnonzero(beta > 0)

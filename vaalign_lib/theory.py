@@ -17,16 +17,12 @@ from vaalign_lib.tabular import Array
 
 def printed_bound(arms: ArrayLike, beta: ArrayLike) -> Array:
     """Return 1 - exp(-n / beta^2), the probability that Theorem 2.2 prints."""
-    return -np.expm1(
-        -np.asarray(arms, dtype=float) / np.asarray(beta, dtype=float) ** 2
-    )
+    return -np.expm1(-np.asarray(arms, dtype=float) / np.asarray(beta, dtype=float) ** 2)
 
 
 def proof_bound(arms: ArrayLike, beta: ArrayLike) -> Array:
     """Return 1 - exp(-beta^2 / n): the proof's beta = sqrt(n ln(1 / delta)) solved for 1 - delta."""
-    return -np.expm1(
-        -(np.asarray(beta, dtype=float) ** 2) / np.asarray(arms, dtype=float)
-    )
+    return -np.expm1(-(np.asarray(beta, dtype=float) ** 2) / np.asarray(arms, dtype=float))
 
 
 def lower_bound(arms: ArrayLike, beta: ArrayLike) -> Array:
@@ -73,16 +69,12 @@ def box_maximizer(estimates: ArrayLike, variances: ArrayLike, beta: ArrayLike) -
         raise ValueError("beta: must be finite and at least 0")
     if not (np.isfinite(variances) & (variances > 0)).all():
         raise ValueError("variances: must be positive and finite")
-    estimates, variances = np.broadcast_arrays(
-        np.asarray(estimates, dtype=float), variances
-    )
+    estimates, variances = np.broadcast_arrays(np.asarray(estimates, dtype=float), variances)
     if not np.isfinite(estimates).all():
         raise ValueError("estimates: must be finite, got NaN or infinity")
     scaled, cap = np.abs(estimates) / np.sqrt(variances), 2 * np.sqrt(variances)
     limit = _box_scale(scaled, cap, beta)
-    length = np.minimum(
-        cap, scaled * np.where(np.isfinite(limit), limit, 0.0)[..., None]
-    )
+    length = np.minimum(cap, scaled * np.where(np.isfinite(limit), limit, 0.0)[..., None])
     length = np.where(np.isinf(limit)[..., None] & (scaled > 0), cap, length)
     return np.sign(estimates) * length / np.sqrt(variances)
 
@@ -100,9 +92,7 @@ def _box_scale(scaled: Array, cap: Array, beta: Array) -> Array:
     slope = beta[..., None] ** 2 - np.maximum(free, 0.0)
     with np.errstate(divide="ignore", invalid="ignore"):
         root = np.where(slope > 0, capped / slope, np.inf)
-    upper = np.concatenate(
-        [knots[..., 1:], np.full_like(knots[..., :1], np.inf)], axis=-1
-    )
+    upper = np.concatenate([knots[..., 1:], np.full_like(knots[..., :1], np.inf)], axis=-1)
     first = np.argmax(root <= upper, axis=-1)[..., None]
     solution = np.sqrt(np.take_along_axis(root, first, -1)[..., 0])
     return np.where((scaled**2).sum(-1) <= beta**2, 0.0, solution)
@@ -159,9 +149,7 @@ def variance_aware_risk(
     )
     if form == "sum_to_one":
         precision = 1 / variances
-        centre = (precision * rewards).sum(-1, keepdims=True) / precision.sum(
-            -1, keepdims=True
-        )
+        centre = (precision * rewards).sum(-1, keepdims=True) / precision.sum(-1, keepdims=True)
         rewards = rewards - centre
     signal = np.sqrt((rewards**2 / variances).sum(-1))
     return _risk(signal, np.ones_like(signal))
@@ -171,9 +159,7 @@ def _risk(mean: Array, deviation: Array) -> Array:
     """Return P(N(mean, deviation^2) <= 0); without signal the policy never changes, so 1."""
     return np.where(
         deviation * mean > 0,
-        norm.cdf(
-            -np.divide(mean, deviation, out=np.zeros_like(mean), where=deviation > 0)
-        ),
+        norm.cdf(-np.divide(mean, deviation, out=np.zeros_like(mean), where=deviation > 0)),
         1.0,
     )
 

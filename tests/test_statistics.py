@@ -1,0 +1,59 @@
+"""Estimates and intervals against known values and simulated coverage."""
+
+import numpy as np
+import pytest
+
+from vaalign_lib.statistics import mean, median, paired_variance_ratio, proportion
+
+
+def coverage(estimate, truth, samples):
+    inside = [(e := estimate(sample)).low <= truth <= e.high for sample in samples]
+    return np.mean(inside)
+
+
+def test_clopper_pearson_known_values():
+    # 1 of 1,000 and 2 of 1,000: binom.test in R gives 2.5317e-05..0.0055589 and 0.00024231..0.0072058
+    one, two = (proportion(np.arange(1000) < k) for k in (1, 2))
+    assert (one.value, one.count) == (0.001, 1000)
+    assert (one.low, one.high) == pytest.approx((2.5317e-05, 0.0055589), rel=1e-3)
+    assert (two.low, two.high) == pytest.approx((0.00024231, 0.0072058), rel=1e-3)
+    assert proportion([False] * 50).low == 0
+
+
+def test_intervals_cover_as_often_as_they_say():
+    rng = np.random.default_rng(0)
+    margin = 4 * np.sqrt(0.05 * 0.95 / 2000)
+    assert abs(coverage(mean, 0.5, rng.random((2000, 200))) - 0.95) < margin
+    assert coverage(median, np.log(2), rng.exponential(size=(2000, 101))) > 0.95 - margin
+    skewed = rng.exponential(size=(2000, 500)) ** 1.2
+    shared = rng.normal(size=(2000, 500))
+    pairs = zip(skewed + shared, 0.5 * shared + rng.normal(size=(2000, 500)), strict=True)
+    from scipy.special import gamma
+
+    ratio = (gamma(3.4) - gamma(2.2) ** 2 + 1) / 1.25
+    assert 0.90 < coverage(lambda pair: paired_variance_ratio(*pair), ratio, pairs) < 0.97
+
+
+def test_ratio_of_pairs_knows_the_pairing():
+    rng = np.random.default_rng(1)
+    a = rng.normal(size=5000)
+    wide = paired_variance_ratio(a, rng.normal(size=5000))
+    narrow = paired_variance_ratio(a, 2 * a + 0.01 * rng.normal(size=5000))
+    assert narrow.value == pytest.approx(0.25, rel=1e-3)
+    assert (narrow.high - narrow.low) / narrow.value < 0.05 * (wide.high - wide.low) / wide.value
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: mean([1.0]), "samples: .*at least two"),
+        (lambda: mean([1.0, np.nan]), "samples: must be finite"),
+        (lambda: median([[1.0, 2.0]]), "samples: expected a vector"),
+        (lambda: proportion([]), "events"),
+        (lambda: paired_variance_ratio([1, 2, 3], [1, 2]), "denominator: expected 3"),
+        (lambda: paired_variance_ratio([1, 2, 3], [1, 1, 1]), "all samples are equal"),
+    ],
+)
+def test_bad_input_is_refused_by_name(call, words):
+    with pytest.raises(ValueError, match=words):
+        call()
