@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +18,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code."""
     options = _parser().parse_args(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
-    logging.getLogger("papermill").setLevel(logging.ERROR)
+    for library in ("papermill", "traitlets"):
+        logging.getLogger(library).setLevel(logging.ERROR)
+    signal.signal(signal.SIGTERM, _terminate)
     try:
         if not NOTEBOOKS.is_dir():
             raise FileNotFoundError(
@@ -40,6 +43,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 130
+
+
+def _terminate(*_: object) -> None:
+    """End like an interruption, with everything tidied up, and the exit code of a terminated process."""
+    raise SystemExit(128 + signal.SIGTERM)
 
 
 def _reproduce(options: argparse.Namespace, profile: Profile, run_dir: Path) -> int:

@@ -16,6 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FormatStrFormatter, MaxNLocator, PercentFormatter
 
+from vaalign_lib import theory
 from vaalign_lib.bandit import Bandit, typical_reversed_estimates
 from vaalign_lib.statistics import Estimate, proportion
 from vaalign_lib.tabular import Array
@@ -144,7 +145,8 @@ def _policy_bars(axes: Axes, policies: Mapping[str, Array], rewards: Array) -> N
         place = arms + (k - (len(policies) - 1) / 2) * width
         label = f"{name}: return {policy @ rewards:.2f}"
         bars = axes.bar(place, policy, 0.92 * width, color=POLICY_COLOURS[name], label=label)
-        axes.bar_label(bars, [f"{p:.2f}" for p in policy], fontsize=8, padding=1)
+        if len(policies) <= 3:
+            axes.bar_label(bars, [f"{p:.2f}" for p in policy], fontsize=8, padding=1)
     axes.axhline(0, color="black", linewidth=0.6)
     axes.set(ylabel="probability", xticks=arms)
     axes.grid(axis="x", visible=False)
@@ -303,58 +305,24 @@ def bandit_shift(table: pd.DataFrame) -> Figure:
 def lower_bound_probabilities(table: pd.DataFrame) -> Figure:
     """Theorem 2.2: printed bound, proof's bound, sharp bounds and simulated probabilities over beta."""
     arms = sorted(table["arms"].unique())
-    with _canvas(2.5 * len(arms) + 1.6, 3.3, len(arms), sharey=True) as (
-        figure,
-        panels,
-    ):
+    signals = sorted(table["signal"].unique())
+    greys = mpl.colormaps["Greys"](np.linspace(0.3, 1.0, len(signals)))
+    betas = np.geomspace(table["beta"].min(), table["beta"].max(), 300)
+    with _canvas(2.2 * len(arms) + 1.8, 3.2, len(arms), sharey=True) as (figure, panels):
         for axes, count in zip(panels, arms, strict=True):
-            one = table[table["arms"] == count]
-            lines = one[one["signal"] == one["signal"].min()].sort_values("beta")
-            axes.fill_between(
-                lines["beta"],
-                lines["sharp_lower"],
-                lines["sharp_upper"],
-                color=TRUTH,
-                alpha=0.18,
-                linewidth=0,
-            )
-            axes.plot(
-                lines["beta"],
-                lines["sharp_lower"],
-                color=TRUTH,
-                label="sharp bounds $F_n(\\beta^2)$, $\\Phi(\\beta)$",
-            )
-            axes.plot(lines["beta"], lines["sharp_upper"], color=TRUTH)
-            axes.plot(
-                lines["beta"],
-                lines["printed"],
-                color=PRINTED,
-                linestyle="--",
-                label="as printed",
-            )
-            axes.plot(
-                lines["beta"],
-                lines["proof"],
-                color=GRPO,
-                linestyle="-.",
-                label="as the proof gives it",
-            )
-            for signal, group in one.groupby("signal"):
-                shade = 0.15 + 0.75 * sorted(one["signal"].unique()).index(signal) / (
-                    one["signal"].nunique() - 1
-                )
-                axes.plot(
-                    group["beta"],
-                    group["probability"],
-                    ".",
-                    color=mpl.colormaps["Greys"](shade + 0.1),
-                    markersize=6,
-                    label=f"simulated, $|r^*|={signal:g}\\sigma$",
-                )
+            low, high = theory.lower_bound(count, betas), theory.upper_bound(betas)
+            axes.fill_between(betas, low, high, color=TRUTH, alpha=0.18, linewidth=0)
+            axes.plot(betas, low, color=TRUTH, label=r"sharp: $F_n(\beta^2)$, $\Phi(\beta)$")
+            axes.plot(betas, high, color=TRUTH)
+            printed, proof = theory.printed_bound(count, betas), theory.proof_bound(count, betas)
+            axes.plot(betas, printed, color=PRINTED, linestyle="--", label="as printed")
+            axes.plot(betas, proof, color=GRPO, linestyle="-.", label="as the proof gives it")
+            for colour, signal in zip(greys, signals, strict=True):
+                one = table[(table["arms"] == count) & (table["signal"] == signal)]
+                label = rf"simulated, $|r^*|={signal:g}\sigma$"
+                axes.plot(one["beta"], one["probability"], ".", color=colour, label=label)
             axes.set(
-                xscale="log",
-                title=f"{count} arm{'s' if count > 1 else ''}",
-                xlabel="$\\beta$",
+                xscale="log", xlabel=r"$\beta$", title="1 arm" if count == 1 else f"{count} arms"
             )
         panels[0].set_ylabel("probability of the inequality")
         panels[-1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8.5)
@@ -473,22 +441,15 @@ def simplex_violations(table: pd.DataFrame, example: Mapping[str, Array]) -> Fig
         left.legend(loc="upper left", bbox_to_anchor=(0, -0.18), fontsize=8.5)
         right.plot(example["epsilon"], example["vanilla"], color=VANILLA, linewidth=2)
         right.plot(example["epsilon"], example["variance-aware"], color=AWARE, linewidth=2)
-        middle = len(example["epsilon"]) // 3
-        right.annotate(
-            "vanilla",
-            (example["epsilon"][middle], example["vanilla"][middle]),
-            (0, -14),
-            textcoords="offset points",
-            color=VANILLA,
-        )
-        right.annotate(
-            "variance-aware",
-            (example["epsilon"][2 * middle], example["variance-aware"][2 * middle]),
-            (-10, 8),
-            textcoords="offset points",
-            color=AWARE,
-            ha="right",
-        )
+        widest = int(np.argmax(example["variance-aware"] - example["vanilla"]))
+        for name in ("vanilla", "variance-aware"):
+            right.annotate(
+                name,
+                (example["epsilon"][widest], example[name][widest]),
+                (6, -14),
+                textcoords="offset points",
+                color=POLICY_COLOURS[name],
+            )
         right.axvline(float(example["interior"]), color=TRUTH, linestyle=":")
         right.annotate(
             "theorem holds\nup to here",
@@ -691,7 +652,7 @@ def constrained_policies(
             title="Shift test at fixed $\\beta$",
             ylim=(-0.03, 1.03),
         )
-        right.legend(fontsize=8.5, loc="center right")
+        right.legend(fontsize=8.5, loc="upper right")
     return figure
 
 
@@ -748,7 +709,7 @@ def weighted_divergence(path: pd.DataFrame, limits: pd.DataFrame) -> Figure:
             left.annotate(
                 label,
                 (end["share"], end[column]),
-                (-6, 8),
+                (-8, 10) if column == "bregman" else (-18, -16),
                 textcoords="offset points",
                 color=colour,
                 ha="right",
@@ -790,142 +751,106 @@ def figure_4(
     """Figure 4: distribution of the returns in the high and the low variability setting.
 
     Args:
-        panels: a title to the gains (vanilla, variance-aware), each (draws,).
-        ratios: the same title to the ratio of their variances.
-        printed: the same title to the paper's ratio.
+        panels: a range of variances to the gains (vanilla, variance-aware), each (draws,).
+        ratios: the same range to the ratio of their variances.
+        printed: the same range to the paper's ratio.
     """
-    with _canvas(8.8, 3.5, len(panels)) as (figure, axes_list):
-        for axes, (title, gains) in zip(axes_list, panels.items(), strict=True):
-            low, high = np.quantile(np.concatenate(gains), [0.001, 0.999])
-            edges = np.linspace(low, high, 70)
-            for name, gain in zip(("vanilla", "variance-aware"), gains, strict=True):
-                axes.hist(
-                    gain,
-                    list(edges),
-                    weights=np.full(gain.size, 1 / gain.size),
-                    color=POLICY_COLOURS[name],
-                    alpha=0.55,
-                    label=name,
-                )
-            axes.axvline(0, color=REFERENCE, linewidth=1.5)
-            axes.set(title=title, xlabel="gain over the reference policy")
-            axes.yaxis.set_major_formatter(PercentFormatter(1))
-            ratio = ratios[title]
-            axes.text(
-                0.02,
-                0.97,
-                f"variance ratio {ratio.value:.2f}\n[{ratio.low:.2f}, {ratio.high:.2f}]\n"
-                f"paper: {printed[title]:g}",
-                transform=axes.transAxes,
-                va="top",
-                fontsize=9,
+    with _canvas(8.8, 3.3, len(panels)) as (figure, axes_list):
+        for axes, (name, gains) in zip(axes_list, panels.items(), strict=True):
+            low, high = np.quantile(np.concatenate(gains), [0.001, 1])
+            edges = list(np.linspace(low, high, 80))
+            for policy, gain in zip(("vanilla", "variance-aware"), gains, strict=True):
+                weights, colour = np.full(gain.size, 1 / gain.size), POLICY_COLOURS[policy]
+                axes.hist(gain, edges, weights=weights, color=colour, alpha=0.6, label=policy)
+            ratio = ratios[name]
+            interval = f"{ratio.value:.2f} [{ratio.low:.2f}, {ratio.high:.2f}]"
+            axes.set(
+                title=f"Variances from {name}\nratio {interval}, paper {printed[name]:g}",
+                xlabel="gain over the reference policy",
             )
+            axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
         axes_list[0].set_ylabel("share of draws")
-        axes_list[0].legend(loc="center left", fontsize=9)
+        axes_list[0].legend(loc="upper center", fontsize=9)
     return figure
 
 
 def variance_ratios(table: pd.DataFrame, printed: Mapping[str, float]) -> Figure:
-    """Show Figure 4's ratio over random settings, raw and at equal mean gain."""
-    with _canvas(9.2, 4.0, 2, sharey=True) as (figure, panels):
+    """Show Figure 4's ratio over random settings, raw and at equal mean gain.
+
+    Args:
+        table: of `simulations.variance_ratios`.
+        printed: a range of variances to the paper's ratio.
+    """
+    columns = {
+        "ratio": (-0.17, AWARE, "as it is (5-95%, quartiles, median)"),
+        "equal_gain_ratio": (0.17, VANILLA, "at equal mean gain"),
+    }
+    with _canvas(9.2, 3.9, 2, sharey=True) as (figure, panels):
         for axes, (name, paper) in zip(panels, printed.items(), strict=True):
-            one = table[table["range"] == name]
-            labels = [
-                f"{n} arms\n$r^*\\sim N(0,{s:g}^2)$"
-                for n, s in sorted(set(zip(one["arms"], one["signal"], strict=True)))
-            ]
-            keys = sorted(set(zip(one["arms"], one["signal"], strict=True)))
-            for k, (arms, signal) in enumerate(keys):
-                group = one[(one["arms"] == arms) & (one["signal"] == signal)]
-                for offset, column, colour in (
-                    (-0.17, "ratio", AWARE),
-                    (0.17, "equal_gain_ratio", VANILLA),
-                ):
-                    low, first, median, third, high = group[column].quantile(
-                        [0.05, 0.25, 0.5, 0.75, 0.95]
-                    )
-                    axes.plot([k + offset] * 2, [low, high], color=colour, linewidth=1.5)
-                    axes.plot([k + offset] * 2, [first, third], color=colour, linewidth=5)
-                    axes.plot(
-                        k + offset,
-                        median,
-                        "o",
-                        color="white",
-                        markeredgecolor=colour,
-                        markersize=5,
-                    )
+            groups = table[table["range"] == name].groupby(["arms", "signal"])
+            for k, (_, group) in enumerate(groups):
+                for column, (offset, colour, label) in columns.items():
+                    _quantile_bar(axes, k + offset, group[column], colour, "" if k else label)
             axes.axhline(paper, color="black", linestyle=":")
-            axes.annotate(
-                f"paper {paper:g}",
-                (len(keys) - 0.5, paper),
-                (0, 3),
-                textcoords="offset points",
-                ha="right",
-                fontsize=8.5,
-            )
             axes.axhline(1, color=REFERENCE, linewidth=1)
-            axes.set(yscale="log", xticks=range(len(keys)), title=f"variances from {name}")
-            axes.set_xticklabels(
-                labels, fontsize=8, rotation=35, ha="right", rotation_mode="anchor"
+            right = (1.0, paper)
+            place: Any = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points"}
+            axes.annotate(f"paper {paper:g}", right, (0, 3), ha="right", fontsize=8.5, **place)
+            labels = [f"{arms}\n{signal:g}" for arms, signal in groups.groups]
+            axes.set(
+                yscale="log",
+                title=f"variances from {name}",
+                xlabel="arms\nand $s$ of $r^*\\sim N(0, s^2)$",
             )
+            axes.set_xticks(range(len(labels)), labels)
         panels[0].set(
-            ylabel="Var(vanilla) / Var(variance-aware)",
-            yticks=[0.5, 1, 2, 5, 10, 20, 50],
+            ylabel="Var(vanilla) / Var(variance-aware)", yticks=[0.5, 1, 2, 5, 10, 20, 50]
         )
         panels[0].yaxis.set_major_formatter(FormatStrFormatter("%g"))
-        panels[0].text(
-            0.02,
-            0.97,
-            "as it is (5-95%, quartiles)",
-            color=AWARE,
-            transform=panels[0].transAxes,
-            va="top",
-            fontsize=9,
-        )
-        panels[0].text(
-            0.02,
-            0.90,
-            "at equal mean gain",
-            color=VANILLA,
-            transform=panels[0].transAxes,
-            va="top",
-            fontsize=9,
-        )
+        panels[1].legend(loc="upper right", fontsize=8.5)
     return figure
 
 
+def _quantile_bar(axes: Axes, place: float, values: pd.Series, colour: str, label: str) -> None:
+    low, first, median, third, high = values.quantile([0.05, 0.25, 0.5, 0.75, 0.95])
+    axes.plot([place] * 2, [low, high], color=colour, linewidth=1.5)
+    axes.plot([place] * 2, [first, third], color=colour, linewidth=5, label=label or None)
+    axes.plot(place, median, "o", color="white", markeredgecolor=colour, markersize=5)
+
+
 def matched_kl(summary: pd.DataFrame, target: float) -> Figure:
-    """Gain, standard deviation and risk of the policies at the same mean KL, over noise levels.
+    """Gain, variance and risk of the policies less vanilla's at the same mean KL, over noise levels.
 
     Args:
-        summary: columns level, policy, gain, deviation, risk, each with _low and _high.
+        summary: columns level, policy, gain, log_variance, risk, all relative to vanilla, each with
+            _low and _high.
         target: the KL, in nats.
     """
     titles = {
-        "gain": "mean gain",
-        "deviation": "standard deviation of the return",
-        "risk": "risk",
+        "gain": "mean gain, less vanilla's",
+        "log_variance": "variance of the return, over vanilla's",
+        "risk": "risk, less vanilla's",
     }
-    with _canvas(10.2, 3.5, 3) as (figure, panels):
+    with _canvas(10.4, 3.3, 3) as (figure, panels):
         for axes, (column, title) in zip(panels, titles.items(), strict=True):
+            change = np.exp if column == "log_variance" else np.asarray
             for name, group in summary.groupby("policy", sort=False):
-                colour = POLICY_COLOURS[str(name)]
-                axes.plot(
-                    group["level"],
-                    group[column],
-                    color=colour,
-                    linewidth=2,
-                    label=str(name),
-                )
-                axes.fill_between(
-                    group["level"],
-                    group[f"{column}_low"],
-                    group[f"{column}_high"],
-                    color=colour,
-                    alpha=0.15,
-                    linewidth=0,
-                )
+                colour, levels = POLICY_COLOURS[str(name)], group["level"]
+                axes.plot(levels, change(group[column]), color=colour, linewidth=2, label=str(name))
+                low, high = change(group[f"{column}_low"]), change(group[f"{column}_high"])
+                axes.fill_between(levels, low, high, color=colour, alpha=0.18, linewidth=0)
+            axes.axhline(float(change(0.0)), color=VANILLA, linewidth=1.5)
             axes.set(xscale="log", xlabel="noise level", title=title)
-        panels[2].yaxis.set_major_formatter(PercentFormatter(1))
-        panels[0].legend(fontsize=8.5, title=f"KL = {target:g} nats", title_fontsize=8.5)
+        panels[1].set_ylim(0, None)
+        panels[2].yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        handles, labels = panels[0].get_legend_handles_labels()
+        panels[2].legend(
+            handles,
+            labels,
+            fontsize=8.5,
+            loc="center left",
+            bbox_to_anchor=(1, 0.5),
+            title=f"KL = {target:g} nats\n(blue line: vanilla)",
+            title_fontsize=8.5,
+        )
     return figure

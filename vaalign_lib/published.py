@@ -4,6 +4,7 @@
 before the result that it judges is seen; a finding without a rule is refused.
 """
 
+from decimal import Decimal
 from functools import cache
 from typing import Annotated, Literal
 
@@ -67,6 +68,15 @@ def printed_value(key: str) -> float:
         raise ValueError(f"{key}: {line['printed']!r} is not a number") from None
 
 
+def printed_range(key: str) -> tuple[float, float]:
+    """Return the numbers that round to a printed one: half a unit of its last digit to either side."""
+    value = printed_value(key)
+    line = published().loc[key]
+    exponent = Decimal(line["printed"].replace(",", "")).as_tuple().exponent
+    half = 0.5 * 10.0 ** int(exponent) * (0.01 if line["unit"] == "percent" else 1.0)
+    return value - half, value + half
+
+
 # --- rules ------------------------------------------------------------------------------------------
 
 
@@ -77,7 +87,7 @@ class _Strict(BaseModel):
 class Criterion(_Strict):
     """When a rule is met.
 
-    `covers_printed`  the interval of the finding contains the printed number
+    `covers_printed`  the interval of the finding holds a number that rounds to the printed one
     `above`           the whole interval lies above the threshold (below it: not met; else unclear)
     `below`           the same the other way round
     `holds`           the finding is a statement that was checked, true or false
@@ -180,8 +190,8 @@ def _outcome(rule: Rule, criterion: Criterion, finding: Finding) -> Outcome:
     if finding.low is None or finding.high is None or not finding.low <= finding.high:
         raise ValueError(f"{rule.id}: expected a finding with an interval, low <= high")
     if criterion.kind == "covers_printed":
-        inside = finding.low <= printed_value(rule.published or "") <= finding.high
-        return "met" if inside else "not_met"
+        low, high = printed_range(rule.published or "")
+        return "met" if finding.low <= high and low <= finding.high else "not_met"
     assert criterion.threshold is not None
     sign = 1 if criterion.kind == "above" else -1
     ends = sorted(

@@ -93,7 +93,7 @@ def _in_words(rule: Rule) -> str:
     if rule.criterion is None:
         return ""
     condition = {
-        "covers_printed": "the 95% interval contains the printed number",
+        "covers_printed": "the 95% interval contains the printed number, as rounded",
         "above": f"the 95% interval lies above {rule.criterion.threshold}",
         "below": f"the 95% interval lies below {rule.criterion.threshold}",
         "holds": "the statement holds",

@@ -281,6 +281,26 @@ def zero_crossing(levels: pd.Series, differences: pd.Series) -> float:
     return float(x[k] + (x[k + 1] - x[k]) * y[k] / (y[k] - y[k + 1]))
 
 
+def relative_to_vanilla(comparison: pd.DataFrame) -> pd.DataFrame:
+    """Compare every policy of `matched_kl` with vanilla on the same problem.
+
+    Returns:
+        A row per level, policy (but vanilla) and instance: differences of gain and risk, and
+        log_variance, the logarithm of the ratio of the variances of the return.
+    """
+    keys = ["level", "instance"]
+    vanilla = comparison[comparison["policy"] == "vanilla"]
+    both = comparison[comparison["policy"] != "vanilla"].merge(
+        vanilla, on=keys, suffixes=("", "_v")
+    )
+    columns = {
+        "gain": both["gain"] - both["gain_v"],
+        "log_variance": 2 * np.log(both["deviation"] / both["deviation_v"]),
+        "risk": both["risk"] - both["risk_v"],
+    }
+    return both[["level", "policy", "instance"]].assign(**columns)
+
+
 def summarize(table: pd.DataFrame, by: Sequence[str], columns: Sequence[str]) -> pd.DataFrame:
     """Return the mean of every column per group, with its interval over the rows of the group."""
     rows = []

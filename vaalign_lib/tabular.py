@@ -153,26 +153,49 @@ def _simplex_policy(estimates: Array, variances: Array, reference: Array, epsilo
     The KKT conditions give pi(t) = max(0, pi_0 + (t R-hat - a) / sigma^2) with a(t) from the sum.
     As t grows the path is piecewise linear and the set of arms with pi > 0 only shrinks: an arm
     that reaches zero has R-hat below the precision-weighted mean of the support, and dropping it
-    raises that mean. So at most arms - 1 pieces lead to the exact solution.
+    raises that mean. So at most arms - 1 pieces lead to the exact solution. Problems that have
+    arrived drop out of the batch.
     """
+    shape = estimates.shape
+    epsilon = np.broadcast_to(epsilon, shape[:-1]).ravel()
+    estimates, variances, reference = (
+        array.reshape(-1, shape[-1]) for array in (estimates, variances, reference)
+    )
     policy = reference.copy()
     support = np.ones(policy.shape, dtype=bool)
-    walking = np.ones(policy.shape[:-1], dtype=bool)
-    for _ in range(policy.shape[-1]):
-        precision = np.where(support, 1 / variances, 0.0)
-        slope = precision * _centred(estimates, precision)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            to_zero = np.where(slope < 0, policy / -slope, np.inf)
-        step = np.minimum(
-            to_zero.min(-1),
-            _distance_to_boundary(policy, slope, variances, reference, epsilon),
+    walking = np.arange(len(policy))
+    while walking.size:
+        step, slope, emptied = _next_piece(
+            policy[walking],
+            support[walking],
+            estimates[walking],
+            variances[walking],
+            reference[walking],
+            epsilon[walking],
         )
-        emptied = (to_zero <= step[..., None]) & walking[..., None] & np.isfinite(to_zero)
-        move = np.where(walking & np.isfinite(step), step, 0.0)
-        policy = np.where(emptied, 0.0, policy + move[..., None] * slope)
-        support &= ~emptied
-        walking &= emptied.any(-1)
-    return policy
+        policy[walking] = np.where(emptied, 0.0, policy[walking] + step[:, None] * slope)
+        support[walking] &= ~emptied
+        walking = walking[emptied.any(-1)]
+    return policy.reshape(shape)
+
+
+def _next_piece(
+    policy: Array,
+    support: NDArray[np.bool_],
+    estimates: Array,
+    variances: Array,
+    reference: Array,
+    epsilon: Array,
+) -> tuple[Array, Array, NDArray[np.bool_]]:
+    """Return length (k,), direction (k, arms) and emptied arms (k, arms) of the path's next piece."""
+    precision = support / variances
+    slope = precision * _centred(estimates, precision)
+    falls = slope < 0
+    to_zero = np.divide(policy, -slope, out=np.full(policy.shape, np.inf), where=falls)
+    to_boundary = _distance_to_boundary(policy, slope, variances, reference, epsilon)
+    step = np.minimum(to_zero.min(-1), to_boundary)
+    emptied = falls & (to_zero <= step[:, None])
+    return np.where(np.isfinite(step), step, 0.0), slope, emptied
 
 
 def _distance_to_boundary(

@@ -1,0 +1,84 @@
+"""The notebooks themselves: stripped, one parameters cell, and all of them run in the smoke profile."""
+
+import json
+import re
+
+import nbformat
+import pytest
+
+from vaalign_lib.paths import FIGURES, NOTEBOOKS, RESULTS
+from vaalign_lib.profiles import load_profile
+from vaalign_lib.published import rules
+from vaalign_lib.reproduce import notebooks, reproduce
+
+PATHS = sorted(NOTEBOOKS.glob("*.ipynb"))
+NAMES = ["profile", "seed", "run_dir", "figures_dir", "workers"]
+COMMITTED_ONCE = {path.stem for folder in (FIGURES, RESULTS) for path in folder.glob("*.*")}
+
+
+def read(path):
+    return nbformat.read(path, as_version=4)
+
+
+def test_all_notebooks_belong_to_the_study():
+    assert [book.path for book in notebooks()] == PATHS
+
+
+@pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
+def test_stripped_of_outputs(path):
+    for cell in read(path).cells:
+        if cell.cell_type == "code":
+            assert cell.outputs == [] and cell.execution_count is None
+
+
+@pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
+def test_one_parameters_cell_with_the_five_names_and_a_comment_each(path):
+    tagged = [cell for cell in read(path).cells if "parameters" in cell.metadata.get("tags", [])]
+    assert len(tagged) == 1
+    lines = tagged[0].source.splitlines()
+    assert [re.match(r"(\w+) = ", line)[1] for line in lines] == NAMES
+    assert all("  # " in line for line in lines)
+
+
+@pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
+def test_cells_define_no_long_functions(path):
+    for cell in read(path).cells:
+        if cell.cell_type == "code":
+            for body in re.findall(r"^def .*?(?=^\S|\Z)", cell.source, flags=re.M | re.S):
+                assert len(body.splitlines()) <= 6
+
+
+@pytest.fixture(scope="module")
+def smoke_run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("smoke")
+    outcomes = reproduce(load_profile("smoke"), profile_source="smoke", run_dir=folder)
+    return folder, {outcome.notebook: outcome for outcome in outcomes}
+
+
+@pytest.mark.xdist_group("smoke")
+@pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
+def test_runs_in_the_smoke_profile(path, smoke_run):
+    folder, outcomes = smoke_run
+    assert outcomes[path.stem].state == "done", outcomes[path.stem].message
+    record = json.loads((folder / path.stem / "findings.json").read_text())
+    judged = {finding["rule"] for finding in record["findings"]}
+    assert judged == {rule.id for rule in rules().values() if rule.notebook == path.stem}
+    for figure in record["figures"]:
+        assert (folder / path.stem / "figures" / f"{figure['name']}.png").stat().st_size > 5000
+
+
+@pytest.mark.xdist_group("smoke")
+def test_committed_figures_and_tables_are_those_the_notebooks_make(smoke_run):
+    folder, _ = smoke_run
+    made = {path.name for part in ("figures", "tables") for path in folder.glob(f"*/{part}/*")}
+    committed = {path.name for part in (FIGURES, RESULTS) for path in part.iterdir()}
+    assert made == committed
+
+
+@pytest.mark.xdist_group("smoke")
+def test_other_profiles_leave_the_committed_results_alone(smoke_run):
+    """The smoke run above wrote into its own folder only."""
+    assert {path.stem for part in (FIGURES, RESULTS) for path in part.glob("*.*")} == COMMITTED_ONCE
+    assert all(
+        "profile smoke" not in path.read_bytes().decode("latin-1") for path in FIGURES.glob("*.png")
+    )

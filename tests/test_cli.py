@@ -1,0 +1,53 @@
+"""The command line: wrong words end in one clear line and a code, never in a stack trace."""
+
+import pytest
+
+from vaalign_lib.cli import main
+from vaalign_lib.runs import locked
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["reproduce", "--profile", "huge"], "vaalign: no profile 'huge': choose one of"),
+        (
+            ["reproduce", "--profile", "smoke", "--only", "99"],
+            "--only: no notebook '99'; there are 01",
+        ),
+        (["status", "--profile", "missing.yaml"], "vaalign: no profile 'missing.yaml'"),
+    ],
+)
+def test_wrong_arguments(tmp_path, capsys, arguments, words):
+    assert main([*arguments, "--run-dir", str(tmp_path)]) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_a_wrong_key_in_a_profile(tmp_path, capsys):
+    file = tmp_path / "mine.yaml"
+    file.write_text("name: mine\ndescription: d\nbandit: {draws: 100, many_draws: 100, x: 1}\n")
+    assert main(["reproduce", "--profile", str(file), "--run-dir", str(tmp_path / "run")]) == 2
+    message = capsys.readouterr().err
+    assert "bandit.x: unknown key; allowed here: draws, many_draws" in message
+    assert "theorems: missing" in message
+
+
+def test_a_busy_run_folder(tmp_path, capsys):
+    with locked(tmp_path):
+        assert main(["reproduce", "--profile", "smoke", "--run-dir", str(tmp_path)]) == 2
+    assert "in use by another process" in capsys.readouterr().err
+
+
+def test_status_and_report_of_an_empty_folder(tmp_path, capsys):
+    options = ["--profile", "smoke", "--run-dir", str(tmp_path)]
+    assert main(["status", *options]) == 0
+    shown = capsys.readouterr().out
+    assert "01_bandit" in shown and "missing" in shown
+    assert main(["report", *options]) == 0
+    assert (tmp_path / "report.html").is_file() and (tmp_path / "scoreboard.json").is_file()
+
+
+@pytest.mark.parametrize("arguments", [[], ["reproduce", "--workers", "-1"], ["fly"]])
+def test_unparsable_arguments(arguments):
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    assert stopped.value.code == 2

@@ -1,0 +1,60 @@
+"""The report: every item with a verdict, offline, from what the notebooks recorded."""
+
+import json
+import re
+
+import pytest
+
+from vaalign_lib.notebook import start
+from vaalign_lib.profiles import load_profile
+from vaalign_lib.published import FURTHER_ITEMS, ITEMS, UnknownRuleError, rules
+from vaalign_lib.report import scoreboard, write_report
+from vaalign_lib.reproduce import _write_record
+from vaalign_lib.statistics import Estimate
+
+
+def record(**finding):
+    return [{"notebook": "01_bandit", "figures": [], "findings": [finding]}]
+
+
+def test_an_empty_run_lists_every_item_as_not_yet(tmp_path):
+    page = write_report(load_profile("smoke"), tmp_path).read_text()
+    rows = json.loads((tmp_path / "scoreboard.json").read_text())
+    assert {row["item"] for row in rows} == {*ITEMS, *FURTHER_ITEMS}
+    assert {row["verdict"] for row in rows} == {"not yet", "needs the paper profile"}
+    assert len(rows) == len(rules())
+    for item in ITEMS:
+        assert f">{item}</a>" in page
+    assert not re.search(r'(?:src|href)="(?:https?:)?//', page) and "<script" not in page
+
+
+def test_findings_become_verdicts(tmp_path):
+    run = start("01_bandit", profile="smoke", run_dir=tmp_path)
+    run.finding("figure3.vanilla", "0.39", estimate=Estimate(0.39, 0.38, 0.40, 1000))
+    run.finding("figure3.frequency", "no", holds=False)
+    _write_record(tmp_path / "01_bandit", "key", 1.0)
+    page = write_report(load_profile("smoke"), tmp_path).read_text()
+    rows = {row["id"]: row for row in json.loads((tmp_path / "scoreboard.json").read_text())}
+    assert rows["figure3.vanilla"]["verdict"] == "reproduced in kind"
+    assert rows["figure3.vanilla"]["published"] == "39 percent"
+    assert (rows["figure3.vanilla"]["low"], rows["figure3.vanilla"]["high"]) == (0.38, 0.40)
+    assert rows["figure3.frequency"]["verdict"] == "contradicted"
+    assert 'href="01_bandit/page.html"' in page
+
+
+def test_unfinished_notebooks_do_not_count(tmp_path):
+    run = start("01_bandit", profile="smoke", run_dir=tmp_path)
+    run.finding("figure3.frequency", "no", holds=False)
+    write_report(load_profile("smoke"), tmp_path)
+    rows = {row["id"]: row for row in json.loads((tmp_path / "scoreboard.json").read_text())}
+    assert rows["figure3.frequency"]["verdict"] == "not yet"
+
+
+def test_a_finding_without_a_rule_is_refused():
+    with pytest.raises(UnknownRuleError, match="no rule 'figure9'"):
+        scoreboard(record(rule="figure9", reproduced="1", holds=True))
+
+
+def test_text_is_escaped():
+    rows = scoreboard(record(rule="figure3.frequency", reproduced="<b>1</b>", holds=True))
+    assert any(row["reproduced"] == "<b>1</b>" for row in rows)

@@ -1,0 +1,197 @@
+"""Running notebooks: once per inputs, in order, failures contained, nothing half-written."""
+
+import json
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import nbformat
+import pytest
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+
+from vaalign_lib import reproduce as module
+from vaalign_lib.profiles import load_profile
+from vaalign_lib.reproduce import EXECUTED, PAGE, publish, read_record, reproduce, status
+
+PARAMETERS = 'profile = "smoke"\nseed = 0\nrun_dir = ""\nfigures_dir = ""\nworkers = 0'
+START = """
+from vaalign_lib.notebook import start
+paths = {{"run_dir": run_dir, "figures_dir": figures_dir}}
+run = start("{name}", profile=profile, seed=seed, workers=workers, **paths)
+"""
+FIGURE = """
+import matplotlib.pyplot as plt
+figure, axes = plt.subplots()
+axes.plot([1, 2])
+run.save_figure(figure, "{name}_line", item="Figure 2", caption="A line.")
+"""
+
+
+def write_notebook(folder, name, *cells, needs=()):
+    parameters = new_code_cell(PARAMETERS)
+    parameters.metadata["tags"] = ["parameters"]
+    body = [new_code_cell(cell.format(name=name)) for cell in (START, *cells)]
+    notebook = new_notebook(cells=[new_markdown_cell("# A notebook with $x^2$"), parameters, *body])
+    notebook.metadata["vaalign"] = {"needs": list(needs)}
+    notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "x", "language": "python"}
+    nbformat.write(notebook, folder / f"{name}.ipynb")
+
+
+@pytest.fixture
+def study(tmp_path, monkeypatch):
+    folder = tmp_path / "notebooks"
+    folder.mkdir()
+    monkeypatch.setattr(module, "NOTEBOOKS", folder)
+    return folder
+
+
+def run(tmp_path, **options):
+    outcomes = reproduce(
+        load_profile("smoke"), profile_source="smoke", run_dir=tmp_path / "run", **options
+    )
+    return [outcome.state for outcome in outcomes], outcomes
+
+
+@pytest.mark.xdist_group("kernels")
+def test_runs_once_then_keeps_then_follows_changes(study, tmp_path):
+    write_notebook(study, "01_first", FIGURE)
+    assert run(tmp_path)[0] == ["done"]
+    folder = tmp_path / "run" / "01_first"
+    for name in (
+        EXECUTED,
+        PAGE,
+        "findings.json",
+        "figures/01_first_line.png",
+        "figures/01_first_line.pdf",
+    ):
+        assert (folder / name).is_file()
+    page = (folder / PAGE).read_text()
+    assert "<math" in page and "<script" not in page and "$x^2$" not in page
+    assert run(tmp_path)[0] == ["kept"]
+    assert run(tmp_path, force=True)[0] == ["done"]
+    assert run(tmp_path, seed=1)[0] == ["done"]
+    (folder / "figures" / "01_first_line.png").unlink()
+    assert run(tmp_path, seed=1)[0] == ["done"]  # a lost file is made again
+    write_notebook(study, "01_first", FIGURE, "1 + 1")
+    assert status(load_profile("smoke"), tmp_path / "run", seed=1)[0][1] == "outdated"
+    assert run(tmp_path, seed=1)[0] == ["done"]
+
+
+@pytest.mark.xdist_group("kernels")
+def test_a_failure_is_reported_and_contained(study, tmp_path):
+    write_notebook(study, "01_good", FIGURE)
+    write_notebook(study, "02_bad", "figure = 1", 'raise RuntimeError("the {name} broke")')
+    write_notebook(study, "03_needs_bad", "1", needs=["02"])
+    write_notebook(study, "04_independent", "1")
+    states, outcomes = run(tmp_path)
+    assert states == ["done", "failed", "skipped", "done"]
+    assert "RuntimeError: the 02_bad broke" in outcomes[1].message
+    assert outcomes[2].message == "needs 02_bad"
+    failed = tmp_path / "run" / "02_bad.failed"
+    assert (failed / EXECUTED).is_file() and (failed / PAGE).is_file()
+    assert not (tmp_path / "run" / "02_bad").exists()
+    states_now = {name: state for name, state, _ in status(load_profile("smoke"), tmp_path / "run")}
+    assert states_now["02_bad"] == "failed" and states_now["03_needs_bad"] == "missing"
+    write_notebook(study, "02_bad", "1")
+    assert run(tmp_path)[0] == ["kept", "done", "done", "kept"]
+    assert not failed.exists()
+
+
+@pytest.mark.xdist_group("kernels")
+def test_bars_reach_the_terminal_and_not_the_page(study, tmp_path):
+    write_notebook(
+        study,
+        "01_bars",
+        "import sys\nfrom vaalign_lib.progress import progress\nlist(progress(range(3), 'counting'))",
+        "print('a warning', file=sys.stderr)",
+    )
+    run(tmp_path)
+    page = (tmp_path / "run" / "01_bars" / PAGE).read_text()
+    assert "3/3" not in page and "a warning" in page
+
+
+def test_selection_names_what_exists(study):
+    write_notebook(study, "01_first")
+    write_notebook(study, "02_second")
+    assert [book.name for book in module.select("02")] == ["02_second"]
+    assert [book.name for book in module.select("02_second, 01")] == ["01_first", "02_second"]
+    assert len(module.select(None)) == 2
+    with pytest.raises(
+        module.UnknownNotebookError, match="no notebook '07'; there are 01_first, 02"
+    ):
+        module.select("01,07")
+
+
+def test_publishing_copies_only_what_changed(tmp_path):
+    source = tmp_path / "run"
+    (source / "figures").mkdir(parents=True)
+    (source / "tables").mkdir()
+    (source / "figures" / "a.png").write_bytes(b"1")
+    (source / "tables" / "t.md").write_bytes(b"2")
+    targets = (tmp_path / "figures", tmp_path / "results")
+    assert len(publish(source, *targets)) == 2
+    assert publish(source, *targets) == []
+    (source / "figures" / "a.png").write_bytes(b"3")
+    assert [path.name for path in publish(source, *targets)] == ["a.png"]
+
+
+SCRIPT = """
+import sys
+from pathlib import Path
+from vaalign_lib import cli, reproduce
+from vaalign_lib.profiles import load_profile
+reproduce.NOTEBOOKS = cli.NOTEBOOKS = Path(sys.argv[1])
+sys.exit(cli.main(["reproduce", "--profile", "smoke", "--run-dir", sys.argv[2]]))
+"""
+
+
+def start_process(study, tmp_path):
+    command = [sys.executable, "-c", textwrap.dedent(SCRIPT), str(study), str(tmp_path / "run")]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for(path, seconds=60):
+    deadline = time.monotonic() + seconds
+    while not path.exists():
+        assert time.monotonic() < deadline, f"{path} did not appear"
+        time.sleep(0.05)
+
+
+@pytest.mark.xdist_group("kernels")
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_stopped_in_the_middle_and_started_again(study, tmp_path, how):
+    marker, go_on = tmp_path / "started", tmp_path / "go_on"
+    slow = f"""
+import time
+from pathlib import Path
+Path({str(marker)!r}).touch()
+while not Path({str(go_on)!r}).exists():
+    time.sleep(0.05)
+"""
+    write_notebook(study, "01_quick", FIGURE)
+    write_notebook(study, "02_slow", FIGURE, slow)
+    process = start_process(study, tmp_path)
+    wait_for(marker)
+    process.send_signal(how)
+    process.communicate(timeout=60)
+    assert process.returncode == {signal.SIGINT: 130, signal.SIGTERM: 143}.get(how, -how)
+    folder = tmp_path / "run"
+    assert read_record(folder / "01_quick") is not None
+    assert not (folder / "02_slow").exists() and not (folder / "02_slow.failed").exists()
+    if how is not signal.SIGKILL:
+        assert not list(folder.glob(".02_slow*"))
+    go_on.touch()
+    again = start_process(study, tmp_path)
+    _, errors = again.communicate(timeout=120)
+    assert again.returncode == 0, errors
+    assert "already done" in errors and "02_slow: done" in errors
+    assert sorted(path.name for path in folder.iterdir() if not path.name.startswith(".")) == [
+        "01_quick",
+        "02_slow",
+        "report.html",
+        "scoreboard.json",
+    ]
+    assert not list(folder.glob(".0*"))
+    assert json.loads((folder / "02_slow" / "done.json").read_text())["files"]
