@@ -503,29 +503,26 @@ def families(aversion: float) -> dict[str, PolicyFamily]:
 
 
 def beta_at_mean_kl(
-    family: PolicyFamily,
-    estimates: Array,
-    variances: Array,
-    reference: Array,
-    target: float,
+    family: PolicyFamily, estimates: Array, variances: Array, reference: Array, target: float
 ) -> float:
     """Return the largest beta at which the mean KL(pi || pi_0) over the batch is the target; NaN if none.
 
     From strong to weak penalties the KL need not start at 0: the optimum of the weighted penalty does
-    not tend to the reference, and a pessimistic reward moves the policy by itself.
+    not tend to the reference, and a pessimistic reward moves the policy by itself. So a coarse grid on
+    a few draws finds where to look. Shapes: estimates (draws, instances, arms).
     """
 
-    def excess(log_beta: float) -> float:
-        beta = np.full(estimates.shape[:-1], np.exp(log_beta))
-        policy = family(estimates, variances, reference, beta)
+    def excess(log_beta: float, draws: Array) -> float:
+        policy = family(draws, variances, reference, np.full(draws.shape[:-1], np.exp(log_beta)))
         return float(tabular.weighted_kl(policy, reference).mean()) - target
 
-    grid = np.linspace(np.log(1e3), np.log(1e-3), 25)
-    if excess(grid[0]) > 0:
-        return float("nan")
-    for weaker, stronger in zip(grid[1:], grid[:-1], strict=True):
-        if excess(weaker) > 0:
-            return float(np.exp(brentq(excess, weaker, stronger, rtol=1e-10)))
+    pilot, width = estimates[:10], 0.5
+    for log_beta in np.arange(np.log(1e3), np.log(1e-3), -width):
+        if excess(log_beta - width, pilot) > 0:
+            ends = log_beta + width, log_beta - 2 * width
+            if excess(ends[0], estimates) > 0 or excess(ends[1], estimates) < 0:
+                return float("nan")
+            return float(np.exp(brentq(excess, *ends, args=(estimates,), xtol=1e-4)))
     return float("nan")
 
 
@@ -554,8 +551,7 @@ def matched_kl(
     for level in progress(levels, "matched KL", len(levels)):
         estimates, scaled = truth + level * noise, level**2 * variances
         for name, family in families(aversion).items():
-            pilot = estimates[: max(1, 20_000 // instances)]
-            beta = beta_at_mean_kl(family, pilot, scaled, reference, target)
+            beta = beta_at_mean_kl(family, estimates, scaled, reference, target)
             if np.isnan(beta):
                 rows.append({"level": level, "policy": name, "instance": -1, "beta": beta})
                 continue

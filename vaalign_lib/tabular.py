@@ -25,7 +25,7 @@ from scipy.special import logsumexp, xlogy
 Array = NDArray[np.float64]
 QuadraticForm = Literal["free", "sum_to_one", "simplex"]
 
-_SAME = 1e-12  # rewards closer than this, relative to the largest, count as equal
+_SAME = 1e-12  # estimates that differ by less, relative to the largest, count as equal
 _EPS = float(np.finfo(float).eps)
 _NEWTON_STEPS = 200  # Newton's method is monotone here and takes about ten
 
@@ -128,6 +128,7 @@ def trust_region_policy(
     epsilon = np.asarray(epsilon, dtype=float)
     if not (np.isfinite(epsilon) & (epsilon >= 0)).all():
         raise ValueError("epsilon: must be finite and at least 0")
+    estimates = _scaled(estimates)
     if form == "simplex":
         return _simplex_policy(estimates, variances, reference, epsilon)
     if form == "sum_to_one":
@@ -138,13 +139,21 @@ def trust_region_policy(
     return reference + step[..., None] * direction
 
 
+def _scaled(estimates: Array) -> Array:
+    """Divide by the largest estimate's size, which changes no optimum of a linear reward."""
+    scale = np.maximum(estimates.max(-1), -estimates.min(-1))
+    return estimates / np.where(scale > 0, scale, 1.0)[..., None]
+
+
 def _centred(estimates: Array, weights: Array) -> Array:
-    """Subtract the weighted mean over the arms; what is left of equal rewards is exactly zero."""
-    total = weights.sum(-1, keepdims=True)
-    centred = estimates - (weights * estimates).sum(-1, keepdims=True) / total
-    scale = np.abs(estimates).max(-1, keepdims=True)
-    spread = np.where(weights > 0, np.abs(centred), 0).max(-1, keepdims=True)
-    return np.where(spread > _SAME * scale, centred, 0.0)
+    """Subtract the weighted mean over the arms; what is left of equal rewards is exactly zero.
+
+    The estimates are those of `_scaled`, at most 1 in size.
+    """
+    mean = np.einsum("...i,...i->...", weights, estimates) / weights.sum(-1)
+    centred = estimates - mean[..., None]
+    centred[np.abs(centred) <= _SAME] = 0.0
+    return centred
 
 
 def _simplex_policy(estimates: Array, variances: Array, reference: Array, epsilon: Array) -> Array:
@@ -176,7 +185,7 @@ def _simplex_policy(estimates: Array, variances: Array, reference: Array, epsilo
         policy[walking] = np.where(emptied, 0.0, policy[walking] + step[:, None] * slope)
         support[walking] &= ~emptied
         walking = walking[emptied.any(-1)]
-    return policy.reshape(shape)
+    return (policy / policy.sum(-1, keepdims=True)).reshape(shape)  # of rounding on long pieces
 
 
 def _next_piece(
