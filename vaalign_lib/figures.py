@@ -243,7 +243,7 @@ def bandit_forms(table: pd.DataFrame, printed: tuple[float, float]) -> Figure:
             axes.errorbar(table[column], rows, xerr=error, fmt="o", color=colour, capsize=3)
             axes.axvline(paper, color="black", linewidth=1, linestyle=":")
             axes.set(title=f"risk of {name}\n(dotted: paper, {100 * paper:g}%)")
-            axes.xaxis.set_major_formatter(PercentFormatter(1))
+            axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=1 if paper > 0.1 else 3))
             axes.xaxis.set_major_locator(MaxNLocator(3))
             axes.margins(x=0.25)
         panels[2].barh(rows, table["reversed_gain"].fillna(0), color=AWARE, height=0.55)

@@ -123,10 +123,15 @@ def _item(
         "name": name,
         "anchor": name.lower().replace(" ", "-").replace(".", "-"),
         "rows": mine,
+        "verdicts": list(dict.fromkeys(row["verdict"] for row in mine)),
         "figures": figures,
         "pages": pages,
     }
 
 
-def _embedded(path: Path) -> str:
-    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
+def _figure(path: Path, caption: str) -> dict[str, Any]:
+    """Return a figure to stand in the page itself, at half its pixels: it was saved for sharp screens."""
+    content = path.read_bytes()
+    width = int.from_bytes(content[16:20], "big")  # of the PNG header
+    image = "data:image/png;base64," + base64.b64encode(content).decode()
+    return {"caption": caption, "image": image, "width": width // 2}
