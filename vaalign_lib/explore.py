@@ -1,9 +1,11 @@
 """Sliders for the notebooks. Run headless, each draws its defaults."""
 
+from io import BytesIO
+
 import ipywidgets as widgets
 import matplotlib.pyplot as plt
 import numpy as np
-from IPython.display import display
+from IPython.display import Image, display
 
 from vaalign_lib import figures
 from vaalign_lib.bandit import FORMS, QUADRATIC, Bandit
@@ -11,20 +13,26 @@ from vaalign_lib.progress import headless
 from vaalign_lib.published import printed_value
 
 
-def draw_bandit(bandit: Bandit, draws: int, seed: int) -> None:
-    """Draw Figures 2 and 3 of one bandit from a seed."""
+def bandit_images(bandit: Bandit, draws: int, seed: int) -> list[bytes]:
+    """Draw Figures 2 and 3 of one bandit from a seed; return both as PNG."""
     estimates = bandit.draw(np.random.default_rng(seed), draws)
     risks = (
         printed_value("figure3.vanilla.underperformance"),
         printed_value("figure3.variance_aware.underperformance"),
     )
-    samples = {f"{draws:,} draws": bandit.returns(estimates)}
+    returns = bandit.returns(estimates)
+    images = []
     for figure in (
         figures.bandit_arms(bandit, estimates),
-        figures.bandit_returns(bandit, samples, risks),
+        figures.bandit_returns(bandit, {f"{draws:,} draws": returns}, risks, width=8.4),
     ):
-        display(figure)
+        figure.set_layout_engine(None)  # fixed margins take half the time of measured ones
+        figure.subplots_adjust(left=0.09, right=0.98, bottom=0.33, top=0.91, wspace=0.25)
+        buffer = BytesIO()
+        figure.savefig(buffer, format="png", dpi=90)
         plt.close(figure)
+        images.append(buffer.getvalue())
+    return images
 
 
 def bandit_explorer(bandit: Bandit, draws: int, seed: int) -> widgets.Widget | None:
@@ -36,18 +44,18 @@ def bandit_explorer(bandit: Bandit, draws: int, seed: int) -> widgets.Widget | N
         seed: of the draws, the same at every redraw.
 
     Returns:
-        The widget to display; None when run headless.
+        The widget to display; None when run headless, after drawing the defaults.
     """
     if headless():
-        draw_bandit(bandit, draws, seed)
+        display(*(Image(image) for image in bandit_images(bandit, draws, seed)))
         return None
     sliders = _sliders(bandit)
-    output = widgets.Output()
+    pictures = [widgets.Image(value=image) for image in bandit_images(bandit, draws, seed)]
 
     def redraw(*_: object) -> None:
-        with output:
-            output.clear_output(wait=True)
-            draw_bandit(_bandit_of(sliders), draws, seed)
+        images = bandit_images(_bandit_of(sliders), draws, seed)
+        for picture, image in zip(pictures, images, strict=True):
+            picture.value = image
 
     def relabel(*_: object) -> None:
         quadratic = sliders["form"].value in QUADRATIC
@@ -58,11 +66,10 @@ def bandit_explorer(bandit: Bandit, draws: int, seed: int) -> widgets.Widget | N
         slider.observe(redraw, names="value")
     sliders["form"].observe(relabel, names="value")
     relabel()
-    redraw()
     rewards = widgets.VBox([sliders[f"reward {k}"] for k in (1, 2, 3)])
     deviations = widgets.VBox([sliders[f"deviation {k}"] for k in (1, 2, 3)])
     strengths = widgets.VBox([sliders["form"], sliders["vanilla"], sliders["aware"]])
-    return widgets.VBox([widgets.HBox([rewards, deviations, strengths]), output])
+    return widgets.VBox([widgets.HBox([rewards, deviations, strengths]), *pictures])
 
 
 def _sliders(bandit: Bandit) -> dict[str, widgets.ValueWidget]:

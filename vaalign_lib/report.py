@@ -105,13 +105,10 @@ def _item(
     name: str, rows: list[dict[str, Any]], records: list[dict[str, Any]], run_dir: Path
 ) -> dict[str, Any]:
     figures = [
-        {
-            "caption": figure["caption"],
-            "image": _embedded(run_dir / record["notebook"] / "figures" / f"{figure['name']}.png"),
-        }
+        _figure(run_dir / record["notebook"] / "figures" / f"{entry['name']}.png", entry["caption"])
         for record in records
-        for figure in record["figures"]
-        if figure["item"] == name
+        for entry in record["figures"]
+        if entry["item"] == name
     ]
     mine = [row for row in rows if row["item"] == name]
     pages = {
