@@ -37,9 +37,8 @@ def main() -> None:
             gap = max(gap, abs(problem.value - ours[k] @ estimates[k]))
         ratios.append((time.perf_counter() - started) / SINGLE / batched)
     print(f"{ARMS} arms, {BATCH} problems at once against cvxpy's CLARABEL one by one:")
-    print(
-        f"  {np.median(ratios):.0f} times as fast per problem (rounds: {', '.join(f'{r:.0f}' for r in ratios)})"
-    )
+    rounds = ", ".join(f"{ratio:.0f}" for ratio in ratios)
+    print(f"  {np.median(ratios):.0f} times as fast per problem (rounds: {rounds})")
     print(f"  largest difference of the attained values: {gap:.1e}")
 
 

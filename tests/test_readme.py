@@ -1,0 +1,32 @@
+"""README: its Python runs as it stands, its commands and paths exist."""
+
+import re
+
+import pytest
+
+from vaalign_lib.cli import _parser
+from vaalign_lib.paths import ROOT
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.S)
+
+
+@pytest.mark.parametrize("code", BLOCKS)
+def test_python_examples_run(code):
+    exec(compile(code, "README.md", "exec"), {})
+
+
+def test_commands_parse():
+    commands = re.findall(r"^vaalign (.*?)(?:\s+#.*)?$|`vaalign ([^`]+)`", README, flags=re.M)
+    assert len(commands) > 5
+    for command in commands:
+        _parser().parse_args((command[0] or command[1]).split())
+
+
+def test_paths_exist():
+    links = re.findall(r"\]\(((?!http)[^)#]+)\)", README)
+    assert len(links) > 5
+    for link in links:
+        assert (ROOT / link).exists(), link
+    for name in re.findall(r"`(vaalign_lib/\w+\.py|benchmarks/\w+\.py)`", README):
+        assert (ROOT / name).is_file(), name
