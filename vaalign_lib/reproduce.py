@@ -16,7 +16,6 @@ from typing import Any, TextIO
 import nbformat
 import papermill
 from tqdm import tqdm
-from traitlets.config import Config
 
 from vaalign_lib.html_pages import write_page
 from vaalign_lib.paths import DATA, FIGURES, NOTEBOOKS, RESULTS, ROOT
@@ -273,7 +272,7 @@ def _execute(
                 },
                 stderr_file=bars,
                 log_output=False,
-                config=Config({"KernelManager": {"transport": "ipc"}}),
+                extra_arguments=["--IPKernelApp.log_level=40"],
             )
         except papermill.PapermillExecutionError as failure:
             error = f"cell {failure.exec_count}: {failure.ename}: {_shortened(failure.evalue)}"
