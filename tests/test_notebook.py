@@ -1,10 +1,10 @@
 """What a notebook writes: the same bytes for the same results, labelled, refused without a rule."""
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
+from matplotlib.figure import Figure
 
 from vaalign_lib.notebook import start
 from vaalign_lib.profiles import ProfileError
@@ -13,10 +13,9 @@ from vaalign_lib.published import UnknownRuleError
 
 def write_all(folder):
     run = start("01_bandit", profile="smoke", run_dir=folder)
-    figure, axes = plt.subplots()
-    axes.plot(run.rng("x").normal(size=5))
+    figure = Figure()
+    figure.subplots().plot(run.rng("x").normal(size=5))
     run.save_figure(figure, "line", item="Figure 2", caption="A line.")
-    plt.close(figure)
     table = pd.DataFrame({"name": ["a", "b"], "value": [1 / 3, 2e-17]})
     run.save_table(table, "table", item="Figure 2", caption="Numbers.")
     paths = sorted(path for path in folder.rglob("*") if path.is_file())

@@ -22,9 +22,9 @@ paths = {{"run_dir": run_dir, "figures_dir": figures_dir}}
 run = start("{name}", profile=profile, seed=seed, workers=workers, **paths)
 """
 FIGURE = """
-import matplotlib.pyplot as plt
-figure, axes = plt.subplots()
-axes.plot([1, 2])
+from matplotlib.figure import Figure
+figure = Figure()
+figure.subplots().plot([1, 2])
 run.save_figure(figure, "{name}_line", item="Figure 2", caption="A line.")
 """
 
@@ -68,6 +68,7 @@ def test_runs_once_then_keeps_then_follows_changes(study, tmp_path):
     ):
         assert (folder / name).is_file()
     page = (folder / PAGE).read_text()
+    assert "data:image/png;base64" in page
     assert "<math" in page and "<script" not in page and "$x^2$" not in page
     assert run(tmp_path)[0] == ["kept"]
     assert run(tmp_path, force=True)[0] == ["done"]
@@ -104,12 +105,13 @@ def test_bars_reach_the_terminal_and_not_the_page(study, tmp_path):
     write_notebook(
         study,
         "01_bars",
-        "import sys\nfrom vaalign_lib.progress import progress\nlist(progress(range(3), 'counting'))",
+        "import sys, time\nfrom vaalign_lib.progress import progress\n"
+        "for _ in progress(range(4), 'count' + 'ing'):\n    time.sleep(0.15)",
         "print('a warning', file=sys.stderr)",
     )
     run(tmp_path)
     page = (tmp_path / "run" / "01_bars" / PAGE).read_text()
-    assert "3/3" not in page and "a warning" in page
+    assert "counting" not in page and "a warning" in page
 
 
 def test_selection_names_what_exists(study):

@@ -3,7 +3,6 @@
 from io import BytesIO
 
 import ipywidgets as widgets
-import matplotlib.pyplot as plt
 import numpy as np
 from IPython.display import Image, display
 
@@ -30,7 +29,6 @@ def bandit_images(bandit: Bandit, draws: int, seed: int) -> list[bytes]:
         figure.subplots_adjust(left=0.09, right=0.98, bottom=0.33, top=0.91, wspace=0.25)
         buffer = BytesIO()
         figure.savefig(buffer, format="png", dpi=90)
-        plt.close(figure)
         images.append(buffer.getvalue())
     return images
 

@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import matplotlib as mpl
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
@@ -55,7 +54,6 @@ _STYLE: Any = {
     "grid.linewidth": 0.7,
     "axes.axisbelow": True,
     "legend.frameon": False,
-    "pdf.fonttype": 42,
 }
 
 
@@ -63,16 +61,10 @@ _STYLE: Any = {
 def _canvas(
     width: float, height: float, columns: int = 1, **grid: Any
 ) -> Iterator[tuple[Figure, list[Axes]]]:
+    """Yield an empty figure and its axes, in one row, under the house's style."""
     with mpl.rc_context(_STYLE):
-        figure, axes = plt.subplots(
-            1,
-            columns,
-            figsize=(width, height),
-            layout="constrained",
-            squeeze=False,
-            **grid,
-        )
-        yield figure, list(axes[0])
+        figure = Figure(figsize=(width, height), layout="constrained")
+        yield figure, list(figure.subplots(1, columns, squeeze=False, **grid)[0])
 
 
 def _percent(estimate: Estimate) -> str:

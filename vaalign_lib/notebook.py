@@ -13,10 +13,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
+from IPython.core.getipython import get_ipython
+from IPython.display import Image, display
 from matplotlib.figure import Figure
 
 from vaalign_lib.paths import RUNS
@@ -57,17 +60,18 @@ class NotebookRun:
         return np.random.default_rng(self.seed_of(name))
 
     def save_figure(self, figure: Figure, name: str, *, item: str, caption: str) -> None:
-        """Write a figure as PNG and PDF; `item` says which part of the paper it belongs to."""
+        """Write a figure as PNG and PDF and show it; `item` says to what part of the paper it belongs."""
         self.figures_dir.mkdir(parents=True, exist_ok=True)
         label = f"{caption} ({self.name}, profile {self.profile.name})"
         png: dict[str, Any] = {"Software": None, "Title": item, "Description": label}
         pdf: dict[str, Any] = {"CreationDate": None, "Producer": None, "Creator": None}
         figure.savefig(self.figures_dir / f"{name}.png", dpi=200, metadata=png)
-        figure.savefig(
-            self.figures_dir / f"{name}.pdf",
-            metadata=pdf | {"Title": item, "Subject": label},
-        )
+        with mpl.rc_context({"pdf.fonttype": 42}):  # fonts as such, which journals ask for
+            pdf |= {"Title": item, "Subject": label}
+            figure.savefig(self.figures_dir / f"{name}.pdf", metadata=pdf)
         self._figures.append({"name": name, "item": item, "caption": caption})
+        if get_ipython() is not None:
+            display(Image(self.figures_dir / f"{name}.png", retina=True, alt=caption))
         self._write_record()
 
     def save_table(

@@ -272,6 +272,7 @@ def _execute(
                 },
                 stderr_file=bars,
                 log_output=False,
+                coalesce_streams=True,
                 extra_arguments=["--IPKernelApp.log_level=40"],
             )
         except papermill.PapermillExecutionError as failure:

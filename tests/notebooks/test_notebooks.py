@@ -65,6 +65,8 @@ def test_runs_in_the_smoke_profile(path, smoke_run):
     assert judged == {rule.id for rule in rules().values() if rule.notebook == path.stem}
     for figure in record["figures"]:
         assert (folder / path.stem / "figures" / f"{figure['name']}.png").stat().st_size > 5000
+    page = (folder / path.stem / "page.html").read_text()
+    assert page.count("data:image/png;base64") >= len(record["figures"])  # every figure is shown
 
 
 @pytest.mark.xdist_group("smoke")
