@@ -13,11 +13,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TextIO
 
-import nbformat
-import papermill
 from tqdm import tqdm
 
-from vaalign_lib.html_pages import write_page
 from vaalign_lib.paths import DATA, FIGURES, NOTEBOOKS, RESULTS, ROOT
 from vaalign_lib.profiles import Profile
 from vaalign_lib.progress import HEADLESS
@@ -60,8 +57,12 @@ class Notebook:
 
     def needs(self) -> list[str]:
         """Return the numbers of the notebooks whose findings this one reads."""
-        content = nbformat.read(self.path, as_version=4)
-        return list(content.metadata.get("vaalign", {}).get("needs", []))
+        return list(self.content()["metadata"].get("vaalign", {}).get("needs", []))
+
+    def content(self) -> dict[str, Any]:
+        """Return the notebook's JSON."""
+        content: dict[str, Any] = json.loads(self.path.read_text(encoding="utf-8"))
+        return content
 
 
 @dataclass(frozen=True)
@@ -101,13 +102,14 @@ def select(only: str | None) -> list[Notebook]:
 
 def notebook_key(notebook: Notebook, profile: Profile, seed: int) -> str:
     """Return the key of a notebook's run: its cells, the library, the inputs, profile, seed, packages."""
-    content = nbformat.read(notebook.path, as_version=4)
     inputs = [
         path for path in sorted(DATA.rglob("*")) if path.is_file() and RESULTS not in path.parents
     ]
     library = sorted(PACKAGE.rglob("*.py"))
     return content_key(
-        cells=[(cell.cell_type, cell.source) for cell in content.cells],
+        cells=[
+            (cell["cell_type"], "".join(cell["source"])) for cell in notebook.content()["cells"]
+        ],
         files={str(path.relative_to(ROOT)): file_hash(path) for path in library + inputs},
         profile=profile.model_dump(),
         seed=seed,
@@ -253,6 +255,11 @@ def _execute(
     label: str,
 ) -> str | None:
     """Execute a notebook with papermill into a folder; return the error in a few lines, if any."""
+    import nbformat  # here, for these take seconds that `vaalign status` need not wait
+    import papermill
+
+    from vaalign_lib.html_pages import write_page
+
     target = folder / EXECUTED
     paths = {"run_dir": str(run_dir), "figures_dir": str(folder / "figures")}
     error = None
@@ -278,7 +285,7 @@ def _execute(
         except papermill.PapermillExecutionError as failure:
             error = f"cell {failure.exec_count}: {failure.ename}: {_shortened(failure.evalue)}"
     executed = nbformat.read(target, as_version=4)
-    _without_bars(executed)
+    _without_bars(executed.cells)
     nbformat.write(executed, target)
     write_page(executed, folder / PAGE, title=notebook.name)
     return error
@@ -329,9 +336,9 @@ class _InnerBars:
         self._bar.refresh()
 
 
-def _without_bars(content: nbformat.NotebookNode) -> None:
+def _without_bars(cells: list[Any]) -> None:
     """Drop what was overwritten on the terminal, that is, everything up to the last carriage return."""
-    for cell in content.cells:
+    for cell in cells:
         for output in cell.get("outputs", []):
             if output.output_type == "stream" and output.name == "stderr":
                 output.text = re.sub(r"[^\n]*\r", "", output.text).strip()
