@@ -656,18 +656,10 @@ def optimality_gap(table: pd.DataFrame) -> Figure:
     """Theorem 2.7: share of the attainable gain that the printed policy loses at the same constraint."""
     with _canvas(6.0, 3.4) as (figure, (axes,)):
         order = sorted(table["shift"].unique())
-        sns.stripplot(
-            table,
-            x="shift",
-            y="share_lost",
-            order=order,
-            color=PRINTED,
-            size=2.6,
-            alpha=0.5,
-            jitter=0.3,
-            ax=axes,
-            zorder=1,
-        )
+        for k, shift in enumerate(order):
+            lost = table.loc[table["shift"] == shift, "share_lost"]
+            places = k + np.linspace(-0.3, 0.3, len(lost))
+            axes.plot(places, lost, ".", color=PRINTED, markersize=3, alpha=0.5)
         medians = table.groupby("shift")["share_lost"].median()
         for k, shift in enumerate(order):
             axes.plot([k - 0.3, k + 0.3], [medians[shift]] * 2, color="black", linewidth=2)
@@ -678,6 +670,8 @@ def optimality_gap(table: pd.DataFrame) -> Figure:
                 va="center",
             )
         axes.set(
+            xticks=range(len(order)),
+            xticklabels=[f"{shift:+g}" if shift else "0" for shift in order],
             xlabel="constant added to all rewards",
             ylabel="share of the gain lost",
             ylim=(-0.05, 1.05),
