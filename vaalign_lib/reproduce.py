@@ -1,5 +1,6 @@
 """Running the notebooks in order, each once per set of inputs, with nothing half-written."""
 
+import importlib.metadata
 import json
 import os
 import re
@@ -113,7 +114,7 @@ def notebook_key(notebook: Notebook, profile: Profile, seed: int) -> str:
         files={str(path.relative_to(ROOT)): file_hash(path) for path in library + inputs},
         profile=profile.model_dump(),
         seed=seed,
-        packages=package_versions(),
+        packages=package_versions() | {"matplotlib": importlib.metadata.version("matplotlib")},
     )
 
 
