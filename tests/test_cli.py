@@ -14,6 +14,10 @@ from vaalign_lib.runs import locked
             ["reproduce", "--profile", "smoke", "--only", "99"],
             "--only: no notebook '99'; there are 01",
         ),
+        (
+            ["reproduce", "--profile", "smoke", "--only", ","],
+            "--only: no notebook ''; there are 01",
+        ),
         (["status", "--profile", "missing.yaml"], "vaalign: no profile 'missing.yaml'"),
     ],
 )
@@ -24,7 +28,7 @@ def test_wrong_arguments(tmp_path, capsys, arguments, words):
 
 def test_a_wrong_key_in_a_profile(tmp_path, capsys):
     file = tmp_path / "mine.yaml"
-    file.write_text("name: mine\ndescription: d\nbandit: {draws: 100, many_draws: 100, x: 1}\n")
+    file.write_text("name: mine\ndescription: d\nbandit: {draws: 100, many_draws: 20000, x: 1}\n")
     assert main(["reproduce", "--profile", str(file), "--run-dir", str(tmp_path / "run")]) == 2
     message = capsys.readouterr().err
     assert "bandit.x: unknown key; allowed here: draws, many_draws" in message

@@ -51,7 +51,7 @@ def test_findings_need_a_rule_and_numpy_booleans_are_fine(tmp_path):
     assert run.finding("figure3.frequency", "no", holds=np.bool_(False)) == "contradicted"
     with pytest.raises(UnknownRuleError):
         run.finding("figure3.colour", "blue", holds=True)
-    board = run.scoreboard().set_index("claim of the paper")
+    board = run.scoreboard()
     assert "contradicted" in set(board["verdict"]) and "not yet" in set(board["verdict"])
 
 

@@ -50,7 +50,7 @@ def test_a_profile_can_be_a_file(tmp_path):
         ({"bandit__draws": 1000.5}, r"bandit\.draws: .*integer, got 1000\.5"),
         ({"bandit__draws": True}, r"bandit\.draws: .*valid integer, got True"),
         ({"bandit__draws": -5}, r"bandit\.draws: .*greater than or equal to 100, got -5"),
-        ({"theorems__instances": 0}, r"theorems\.instances: .*greater than or equal to 1"),
+        ({"theorems__instances": 1}, r"theorems\.instances: .*greater than or equal to 20, got 1"),
         ({"theorems__draws": None}, r"theorems\.draws: missing; expected draws of the estimates"),
         ({"name": "Not A Name"}, r"name: .*pattern"),
     ],

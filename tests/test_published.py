@@ -164,6 +164,7 @@ def test_a_verdict_without_a_rule_or_with_too_little_is_refused():
         {"met": None},
         {"met": "nearly"},
         {"colour": "red"},
+        {"source": "ours"},
         {"criterion": {"kind": "above"}},
         {"criterion": {"kind": "holds", "threshold": 1.0}},
     ],

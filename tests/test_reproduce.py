@@ -101,6 +101,46 @@ def test_a_failure_is_reported_and_contained(study, tmp_path):
 
 
 @pytest.mark.xdist_group("kernels")
+def test_a_dead_kernel_is_a_failure_like_another(study, tmp_path):
+    write_notebook(study, "01_dies", "import os\nos._exit(1)")
+    write_notebook(study, "02_goes_on", "1")
+    states, outcomes = run(tmp_path)
+    assert states == ["failed", "done"]
+    assert "DeadKernelError" in outcomes[0].message
+    assert (tmp_path / "run" / "01_dies.failed" / EXECUTED).is_file()
+
+
+@pytest.mark.xdist_group("kernels")
+def test_needed_notebooks_are_demanded_and_decide_the_key(study, tmp_path):
+    write_notebook(study, "01_first", "1")
+    write_notebook(study, "02_second", "1", needs=["01"])
+    states, outcomes = run(tmp_path, only="02")
+    assert states == ["skipped"] and outcomes[0].message == "needs 01_first"
+    assert run(tmp_path)[0] == ["done", "done"]
+    write_notebook(study, "01_first", "2")
+    assert run(tmp_path)[0] == ["done", "done"]  # the second one's input has changed
+
+
+def test_only_the_shipped_profile_in_its_own_folder_is_published(tmp_path):
+    embedded, place = load_profile("embedded"), (module.RUNS / "embedded").resolve()
+    assert module.publishes(embedded, place, seed=0)
+    assert not module.publishes(embedded, place, seed=1)
+    assert not module.publishes(embedded, tmp_path, seed=0)
+    assert not module.publishes(
+        load_profile("smoke").model_copy(update={"name": "embedded"}), place, 0
+    )
+
+
+def test_leftovers_go_and_what_was_being_replaced_comes_back(tmp_path):
+    for name in (".01_a.partial", ".02_b.retired", "store/.t-1.tmp"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / ".lock").touch()
+    module._remove_leftovers(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "02_b", "store"]
+    assert (tmp_path / "store" / ".t-1.tmp").is_dir()  # a JupyterLab may be writing it
+
+
+@pytest.mark.xdist_group("kernels")
 def test_bars_reach_the_terminal_and_not_the_page(study, tmp_path):
     write_notebook(
         study,

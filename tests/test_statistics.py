@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy.stats import binom
 
 from vaalign_lib.statistics import mean, median, paired_variance_ratio, proportion
 
@@ -32,6 +33,21 @@ def test_intervals_cover_as_often_as_they_say():
 
     ratio = (gamma(3.4) - gamma(2.2) ** 2 + 1) / 1.25
     assert 0.90 < coverage(lambda pair: paired_variance_ratio(*pair), ratio, pairs) < 0.97
+
+
+@pytest.mark.parametrize("count", [6, 10, 20, 101])
+def test_median_interval_covers_exactly_as_the_binomial_says(count):
+    """x_(l) to x_(n+1-l) covers with 1 - 2 P(Bin(n, 1/2) < l), at least 95% and tight."""
+    estimate = median(np.arange(1, count + 1))
+    low = int(estimate.low)
+    assert estimate.high == count + 1 - low
+    assert 1 - 2 * binom.cdf(low - 1, count, 0.5) >= 0.95
+    assert 1 - 2 * binom.cdf(low, count, 0.5) < 0.95
+
+
+def test_too_few_samples_for_a_median_interval():
+    with pytest.raises(ValueError, match="5 are too few"):
+        median(np.arange(5))
 
 
 def test_ratio_of_pairs_knows_the_pairing():

@@ -460,6 +460,27 @@ def test_bad_input_is_refused_by_name(name, value):
             trust_region_policy(**arguments, epsilon=0.1, form=form)
 
 
+def test_strengths_broadcast_against_the_problem():
+    estimates, variances, reference = instance(4, arms=3)
+    strengths = np.array([0.3, 1.0, 2.5])
+    for policy_of in (*KL_POLICIES.values(),):
+        many = policy_of(estimates, variances, reference, strengths)
+        assert many.shape == (3, 3)
+        np.testing.assert_allclose(
+            many[1], policy_of(estimates, variances, reference, 1.0), atol=1e-12
+        )
+        with pytest.raises(ValueError, match="beta: shape"):
+            policy_of(np.zeros((2, 3)), variances, reference, strengths)
+    for form in FORMS:
+        many = trust_region_policy(estimates, reference, strengths, variances=variances, form=form)
+        alone = trust_region_policy(estimates, reference, 2.5, variances=variances, form=form)
+        np.testing.assert_allclose(many[2], alone, atol=1e-12)
+    many = mean_minus_variance_policy(estimates, variances, reference, 0.7, strengths)
+    assert many.shape == (3, 3)
+    with pytest.raises(ValueError, match="aversion"):
+        mean_minus_variance_policy(estimates, variances, reference, 0.7, np.nan)
+
+
 def test_bad_strengths_are_refused_by_name():
     for beta in (0.0, -1.0, np.nan, np.inf):
         for policy_of in KL_POLICIES.values():

@@ -56,6 +56,19 @@ def test_box_maximizer_at_the_ends():
     assert batch[1] == pytest.approx(theory.box_supremum(2 * estimates, np.ones(3), 1.0))
 
 
+def test_arms_leave_the_corner_where_computed():
+    rng = np.random.default_rng(6)
+    for _ in range(20):
+        estimates, variances = rng.normal(0, 2, 5), rng.lognormal(0, 1, 5)
+        betas = theory.box_departures(estimates, variances)
+        assert (np.argsort(betas) == np.argsort(np.abs(estimates) / variances)).all()
+        for arm, beta in enumerate(betas):
+            just = [
+                theory.box_maximizer(estimates, variances, beta * x)[arm] for x in (0.999, 1.001)
+            ]
+            assert abs(just[0]) == pytest.approx(2) and abs(just[1]) < 2
+
+
 @pytest.mark.parametrize("scale", [0.0, 0.5, 20.0])
 @pytest.mark.parametrize(("arms", "beta"), [(1, 1.0), (2, 1.0), (3, 2.0), (10, 3.0)])
 def test_sharp_bounds_hold_and_are_attained(arms, beta, scale):

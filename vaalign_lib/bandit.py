@@ -80,9 +80,7 @@ class Bandit:
                 self.vanilla_strength,
                 form=self.form,  # type: ignore[arg-type]
             )
-        return tabular.softmax_policy(
-            estimates, self.reference, _like(estimates, self.vanilla_strength)
-        )
+        return tabular.softmax_policy(estimates, self.reference, self.vanilla_strength)
 
     def variance_aware(self, estimates: Array) -> Array:
         """Return the policy that knows the variances, (..., arms)."""
@@ -101,8 +99,17 @@ class Bandit:
             "ppo": tabular.ppo_fixed_point,
             "grpo": tabular.grpo_fixed_point,
         }[self.form]
-        beta = _like(estimates, self.variance_aware_strength)
+        beta = self.variance_aware_strength
         return policy_of(estimates, self.variances, self.reference, beta)
+
+    def tells_figure_2(self, estimates: Array) -> bool:
+        """Whether Figure 2's caption holds on the typical reversed draw of the estimates (draws, arms).
+
+        The variance-aware policy gives arm 1 less than the vanilla one does, and returns more.
+        """
+        shown = typical_reversed_estimates(self, estimates)
+        vanilla, aware = self.vanilla(shown), self.variance_aware(shown)
+        return bool(aware[0] < vanilla[0] and aware @ self.rewards > vanilla @ self.rewards)
 
     def returns(self, estimates: Array) -> tuple[Array, Array]:
         """Return pi' r* of the vanilla and of the variance-aware policy of every draw, each (draws,)."""
@@ -112,12 +119,11 @@ class Bandit:
         return np.concatenate(vanilla), np.concatenate(aware)
 
 
-def _like(estimates: Array, strength: float) -> Array:
-    return np.full(estimates.shape[:-1], strength)
-
-
 def fully_reversed(estimates: Array) -> Any:
-    """Return which draws (draws, arms) rank the arms in the opposite of their order, (draws,)."""
+    """Return which draws (draws, arms) fall from arm to arm, (draws,): the reverse of the true order.
+
+    The arms are to be in the order of their true rewards, as in Figure 2.
+    """
     return np.all(np.diff(estimates, axis=-1) < 0, axis=-1)
 
 
@@ -126,7 +132,7 @@ def typical_reversed_estimates(bandit: Bandit, estimates: Array) -> Array:
 
     If the draws hold none, the reversed true rewards stand in for it.
     """
-    chosen = estimates[fully_reversed(estimates)]
+    chosen = estimates[fully_reversed(estimates[:, np.argsort(bandit.rewards)])]
     return chosen.mean(0) if len(chosen) else np.sort(bandit.rewards)[::-1]
 
 

@@ -7,8 +7,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from vaalign_lib.paths import NOTEBOOKS, RUNS
 from vaalign_lib.profiles import Profile, ProfileError, load_profile
+from vaalign_lib.published import UnknownRuleError
 from vaalign_lib.report import write_report
 from vaalign_lib.reproduce import UnknownNotebookError, reproduce, status
 from vaalign_lib.runs import RunDirectoryBusyError
@@ -31,8 +34,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return int(options.command(options, profile, run_dir))
     except (
         ProfileError,
-        UnknownNotebookError,
         RunDirectoryBusyError,
+        UnknownNotebookError,
+        UnknownRuleError,
+        ValidationError,  # of the rules
         OSError,
     ) as error:
         print(f"vaalign: {error}", file=sys.stderr)
@@ -64,8 +69,8 @@ def _reproduce(options: argparse.Namespace, profile: Profile, run_dir: Path) -> 
     return 1 if any(outcome.state in ("failed", "skipped") for outcome in outcomes) else 0
 
 
-def _report(_: argparse.Namespace, profile: Profile, run_dir: Path) -> int:
-    page = write_report(profile, run_dir)
+def _report(options: argparse.Namespace, profile: Profile, run_dir: Path) -> int:
+    page = write_report(profile, run_dir, options.seed)
     print(f"report: {page}")
     return 0
 

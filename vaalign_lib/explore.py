@@ -82,7 +82,7 @@ def _sliders(bandit: Bandit) -> dict[str, widgets.ValueWidget]:
         sliders[f"deviation {k}"] = widgets.FloatSlider(
             deviation,
             min=0.05,
-            max=10,
+            max=30,
             step=0.05,
             description=f"σ, arm {k}",
             **settings,

@@ -24,7 +24,7 @@ from matplotlib.figure import Figure
 
 from vaalign_lib.paths import RUNS
 from vaalign_lib.profiles import Profile, load_profile
-from vaalign_lib.published import Finding, printed_value, rule_of, rules, verdict
+from vaalign_lib.published import Finding, published, rule_of, rules, verdict
 from vaalign_lib.runs import RunStore, write_atomically
 from vaalign_lib.statistics import Estimate
 
@@ -141,8 +141,10 @@ class NotebookRun:
         rows = [
             {
                 "item": rule.item,
-                "claim of the paper": rule.claim,
-                "printed": printed_value(rule.published) if rule.published else "",
+                "claim": rule.claim
+                if rule.source == "printed"
+                else f"({rule.source}) {rule.claim}",
+                "printed": published().loc[rule.published, "printed"] if rule.published else "",
                 "found": self._findings[rule.id].reproduced if rule.id in self._findings else "",
                 "verdict": verdict(rule, self._findings.get(rule.id)),
             }
@@ -182,8 +184,8 @@ def start(
         profile: a name or the path of a YAML file.
         seed: of the whole study.
         run_dir: run folder; empty means runs/<profile> of the project.
-        figures_dir: folder of the figures; empty means <run_dir>/<name>/figures. Tables and findings
-            go beside it.
+        figures_dir: folder of the figures; tables and findings go beside it. Empty means
+            <run_dir>/interactive/<name>/figures, apart from what `vaalign reproduce` made.
         workers: processes for long work; 0 means one per core.
 
     Raises:
@@ -201,7 +203,7 @@ def start(
         profile=loaded,
         seed=seed,
         run_dir=folder,
-        figures_dir=Path(figures_dir) if figures_dir else folder / name / "figures",
+        figures_dir=Path(figures_dir) if figures_dir else folder / "interactive" / name / "figures",
         workers=workers or os.cpu_count() or 1,
     )
 

@@ -8,8 +8,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from vaalign_lib.paths import PROFILES
 
-Count = Annotated[int, Field(ge=1, strict=True)]
 Draws = Annotated[int, Field(ge=100, strict=True)]
+ManyDraws = Annotated[int, Field(ge=20_000, strict=True)]  # so that rare events are drawn
+Instances = Annotated[int, Field(ge=20, strict=True)]  # so that intervals exist
 
 
 class ProfileError(ValueError):
@@ -24,15 +25,17 @@ class Bandit(Section):
     """Notebook 01."""
 
     draws: Draws = Field(description="draws of the estimates in Figure 3; the paper has 1,000")
-    many_draws: Draws = Field(description="draws beside them, for the risks themselves")
+    many_draws: ManyDraws = Field(description="draws beside them, for the risks themselves")
 
 
 class Theorems(Section):
     """Notebook 02."""
 
-    draws: Draws = Field(description="draws of the estimates per probability")
-    instances: Count = Field(description="random problems per search or scatter plot")
-    settings: Count = Field(description="random settings per distribution of Figure 4's ratio")
+    draws: Annotated[int, Field(ge=1000, strict=True)] = Field(
+        description="draws of the estimates per probability"
+    )
+    instances: Instances = Field(description="random problems per search or scatter plot")
+    settings: Instances = Field(description="random settings per distribution of Figure 4's ratio")
 
 
 class Profile(Section):

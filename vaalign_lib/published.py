@@ -106,11 +106,15 @@ class Criterion(_Strict):
 
 
 class Rule(_Strict):
-    """One row of the scoreboard: a claim of the paper and how its reproduction is judged."""
+    """One row of the scoreboard: a claim and how its reproduction is judged.
+
+    The paper prints the claim, or implies it, or it is a question of ours.
+    """
 
     id: Annotated[str, Field(pattern=r"^[a-z0-9_.-]+$")]
     item: str
     claim: str
+    source: Literal["printed", "implied", "ours"] = "printed"
     notebook: str
     published: str | None = None
     criterion: Criterion | None = None
@@ -125,6 +129,9 @@ class Rule(_Strict):
             raise ValueError(f"{self.id}: {self.item!r} is no item of the paper")
         if self.criterion is not None and (self.met is None or self.not_met is None):
             raise ValueError(f"{self.id}: a criterion needs the verdicts `met` and `not_met`")
+        verdicts = (self.met, self.not_met, self.unclear)
+        if self.source == "ours" and "contradicted" in verdicts:
+            raise ValueError(f"{self.id}: the paper cannot be contradicted on a question of ours")
         if self.criterion is not None and self.criterion.kind == "covers_printed":
             printed_value(self.published or "")
         return self

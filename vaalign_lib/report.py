@@ -19,19 +19,23 @@ from vaalign_lib.published import (
     rules,
     verdict,
 )
-from vaalign_lib.reproduce import FINDINGS, PAGE, read_record
+from vaalign_lib.reproduce import FINDINGS, PAGE, is_done, notebooks, read_record
 from vaalign_lib.runs import write_atomically
 
 TEMPLATE = "report.html.jinja"
 
 
-def write_report(profile: Profile, run_dir: Path) -> Path:
-    """Write report.html and scoreboard.json from the finished notebooks of a run folder.
+def write_report(profile: Profile, run_dir: Path, seed: int = 0) -> Path:
+    """Write report.html and scoreboard.json from a run folder's finished notebooks.
+
+    A notebook counts if it ran with the cells, library, inputs and seed of now; outdated ones are named.
 
     Returns:
         The path of the page, which opens offline.
     """
-    records = _records(run_dir)
+    finished = [book for book in notebooks() if read_record(run_dir / book.name) is not None]
+    current = [book for book in finished if is_done(book, profile, seed, run_dir)]
+    records = [_read(run_dir / book.name) for book in current]
     rows = scoreboard(records)
     write_atomically(run_dir / "scoreboard.json", json.dumps(rows, indent=1) + "\n")
     environment = Environment(
@@ -43,17 +47,16 @@ def write_report(profile: Profile, run_dir: Path) -> Path:
         items=[_item(name, rows, records, run_dir) for name in ITEMS + FURTHER_ITEMS],
         counts=Counter(row["verdict"] for row in rows),
         notebooks=[record["notebook"] for record in records],
+        outdated=[book.name for book in finished if book not in current],
         claims=len(rows),
     )
     write_atomically(run_dir / "report.html", page)
     return run_dir / "report.html"
 
 
-def _records(run_dir: Path) -> list[dict[str, Any]]:
-    """Return what the finished notebooks recorded: figures, tables and findings."""
-    paths = sorted(run_dir.glob(f"[0-9][0-9]_*/{FINDINGS}"))
-    finished = [path for path in paths if read_record(path.parent) is not None]
-    return [json.loads(path.read_text(encoding="utf-8")) for path in finished]
+def _read(folder: Path) -> dict[str, Any]:
+    record: dict[str, Any] = json.loads((folder / FINDINGS).read_text(encoding="utf-8"))
+    return record
 
 
 def scoreboard(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -76,6 +79,7 @@ def _row(rule: Rule, finding: Finding | None) -> dict[str, Any]:
         "item": rule.item,
         "id": rule.id,
         "claim": rule.claim,
+        "source": rule.source,
         "published": "" if printed is None else f"{printed['printed']} {printed['unit']}".strip(),
         "place": "" if printed is None else printed["place"],
         "reproduced": "" if finding is None else finding.reproduced,
@@ -98,7 +102,10 @@ def _in_words(rule: Rule) -> str:
         "below": f"the 95% interval lies below {rule.criterion.threshold}",
         "holds": "the statement holds",
     }[rule.criterion.kind]
-    return f"{rule.met} if {condition}, else {rule.not_met}"
+    text = f"{rule.met} if {condition}, else {rule.not_met}"
+    if rule.criterion.kind in ("above", "below"):
+        text += f"; {rule.unclear} if the interval straddles it"
+    return text
 
 
 def _item(

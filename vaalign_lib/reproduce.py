@@ -16,8 +16,8 @@ from typing import Any, TextIO
 
 from tqdm import tqdm
 
-from vaalign_lib.paths import DATA, FIGURES, NOTEBOOKS, RESULTS, ROOT
-from vaalign_lib.profiles import Profile
+from vaalign_lib.paths import DATA, FIGURES, NOTEBOOKS, RESULTS, ROOT, RUNS
+from vaalign_lib.profiles import Profile, load_profile
 from vaalign_lib.progress import HEADLESS
 from vaalign_lib.runs import (
     PACKAGE,
@@ -36,6 +36,7 @@ EXECUTED, PAGE, RECORD, FINDINGS = (
     "findings.json",
 )
 PUBLISHED_PROFILE = "embedded"  # its figures and tables are committed
+LEFTOVER_AGE = 24 * 3600  # seconds after which a temporary folder in the store belongs to nobody
 
 
 class UnknownNotebookError(ValueError):
@@ -56,9 +57,10 @@ class Notebook:
     def number(self) -> str:
         return self.name.split("_")[0]
 
-    def needs(self) -> list[str]:
-        """Return the numbers of the notebooks whose findings this one reads."""
-        return list(self.content()["metadata"].get("vaalign", {}).get("needs", []))
+    def needs(self) -> list["Notebook"]:
+        """Return the notebooks whose findings this one reads, by its metadata."""
+        numbers = self.content()["metadata"].get("vaalign", {}).get("needs", [])
+        return [book for book in notebooks() if book.number in numbers]
 
     def content(self) -> dict[str, Any]:
         """Return the notebook's JSON."""
@@ -90,7 +92,7 @@ def select(only: str | None) -> list[Notebook]:
     everything = notebooks()
     if not only:
         return everything
-    wanted = [part.strip() for part in only.split(",") if part.strip()]
+    wanted = [part.strip() for part in only.split(",")]
     for part in wanted:
         if not any(part in (notebook.number, notebook.name) for notebook in everything):
             names = ", ".join(notebook.name for notebook in everything)
@@ -101,8 +103,12 @@ def select(only: str | None) -> list[Notebook]:
 # --- keys and records ---------------------------------------------------------------------------------
 
 
-def notebook_key(notebook: Notebook, profile: Profile, seed: int) -> str:
-    """Return the key of a notebook's run: its cells, the library, the inputs, profile, seed, packages."""
+def notebook_key(notebook: Notebook, profile: Profile, seed: int, run_dir: Path) -> str:
+    """Return the key of a notebook's run.
+
+    It covers the cells, the library, the inputs, profile, seed and packages, and the keys of the
+    notebooks that this one needs.
+    """
     inputs = [
         path for path in sorted(DATA.rglob("*")) if path.is_file() and RESULTS not in path.parents
     ]
@@ -114,6 +120,7 @@ def notebook_key(notebook: Notebook, profile: Profile, seed: int) -> str:
         files={str(path.relative_to(ROOT)): file_hash(path) for path in library + inputs},
         profile=profile.model_dump(),
         seed=seed,
+        needs=[(read_record(run_dir / book.name) or {}).get("key") for book in notebook.needs()],
         packages=package_versions() | {"matplotlib": importlib.metadata.version("matplotlib")},
     )
 
@@ -129,6 +136,18 @@ def read_record(folder: Path) -> dict[str, Any] | None:
         for name, digest in record["files"].items()
     )
     return record if intact else None
+
+
+def is_done(notebook: Notebook, profile: Profile, seed: int, run_dir: Path) -> bool:
+    """Whether the notebook ran to its end with the inputs that it would have now."""
+    record = read_record(run_dir / notebook.name)
+    return record is not None and record["key"] == notebook_key(notebook, profile, seed, run_dir)
+
+
+def publishes(profile: Profile, run_dir: Path, seed: int) -> bool:
+    """Whether a run's results are those that are committed: the shipped profile in its own folder."""
+    shipped = profile.name == PUBLISHED_PROFILE and profile == load_profile(PUBLISHED_PROFILE)
+    return shipped and seed == 0 and run_dir == (RUNS / PUBLISHED_PROFILE).resolve()
 
 
 def _write_record(folder: Path, key: str, seconds: float) -> None:
@@ -184,19 +203,20 @@ def reproduce(
         _remove_leftovers(run_dir)
         for position, notebook in enumerate(chosen, start=1):
             label = f"[{position}/{len(chosen)}] {notebook.name}"
-            broken = [one.notebook for one in outcomes if one.state in ("failed", "skipped")]
-            blocking = [name for name in broken if name.split("_")[0] in notebook.needs()]
+            blocking = [
+                book.name for book in notebook.needs() if not is_done(book, profile, seed, run_dir)
+            ]
             if blocking:
                 outcome = Outcome(notebook.name, "skipped", message=f"needs {', '.join(blocking)}")
             else:
-                key = notebook_key(notebook, profile, seed)
+                key = notebook_key(notebook, profile, seed, run_dir)
                 parameters = {
                     "profile": profile_source,
                     "seed": seed,
                     "workers": workers,
                 }
                 outcome = _run(notebook, key, parameters, run_dir, label, force)
-            if outcome.state in ("done", "kept") and profile.name == PUBLISHED_PROFILE:
+            if outcome.state in ("done", "kept") and publishes(profile, run_dir, seed):
                 publish(run_dir / notebook.name)
             outcomes.append(outcome)
             _say(label, outcome)
@@ -285,10 +305,15 @@ def _execute(
             )
         except papermill.PapermillExecutionError as failure:
             error = f"cell {failure.exec_count}: {failure.ename}: {_shortened(failure.evalue)}"
-    executed = nbformat.read(target, as_version=4)
-    _without_bars(executed.cells)
-    nbformat.write(executed, target)
-    write_page(executed, folder / PAGE, title=notebook.name)
+        except Exception as failure:  # the kernel died or never started; the other notebooks go on
+            error = f"{type(failure).__name__}: {_shortened(str(failure))}"
+    try:
+        executed = nbformat.read(target if target.is_file() else notebook.path, as_version=4)
+        _without_bars(executed.cells)
+        nbformat.write(executed, target)
+        write_page(executed, folder / PAGE, title=notebook.name)
+    except Exception as failure:
+        error = error or f"page: {type(failure).__name__}: {_shortened(str(failure))}"
     return error
 
 
@@ -348,13 +373,22 @@ def _without_bars(cells: list[Any]) -> None:
 
 
 def _remove_leftovers(run_dir: Path) -> None:
-    """Remove what a killed run left behind: folders and files under a temporary name."""
-    for folder in (run_dir, run_dir / "store"):
-        for path in folder.glob(".*") if folder.is_dir() else ():
-            if path.is_dir():
-                shutil.rmtree(path, ignore_errors=True)
-            elif path.name != ".lock":
-                path.unlink()
+    """Remove what a killed run left behind; bring back what it was about to replace.
+
+    In the store a JupyterLab may be writing at this moment, so there only old leftovers go.
+    """
+    for path in [*run_dir.glob(".*.retired"), *(run_dir / "store").glob(".*.retired")]:
+        original = path.with_name(path.name.removeprefix(".").removesuffix(".retired"))
+        if not original.exists():
+            path.rename(original)
+    for path in run_dir.glob(".*"):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        elif path.name != ".lock":
+            path.unlink()
+    for path in (run_dir / "store").glob(".*"):
+        if time.time() - path.stat().st_mtime > LEFTOVER_AGE:
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def publish(folder: Path, figures: Path = FIGURES, results: Path = RESULTS) -> list[Path]:
@@ -380,7 +414,7 @@ def status(profile: Profile, run_dir: Path, seed: int = 0) -> Sequence[tuple[str
         elif record is None:
             rows.append((notebook.name, "missing", ""))
         else:
-            current = record["key"] == notebook_key(notebook, profile, seed)
+            current = record["key"] == notebook_key(notebook, profile, seed, run_dir)
             state = "done" if current else "outdated"
             rows.append(
                 (

@@ -58,6 +58,10 @@ def new_folder(path: Path) -> Iterator[Path]:
     temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
     try:
         yield temporary
+        for file in temporary.rglob("*"):
+            if file.is_file():
+                with file.open("rb") as content:
+                    os.fsync(content.fileno())
         replace_folder(temporary, path)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -143,6 +147,8 @@ def _imported(path: Path) -> list[str]:
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.level:
+            raise ValueError(f"{path}:{node.lineno}: the library imports by full names only")
         elif isinstance(node, ast.ImportFrom) and node.module:
             names += [
                 node.module,

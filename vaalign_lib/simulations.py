@@ -54,10 +54,10 @@ def lower_bound_probabilities(
     """Simulate the probability of Theorem 2.2's inequality at r* = signal * sigma on every arm.
 
     Returns:
-        A row per (arms, beta, signal): the probability, an interval wide enough that all intervals
-        together hold with 95% (Bonferroni), and the four bounds.
+        A row per (arms, beta, signal): the probability, an interval so wide that all of them and
+        those of `lower_bound_instances` hold together with 95% (Bonferroni), and the four bounds.
     """
-    confidence = 1 - 0.05 / (len(arms) * len(betas) * len(signals))
+    confidence = 1 - 0.025 / (len(arms) * len(betas) * len(signals))
     rows = []
     for count in arms:
         noise = np.random.default_rng([seed, count]).standard_normal((draws, count))
@@ -99,7 +99,7 @@ def lower_bound_instances(instances: int, draws: int, seed: int) -> pd.DataFrame
         beta = rng.uniform(0.2, 1.6 * np.sqrt(arms))
         estimates = draw_estimates(truth, variances, draws, rng)
         event = theory.lower_bound_event(estimates, truth, variances, beta)
-        estimate = proportion(event, 1 - 0.05 / instances)
+        estimate = proportion(event, 1 - 0.025 / instances)
         rows.append(
             {
                 "arms": arms,
@@ -250,25 +250,60 @@ def _problems(
     )
 
 
-def paired_at_equal_step(levels: pd.DataFrame, step: float) -> pd.DataFrame:
-    """Interpolate the table of `noise_levels` to one step length, the mean of ||pi - pi_0||^2.
+def equal_step(
+    arms: int, instances: int, step: float, levels: Sequence[float], draws: int, seed: int
+) -> pd.DataFrame:
+    """Compare both policies on the problems of `noise_levels` at the same mean ||pi - pi_0||^2.
+
+    The radius of either policy is solved for, once per level for all problems and draws.
 
     Returns:
-        A row per level and instance: gains and risks of both policies and vanilla's less the other's.
+        A row per level and instance: gain and risk of both policies, and vanilla's less the other's.
     """
-    columns: dict[tuple[float, int], dict[str, float]] = {}
-    for (level, name, instance), path in levels.groupby(["level", "policy", "instance"]):
-        path = path.sort_values("step")
+    rng = np.random.default_rng(seed)
+    truth, variances, noise = _problems(arms, instances, draws, rng)
+    reference = np.full(arms, 1 / arms)
+    shapes = {"vanilla": np.ones(arms), "variance-aware": variances}
+    parts = []
+    for level in progress(levels, "equal step", len(levels)):
+        columns: dict[str, Array] = {}
+        for name, shape in shapes.items():
+            policy = _policy_of_step(truth + level * noise, reference, shape, step)
+            gain = tabular.expected_reward(policy - reference, truth)
+            columns |= {f"{name} gain": gain.mean(0), f"{name} risk": (gain <= 0).mean(0)}
         for column in ("gain", "risk"):
-            value = np.interp(step, path["step"], path[column])
-            columns.setdefault((level, instance), {})[f"{name} {column}"] = value
-    table = pd.DataFrame.from_dict(columns, orient="index")
-    table = table.rename_axis(["level", "instance"]).reset_index()
-    for column in ("gain", "risk"):
-        table[f"{column}_difference"] = (
-            table[f"vanilla {column}"] - table[f"variance-aware {column}"]
-        )
-    return table
+            difference = columns[f"vanilla {column}"] - columns[f"variance-aware {column}"]
+            columns[f"{column}_difference"] = difference
+        parts.append(pd.DataFrame({"level": level, "instance": np.arange(instances)} | columns))
+    return pd.concat(parts, ignore_index=True)
+
+
+def _policy_of_step(estimates: Array, reference: Array, shape: Array, step: float) -> Array:
+    """Return the trust-region policies at the radius where the mean of ||pi - pi_0||^2 is the step."""
+
+    def policy_of(log_epsilon: float) -> Array:
+        epsilon = np.exp(log_epsilon)
+        return tabular.trust_region_policy(estimates, reference, epsilon, variances=shape)
+
+    def excess(log_epsilon: float) -> float:
+        return float(((policy_of(log_epsilon) - reference) ** 2).sum(-1).mean()) - step
+
+    return policy_of(float(brentq(excess, np.log(1e-4 * step), np.log(1e4 * step), xtol=1e-5)))
+
+
+def crossing_level(paired: pd.DataFrame, seed: int, resamples: int = 1000) -> Estimate:
+    """Estimate the noise level up to which vanilla gains more, from the table of `equal_step`.
+
+    The interval is the bootstrap's over the problems; NaN ends where a resample has no crossing.
+    """
+    table = paired.pivot(index="level", columns="instance", values="gain_difference")
+    levels, differences = table.index.to_series(), table.to_numpy()
+    count = differences.shape[1]
+    chosen = np.random.default_rng(seed).integers(0, count, (resamples, count))
+    means = [pd.Series(differences[:, rows].mean(1)) for rows in chosen]
+    low, high = np.quantile([zero_crossing(levels, one) for one in means], [0.025, 0.975])
+    value = zero_crossing(levels, pd.Series(differences.mean(1)))
+    return Estimate(value, float(low), float(high), count)
 
 
 def zero_crossing(levels: pd.Series, differences: pd.Series) -> float:
@@ -288,11 +323,9 @@ def relative_to_vanilla(comparison: pd.DataFrame) -> pd.DataFrame:
         A row per level, policy (but vanilla) and instance: differences of gain and risk, and
         log_variance, the logarithm of the ratio of the variances of the return.
     """
-    keys = ["level", "instance"]
     vanilla = comparison[comparison["policy"] == "vanilla"]
-    both = comparison[comparison["policy"] != "vanilla"].merge(
-        vanilla, on=keys, suffixes=("", "_v")
-    )
+    others = comparison[comparison["policy"] != "vanilla"]
+    both = others.merge(vanilla, on=["level", "instance"], suffixes=("", "_v"))
     columns = {
         "gain": both["gain"] - both["gain_v"],
         "log_variance": 2 * np.log(both["deviation"] / both["deviation_v"]),
@@ -338,6 +371,7 @@ def best_on_printed_path(
         reference,
         betas,
     )
+    path = np.vstack([path, reference])  # the limit of large beta
     feasible = tabular.weighted_kl(path, reference, variances) <= epsilon
     values = np.where(feasible, path @ estimates, -np.inf)
     return path[values.argmax()]
@@ -488,6 +522,7 @@ def families(aversion: float) -> dict[str, PolicyFamily]:
             estimates, reference, beta
         ),
         "PPO fixed point": tabular.ppo_fixed_point,
+        "GRPO fixed point": tabular.grpo_fixed_point,
         "true optimum": tabular.exact_policy,
         "as printed": tabular.printed_policy,
         "mean minus variance": lambda estimates, variances, reference, beta: (
@@ -553,7 +588,6 @@ def matched_kl(
         for name, family in families(aversion).items():
             beta = beta_at_mean_kl(family, estimates, scaled, reference, target)
             if np.isnan(beta):
-                rows.append({"level": level, "policy": name, "instance": -1, "beta": beta})
                 continue
             policy = family(estimates, scaled, reference, np.full(estimates.shape[:-1], beta))
             gain = tabular.expected_reward(policy, truth) - truth.mean(-1)

@@ -44,10 +44,11 @@ def mean(samples: ArrayLike, confidence: float = CONFIDENCE) -> Estimate:
 def median(samples: ArrayLike, confidence: float = CONFIDENCE) -> Estimate:
     """Estimate a median from independent samples (count,), with the order-statistics interval."""
     values = np.sort(_samples("samples", samples))
-    low, high = binom.interval(confidence, values.size, 0.5)
-    centre = float(np.median(values))
-    upper = min(int(high), values.size - 1)
-    return Estimate(centre, float(values[int(low)]), float(values[upper]), values.size)
+    low = int(binom.ppf(0.5 - confidence / 2, values.size, 0.5))  # P(fewer than low below) < 2.5%
+    if low < 1:
+        raise ValueError(f"samples: {values.size} are too few for a {confidence:.0%} interval")
+    ends = float(values[low - 1]), float(values[values.size - low])
+    return Estimate(float(np.median(values)), *ends, values.size)
 
 
 def paired_variance_ratio(

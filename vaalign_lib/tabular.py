@@ -81,6 +81,28 @@ def _problem(
     return estimates, variances, reference
 
 
+def _with_strength(
+    problem: tuple[Array, Array, Array], name: str, strength: Array
+) -> tuple[Array, Array, Array, Array]:
+    """Broadcast the problem (..., arms) against a strength (...) that lacks the axis of the arms."""
+    batch, arms = problem[0].shape[:-1], problem[0].shape[-1]
+    try:
+        shape = np.broadcast_shapes(batch, strength.shape)
+    except ValueError:
+        raise ValueError(f"{name}: shape {strength.shape} does not fit the batch {batch}") from None
+    estimates, variances, reference = (np.broadcast_to(a, (*shape, arms)) for a in problem)
+    return estimates, variances, reference, np.broadcast_to(strength, shape)
+
+
+def _penalized(
+    estimates: ArrayLike, variances: ArrayLike, reference: ArrayLike, beta: ArrayLike
+) -> tuple[Array, Array, Array]:
+    """Check and broadcast; return estimates, reference and beta sigma^2, each (..., arms)."""
+    problem = _problem(estimates, variances, reference)
+    wide = _with_strength(problem, "beta", _positive("beta", beta))
+    return wide[0], wide[2], wide[1] * wide[3][..., None]
+
+
 # --- Equations (2) and (3): a linear reward in a quadratic trust region ----------------------------
 
 
@@ -124,10 +146,11 @@ def trust_region_policy(
     """
     if form not in get_args(QuadraticForm):
         raise ValueError(f"form: must be one of {', '.join(get_args(QuadraticForm))}, got {form!r}")
-    estimates, variances, reference = _problem(estimates, variances, reference)
+    problem = _problem(estimates, variances, reference)
     epsilon = np.asarray(epsilon, dtype=float)
     if not (np.isfinite(epsilon) & (epsilon >= 0)).all():
         raise ValueError("epsilon: must be finite and at least 0")
+    estimates, variances, reference, epsilon = _with_strength(problem, "epsilon", epsilon)
     estimates = _scaled(estimates)
     if form == "simplex":
         return _simplex_policy(estimates, variances, reference, epsilon)
@@ -166,7 +189,7 @@ def _simplex_policy(estimates: Array, variances: Array, reference: Array, epsilo
     arrived drop out of the batch.
     """
     shape = estimates.shape
-    epsilon = np.broadcast_to(epsilon, shape[:-1]).ravel()
+    epsilon = epsilon.ravel()
     estimates, variances, reference = (
         array.reshape(-1, shape[-1]) for array in (estimates, variances, reference)
     )
@@ -238,8 +261,7 @@ def printed_policy(
     This maximizes E_pi[R-hat / (beta sigma^2)] - KL(pi || pi_0), not the objective that the theorem
     states, and changes when a constant is added to the rewards. Shapes as in `exact_policy`.
     """
-    estimates, variances, reference = _problem(estimates, variances, reference)
-    weights = _penalty_weights(variances, beta)
+    estimates, reference, weights = _penalized(estimates, variances, reference, beta)
     return _normalized(_log(reference) + estimates / weights)
 
 
@@ -286,10 +308,11 @@ def grpo_fixed_point(
 
     With samples from pi the gradient of beta sigma^2 (pi_0 / pi - 1 - ln(pi_0 / pi)) through the log
     ratio is that of a forward KL, so R-hat - beta sigma^2 (1 - pi_0 / pi) = nu: the maximum of
-    E_pi[R-hat] - beta sum_y sigma^2 (pi_0 ln(pi_0 / pi) + pi - pi_0). Shapes as in `exact_policy`.
+    E_pi[R-hat] - beta sum_y sigma^2 (pi_0 ln(pi_0 / pi) + pi - pi_0). Not even with equal variances
+    is it the softmax. GRPO's division of the advantages by their standard deviation, which makes beta
+    vary with the prompt, is left out. Shapes as in `exact_policy`.
     """
-    estimates, variances, reference = _problem(estimates, variances, reference)
-    weights = _penalty_weights(variances, beta)
+    estimates, reference, weights = _penalized(estimates, variances, reference, beta)
     masses, poles = (
         reference * weights,
         np.where(reference > 0, estimates - weights, -np.inf),
@@ -319,13 +342,13 @@ def mean_minus_variance_policy(
 
     Shapes: estimates, variances, reference (..., arms), beta and aversion (...).
     """
-    estimates, variances, reference = _problem(estimates, variances, reference)
-    pessimistic = estimates - np.asarray(aversion, dtype=float)[..., None] * variances
+    aversion = np.asarray(aversion, dtype=float)
+    if not np.isfinite(aversion).all():
+        raise ValueError("aversion: must be finite")
+    problem = _problem(estimates, variances, reference)
+    estimates, variances, reference, aversion = _with_strength(problem, "aversion", aversion)
+    pessimistic = estimates - aversion[..., None] * variances
     return softmax_policy(pessimistic, reference, beta)
-
-
-def _penalty_weights(variances: Array, beta: ArrayLike) -> Array:
-    return variances * _positive("beta", beta)[..., None]
 
 
 def _log(probabilities: Array) -> Array:
@@ -344,8 +367,8 @@ def _tilted(
     beta: ArrayLike,
     offset: float,
 ) -> Array:
-    estimates, variances, reference = _problem(estimates, variances, reference)
-    return _tilt(_log(reference), estimates, _penalty_weights(variances, beta), offset)
+    estimates, reference, weights = _penalized(estimates, variances, reference, beta)
+    return _tilt(_log(reference), estimates, weights, offset)
 
 
 def _tilt(log_reference: Array, estimates: Array, weights: Array, offset: float) -> Array:
@@ -428,8 +451,6 @@ def solve_beta(
     draws: int,
     *,
     name: str = "target",
-    smallest: float = 1e-8,
-    largest: float = 1e8,
 ) -> Array:
     """Find the beta of every draw at which a decreasing measure of its policy takes the target value.
 
@@ -439,15 +460,13 @@ def solve_beta(
         target: (draws,) or a scalar.
         draws: their number.
         name: of the target, for the error.
-        smallest: end of the interval that is searched.
-        largest: its other end.
 
     Returns:
-        beta (draws,); 0 where the measure stays below the target down to `smallest`: the constraint
-        does not bind and the policy is greedy.
+        beta (draws,), searched from 1e-8 to 1e8; 0 where the measure stays below the target even at
+        the smallest: the constraint does not bind and the policy is greedy.
 
     Raises:
-        ValueError: the measure stays above the target up to `largest`; no such policy.
+        ValueError: the measure stays above the target even at the largest; no such policy.
     """
     index = np.arange(draws)
     goal = np.broadcast_to(np.asarray(target, dtype=float), (draws,))
@@ -458,7 +477,7 @@ def solve_beta(
         chosen = draw.astype(np.intp)
         return measure(np.exp(log_beta), chosen) - goal[chosen]
 
-    low, high = np.full(draws, np.log(smallest)), np.full(draws, np.log(largest))
+    low, high = np.full(draws, np.log(1e-8)), np.full(draws, np.log(1e8))
     at_most = excess(high, index)
     if (at_most > 0).any():
         worst = goal[at_most > 0].min()
@@ -472,6 +491,8 @@ def solve_beta(
         root = elementwise.find_root(
             excess, (low[binds], high[binds]), args=(index[binds].astype(float),)
         )
+        if not root.success.all():
+            raise ValueError(f"{name}: no beta was found; the measure must decrease in beta")
         beta[binds] = np.exp(root.x)
     return beta
 

@@ -98,6 +98,19 @@ def _box_scale(scaled: Array, cap: Array, beta: Array) -> Array:
     return np.where((scaled**2).sum(-1) <= beta**2, 0.0, solution)
 
 
+def box_departures(estimates: ArrayLike, variances: ArrayLike) -> Array:
+    """Return the beta at which every arm leaves the corner |d_i| = 2 of Equation (1)'s solution.
+
+    Arm i is at its corner while a_i t >= 2 sigma_i, that is t >= t_i = 2 sigma_i^2 / |R-hat_i|, and t
+    falls as beta grows: beta_i = sqrt(sum_j min(2 sigma_j, a_j t_i)^2) / t_i. So arms leave in the
+    order of |R-hat| / sigma^2. Shapes: (arms,) -> (arms,).
+    """
+    estimates, variances = np.abs(np.asarray(estimates, dtype=float)), np.asarray(variances)
+    scaled, cap = estimates / np.sqrt(variances), 2 * np.sqrt(variances)
+    leaving = (cap / scaled)[:, None]
+    return np.sqrt((np.minimum(cap, scaled * leaving) ** 2).sum(-1)) / leaving[:, 0]
+
+
 def lower_bound_event(
     estimates: ArrayLike, true_rewards: ArrayLike, variances: ArrayLike, beta: ArrayLike
 ) -> np.ndarray:
@@ -175,4 +188,6 @@ def interior_epsilon(reference: ArrayLike) -> Array:
     """
     reference = np.asarray(reference, dtype=float)
     arms = reference.shape[-1]
+    if arms < 2:
+        raise ValueError("reference: expected at least two arms")
     return arms / (arms - 1) * reference.min(-1) ** 2
