@@ -24,7 +24,7 @@ from matplotlib.figure import Figure
 
 from vaalign_lib.paths import RUNS
 from vaalign_lib.profiles import Profile, load_profile
-from vaalign_lib.published import Finding, published, rule_of, rules, verdict
+from vaalign_lib.published import Finding, printed_text, rule_of, rules, verdict
 from vaalign_lib.runs import RunStore, write_atomically
 from vaalign_lib.statistics import Estimate
 
@@ -144,7 +144,7 @@ class NotebookRun:
                 "claim": rule.claim
                 if rule.source == "printed"
                 else f"({rule.source}) {rule.claim}",
-                "printed": published().loc[rule.published, "printed"] if rule.published else "",
+                "printed": printed_text(rule),
                 "found": self._findings[rule.id].reproduced if rule.id in self._findings else "",
                 "verdict": verdict(rule, self._findings.get(rule.id)),
             }

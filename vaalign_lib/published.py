@@ -173,6 +173,14 @@ def rule_of(name: str) -> Rule:
     return rules()[name]
 
 
+def printed_text(rule: Rule) -> str:
+    """Return the number that a rule is about as printed, with its unit; empty if it is about none."""
+    if not rule.published:
+        return ""
+    line = published().loc[rule.published]
+    return f"{line['printed']} {line['unit']}".strip()
+
+
 def verdict(rule: Rule, finding: Finding | None) -> Verdict:
     """Judge a finding by its rule.
 

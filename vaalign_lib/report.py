@@ -14,6 +14,7 @@ from vaalign_lib.published import (
     ITEMS,
     Finding,
     Rule,
+    printed_text,
     published,
     rule_of,
     rules,
@@ -80,7 +81,7 @@ def _row(rule: Rule, finding: Finding | None) -> dict[str, Any]:
         "id": rule.id,
         "claim": rule.claim,
         "source": rule.source,
-        "published": "" if printed is None else f"{printed['printed']} {printed['unit']}".strip(),
+        "published": printed_text(rule),
         "place": "" if printed is None else printed["place"],
         "reproduced": "" if finding is None else finding.reproduced,
         "value": None if finding is None else finding.value,
@@ -96,6 +97,8 @@ def _row(rule: Rule, finding: Finding | None) -> dict[str, Any]:
 def _in_words(rule: Rule) -> str:
     if rule.criterion is None:
         return ""
+    if rule.met == rule.not_met == rule.unclear:
+        return "reported whatever it is, not judged"
     condition = {
         "covers_printed": "the 95% interval contains the printed number, as rounded",
         "above": f"the 95% interval lies above {rule.criterion.threshold}",
