@@ -1,0 +1,65 @@
+"""Prompt and response as token ids, the same way for every model that reads or writes them."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+
+def conversation_ids(
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    responses: Sequence[str],
+    max_length: int,
+) -> list[list[int]]:
+    """Return the token ids of prompts with their responses, each at most `max_length` long.
+
+    A tokenizer's chat template is used if it has one. Without one, an encoder (whose tokenizer adds
+    special tokens to a pair) gets prompt and response as a pair, and a causal model the prompt, a blank
+    line, the response and the end-of-text token. What is too long loses its beginning, except in pairs,
+    where the longer text loses its end.
+    """
+    if len(prompts) != len(responses):
+        raise ValueError(f"responses: expected {len(prompts)}, one a prompt, got {len(responses)}")
+    if not prompts:
+        return []
+    if tokenizer.chat_template is None and tokenizer.num_special_tokens_to_add(pair=True) > 1:
+        pairs: Any = tokenizer(
+            list(prompts), list(responses), truncation="longest_first", max_length=max_length
+        )
+        return list(pairs["input_ids"])
+    if tokenizer.chat_template is None:
+        end = tokenizer.eos_token or ""
+        texts = [f"{p}\n\n{r}{end}" for p, r in zip(prompts, responses, strict=True)]
+    else:
+        texts = [
+            _templated(tokenizer, [("user", p), ("assistant", r)], generation=False)
+            for p, r in zip(prompts, responses, strict=True)
+        ]
+    ids = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+    return [row[-max_length:] for row in ids]
+
+
+def prompt_ids(
+    tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], max_length: int
+) -> list[list[int]]:
+    """Return the token ids of prompts up to where a causal model's response begins."""
+    if not prompts:
+        return []
+    if tokenizer.chat_template is None:
+        texts = [f"{prompt}\n\n" for prompt in prompts]
+    else:
+        texts = [_templated(tokenizer, [("user", p)], generation=True) for p in prompts]
+    ids = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+    return [row[-max_length:] for row in ids]
+
+
+def _templated(
+    tokenizer: PreTrainedTokenizerBase, turns: list[tuple[str, str]], generation: bool
+) -> str:
+    messages = [{"role": role, "content": content} for role, content in turns]
+    return str(
+        tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=generation
+        )
+    )

@@ -1,0 +1,1 @@
+"""Policies: the reference policies, how they are trained and sampled."""

@@ -1,0 +1,188 @@
+"""Reference policies: tiny models of the papers' own architectures, taught to speak by trl's SFTTrainer."""
+
+from pathlib import Path
+from typing import Literal
+
+import torch
+from datasets import Dataset
+from transformers import (
+    AutoModelForCausalLM,
+    GPT2Config,
+    MistralConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Qwen2Config,
+)
+from trl import SFTConfig, SFTTrainer
+
+from vaalign_lib.conversation import conversation_ids, prompt_ids
+from vaalign_lib.progress import TrainingBar
+from vaalign_lib.synthetic.tokenizer import world_tokenizer
+from vaalign_lib.synthetic.world import World
+
+Architecture = Literal["gpt2", "qwen2", "mistral"]
+ARCHITECTURES: tuple[Architecture, ...] = ("gpt2", "qwen2", "mistral")
+CONTEXT = 64  # tokens of prompt and response together, at most
+
+
+def tiny_config(architecture: Architecture, width: int, layers: int = 2) -> PretrainedConfig:
+    """Return the configuration of a tiny model with the embedded world's vocabulary."""
+    tokenizer = world_tokenizer()
+    shared = {
+        "vocab_size": len(tokenizer),
+        "pad_token_id": tokenizer.pad_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "bos_token_id": tokenizer.eos_token_id,
+    }
+    llama_like = {
+        "hidden_size": width,
+        "intermediate_size": 3 * width,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": CONTEXT,
+    }
+    if architecture == "gpt2":
+        return GPT2Config(
+            n_embd=width,
+            n_layer=layers,
+            n_head=4,
+            n_positions=CONTEXT,
+            activation_function="gelu_pytorch_tanh",  # the same function as gelu_new, faster
+            resid_pdrop=0.0,
+            embd_pdrop=0.0,
+            attn_pdrop=0.0,
+            **shared,
+        )
+    if architecture == "qwen2":
+        return Qwen2Config(tie_word_embeddings=True, **llama_like, **shared)
+    if architecture == "mistral":
+        return MistralConfig(sliding_window=None, tie_word_embeddings=False, **llama_like, **shared)
+    raise ValueError(
+        f"architecture: expected one of {', '.join(ARCHITECTURES)}, got {architecture!r}"
+    )
+
+
+def train_reference(
+    folder: Path,
+    *,
+    world: World,
+    architecture: Architecture,
+    width: int,
+    responses: int,
+    epochs: float,
+    batch_size: int,
+    learning_rate: float,
+    seed: int,
+) -> None:
+    """Teach a tiny model the world's corpus and save it, with its tokenizer, into a folder.
+
+    Args:
+        folder: an existing folder.
+        world: whose corpus is learned.
+        architecture: of the model.
+        width: of its hidden states.
+        responses: in the corpus.
+        epochs, batch_size, learning_rate: of AdamW with a cosine schedule.
+        seed: of the corpus, the weights and the order of the data.
+    """
+    tokenizer = world_tokenizer()
+    prompts, written = world.corpus(responses, world.rng("corpus", seed))
+    data = _supervised(tokenizer, prompts, written)
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_config(tiny_config(architecture, width))
+    arguments = SFTConfig(
+        output_dir=str(folder),
+        num_train_epochs=epochs,
+        per_device_train_batch_size=batch_size,
+        learning_rate=learning_rate,
+        lr_scheduler_type="cosine",
+        warmup_steps=30,
+        completion_only_loss=True,
+        max_length=CONTEXT,
+        seed=seed,
+        **quiet_training(),
+    )
+    trainer = SFTTrainer(
+        model,
+        args=arguments,
+        train_dataset=data,
+        processing_class=tokenizer,
+        callbacks=[TrainingBar(f"reference policy, {architecture}")],
+    )
+    trainer.train()
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def quiet_training() -> dict[str, object]:
+    """Return what all trainings of tiny models share: on the CPU, no checkpoints, no reports."""
+    return {
+        "use_cpu": True,
+        "bf16": False,
+        "gradient_checkpointing": False,
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "logging_steps": 50,
+        "dataloader_pin_memory": False,
+    }
+
+
+def _supervised(
+    tokenizer: PreTrainedTokenizerBase, prompts: list[str], responses: list[str]
+) -> Dataset:
+    """Tokenize for SFTTrainer; only the response counts in the loss."""
+    whole = conversation_ids(tokenizer, prompts, responses, CONTEXT)
+    asked = prompt_ids(tokenizer, prompts, CONTEXT)
+    masks = [[0] * len(p) + [1] * (len(w) - len(p)) for p, w in zip(asked, whole, strict=True)]
+    return Dataset.from_dict({"input_ids": whole, "completion_mask": masks})
+
+
+@torch.no_grad()
+def sample(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: list[str],
+    *,
+    seed: int,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    max_new_tokens: int = 32,
+    batch_size: int = 512,
+) -> list[str]:
+    """Sample one response to each prompt.
+
+    Args:
+        model: a causal model.
+        tokenizer: its tokenizer.
+        prompts: texts.
+        seed: of the sampling; the global random state is left as it was.
+        temperature, top_k, top_p: of the sampling; 0 and 1 mean no truncation.
+        max_new_tokens: of a response, with its end.
+        batch_size: of the computation.
+    """
+    rows = prompt_ids(tokenizer, prompts, CONTEXT)
+    responses: list[str] = []
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        for start in range(0, len(rows), batch_size):
+            batch = tokenizer.pad(
+                {"input_ids": rows[start : start + batch_size]},
+                padding_side="left",
+                return_tensors="pt",
+            ).to(model.device)
+            written = model.generate(
+                **batch,
+                do_sample=True,
+                temperature=temperature,
+                top_k=top_k,
+                top_p=top_p,
+                max_new_tokens=max_new_tokens,
+                pad_token_id=tokenizer.pad_token_id,
+            )
+            new = written[:, batch["input_ids"].shape[1] :]
+            responses += tokenizer.batch_decode(new, skip_special_tokens=True)
+    return responses
