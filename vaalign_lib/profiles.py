@@ -1,7 +1,7 @@
 """Profiles: how large the study runs. A YAML file each, validated; it says sizes, never behaviour."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -38,6 +38,77 @@ class Theorems(Section):
     settings: Instances = Field(description="random settings per distribution of Figure 4's ratio")
 
 
+Count = Annotated[int, Field(ge=1, strict=True)]
+Rate = Annotated[float, Field(gt=0)]
+Optimizer = Literal["adamw_torch", "paged_adamw_32bit"]
+Scheduler = Literal["cosine", "constant"]
+
+
+class RewardData(Section):
+    """Preference pairs, for training the reward models and for looking at them."""
+
+    pairs: str = Field(description="`embedded`, a .jsonl file, or a hub data set")
+    evaluation: str = Field(description="`embedded`, a .jsonl file, or a hub data set")
+    train_pairs: Count = Field(description="embedded pairs to learn from, for each stage")
+    held_out_pairs: Count = Field(description="pairs for the temperature of the variances")
+    evaluation_pairs: Count = Field(description="embedded pairs per category to look at")
+
+
+class Reference(Section):
+    """The policies that all others start from, and what the corpus of the tiny ones is."""
+
+    models: dict[str, str] = Field(description="architecture: `tiny`, or a name or path")
+    width: Count = Field(description="of the hidden states of the tiny ones")
+    responses: Count = Field(description="of the supervised corpus")
+    epochs: Rate
+    batch_size: Count
+    learning_rate: Rate
+    prompts: Count = Field(description="prompts of best-of-n and the exponential tilt")
+    samples: Annotated[int, Field(ge=8, strict=True)] = Field(description="responses to each")
+
+
+class RewardModel(Section):
+    """Stage 1, Table 5: one reward model with one head."""
+
+    backbone: str = Field(description="`tiny-gemma`, or a model's name or path")
+    width: Count = Field(description="of the hidden states of `tiny-gemma`")
+    batch_size: Count = Field(description="effective, over all steps of accumulation")
+    device_batch_size: Count = Field(description="of one forward pass")
+    learning_rate: Rate
+    optimizer: Optimizer
+    weight_decay: Annotated[float, Field(ge=0)]
+    scheduler: Scheduler
+    epochs: Rate
+    loss_threshold: Rate = Field(description="logged loss at which training stops")
+    logging_steps: Count = Field(description="steps over which the logged loss is averaged")
+    max_length: Count = Field(description="tokens of prompt and response together")
+    gradient_checkpointing: bool
+
+
+class HeadTraining(Section):
+    """Stage 2, Table 7: heads on the frozen backbone."""
+
+    batch_size: Count
+    learning_rate: Rate
+    optimizer: Optimizer
+    weight_decay: Annotated[float, Field(ge=0)]
+    scheduler: Scheduler
+    epochs: Rate
+    anchor: Rate = Field(default=1.0, description="prior precision of anchored heads")
+
+
+class Ensembles(Section):
+    """Notebook 03: which ensembles are trained and how large they are."""
+
+    members: Annotated[int, Field(ge=2, strict=True)] = Field(description="of an ensemble; 10")
+    paper: HeadTraining = Field(description="Table 7's recipe")
+    trained: HeadTraining = Field(description="the same for heads that are trained to the end")
+    independent: Count = Field(description="ensembles of the `independent` protocol; 80")
+    independent_pairs: Count = Field(description="pairs of each of them")
+    backbones: HeadTraining = Field(description="for separately trained small backbones")
+    backbone_width: Count = Field(description="of those")
+
+
 class Profile(Section):
     """All sizes of a study."""
 
@@ -45,6 +116,11 @@ class Profile(Section):
     description: str
     bandit: Bandit
     theorems: Theorems
+    reward_data: RewardData
+    reference: Reference
+    reward_model: RewardModel
+    ensembles: Ensembles
+    true_reward: str = Field(description="`gold` in the embedded world, or a model's name or path")
 
 
 def available_profiles() -> list[str]:
@@ -80,11 +156,11 @@ def load_profile(name: str | Path) -> Profile:
 def _explain(problem: Any) -> str:
     """Say which key is wrong, what it held and what is allowed."""
     where = ".".join(str(part) for part in problem["loc"])
-    section = _section_at(problem["loc"][:-1])
     if problem["type"] == "extra_forbidden":
+        section = _section_at(problem["loc"][:-1])
         return f"{where}: unknown key; allowed here: {', '.join(section.model_fields)}"
     if problem["type"] == "missing":
-        field = section.model_fields[str(problem["loc"][-1])]
+        field = _section_at(problem["loc"][:-1]).model_fields[str(problem["loc"][-1])]
         return f"{where}: missing; expected {field.description or 'a value'}"
     return f"{where}: {problem['msg'].lower()}, got {problem['input']!r}"
 

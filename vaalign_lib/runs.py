@@ -27,6 +27,7 @@ _NUMERICAL_PACKAGES = (
     "statsmodels",
     "torch",
     "transformers",
+    "trl",
 )
 
 
@@ -166,39 +167,78 @@ def package_versions() -> dict[str, str]:
 
 
 class RunStore:
-    """Tables that were computed once, each in a folder under `root` named by its key."""
+    """What was computed once, each result in a folder under `root` named by its key.
+
+    The key covers the config, the names of the inputs (which carry the keys of what made them), the
+    source of the function's module with all that it imports from the library, and the versions of the
+    numerical packages.
+    """
 
     def __init__(self, root: Path) -> None:
         self.root = root
 
     def table(
-        self, name: str, compute: Callable[..., pd.DataFrame], config: Mapping[str, Any]
+        self,
+        name: str,
+        compute: Callable[..., pd.DataFrame],
+        config: Mapping[str, Any],
+        inputs: Mapping[str, Path] | None = None,
     ) -> pd.DataFrame:
-        """Return compute(**config), from the store if it was computed before.
-
-        The key covers the config, the source of the function's module with all that it imports from
-        the library, and the versions of the numerical packages.
+        """Return compute(**config, **inputs), from the store if it was computed before.
 
         Args:
             name: of the folder, for people.
             compute: a function of the library that returns a tidy table; random only through its config.
-            config: its arguments, JSON-serializable.
+            config: arguments, JSON-serializable.
+            inputs: arguments that are folders of this store.
         """
+
+        def write(folder: Path, **arguments: Any) -> None:
+            compute(**arguments).to_parquet(folder / "table.parquet")
+
+        return pd.read_parquet(self._kept(name, compute, write, config, inputs) / "table.parquet")
+
+    def folder(
+        self,
+        name: str,
+        write: Callable[..., None],
+        config: Mapping[str, Any],
+        inputs: Mapping[str, Path] | None = None,
+    ) -> Path:
+        """Return a folder that write(folder, **config, **inputs) has filled, now or before."""
+        return self._kept(name, write, write, config, inputs)
+
+    def _kept(
+        self,
+        name: str,
+        function: Callable[..., Any],
+        write: Callable[..., None],
+        config: Mapping[str, Any],
+        inputs: Mapping[str, Path] | None,
+    ) -> Path:
+        inputs = inputs or {}
         key = content_key(
-            function=f"{compute.__module__}.{compute.__qualname__}",
+            function=f"{function.__module__}.{function.__qualname__}",
             config=config,
-            source=source_hashes(compute.__module__),
+            inputs={argument: path.name for argument, path in inputs.items()},
+            source=source_hashes(function.__module__),
             packages=package_versions(),
         )
         folder = self.root / f"{name}-{key}"
-        if not (folder / "table.parquet").is_file():
+        if not (folder / "run.json").is_file():
             started = time.perf_counter()
-            table = compute(**config)
             with new_folder(folder) as partial:
-                table.to_parquet(partial / "table.parquet")
-                record = {
-                    "config": config,
-                    "seconds": round(time.perf_counter() - started, 3),
-                }
+                write(partial, **config, **inputs)
+                seconds = round(time.perf_counter() - started, 3)
+                record = {"config": config, "seconds": seconds, "bytes": _size(partial)}
                 (partial / "run.json").write_text(json.dumps(record, indent=1, default=_as_json))
-        return pd.read_parquet(folder / "table.parquet")
+        return folder
+
+    def record(self, folder: Path) -> dict[str, Any]:
+        """Return what is known about a folder's making: config, seconds, bytes."""
+        content: dict[str, Any] = json.loads((folder / "run.json").read_text())
+        return content
+
+
+def _size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

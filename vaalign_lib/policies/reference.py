@@ -7,6 +7,7 @@ import torch
 from datasets import Dataset
 from transformers import (
     AutoModelForCausalLM,
+    GemmaConfig,
     GPT2Config,
     MistralConfig,
     PretrainedConfig,
@@ -21,8 +22,8 @@ from vaalign_lib.progress import TrainingBar
 from vaalign_lib.synthetic.tokenizer import world_tokenizer
 from vaalign_lib.synthetic.world import World
 
-Architecture = Literal["gpt2", "qwen2", "mistral"]
-ARCHITECTURES: tuple[Architecture, ...] = ("gpt2", "qwen2", "mistral")
+Architecture = Literal["gpt2", "qwen2", "mistral", "gemma"]  # the last carries the reward models
+ARCHITECTURES: tuple[Architecture, ...] = ("gpt2", "qwen2", "mistral", "gemma")
 CONTEXT = 64  # tokens of prompt and response together, at most
 
 
@@ -59,6 +60,9 @@ def tiny_config(architecture: Architecture, width: int, layers: int = 2) -> Pret
         return Qwen2Config(tie_word_embeddings=True, **llama_like, **shared)
     if architecture == "mistral":
         return MistralConfig(sliding_window=None, tie_word_embeddings=False, **llama_like, **shared)
+    if architecture == "gemma":
+        llama_like |= {"num_key_value_heads": 1, "head_dim": width // 4}  # as in Gemma 2B
+        return GemmaConfig(**llama_like, **shared)
     raise ValueError(
         f"architecture: expected one of {', '.join(ARCHITECTURES)}, got {architecture!r}"
     )

@@ -28,7 +28,7 @@ _CONNECTIVE = language.place_in(language.CONNECTIVES)
 _CONTRAST = language.is_in(language.CONTRASTS)
 _MODIFIER = language.is_in((*language.HEDGES, *language.IMAGERY))
 _ENDS = language.is_in(language.CLASSES["end"])
-_TOPIC_OF_NOUN = np.repeat(np.arange(len(TOPICS)), [len(nouns) for nouns, _ in TOPICS.values()])
+TOPIC_OF_NOUN = np.repeat(np.arange(len(TOPICS)), [len(nouns) for nouns, _ in TOPICS.values()])
 _NOUNS, _NUMBERS = len(language.CLASSES["noun"]), len(language.NUMBERS)
 
 
@@ -228,7 +228,7 @@ def _help_chat(claims: Claims, questions: Questions) -> Ids:
     """Two for the noun asked about, one for each other noun of its topic, at most two."""
     described = _marks(np.where(claims.facts >= 0, claims.facts // 100, -1), _NOUNS)
     asked = described[np.arange(len(described)), questions.first_noun]
-    same_topic = _TOPIC_OF_NOUN == _TOPIC_OF_NOUN[questions.first_noun][:, None]
+    same_topic = TOPIC_OF_NOUN == TOPIC_OF_NOUN[questions.first_noun][:, None]
     return 2 * asked + np.minimum((described & same_topic).sum(1) - asked, 2)
 
 

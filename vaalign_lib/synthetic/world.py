@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from vaalign_lib.synthetic import language
 from vaalign_lib.synthetic.attributes import (
     ATTRIBUTES,
+    TOPIC_OF_NOUN,
     Questions,
     Reading,
     legal_neighbours,
@@ -169,6 +170,22 @@ class World:
     @cached_property
     def _calibration(self) -> Reading:
         return self.read(*self.corpus(len(CATEGORIES) * CALIBRATION_SIZE, self.rng("units")))
+
+    def features(self, prompts: Sequence[str] | Ids, responses: Sequence[str] | Ids) -> Array:
+        """Return features of texts over which tastes are smooth (count, 5 + 5 + 4 + 8): attributes and
+        styles in corpus deviations, category, topic."""
+        reading = self.read(prompts, responses)
+        corpus = self._calibration
+        topic = np.where(reading.questions.first_noun < 0, -1, TOPIC_OF_NOUN[reading.questions.first_noun])
+        return np.concatenate(
+            [
+                (reading.attributes - corpus.attributes.mean(0)) / corpus.attributes.std(0),
+                (reading.styles - corpus.styles.mean(0)) / corpus.styles.std(0),
+                reading.questions.category[:, None] == np.arange(len(CATEGORIES)),
+                topic[:, None] == np.arange(len(TOPICS)),
+            ],
+            axis=1,
+        ).astype(float)
 
     # --- people -------------------------------------------------------------------------------------
 

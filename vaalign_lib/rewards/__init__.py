@@ -1,0 +1,1 @@
+"""Where rewards and their variances come from: trained ensembles, prompted judges, the truth."""

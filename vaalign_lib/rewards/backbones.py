@@ -1,0 +1,154 @@
+"""An ensemble of small reward models that share nothing, trained as one batched stack.
+
+Heads on one frozen backbone agree about everything that the backbone does not represent. Here every
+member has a backbone of its own; all are trained in one computation by `torch.func.vmap` over stacked
+weights, each on its own bootstrap sample of the pairs.
+"""
+
+import copy
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.func import functional_call, stack_module_state, vmap
+from torch.nn import functional
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from vaalign_lib.profiles import HeadTraining
+from vaalign_lib.progress import progress
+from vaalign_lib.rewards.models import TINY, new_reward_model
+from vaalign_lib.synthetic.tokenizer import world_tokenizer
+
+EVALUATION_ROWS = 512
+
+
+@dataclass(frozen=True)
+class BackboneStack:
+    """Separate reward models of one architecture as stacked weights.
+
+    Attributes:
+        template: a model of the architecture; its own weights are not used.
+        tokenizer: of the conversations.
+        weights: by name, each (members, ...).
+    """
+
+    template: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    weights: dict[str, Tensor]
+
+    @property
+    def members(self) -> int:
+        return next(iter(self.weights.values())).shape[0]
+
+    @torch.no_grad()
+    def scores(self, ids: Sequence[Sequence[int]]) -> Tensor:
+        """Return every member's score of tokenized conversations (conversations, members)."""
+        score = vmap(_scorer(self.template), in_dims=(0, None, None))
+        table, lengths = _table(ids, self.tokenizer.pad_token_id)
+        parts = [
+            score(self.weights, table[k : k + EVALUATION_ROWS], lengths[k : k + EVALUATION_ROWS])
+            for k in range(0, len(table), EVALUATION_ROWS)
+        ]
+        return torch.cat(parts, dim=1).T.contiguous()
+
+    def save(self, folder: Path) -> None:
+        """Write the stacked weights, the template's configuration and the tokenizer into a folder."""
+        self.template.config.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+        save_file({name: w.contiguous() for name, w in self.weights.items()}, folder / "stack.safetensors")
+
+
+def train_backbones(
+    chosen: Sequence[Sequence[int]],
+    rejected: Sequence[Sequence[int]],
+    *,
+    settings: HeadTraining,
+    width: int,
+    members: int,
+    seed: int,
+) -> BackboneStack:
+    """Train separate models of the kind `tiny-gemma`, each from its own fresh weights on its own bootstrap sample.
+
+    Args:
+        chosen: token ids of the preferred conversations.
+        rejected: token ids of the others.
+        settings: of the training.
+        width: of the hidden states.
+        members: how many.
+        seed: of weights, samples and orders.
+    """
+    models = [new_reward_model(TINY, width, seed + k)[0].eval() for k in range(members)]
+    tokenizer = world_tokenizer()
+    weights = stack_module_state(models)[0]  # type: ignore[arg-type]
+    weights = {name: w.detach().requires_grad_(True) for name, w in weights.items()}
+    stack = BackboneStack(_template(models[0]), tokenizer, weights)
+    random = torch.Generator().manual_seed(seed)
+    pairs = len(chosen)
+    table, lengths = _table([*chosen, *rejected], tokenizer.pad_token_id)
+    samples = torch.randint(pairs, (members, pairs), generator=random)
+    per_epoch = math.ceil(pairs / settings.batch_size)
+    steps = math.ceil(settings.epochs * per_epoch)
+    options = {"lr": settings.learning_rate, "weight_decay": settings.weight_decay}
+    optimizer = torch.optim.AdamW(list(weights.values()), **options, fused=True)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    score = vmap(_scorer(stack.template), in_dims=(0, 0, 0))
+    order = samples
+    for step in progress(range(steps), "separate backbones"):
+        if step % per_epoch == 0:
+            order = samples.gather(1, torch.rand(samples.shape, generator=random).argsort(1))
+        start = step % per_epoch * settings.batch_size
+        rows = order[:, start : start + settings.batch_size]
+        rows = torch.cat((rows, rows + pairs), dim=1)  # chosen, then rejected
+        longest = int(lengths[rows].max())
+        left, right = score(weights, table[rows][..., :longest], lengths[rows]).chunk(2, dim=1)
+        loss = -functional.logsigmoid(left - right).mean(1).sum()
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    trained = {name: w.detach() for name, w in weights.items()}
+    return BackboneStack(stack.template, tokenizer, trained)
+
+
+def _template(model: PreTrainedModel) -> PreTrainedModel:
+    model = copy.deepcopy(model).eval()
+    model.set_attn_implementation("eager")
+    return model
+
+
+def _scorer(model: PreTrainedModel) -> Callable[[dict[str, Tensor], Tensor, Tensor], Tensor]:
+    """Return a function of one member's weights, ids (rows, width) and lengths (rows,): scores (rows,).
+
+    Conversations are padded on the right, so the causal mask also hides the padding from what counts.
+    """
+
+    body = model.base_model
+
+    def score(weights: dict[str, Tensor], ids: Tensor, lengths: Tensor) -> Tensor:
+        width = ids.shape[1]
+        ahead = torch.ones(width, width, dtype=torch.bool).triu(1)
+        mask = torch.zeros(width, width).masked_fill(ahead, torch.finfo(torch.float32).min)
+        inner = {name.removeprefix("model."): w for name, w in weights.items() if "model." in name}
+        inputs = {
+            "input_ids": ids,
+            "attention_mask": mask[None, None],
+            "position_ids": torch.arange(width)[None],
+            "use_cache": False,
+        }
+        hidden = functional_call(body, inner, (), inputs).last_hidden_state
+        last = hidden[torch.arange(len(ids)), lengths - 1]
+        return (last @ weights["score.weight"].T)[:, 0]
+
+    return score
+
+
+def _table(ids: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor]:
+    lengths = torch.tensor([len(row) for row in ids])
+    table = torch.full((len(ids), int(lengths.max())), pad)
+    for k, row in enumerate(ids):
+        table[k, : len(row)] = torch.tensor(row)
+    return table, lengths

@@ -1,0 +1,103 @@
+"""What every source of rewards hands out (Algorithms 6 to 9).
+
+A source judges a response once. The judgement is either the scores of several reward models or an
+interval, and gives the sampled reward (Algorithm 7) and its variance (Algorithm 8); the source knows
+the true reward (Algorithm 9).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+Policies = NDArray[np.int64]
+VarianceOf = Literal["member", "mean"]
+
+
+@dataclass(frozen=True)
+class Members:
+    """The scores of the members of an ensemble.
+
+    Attributes:
+        scores: (responses, members).
+        variance_of: `member`, the sample variance of single scores, as the paper has it although its
+            reward is their mean; or `mean`, that divided by the number of members.
+    """
+
+    scores: Array
+    variance_of: VarianceOf = "member"
+
+    def __post_init__(self) -> None:
+        if self.scores.ndim != 2 or self.scores.shape[1] < 2:
+            raise ValueError(
+                f"scores: expected (responses, at least two members), got {self.scores.shape}"
+            )
+
+    def sample(self, uniforms: Array) -> Array:
+        """Return the reward (responses,): the members' mean, whatever the uniforms."""
+        return np.asarray(self.scores.mean(1))
+
+    def variance(self) -> Array:
+        """Return the sample variance (responses,), ddof=1."""
+        spread = self.scores.var(1, ddof=1)
+        return np.asarray(spread / self.scores.shape[1] if self.variance_of == "mean" else spread)
+
+
+@dataclass(frozen=True)
+class Interval:
+    """What a prompted judge answers: likely rewards between a and b.
+
+    Attributes:
+        bounds: (responses, 2).
+        quantiles: (responses,), where in the interval a persistent judge's own rewards lie. None for
+            the paper's protocol, a fresh draw for every query.
+    """
+
+    bounds: Array
+    quantiles: Array | None = None
+
+    def __post_init__(self) -> None:
+        if self.bounds.ndim != 2 or self.bounds.shape[1] != 2:
+            raise ValueError(f"bounds: expected (responses, 2), got {self.bounds.shape}")
+        if (self.bounds[:, 0] > self.bounds[:, 1]).any():
+            raise ValueError("bounds: expected a <= b in every row")
+
+    def sample(self, uniforms: Array) -> Array:
+        """Return the reward (responses,): a draw from U[a, b] with uniforms on [0, 1), or the judge's own."""
+        place = uniforms if self.quantiles is None else self.quantiles
+        return np.asarray(self.bounds[:, 0] + place * np.diff(self.bounds)[:, 0])
+
+    def variance(self) -> Array:
+        """Return the variance of U[a, b] (responses,): (b - a)^2 / 12."""
+        return np.asarray(np.diff(self.bounds)[:, 0] ** 2 / 12)
+
+    def midpoint(self) -> Array:
+        """Return (a + b) / 2 (responses,)."""
+        return np.asarray(self.bounds.mean(1))
+
+
+Judgement = Members | Interval
+
+
+class RewardSource(Protocol):
+    """A source of rewards; everything downstream sees only this."""
+
+    def judge(
+        self, prompts: Sequence[str], responses: Sequence[str], policy: Policies
+    ) -> Judgement:
+        """Judge responses.
+
+        Args:
+            prompts: (responses,) texts.
+            responses: (responses,) texts.
+            policy: the global index of the policy that wrote each (responses,). Sources that all
+                policies share ignore it; where every policy has its own it picks one.
+        """
+
+    def true_reward(
+        self, judgement: Judgement, prompts: Sequence[str], responses: Sequence[str]
+    ) -> Array:
+        """Return the true reward (responses,)."""

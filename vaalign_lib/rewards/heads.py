@@ -1,0 +1,260 @@
+"""Stage 2: any number of reward heads on the features of a frozen backbone, trained at once (Table 7).
+
+The loss is the paper's additive one, the sum over heads of the Bradley-Terry loss of each. AdamW works
+weight by weight, so every head is trained as if it were alone; no gradient norm is clipped over heads.
+
+Heads stand in a grid (ensembles, members): one ensemble of ten is the paper's, eighty of ten are the
+`independent` protocol, where every policy has a reward model of its own, drawn with its own data.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from vaalign_lib.profiles import HeadTraining
+from vaalign_lib.progress import progress
+
+Kind = Literal["paper", "order", "bootstrap", "disjoint", "anchored", "mlp"]
+KINDS: dict[Kind, str] = {
+    "paper": "same data in the same order, fresh weights",
+    "order": "same data, own order, fresh weights",
+    "bootstrap": "own bootstrap sample",
+    "disjoint": "own fifth of the data",
+    "anchored": "same data, drawn back to the fresh weights",
+    "mlp": "same data, small networks",
+}
+HIDDEN = 32  # units of a small network
+PARTS = 5  # disjoint parts of the data; BRME gives each of its five heads 20%
+INITIAL_DEVIATION = 0.02  # of fresh weights, as transformers draws them
+
+
+@dataclass(frozen=True)
+class Heads:
+    """Stacked heads.
+
+    Attributes:
+        kind: how they differ from each other.
+        weights: linear heads: `weight` (ensembles, members, width). Networks: `inner` (ensembles,
+            members, hidden, width), `inner_bias` and `outer` (ensembles, members, hidden).
+    """
+
+    kind: Kind
+    weights: dict[str, Tensor]
+
+    @property
+    def ensembles(self) -> int:
+        return next(iter(self.weights.values())).shape[0]
+
+    @property
+    def members(self) -> int:
+        return next(iter(self.weights.values())).shape[1]
+
+    def scores(self, features: Tensor) -> Tensor:
+        """Return the scores of features (responses, width): (ensembles, members, responses)."""
+        flat = {name: w.flatten(0, 1) for name, w in self.weights.items()}
+        scores = _scores(flat, features[None])
+        return scores.unflatten(0, (self.ensembles, self.members))
+
+    def own_scores(self, features: Tensor, ensemble: Tensor) -> Tensor:
+        """Return the scores of features (responses, width) by one ensemble each: (responses, members)."""
+        if self.ensembles == 1:
+            return self.scores(features)[0].T.contiguous()
+        scores = features.new_empty(len(features), self.members)
+        for index in ensemble.unique().tolist():
+            rows = ensemble == index
+            one = {name: w[index] for name, w in self.weights.items()}
+            scores[rows] = _scores(one, features[rows][None]).T
+        return scores
+
+
+def _scores(weights: dict[str, Tensor], features: Tensor) -> Tensor:
+    """Score features (groups, rows, width) by heads (heads, ...), each group by its share: (heads, rows).
+
+    Heads are laid out group by group; with one group all heads see the same rows.
+    """
+    groups = len(features)
+    if "weight" in weights:
+        weight = weights["weight"].unflatten(0, (groups, -1))  # (groups, heads / groups, width)
+        return (weight @ features.transpose(1, 2)).flatten(0, 1)
+    inner = weights["inner"].unflatten(0, (groups, -1))  # (groups, heads / groups, hidden, width)
+    hidden = inner.flatten(1, 2) @ features.transpose(1, 2)
+    hidden = hidden.unflatten(1, inner.shape[1:3]).flatten(0, 1)  # (heads, hidden, rows)
+    active = functional.gelu(hidden + weights["inner_bias"][..., None])
+    return torch.einsum("khr,kh->kr", active, weights["outer"])
+
+
+# --- training ---------------------------------------------------------------------------------------
+
+
+def train_heads(
+    chosen: Tensor,
+    rejected: Tensor,
+    *,
+    kind: Kind,
+    settings: HeadTraining,
+    seed: int,
+    ensembles: int = 1,
+    members: int = 10,
+    pairs_each: int | None = None,
+    first_head: Tensor | None = None,
+    snapshots: Sequence[int] = (),
+    description: str = "reward heads",
+) -> tuple[Heads, dict[int, Heads]]:
+    """Train a grid of heads on the features of preference pairs.
+
+    Args:
+        chosen: features of the preferred responses (pairs, width).
+        rejected: features of the others (pairs, width).
+        kind: how the members of an ensemble differ.
+        settings: Table 7's, from the profile.
+        seed: of weights, samples and orders.
+        ensembles: of them; more than one and each ensemble first draws a bootstrap sample of its own.
+        members: of each ensemble.
+        pairs_each: pairs in an ensemble's own sample; None means as many as there are.
+        first_head: the head of stage 1 (width,), which the paper keeps as the first of the ten.
+        snapshots: steps after which to keep a copy of the heads; 0 means before the first.
+        description: of the progress bar.
+
+    Returns:
+        The heads, and the copies by step.
+    """
+    _check(chosen, rejected, kind, ensembles, members)
+    random = torch.Generator().manual_seed(seed)
+    weights = _fresh(kind, ensembles * members, chosen.shape[1], random)
+    if first_head is not None and kind != "mlp":
+        weights["weight"][0] = first_head
+    anchors = {name: w.clone() for name, w in weights.items()}
+    rows = _rows_of_groups(kind, len(chosen), ensembles, members, pairs_each, random)
+    for w in weights.values():
+        w.requires_grad_(True)
+    per_epoch = math.ceil(rows.shape[1] / settings.batch_size)
+    steps = math.ceil(settings.epochs * per_epoch)
+    optimizer = _optimizer(list(weights.values()), settings)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _factor(settings, steps))
+    kept: dict[int, Heads] = {}
+    order = rows
+    for step in progress(range(steps), description):
+        if step in snapshots:
+            kept[step] = _grid(kind, weights, ensembles)
+        if step % per_epoch == 0:
+            order = _shuffled(rows, random)
+        start = step % per_epoch * settings.batch_size
+        batch = order[:, start : start + settings.batch_size]
+        gap = _gaps(weights, chosen, rejected, batch)
+        loss = -functional.logsigmoid(gap).mean(1).sum()
+        if kind == "anchored":
+            loss = loss + _pull(weights, anchors, settings.anchor / rows.shape[1])
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    heads = _grid(kind, weights, ensembles)
+    if steps in snapshots:
+        kept[steps] = heads
+    return heads, kept
+
+
+def _gaps(weights: dict[str, Tensor], chosen: Tensor, rejected: Tensor, batch: Tensor) -> Tensor:
+    """Return how far each head puts the chosen responses of its batch above the others (heads, rows)."""
+    if "weight" in weights:  # linear: one product with the differences instead of two
+        return _scores(weights, chosen[batch] - rejected[batch])
+    return _scores(weights, chosen[batch]) - _scores(weights, rejected[batch])
+
+
+def _check(
+    chosen: Tensor, rejected: Tensor, kind: Kind, ensembles: int, members: int
+) -> None:
+    if chosen.ndim != 2 or chosen.shape != rejected.shape:
+        raise ValueError(
+            "chosen, rejected: expected two tables (pairs, width) of one shape, got "
+            f"{tuple(chosen.shape)} and {tuple(rejected.shape)}"
+        )
+    if kind not in KINDS:
+        raise ValueError(f"kind: expected one of {', '.join(KINDS)}, got {kind!r}")
+    if ensembles < 1 or members < 2:
+        raise ValueError(
+            "ensembles, members: expected at least 1 and 2, got " + f"{ensembles} and {members}"
+        )
+
+
+def _fresh(kind: Kind, heads: int, width: int, random: torch.Generator) -> dict[str, Tensor]:
+    """Draw weights as transformers draws those of a new head."""
+    if kind != "mlp":
+        return {"weight": INITIAL_DEVIATION * torch.randn(heads, width, generator=random)}
+    inner = torch.randn(heads, HIDDEN, width, generator=random) / math.sqrt(width)
+    outer = torch.randn(heads, HIDDEN, generator=random) / math.sqrt(HIDDEN)
+    return {"inner": inner, "inner_bias": torch.zeros(heads, HIDDEN), "outer": outer}
+
+
+def _rows_of_groups(
+    kind: Kind,
+    pairs: int,
+    ensembles: int,
+    members: int,
+    pairs_each: int | None,
+    random: torch.Generator,
+) -> Tensor:
+    """Choose the pairs that each group of heads learns from (groups, pairs of a group).
+
+    A group is all heads, the heads of one ensemble, or one head: whoever shares data and order.
+    """
+    size = pairs_each or pairs
+    if ensembles == 1 and pairs_each is None:
+        base = torch.arange(pairs)[None]
+    else:
+        base = torch.randint(pairs, (ensembles, size), generator=random)
+    if kind in ("paper", "anchored", "mlp"):
+        return base
+    own = base.repeat_interleave(members, 0)  # (heads, size), ensemble by ensemble
+    if kind == "order":
+        return own
+    if kind == "bootstrap":
+        return own.gather(1, torch.randint(size, own.shape, generator=random))
+    part = size // PARTS
+    return torch.cat([_parts(row, members, part, random) for row in base])
+
+
+def _parts(row: Tensor, members: int, part: int, random: torch.Generator) -> Tensor:
+    """Deal one ensemble's data out to its members: every five heads share a division into fifths."""
+    dealt = []
+    for _ in range(math.ceil(members / PARTS)):
+        mixed = row[torch.randperm(len(row), generator=random)]
+        dealt += list(mixed[: part * PARTS].split(part))
+    return torch.stack(dealt[:members])
+
+
+def _shuffled(rows: Tensor, random: torch.Generator) -> Tensor:
+    """Bring every group's pairs into an order of its own."""
+    keys = torch.rand(rows.shape, generator=random)
+    return rows.gather(1, keys.argsort(1))
+
+
+def _factor(settings: HeadTraining, steps: int) -> Callable[[int], float]:
+    """Return the learning rate's factor at a step: half a cosine from one to zero, or constant."""
+    if settings.scheduler == "constant":
+        return lambda step: 1.0
+    return lambda step: 0.5 * (1 + math.cos(math.pi * step / steps))
+
+
+def _optimizer(weights: list[Tensor], settings: HeadTraining) -> torch.optim.Optimizer:
+    options = {"lr": settings.learning_rate, "weight_decay": settings.weight_decay}
+    if settings.optimizer == "paged_adamw_32bit":
+        from bitsandbytes.optim import PagedAdamW32bit  # loads its kernels when imported
+
+        return PagedAdamW32bit(weights, **options)
+    return torch.optim.AdamW(weights, **options, fused=True)
+
+
+def _pull(weights: dict[str, Tensor], anchors: dict[str, Tensor], strength: float) -> Tensor:
+    distances = [((weights[name] - anchors[name]) ** 2).sum() for name in weights]
+    return 0.5 * strength * torch.stack(distances).sum()
+
+
+def _grid(kind: Kind, weights: dict[str, Tensor], ensembles: int) -> Heads:
+    copies = {name: w.detach().clone() for name, w in weights.items()}
+    return Heads(kind, {name: w.unflatten(0, (ensembles, -1)) for name, w in copies.items()})

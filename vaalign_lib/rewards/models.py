@@ -1,0 +1,276 @@
+"""Stage 1: one reward model with one head, trained by trl's RewardTrainer (Table 5), and its features.
+
+Any backbone of transformers will do, by name or path, causal or encoder; what is called `tiny-gemma`
+is a two-layer model of the paper's reward model architecture with the embedded world's vocabulary.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from datasets import Dataset
+from torch import Tensor, nn
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    GemmaConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    TrainerCallback,
+)
+from trl import RewardConfig, RewardTrainer
+
+from vaalign_lib.conversation import conversation_ids
+from vaalign_lib.profiles import RewardModel
+from vaalign_lib.progress import TrainingBar, progress
+from vaalign_lib.synthetic.tokenizer import world_tokenizer
+
+TINY = "tiny-gemma"
+EVALUATION_TOKENS = 16_384  # in a batch without gradients
+
+
+class BackboneError(ValueError):
+    """A backbone that cannot be loaded or cannot carry a reward head."""
+
+
+def new_reward_model(
+    backbone: str, width: int, seed: int
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Return a model with one fresh head on a backbone, and its tokenizer.
+
+    Args:
+        backbone: `tiny-gemma`, or the name or path of a model of transformers.
+        width: of the hidden states of `tiny-gemma`; ignored otherwise.
+        seed: of the fresh weights; the global random state is left as it was.
+
+    Raises:
+        BackboneError: there is no such model, or it has weights in an unsafe format only.
+    """
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        if backbone == TINY:
+            tokenizer = world_tokenizer()
+            return AutoModelForSequenceClassification.from_config(_tiny_gemma(width)), tokenizer
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(backbone)
+            model = AutoModelForSequenceClassification.from_pretrained(
+                backbone, num_labels=1, use_safetensors=True
+            )
+        except (OSError, ValueError, KeyError) as error:
+            raise BackboneError(
+                f"backbone {backbone!r}: cannot be loaded as a sequence classifier with safetensors "
+                f"weights; expected {TINY}, a folder or a hub name: {error}"
+            ) from error
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    model.config.pad_token_id = tokenizer.pad_token_id
+    return model, tokenizer
+
+
+def _tiny_gemma(width: int) -> GemmaConfig:
+    tokenizer = world_tokenizer()
+    return GemmaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=width,
+        intermediate_size=3 * width,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=1,  # multi-query attention, as in Gemma 2B
+        head_dim=width // 4,
+        max_position_embeddings=64,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        bos_token_id=tokenizer.eos_token_id,
+        num_labels=1,
+    )
+
+
+def load_reward_model(
+    folder: str | Path,
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load a trained reward model: any sequence classifier with one output, by name or path.
+
+    Raises:
+        BackboneError: it cannot be loaded, or has no trained head with exactly one output.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        model, report = AutoModelForSequenceClassification.from_pretrained(
+            folder, use_safetensors=True, output_loading_info=True
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise BackboneError(f"{folder}: cannot be loaded as a reward model: {error}") from error
+    if model.config.num_labels != 1 or report["missing_keys"]:
+        raise BackboneError(
+            f"{folder}: expected a sequence classifier with one trained output, got "
+            f"{model.config.num_labels} outputs, untrained weights: {sorted(report['missing_keys'])}"
+        )
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    model.config.pad_token_id = tokenizer.pad_token_id
+    return model.eval(), tokenizer
+
+
+# --- training ---------------------------------------------------------------------------------------
+
+
+def train_reward_model(
+    folder: Path, pairs: pd.DataFrame, *, settings: RewardModel, backbone: str, seed: int
+) -> pd.DataFrame:
+    """Train one reward model on preference pairs and save it, with its tokenizer, into a folder.
+
+    Training stops when the logged loss, a mean over `settings.logging_steps` steps, reaches the
+    threshold, or after the last epoch.
+
+    Args:
+        folder: an existing folder.
+        pairs: a table of pairs.
+        settings: Table 5's, from the profile.
+        backbone: `tiny-gemma`, or the name or path of a model.
+        seed: of the fresh weights and the order of the data.
+
+    Returns:
+        The log: step, loss, accuracy (of the batches since the last line).
+    """
+    model, tokenizer = new_reward_model(backbone, settings.width, seed)
+    data = tokenized_pairs(tokenizer, pairs, settings.max_length)
+    on_gpu = torch.cuda.is_available()
+    arguments = RewardConfig(
+        output_dir=str(folder),
+        num_train_epochs=settings.epochs,
+        per_device_train_batch_size=settings.device_batch_size,
+        gradient_accumulation_steps=settings.batch_size // settings.device_batch_size,
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type=settings.scheduler,
+        weight_decay=settings.weight_decay,
+        optim=settings.optimizer,
+        logging_steps=settings.logging_steps,
+        max_length=None,
+        seed=seed,
+        use_cpu=not on_gpu,
+        bf16=False,
+        gradient_checkpointing=settings.gradient_checkpointing,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        dataloader_pin_memory=on_gpu,
+    )
+    trainer = RewardTrainer(
+        model,
+        args=arguments,
+        train_dataset=data,
+        processing_class=tokenizer,
+        callbacks=[TrainingBar("reward model"), StopAtLoss(settings.loss_threshold)],
+    )
+    trainer.train()
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    lines = [line for line in trainer.state.log_history if "loss" in line]
+    return pd.DataFrame(lines)[["step", "loss", "accuracy"]].astype(float)
+
+
+class StopAtLoss(TrainerCallback):
+    """Ends training once the logged loss has reached a threshold."""
+
+    def __init__(self, threshold: float) -> None:
+        self._threshold = threshold
+
+    def on_log(
+        self, args: Any, state: Any, control: Any, logs: Any = None, **rest: Any
+    ) -> None:
+        if logs and float(logs.get("loss", np.inf)) <= self._threshold:
+            control.should_training_stop = True
+
+
+def tokenized_pairs(
+    tokenizer: PreTrainedTokenizerBase, pairs: pd.DataFrame, max_length: int
+) -> Dataset:
+    """Return pairs as trl wants them: `chosen_ids` and `rejected_ids`."""
+    prompts = pairs["prompt"].tolist()
+    return Dataset.from_dict(
+        {
+            f"{side}_ids": conversation_ids(tokenizer, prompts, pairs[side].tolist(), max_length)
+            for side in ("chosen", "rejected")
+        }
+    )
+
+
+# --- what the head sees -----------------------------------------------------------------------------
+
+
+def head_of(model: PreTrainedModel) -> nn.Linear:
+    """Return the last linear layer, which turns features into the score.
+
+    Raises:
+        BackboneError: the model's last layer is not linear with one output.
+    """
+    linear = [
+        module
+        for module in model.modules()
+        if isinstance(module, nn.Linear) and module.out_features == 1
+    ]
+    if len(linear) != 1:
+        raise BackboneError(
+            f"{type(model).__name__}: expected one linear layer with one output, found {len(linear)}"
+        )
+    return linear[0]
+
+
+@torch.no_grad()
+def features_and_scores(
+    model: PreTrainedModel, ids: Sequence[Sequence[int]], description: str = ""
+) -> tuple[Tensor, Tensor]:
+    """Run a reward model over tokenized conversations, batched by length.
+
+    Args:
+        model: with one head; it is put into evaluation mode.
+        ids: token ids of each conversation.
+        description: of the progress bar; none without it.
+
+    Returns:
+        What the head sees (conversations, width), and the model's scores (conversations,).
+    """
+    model.eval()
+    head = head_of(model)
+    seen: list[Tensor] = []
+    hook = head.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    features = torch.empty(len(ids), head.in_features)
+    scores = torch.empty(len(ids))
+    batches = _batches_by_length(ids)
+    try:
+        for rows in progress(batches, description) if description else batches:
+            lengths = torch.tensor([len(ids[row]) for row in rows])
+            batch = _padded([ids[row] for row in rows], model.config.pad_token_id)
+            out = model(**{name: tensor.to(model.device) for name, tensor in batch.items()})
+            found = seen.pop()
+            if found.ndim == 3:  # a causal model: every token has a score, the last one counts
+                found = found[torch.arange(len(rows)), lengths.to(found.device) - 1]
+            features[rows] = found.float().cpu()
+            scores[rows] = out.logits[:, 0].float().cpu()
+    finally:
+        hook.remove()
+    return features, scores
+
+
+def _batches_by_length(ids: Sequence[Sequence[int]]) -> list[list[int]]:
+    """Group conversations of like length, so that little is padding; fixed by the lengths alone."""
+    order = sorted(range(len(ids)), key=lambda row: (len(ids[row]), row))
+    batches: list[list[int]] = [[]]
+    for row in order:
+        if batches[-1] and (len(batches[-1]) + 1) * len(ids[row]) > EVALUATION_TOKENS:
+            batches.append([])
+        batches[-1].append(row)
+    return [batch for batch in batches if batch]
+
+
+def _padded(rows: Sequence[Sequence[int]], pad: int) -> dict[str, Tensor]:
+    width = max(len(row) for row in rows)
+    ids = torch.full((len(rows), width), pad)
+    mask = torch.zeros((len(rows), width), dtype=torch.long)
+    for k, row in enumerate(rows):
+        ids[k, : len(row)] = torch.tensor(row)
+        mask[k, : len(row)] = 1
+    return {"input_ids": ids, "attention_mask": mask}
