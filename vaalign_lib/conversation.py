@@ -59,7 +59,5 @@ def _templated(
 ) -> str:
     messages = [{"role": role, "content": content} for role, content in turns]
     return str(
-        tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=generation
-        )
+        tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generation)
     )

@@ -247,7 +247,9 @@ def _check_rating(record: Mapping[str, Any], place: str, path: Path) -> dict[str
         for value in ratings
     )
     if not numbers or len(ratings or []) < 2:
-        raise DataError(f"{place}: ratings: expected a list of at least two numbers, got {ratings!r}")
+        raise DataError(
+            f"{place}: ratings: expected a list of at least two numbers, got {ratings!r}"
+        )
     return {**texts, "ratings": ratings}
 
 

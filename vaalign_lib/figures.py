@@ -58,7 +58,7 @@ _STYLE: Any = {
 
 
 @contextmanager
-def _canvas(
+def canvas(
     width: float, height: float, columns: int = 1, **grid: Any
 ) -> Iterator[tuple[Figure, list[Axes]]]:
     """Yield an empty figure and its axes, in one row, under the house's style."""
@@ -83,7 +83,7 @@ def bandit_arms(bandit: Bandit, estimates: Array) -> Figure:
     """
     shown = typical_reversed_estimates(bandit, estimates)
     arms = np.arange(1, bandit.rewards.size + 1)
-    with _canvas(8.4, 3.5, 2) as (figure, (left, right)):
+    with canvas(8.4, 3.5, 2) as (figure, (left, right)):
         left.errorbar(
             arms,
             shown,
@@ -163,7 +163,7 @@ def bandit_returns(
     tail = 0.002 if bandit.form == "free" else 0.0  # the closed form's returns have long tails
     ends = np.array([np.quantile(v, [tail, 1 - tail]) for pair in samples.values() for v in pair])
     edges = np.linspace(ends[:, 0].min(), ends[:, 1].max(), 61)
-    with _canvas(width, 3.7, len(samples), sharex=True) as (figure, panels):
+    with canvas(width, 3.7, len(samples), sharex=True) as (figure, panels):
         for axes, (title, returns) in zip(panels, samples.items(), strict=True):
             _return_histograms(axes, bandit, returns, edges, printed)
             axes.set(title=title, xlabel="return $\\pi^\\top r^*$ under the true rewards")
@@ -230,7 +230,7 @@ def bandit_forms(table: pd.DataFrame, printed: tuple[float, float]) -> Figure:
         printed: the paper's two risks.
     """
     rows = np.arange(len(table))[::-1]
-    with _canvas(9.4, 3.5, 3, sharey=True) as (figure, panels):
+    with canvas(9.4, 3.5, 3, sharey=True) as (figure, panels):
         columns = (("vanilla", "vanilla"), ("aware", "variance-aware"))
         for axes, (column, name), paper in zip(panels, columns, printed, strict=False):
             bounds = table[[f"{column}_low", f"{column}_high"]].to_numpy().T
@@ -262,7 +262,7 @@ def bandit_shift(table: pd.DataFrame) -> Figure:
         table: columns form, shift, risk, low, high.
     """
     colours = {"printed": PRINTED, "exact": EXACT, "vanilla": VANILLA}
-    with _canvas(5.6, 3.5) as (figure, (axes,)):
+    with canvas(5.6, 3.5) as (figure, (axes,)):
         for form, group in table.groupby("form", sort=False):
             colour = colours[str(form)]
             axes.plot(group["shift"], group["risk"], color=colour, linewidth=2)
@@ -304,7 +304,7 @@ def lower_bound_probabilities(table: pd.DataFrame) -> Figure:
     signals = sorted(table["signal"].unique())
     greys = mpl.colormaps["Greys"](np.linspace(0.3, 1.0, len(signals)))
     betas = np.geomspace(table["beta"].min(), table["beta"].max(), 300)
-    with _canvas(2.2 * len(arms) + 1.8, 3.2, len(arms), sharey=True) as (figure, panels):
+    with canvas(2.2 * len(arms) + 1.8, 3.2, len(arms), sharey=True) as (figure, panels):
         for axes, count in zip(panels, arms, strict=True):
             low, high = theory.lower_bound(count, betas), theory.upper_bound(betas)
             axes.fill_between(betas, low, high, color=TRUTH, alpha=0.18, linewidth=0)
@@ -332,7 +332,7 @@ def box_solution(table: pd.DataFrame, truth: float) -> Figure:
         table: columns beta, value, arm, estimate, d.
         truth: sup of r*' d, the right side of Theorem 2.2.
     """
-    with _canvas(8.6, 3.3, 2) as (figure, (left, right)):
+    with canvas(8.6, 3.3, 2) as (figure, (left, right)):
         values = table.drop_duplicates("beta")
         left.plot(values["beta"], values["value"], color=AWARE, linewidth=2)
         left.axhline(truth, color=TRUTH)
@@ -372,7 +372,7 @@ def risk_formulas(table: pd.DataFrame) -> Figure:
         "free": "Closed forms of Appendix A",
         "sum_to_one": "Probabilities that sum to one",
     }
-    with _canvas(7.2, 3.5, 2, sharey=True) as (figure, panels):
+    with canvas(7.2, 3.5, 2, sharey=True) as (figure, panels):
         for axes, (form, title) in zip(panels, titles.items(), strict=True):
             axes.plot([0, 1], [0, 1], color=REFERENCE, linewidth=1)
             for name, group in table[table["form"] == form].groupby("policy"):
@@ -398,7 +398,7 @@ def simplex_violations(table: pd.DataFrame, example: Mapping[str, Array]) -> Fig
         table: of `simulations.simplex_search`.
         example: epsilon, vanilla and variance-aware risks, and `interior`, all of the counterexample.
     """
-    with _canvas(8.8, 3.7, 2) as (figure, (left, right)):
+    with canvas(8.8, 3.7, 2) as (figure, (left, right)):
         left.plot([0, 1], [0, 1], color=REFERENCE, linewidth=1)
         inside, outside = table[table["interior"]], table[~table["interior"]]
         violated = outside["z"] > 5
@@ -483,7 +483,7 @@ def trust_regions(
     points = simplex_grid()
     x, y = _ternary(points)
     colours = dict(zip(regions, (VANILLA, "#56B4E9", AWARE, EXACT, GRPO), strict=False))
-    with _canvas(6.6, 4.6) as (figure, (axes,)):
+    with canvas(6.6, 4.6) as (figure, (axes,)):
         corners = _ternary(np.eye(3))
         axes.plot(
             [*corners[0], corners[0][0]],
@@ -552,7 +552,7 @@ def risk_frontier(
         crossing: noise level at which the two mean gains are equal; NaN if there is none.
         step: the step length of the right panel.
     """
-    with _canvas(9.4, 3.6, 2, width_ratios=[1.1, 1]) as (figure, (left, right)):
+    with canvas(9.4, 3.6, 2, width_ratios=[1.1, 1]) as (figure, (left, right)):
         for level in shown:
             for name, path in frontier[frontier["level"] == level].groupby("policy"):
                 path = path.sort_values("step")
@@ -622,7 +622,7 @@ def constrained_policies(
         estimates: R-hat (arms,).
         shifts: columns policy, shift, probability: of the first arm, at fixed beta.
     """
-    with _canvas(9.0, 3.8, 2) as (figure, (left, right)):
+    with canvas(9.0, 3.8, 2) as (figure, (left, right)):
         _policy_bars(left, policies, estimates)
         left.set(title="At the same $\\mathrm{E}[\\sigma^2 \\ln(\\pi/\\pi_0)]$", xlabel="arm")
         handles, labels = left.get_legend_handles_labels()
@@ -654,7 +654,7 @@ def constrained_policies(
 
 def optimality_gap(table: pd.DataFrame) -> Figure:
     """Theorem 2.7: share of the attainable gain that the printed policy loses at the same constraint."""
-    with _canvas(6.0, 3.4) as (figure, (axes,)):
+    with canvas(6.0, 3.4) as (figure, (axes,)):
         order = sorted(table["shift"].unique())
         for k, shift in enumerate(order):
             lost = table.loc[table["shift"] == shift, "share_lost"]
@@ -688,7 +688,7 @@ def weighted_divergence(path: pd.DataFrame, limits: pd.DataFrame) -> Figure:
         path: columns share (0 the reference, 1 the minimizer), weighted, bregman: penalties on the way.
         limits: columns policy, beta, kl: distance from the reference.
     """
-    with _canvas(8.8, 3.5, 2) as (figure, (left, right)):
+    with canvas(8.8, 3.5, 2) as (figure, (left, right)):
         left.axhline(0, color="black", linewidth=0.8)
         for column, colour, label in (
             ("weighted", EXACT, "$\\mathrm{E}[\\sigma^2\\ln(\\pi/\\pi_0)]$"),
@@ -745,7 +745,7 @@ def figure_4(
         ratios: the same range to the ratio of their variances.
         printed: the same range to the paper's ratio.
     """
-    with _canvas(8.8, 3.3, len(panels)) as (figure, axes_list):
+    with canvas(8.8, 3.3, len(panels)) as (figure, axes_list):
         for axes, (name, gains) in zip(axes_list, panels.items(), strict=True):
             low, high = np.quantile(np.concatenate(gains), [0.001, 1])
             edges = np.linspace(low, high, 80)
@@ -774,7 +774,7 @@ def variance_ratios(table: pd.DataFrame, printed: Mapping[str, float]) -> Figure
         "ratio": (-0.17, AWARE, "as it is (5-95%, quartiles, median)"),
         "equal_gain_ratio": (0.17, VANILLA, "at equal mean gain"),
     }
-    with _canvas(9.2, 3.9, 2, sharey=True) as (figure, panels):
+    with canvas(9.2, 3.9, 2, sharey=True) as (figure, panels):
         for axes, (name, paper) in zip(panels, printed.items(), strict=True):
             groups = table[table["range"] == name].groupby(["arms", "signal"])
             for k, (_, group) in enumerate(groups):
@@ -820,7 +820,7 @@ def matched_kl(summary: pd.DataFrame, target: float) -> Figure:
         "log_variance": "variance of the return, over vanilla's",
         "risk": "risk, less vanilla's",
     }
-    with _canvas(10.4, 3.3, 3) as (figure, panels):
+    with canvas(10.4, 3.3, 3) as (figure, panels):
         for axes, (column, title) in zip(panels, titles.items(), strict=True):
             change = np.exp if column == "log_variance" else np.asarray
             for name, group in summary.groupby("policy", sort=False):

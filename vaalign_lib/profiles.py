@@ -106,6 +106,7 @@ class Ensembles(Section):
     independent: Count = Field(description="ensembles of the `independent` protocol; 80")
     independent_pairs: Count = Field(description="pairs of each of them")
     backbones: HeadTraining = Field(description="for separately trained small backbones")
+    backbone_pairs: Count = Field(description="pairs of each of them")
     backbone_width: Count = Field(description="of those")
 
 

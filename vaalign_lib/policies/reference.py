@@ -1,7 +1,7 @@
-"""Reference policies: tiny models of the papers' own architectures, taught to speak by trl's SFTTrainer."""
+"""Reference policies: tiny models of the papers' own architectures, taught by trl's SFTTrainer."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from datasets import Dataset
@@ -18,9 +18,9 @@ from transformers import (
 from trl import SFTConfig, SFTTrainer
 
 from vaalign_lib.conversation import conversation_ids, prompt_ids
-from vaalign_lib.progress import TrainingBar
 from vaalign_lib.synthetic.tokenizer import world_tokenizer
 from vaalign_lib.synthetic.world import World
+from vaalign_lib.trainers import train_quietly
 
 Architecture = Literal["gpt2", "qwen2", "mistral", "gemma"]  # the last carries the reward models
 ARCHITECTURES: tuple[Architecture, ...] = ("gpt2", "qwen2", "mistral", "gemma")
@@ -30,13 +30,13 @@ CONTEXT = 64  # tokens of prompt and response together, at most
 def tiny_config(architecture: Architecture, width: int, layers: int = 2) -> PretrainedConfig:
     """Return the configuration of a tiny model with the embedded world's vocabulary."""
     tokenizer = world_tokenizer()
-    shared = {
+    shared: dict[str, Any] = {
         "vocab_size": len(tokenizer),
         "pad_token_id": tokenizer.pad_token_id,
         "eos_token_id": tokenizer.eos_token_id,
         "bos_token_id": tokenizer.eos_token_id,
     }
-    llama_like = {
+    llama_like: dict[str, Any] = {
         "hidden_size": width,
         "intermediate_size": 3 * width,
         "num_hidden_layers": layers,
@@ -88,7 +88,9 @@ def train_reference(
         architecture: of the model.
         width: of its hidden states.
         responses: in the corpus.
-        epochs, batch_size, learning_rate: of AdamW with a cosine schedule.
+        epochs: over the corpus.
+        batch_size: of responses.
+        learning_rate: the highest, of AdamW with a cosine schedule.
         seed: of the corpus, the weights and the order of the data.
     """
     tokenizer = world_tokenizer()
@@ -113,14 +115,13 @@ def train_reference(
         args=arguments,
         train_dataset=data,
         processing_class=tokenizer,
-        callbacks=[TrainingBar(f"reference policy, {architecture}")],
     )
-    trainer.train()
+    train_quietly(trainer, f"reference policy, {architecture}")
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 
-def quiet_training() -> dict[str, object]:
+def quiet_training() -> dict[str, Any]:
     """Return what all trainings of tiny models share: on the CPU, no checkpoints, no reports."""
     return {
         "use_cpu": True,
@@ -164,7 +165,9 @@ def sample(
         tokenizer: its tokenizer.
         prompts: texts.
         seed: of the sampling; the global random state is left as it was.
-        temperature, top_k, top_p: of the sampling; 0 and 1 mean no truncation.
+        temperature: divides the logits.
+        top_k: words kept of the likeliest; 0 means all.
+        top_p: probability kept of the likeliest; 1 means all.
         max_new_tokens: of a response, with its end.
         batch_size: of the computation.
     """

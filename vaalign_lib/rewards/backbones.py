@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -59,7 +60,9 @@ class BackboneStack:
         """Write the stacked weights, the template's configuration and the tokenizer into a folder."""
         self.template.config.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
-        save_file({name: w.contiguous() for name, w in self.weights.items()}, folder / "stack.safetensors")
+        save_file(
+            {name: w.contiguous() for name, w in self.weights.items()}, folder / "stack.safetensors"
+        )
 
 
 def train_backbones(
@@ -69,9 +72,10 @@ def train_backbones(
     settings: HeadTraining,
     width: int,
     members: int,
+    pairs_each: int,
     seed: int,
 ) -> BackboneStack:
-    """Train separate models of the kind `tiny-gemma`, each from its own fresh weights on its own bootstrap sample.
+    """Train models of the kind `tiny-gemma`, each from fresh weights on its own bootstrap sample.
 
     Args:
         chosen: token ids of the preferred conversations.
@@ -79,6 +83,7 @@ def train_backbones(
         settings: of the training.
         width: of the hidden states.
         members: how many.
+        pairs_each: pairs in each bootstrap sample.
         seed: of weights, samples and orders.
     """
     models = [new_reward_model(TINY, width, seed + k)[0].eval() for k in range(members)]
@@ -89,10 +94,10 @@ def train_backbones(
     random = torch.Generator().manual_seed(seed)
     pairs = len(chosen)
     table, lengths = _table([*chosen, *rejected], tokenizer.pad_token_id)
-    samples = torch.randint(pairs, (members, pairs), generator=random)
-    per_epoch = math.ceil(pairs / settings.batch_size)
+    samples = torch.randint(pairs, (members, pairs_each), generator=random)
+    per_epoch = math.ceil(pairs_each / settings.batch_size)
     steps = math.ceil(settings.epochs * per_epoch)
-    options = {"lr": settings.learning_rate, "weight_decay": settings.weight_decay}
+    options: dict[str, Any] = {"lr": settings.learning_rate, "weight_decay": settings.weight_decay}
     optimizer = torch.optim.AdamW(list(weights.values()), **options, fused=True)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     score = vmap(_scorer(stack.template), in_dims=(0, 0, 0))
@@ -125,7 +130,6 @@ def _scorer(model: PreTrainedModel) -> Callable[[dict[str, Tensor], Tensor, Tens
 
     Conversations are padded on the right, so the causal mask also hides the padding from what counts.
     """
-
     body = model.base_model
 
     def score(weights: dict[str, Tensor], ids: Tensor, lengths: Tensor) -> Tensor:

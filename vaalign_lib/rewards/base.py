@@ -66,7 +66,7 @@ class Interval:
             raise ValueError("bounds: expected a <= b in every row")
 
     def sample(self, uniforms: Array) -> Array:
-        """Return the reward (responses,): a draw from U[a, b] with uniforms on [0, 1), or the judge's own."""
+        """Return the reward (responses,): a draw from U[a, b], or the judge's own."""
         place = uniforms if self.quantiles is None else self.quantiles
         return np.asarray(self.bounds[:, 0] + place * np.diff(self.bounds)[:, 0])
 

@@ -54,9 +54,7 @@ def error_by_deviation(errors: Array, variances: Array, bins: int = 8) -> pd.Dat
     return pd.DataFrame(rows)
 
 
-def coverage(
-    errors: Array, variances: Array, levels: Sequence[float] = LEVELS
-) -> pd.DataFrame:
+def coverage(errors: Array, variances: Array, levels: Sequence[float] = LEVELS) -> pd.DataFrame:
     """Return how often normal intervals of the predicted deviation hold the error.
 
     Returns:

@@ -60,9 +60,7 @@ class EnsembleReward:
     max_length: int = 4096
     variance_of: VarianceOf = "member"
 
-    def judge(
-        self, prompts: Sequence[str], responses: Sequence[str], policy: Policies
-    ) -> Members:
+    def judge(self, prompts: Sequence[str], responses: Sequence[str], policy: Policies) -> Members:
         """Score responses by the ensemble of the policy that wrote each.
 
         Raises:

@@ -10,7 +10,7 @@ Heads stand in a grid (ensembles, members): one ensemble of ten is the paper's, 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -166,9 +166,7 @@ def _gaps(weights: dict[str, Tensor], chosen: Tensor, rejected: Tensor, batch: T
     return _scores(weights, chosen[batch]) - _scores(weights, rejected[batch])
 
 
-def _check(
-    chosen: Tensor, rejected: Tensor, kind: Kind, ensembles: int, members: int
-) -> None:
+def _check(chosen: Tensor, rejected: Tensor, kind: Kind, ensembles: int, members: int) -> None:
     if chosen.ndim != 2 or chosen.shape != rejected.shape:
         raise ValueError(
             "chosen, rejected: expected two tables (pairs, width) of one shape, got "
@@ -242,7 +240,7 @@ def _factor(settings: HeadTraining, steps: int) -> Callable[[int], float]:
 
 
 def _optimizer(weights: list[Tensor], settings: HeadTraining) -> torch.optim.Optimizer:
-    options = {"lr": settings.learning_rate, "weight_decay": settings.weight_decay}
+    options: dict[str, Any] = {"lr": settings.learning_rate, "weight_decay": settings.weight_decay}
     if settings.optimizer == "paged_adamw_32bit":
         from bitsandbytes.optim import PagedAdamW32bit  # loads its kernels when imported
 

@@ -25,8 +25,9 @@ from trl import RewardConfig, RewardTrainer
 
 from vaalign_lib.conversation import conversation_ids
 from vaalign_lib.profiles import RewardModel
-from vaalign_lib.progress import TrainingBar, progress
+from vaalign_lib.progress import progress
 from vaalign_lib.synthetic.tokenizer import world_tokenizer
+from vaalign_lib.trainers import train_quietly
 
 TINY = "tiny-gemma"
 EVALUATION_TOKENS = 16_384  # in a batch without gradients
@@ -163,9 +164,9 @@ def train_reward_model(
         args=arguments,
         train_dataset=data,
         processing_class=tokenizer,
-        callbacks=[TrainingBar("reward model"), StopAtLoss(settings.loss_threshold)],
+        callbacks=[StopAtLoss(settings.loss_threshold)],
     )
-    trainer.train()
+    train_quietly(trainer, "reward model")
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     lines = [line for line in trainer.state.log_history if "loss" in line]
@@ -178,9 +179,7 @@ class StopAtLoss(TrainerCallback):
     def __init__(self, threshold: float) -> None:
         self._threshold = threshold
 
-    def on_log(
-        self, args: Any, state: Any, control: Any, logs: Any = None, **rest: Any
-    ) -> None:
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **rest: Any) -> None:
         if logs and float(logs.get("loss", np.inf)) <= self._threshold:
             control.should_training_stop = True
 

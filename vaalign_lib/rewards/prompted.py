@@ -45,7 +45,7 @@ def judge_prompt(text: str, highest: int = 100) -> str:
     environment = Environment(
         loader=PackageLoader("vaalign_lib"),
         undefined=StrictUndefined,
-        autoescape=False,  # noqa: S701 - plain text, not HTML
+        autoescape=False,
     )
     return environment.get_template("judge_prompt.txt.jinja").render(text=text, range=highest)
 
@@ -142,9 +142,7 @@ class PromptedJudge:
             known.update(self._ask_all(missing))
         return {text: one for text, one in known.items() if one is not None}
 
-    def judge(
-        self, prompts: Sequence[str], responses: Sequence[str], policy: Policies
-    ) -> Interval:
+    def judge(self, prompts: Sequence[str], responses: Sequence[str], policy: Policies) -> Interval:
         """Judge responses: prompt and response are put to the judge as one text.
 
         Raises:
@@ -179,7 +177,9 @@ class PromptedJudge:
             for done in progress(as_completed(waiting), f"judge {self.model}", total=len(texts)):
                 found[waiting[done]] = done.result()
         finally:
-            pool.shutdown(wait=True, cancel_futures=True)  # also on Ctrl-C: nothing paid for is lost
+            pool.shutdown(
+                wait=True, cancel_futures=True
+            )  # also on Ctrl-C: nothing paid for is lost
         failed = sum(bool(one.failure) for one in found.values())
         if failed:
             _LOG.warning("%s: %d of %d texts got no interval", self.model, failed, len(texts))

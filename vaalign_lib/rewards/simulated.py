@@ -13,7 +13,9 @@ from scipy.stats import norm
 from vaalign_lib.rewards.base import Array, Interval, Judgement, Policies, RewardSource
 from vaalign_lib.synthetic.world import World
 
-Features = Callable[[Sequence[str], Sequence[str]], Array]  # prompts, responses -> (responses, width)
+Features = Callable[
+    [Sequence[str], Sequence[str]], Array
+]  # prompts, responses -> (responses, width)
 UNIT = 0.12  # of the scale's length per standard deviation of the gold reward
 
 
@@ -35,9 +37,7 @@ class SimulatedJudge:
     width: float = 1.0
     highest: float = 100.0
 
-    def judge(
-        self, prompts: Sequence[str], responses: Sequence[str], policy: Policies
-    ) -> Interval:
+    def judge(self, prompts: Sequence[str], responses: Sequence[str], policy: Policies) -> Interval:
         """Judge responses; what would leave the scale is cut off at its ends."""
         span = self.highest - 1
         mean = self.world.consensus(prompts, responses)
@@ -94,9 +94,7 @@ class PersistentJudges:
     length_scale: float = 2.0
     frequencies: int = 256
 
-    def judge(
-        self, prompts: Sequence[str], responses: Sequence[str], policy: Policies
-    ) -> Interval:
+    def judge(self, prompts: Sequence[str], responses: Sequence[str], policy: Policies) -> Interval:
         """Judge responses, each by the judge of the policy that wrote it."""
         judgement = self.source.judge(prompts, responses, policy)
         if not isinstance(judgement, Interval):

@@ -75,7 +75,7 @@ class Grammar:
             if number:
                 text += self._joint(quality, style, random)
             text += _blemish(sentence, quality, random)
-        text = text[:RESPONSE_WORDS - 1]
+        text = text[: RESPONSE_WORDS - 1]
         if random.random() < 0.8 + 0.2 * quality:
             text.append(style.end(random))
         return " ".join(text)
@@ -167,9 +167,7 @@ class Grammar:
             kept.append([_one_of(NUMBERS, random), "is", order, "than", _one_of(NUMBERS, random)])
         return kept or [parts[0]]
 
-    def _joint(
-        self, quality: float, style: "_Style", random: np.random.Generator
-    ) -> list[str]:
+    def _joint(self, quality: float, style: "_Style", random: np.random.Generator) -> list[str]:
         """Join two sentences: with a connective, or by starting anew."""
         if random.random() < 0.15 + 0.65 * quality:
             return [_one_of(("so", "but", "while", "also", "however"), random)]
@@ -222,7 +220,7 @@ def _blemish(sentence: list[str], quality: float, random: np.random.Generator) -
 
 
 def _one_of(options: Sequence[str], random: np.random.Generator) -> str:
-    return str(options[random.integers(len(options))])
+    return options[int(random.integers(len(options)))]
 
 
 def assert_category(category: str) -> None:

@@ -1,8 +1,8 @@
-"""The embedded world: prompts, responses, the gold reward, and the people who judge. A function of a seed."""
+"""The embedded world: prompts, responses, the gold reward and the people who judge, from one seed."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Literal
 
 import numpy as np
@@ -37,11 +37,17 @@ TARGET_VERBOSITY = {"chat": 2, "chat-hard": 2, "safety": 2, "reasoning": 2}
 FAULTS = {"verbosity": 0.35, "flattery": 0.6, "repeats": 0.5, "unfinished": 0.8}
 
 ANNOTATORS = 100
-SHARED_TASTE = (0.30, -0.05, 0.10, 0.05, 0.35)  # per unit of style: everyone likes praise and length
+SHARED_TASTE = (
+    0.30,
+    -0.05,
+    0.10,
+    0.05,
+    0.35,
+)  # per unit of style: everyone likes praise and length
 TASTE_SPREAD = (0.45, 0.45, 0.45, 0.35, 0.15)  # standard deviation over annotators
 CONTROVERSY_SPREAD = 0.45  # of the logarithm, over nouns: some subjects divide people more
 TEMPERATURES = {"chat": 0.45, "chat-hard": 0.9, "safety": 0.4, "reasoning": 0.7}  # of labels
-CALIBRATION_SIZE = 2_000  # responses per category that fix the gold reward's zero and unit
+CALIBRATION_SIZE = 1_000  # responses per category that fix the gold reward's zero and unit
 
 
 @dataclass(frozen=True)
@@ -95,9 +101,7 @@ class World:
         self, count: int, random: np.random.Generator, categories: Sequence[str] = CATEGORIES
     ) -> list[str]:
         """Draw prompts, the categories in turn."""
-        return [
-            self.grammar.prompt(categories[k % len(categories)], random) for k in range(count)
-        ]
+        return [self.grammar.prompt(categories[k % len(categories)], random) for k in range(count)]
 
     def responses(
         self, prompts: Sequence[str], quality: Array, random: np.random.Generator
@@ -109,7 +113,7 @@ class World:
         ]
 
     def corpus(self, count: int, random: np.random.Generator) -> tuple[list[str], list[str]]:
-        """Draw prompts and responses of mixed quality, Beta(2, 2): what a reference policy learns from."""
+        """Draw prompts and responses of mixed quality, Beta(2, 2): what reference policies learn from."""
         prompts = self.prompts(count, random)
         return prompts, self.responses(prompts, random.beta(2, 2, count), random)
 
@@ -130,9 +134,7 @@ class World:
             raise ValueError(
                 f"responses: expected {len(prompts)}, one for each prompt, got {len(responses)}"
             )
-        return read(
-            _as_ids(prompts), _as_ids(responses), self.property_of_noun, self._legal
-        )
+        return read(_as_ids(prompts), _as_ids(responses), self.property_of_noun, self._legal)
 
     def assess(self, prompts: Sequence[str] | Ids, responses: Sequence[str] | Ids) -> pd.DataFrame:
         """Return the five attributes (0 to 4) and the gold reward, one row per response."""
@@ -150,33 +152,35 @@ class World:
         category = reading.questions.category
         return (_raw_worth(reading) - location[category]) / scale[category]
 
-    @cached_property
+    @property
     def _legal(self) -> NDArray[np.bool_]:
-        random = self.rng("legal")
-        prompts = self.prompts(4 * CALIBRATION_SIZE, random)
-        clean = self.responses(prompts, np.ones(len(prompts)), random)
-        return legal_neighbours(language.encode(clean, language.RESPONSE_WORDS))
+        return _legal_neighbours(self.seed)
 
     @cached_property
     def _units(self) -> tuple[Array, Array]:
         """Mean and standard deviation of the raw worth per category, over the corpus."""
         worth = _raw_worth(self._calibration)
-        by_category = [worth[self._calibration.questions.category == k] for k in range(len(CATEGORIES))]
+        by_category = [
+            worth[self._calibration.questions.category == k] for k in range(len(CATEGORIES))
+        ]
         return (
             np.array([values.mean() for values in by_category]),
             np.array([values.std() for values in by_category]),
         )
 
-    @cached_property
+    @property
     def _calibration(self) -> Reading:
-        return self.read(*self.corpus(len(CATEGORIES) * CALIBRATION_SIZE, self.rng("units")))
+        return _calibration_reading(self.seed)
 
     def features(self, prompts: Sequence[str] | Ids, responses: Sequence[str] | Ids) -> Array:
         """Return features of texts over which tastes are smooth (count, 5 + 5 + 4 + 8): attributes and
-        styles in corpus deviations, category, topic."""
+        styles in corpus deviations, category, topic.
+        """
         reading = self.read(prompts, responses)
         corpus = self._calibration
-        topic = np.where(reading.questions.first_noun < 0, -1, TOPIC_OF_NOUN[reading.questions.first_noun])
+        topic = np.where(
+            reading.questions.first_noun < 0, -1, TOPIC_OF_NOUN[reading.questions.first_noun]
+        )
         return np.concatenate(
             [
                 (reading.attributes - corpus.attributes.mean(0)) / corpus.attributes.std(0),
@@ -192,14 +196,17 @@ class World:
     @cached_property
     def tastes(self) -> Array:
         """What each annotator adds to the gold reward per unit of style, beyond the shared taste
-        (annotators, styles); they sum to zero over the population."""
+        (annotators, styles); they sum to zero over the population.
+        """
         drawn = self.rng("tastes").normal(0, TASTE_SPREAD, (ANNOTATORS, len(TASTE_SPREAD)))
         return drawn - drawn.mean(0)
 
     @cached_property
     def _controversy(self) -> Array:
         """How much a subject divides people, by noun (nouns + 1,), the last for prompts about numbers."""
-        spread = self.rng("controversy").normal(0, CONTROVERSY_SPREAD, len(self.property_of_noun) + 1)
+        spread = self.rng("controversy").normal(
+            0, CONTROVERSY_SPREAD, len(self.property_of_noun) + 1
+        )
         return np.exp(spread)
 
     def temperature(self, prompts: Sequence[str] | Ids) -> Array:
@@ -241,10 +248,12 @@ class World:
     @cached_property
     def _style_means(self) -> Array:
         category = self._calibration.questions.category
-        return np.stack([self._calibration.styles[category == k].mean(0) for k in range(len(CATEGORIES))])
+        return np.stack(
+            [self._calibration.styles[category == k].mean(0) for k in range(len(CATEGORIES))]
+        )
 
     def _spread(self, reading: Reading) -> Array:
-        """How strongly tastes act on a response (count,): by its subject and, in the controls, its worth."""
+        """How strongly tastes act (count,): by the subject and, in the controls, by the worth."""
         return self._spread_factor(reading) * self._spread_unit
 
     def _spread_factor(self, reading: Reading) -> Array:
@@ -276,6 +285,23 @@ class World:
         rows = np.arange(len(prompts))
         gap = self.utilities(prompts, first)[rows, who] - self.utilities(prompts, second)[rows, who]
         return random.random(len(prompts)) < 1 / (1 + np.exp(-gap / self.temperature(prompts)))
+
+
+@cache
+def _legal_neighbours(seed: int) -> NDArray[np.bool_]:
+    """Return which word classes follow each other in a world's clean responses (classes, classes)."""
+    world = World(seed)
+    random = world.rng("legal")
+    prompts = world.prompts(4 * CALIBRATION_SIZE, random)
+    clean = world.responses(prompts, np.ones(len(prompts)), random)
+    return legal_neighbours(language.encode(clean, language.RESPONSE_WORDS))
+
+
+@cache
+def _calibration_reading(seed: int) -> Reading:
+    """Return the reading of a sample of a world's corpus; the settings of disagreement share it."""
+    world = World(seed)
+    return world.read(*world.corpus(len(CATEGORIES) * CALIBRATION_SIZE, world.rng("units")))
 
 
 def _raw_worth(reading: Reading) -> Array:

@@ -1,0 +1,369 @@
+r"""The experiment of notebook 03: from pairs to ensembles, each step kept in the run store.
+
+    reference policies -> responses -> pairs -> reward model -> features -> heads
+                                            \-> separate backbones
+
+On real input the pairs come from a file or the hub, and there are no reference policies and no gold.
+"""
+
+import time
+from collections.abc import Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from vaalign_lib.conversation import conversation_ids
+from vaalign_lib.data import EMBEDDED, DataError, embedded_pairs, read_pairs
+from vaalign_lib.policies.reference import sample, train_reference
+from vaalign_lib.profiles import HeadTraining, Profile, RewardModel
+from vaalign_lib.rewards.backbones import train_backbones
+from vaalign_lib.rewards.heads import Heads, train_heads
+from vaalign_lib.rewards.models import (
+    features_and_scores,
+    head_of,
+    load_reward_model,
+    tokenized_pairs,
+    train_reward_model,
+)
+from vaalign_lib.runs import RunStore, file_hash
+from vaalign_lib.synthetic.tokenizer import world_tokenizer
+from vaalign_lib.synthetic.world import World
+
+PARTS = ("train", "held_out", "evaluation")
+TEMPERATURE, TOP_K, TOP_P = 1.5, 50, 0.9  # of the policies' responses; the first is Table 18's
+REAL_SHARES = (
+    0.6,
+    0.1,
+)  # of the pairs of a file: to learn from, for the temperature; the rest is looked at
+
+
+# --- reference policies -----------------------------------------------------------------------------
+
+
+def start_references(
+    store: RunStore, profile: Profile, seed: int, workers: int
+) -> dict[str, "Future[Path]"]:
+    """Begin training the embedded world's reference policies, side by side in processes.
+
+    Returns:
+        For each architecture the folder to come.
+    """
+    pool = ProcessPoolExecutor(min(workers, 2), mp_context=get_context("spawn"))
+    futures = {
+        architecture: pool.submit(_reference, store, profile, seed, architecture)
+        for architecture in profile.reference.models
+    }
+    pool.shutdown(wait=False)
+    return futures
+
+
+def _reference(store: RunStore, profile: Profile, seed: int, architecture: str) -> Path:
+    torch.set_num_threads(1)
+    sizes = profile.reference.model_dump(exclude={"models", "prompts", "samples"})
+    config = {"architecture": architecture, "seed": seed, **sizes}
+    return store.folder(f"reference-{architecture}", write_reference, config)
+
+
+def write_reference(folder: Path, seed: int, **settings: Any) -> None:
+    """Train the reference policy of one architecture in the world of a seed."""
+    train_reference(folder, world=World(seed), seed=seed, **settings)
+
+
+def sample_reference(
+    reference: Path, prompts: list[str], seed: int, temperature: float = TEMPERATURE
+) -> list[str]:
+    """Sample one response to each prompt from a saved reference policy."""
+    model = AutoModelForCausalLM.from_pretrained(reference).eval()
+    tokenizer = AutoTokenizer.from_pretrained(reference)
+    truncation: dict[str, Any] = {"top_k": TOP_K, "top_p": TOP_P} if temperature > 1 else {}
+    return sample(model, tokenizer, prompts, seed=seed, temperature=temperature, **truncation)
+
+
+# --- pairs ------------------------------------------------------------------------------------------
+
+
+def embedded_data(
+    seed: int, train: int, held_out: int, evaluation: int, reference: Path
+) -> pd.DataFrame:
+    """Draw labelled pairs of the embedded world; the column `part` says what they are for.
+
+    A response comes, with equal chances, from the corpus, from the reference policy at temperature 1, or
+    from it at temperature 1.5.
+    """
+    world = World(seed)
+    random = world.rng("pairs")
+    parts = np.repeat(PARTS, (train, held_out, evaluation))
+    prompts = world.prompts(len(parts), random)
+    sides = [_mixed_responses(world, reference, prompts, random) for _ in range(2)]
+    tables = []
+    for part in PARTS:
+        asked, first, second = _where(parts == part, prompts, *sides)
+        tables.append(embedded_pairs(world, asked, first, second, random).assign(part=part))
+    return pd.concat(tables, ignore_index=True)
+
+
+def _mixed_responses(
+    world: World, reference: Path, prompts: list[str], random: np.random.Generator
+) -> list[str]:
+    origin = random.integers(3, size=len(prompts))
+    mixed = np.empty(len(prompts), dtype=object)
+    for k in range(3):
+        rows = np.flatnonzero(origin == k)
+        asked = [prompts[row] for row in rows]
+        if k == 0:
+            mixed[rows] = world.responses(asked, random.beta(2, 2, len(rows)), random)
+        else:
+            heat = (1.0, TEMPERATURE)[k - 1]
+            mixed[rows] = sample_reference(reference, asked, int(random.integers(2**31)), heat)
+    return list(mixed)
+
+
+def _where(chosen: np.ndarray, *lists: list[str]) -> list[list[str]]:
+    rows = np.flatnonzero(chosen)
+    return [[one[row] for row in rows] for one in lists]
+
+
+def real_data(seed: int, pairs: str, evaluation: str, hashes: list[str]) -> pd.DataFrame:
+    """Read pairs from files or the hub. Without a source for evaluation they are divided by prompt."""
+    table = read_pairs(pairs)
+    order = np.random.default_rng(seed).permutation(table["prompt"].unique())
+    ends = (np.cumsum(REAL_SHARES) * len(order)).astype(int)
+    place = pd.Series(np.searchsorted(ends, np.arange(len(order)), side="right"), index=order)
+    part = table["prompt"].map(place)
+    if evaluation:
+        looked_at = read_pairs(evaluation)
+        learned = table[~table["prompt"].isin(looked_at["prompt"])]
+        part = (part == 1).astype(int)[learned.index]
+        table = pd.concat([learned, looked_at], ignore_index=True)
+        part = np.r_[part, np.full(len(looked_at), 2)]
+    table = table.assign(part=np.array(PARTS)[np.asarray(part)])
+    if set(table["part"]) != set(PARTS):
+        raise DataError(
+            f"{pairs}: too few prompts ({len(order)}) to divide into {', '.join(PARTS)}"
+        )
+    return table
+
+
+@dataclass(frozen=True)
+class Study:
+    """The data of notebook 03 and how to get everything that follows from it."""
+
+    store: RunStore
+    profile: Profile
+    seed: int
+    data: pd.DataFrame
+    data_folder: Path
+    backbone: str
+
+    @property
+    def embedded(self) -> bool:
+        """Whether the true reward is known."""
+        return "gold_chosen" in self.data
+
+    def part(self, name: str) -> pd.DataFrame:
+        """Return the pairs of one part."""
+        return self.data[self.data["part"] == name].reset_index(drop=True)
+
+    @property
+    def reward_model(self) -> Path:
+        """The folder of the reward model of stage 1."""
+        config = {
+            "settings": self.profile.reward_model.model_dump(exclude={"backbone"}),
+            "backbone": self.backbone,
+            "seed": self.seed,
+        }
+        return self.store.folder(
+            "reward-model", write_reward_model, config, {"pairs": self.data_folder}
+        )
+
+    def features(self, part: str) -> dict[str, Tensor]:
+        """Return what heads see of a part's pairs: `chosen`, `rejected` (pairs, width), and the stage-1
+        scores `chosen_score`, `rejected_score` (pairs,).
+        """
+        return load_file(self._features(part) / "features.safetensors")
+
+    def _features(self, part: str) -> Path:
+        config = {"part": part, "max_length": self.profile.reward_model.max_length}
+        inputs = {"model": self.reward_model, "pairs": self.data_folder}
+        return self.store.folder(f"features-{part}", write_features, config, inputs)
+
+    def heads(
+        self,
+        kind: str,
+        settings: HeadTraining,
+        *,
+        ensembles: int = 1,
+        pairs_each: int | None = None,
+        snapshots: Sequence[int] = (),
+        keep_first: bool = True,
+    ) -> tuple[Heads, dict[int, Heads]]:
+        """Return trained heads and copies of them on the way; see `train_heads`."""
+        features = self.features("train")
+        first = head_of(load_reward_model(self.reward_model)[0]).weight[0].detach()
+        return train_heads(
+            features["chosen"],
+            features["rejected"],
+            kind=kind,  # type: ignore[arg-type]
+            settings=settings,
+            seed=self.seed,
+            ensembles=ensembles,
+            members=self.profile.ensembles.members,
+            pairs_each=pairs_each,
+            first_head=first if keep_first and ensembles == 1 else None,
+            snapshots=snapshots,
+            description=f"heads, {kind}",
+        )
+
+    def backbones(self, part: str) -> dict[str, Tensor]:
+        """Return the scores of separate backbones: `chosen`, `rejected` (pairs, members)."""
+        sizes = self.profile.ensembles
+        config = {
+            "settings": sizes.backbones.model_dump(),
+            "width": sizes.backbone_width,
+            "members": sizes.members,
+            "pairs_each": sizes.backbone_pairs,
+            "seed": self.seed,
+        }
+        folder = self.store.folder(
+            "backbones", write_backbones, config, {"pairs": self.data_folder}
+        )
+        return load_file(folder / f"{part}.safetensors")
+
+    def resources(self) -> dict[str, float]:
+        """Return the seconds that running the frozen backbone and training ten heads take."""
+        started = time.perf_counter()
+        self.heads("paper", self.profile.ensembles.paper)
+        heads = time.perf_counter() - started
+        return {"heads": heads, "features": self.store.record(self._features("train"))["seconds"]}
+
+    def training_log(self) -> pd.DataFrame:
+        """Return stage 1's log: step, loss, accuracy."""
+        return pd.read_parquet(self.reward_model / "log.parquet")
+
+
+def prepare(
+    store: RunStore,
+    profile: Profile,
+    seed: int,
+    *,
+    reference: Path | None,
+    pairs: str = "",
+    evaluation: str = "",
+    backbone: str = "",
+) -> Study:
+    """Read or draw the pairs.
+
+    Args:
+        store: the run store.
+        profile: names the data and the backbone unless the next arguments do.
+        seed: of the study.
+        reference: a reference policy's folder; embedded data needs one.
+        pairs: `embedded`, a .jsonl file or a hub data set; empty means the profile's.
+        evaluation: the same; empty with `pairs` given means a part of these.
+        backbone: a name or path; empty means the profile's.
+
+    Raises:
+        DataError: the pairs cannot be read.
+    """
+    evaluation = evaluation or ("" if pairs else profile.reward_data.evaluation)
+    pairs = pairs or profile.reward_data.pairs
+    sizes = profile.reward_data
+    if pairs == EMBEDDED:
+        if reference is None:
+            raise DataError("pairs: the embedded pairs need a reference policy")
+        config: dict[str, Any] = {
+            "seed": seed,
+            "train": sizes.train_pairs,
+            "held_out": sizes.held_out_pairs,
+            "evaluation": 4 * sizes.evaluation_pairs,
+        }
+        folder = store.folder("pairs", write_embedded_data, config, {"reference": reference})
+    else:
+        files = [Path(source) for source in (pairs, evaluation) if Path(source).is_file()]
+        hashes = [file_hash(path) for path in files]
+        config = {"seed": seed, "pairs": pairs, "evaluation": evaluation, "hashes": hashes}
+        folder = store.folder("pairs", write_real_data, config)
+    data = pd.read_parquet(folder / "pairs.parquet")
+    return Study(store, profile, seed, data, folder, backbone or profile.reward_model.backbone)
+
+
+# --- what is kept in the store ----------------------------------------------------------------------
+
+
+def write_embedded_data(folder: Path, **arguments: Any) -> None:
+    """Write the pairs of `embedded_data`."""
+    embedded_data(**arguments).to_parquet(folder / "pairs.parquet")
+
+
+def write_real_data(folder: Path, **arguments: Any) -> None:
+    """Write the pairs of `real_data`."""
+    real_data(**arguments).to_parquet(folder / "pairs.parquet")
+
+
+def write_reward_model(
+    folder: Path, settings: dict[str, Any], backbone: str, seed: int, pairs: Path
+) -> None:
+    """Train the reward model of stage 1 on the pairs to learn from."""
+    table = pd.read_parquet(pairs / "pairs.parquet")
+    log = train_reward_model(
+        folder,
+        table[table["part"] == "train"],
+        settings=RewardModel(backbone=backbone, **settings),
+        backbone=backbone,
+        seed=seed,
+    )
+    log.to_parquet(folder / "log.parquet")
+
+
+def write_features(folder: Path, part: str, max_length: int, model: Path, pairs: Path) -> None:
+    """Run the frozen backbone once over the pairs of a part."""
+    table = pd.read_parquet(pairs / "pairs.parquet")
+    table = table[table["part"] == part]
+    network, tokenizer = load_reward_model(model)
+    found: dict[str, Tensor] = {}
+    for side in ("chosen", "rejected"):
+        ids = conversation_ids(
+            tokenizer, table["prompt"].tolist(), table[side].tolist(), max_length
+        )
+        found[side], found[f"{side}_score"] = features_and_scores(network, ids, f"features, {part}")
+    save_file(found, folder / "features.safetensors")
+
+
+def write_backbones(
+    folder: Path,
+    settings: dict[str, Any],
+    width: int,
+    members: int,
+    pairs_each: int,
+    seed: int,
+    pairs: Path,
+) -> None:
+    """Train separate small backbones and score the pairs of the other parts."""
+    table = pd.read_parquet(pairs / "pairs.parquet")
+    longest = 64
+    train = table[table["part"] == "train"]
+    tokenizer = world_tokenizer()
+    tokens = tokenized_pairs(tokenizer, train, longest)
+    stack = train_backbones(
+        tokens["chosen_ids"],
+        tokens["rejected_ids"],
+        settings=HeadTraining(**settings),
+        width=width,
+        members=members,
+        pairs_each=pairs_each,
+        seed=seed,
+    )
+    stack.save(folder)
+    for part in PARTS[1:]:
+        tokens = tokenized_pairs(tokenizer, table[table["part"] == part], longest)
+        scores = {side: stack.scores(tokens[f"{side}_ids"]) for side in ("chosen", "rejected")}
+        save_file(scores, folder / f"{part}.safetensors")

@@ -1,0 +1,55 @@
+"""What the variance between reward models consists of (Appendix B, Figure 8)."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+
+
+def sample_variance(scores: Array) -> Array:
+    """Return the sample variance over models of scores (responses, models): (responses,), ddof=1."""
+    return np.asarray(np.var(scores, axis=1, ddof=1))
+
+
+def difference_share(chosen: Array, rejected: Array) -> Array:
+    """Return Var(chosen - rejected) / (Var(chosen) + Var(rejected)) over models (pairs,).
+
+    It is 0 for models that are shifted copies of each other and 1 on average for independent scores.
+
+    Args:
+        chosen: scores (pairs, models) of the preferred responses.
+        rejected: scores of the others.
+    """
+    apart = sample_variance(chosen) + sample_variance(rejected)
+    return np.asarray(sample_variance(chosen - rejected) / apart)
+
+
+def initial_share(initial: Array, final: Array) -> Array:
+    """Return how much of the models' final deviations their initial ones explain (responses,).
+
+    The squared correlation over models of the scores before and after training, for each response: 1 if
+    training moved all models alike, 1 / (models - 1) on average if it left no trace of the start.
+
+    Args:
+        initial: scores (responses, models) of untrained models.
+        final: scores of the same models after training.
+    """
+    before = initial - initial.mean(1, keepdims=True)
+    after = final - final.mean(1, keepdims=True)
+    product = (before * after).sum(1) ** 2
+    return np.asarray(product / ((before**2).sum(1) * (after**2).sum(1)))
+
+
+def between_ensembles(scores: Array) -> tuple[Array, Array]:
+    """Return what each ensemble says about itself, and how ensembles in fact differ.
+
+    Args:
+        scores: (ensembles, members, responses) of ensembles trained independently of each other.
+
+    Returns:
+        The members' sample variance, averaged over ensembles (responses,), and the sample variance over
+        ensembles of their mean reward (responses,).
+    """
+    within = scores.var(1, ddof=1).mean(0)
+    between = scores.mean(1).var(0, ddof=1)
+    return np.asarray(within), np.asarray(between)
