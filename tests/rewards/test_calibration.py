@@ -1,0 +1,95 @@
+"""Calibration on errors whose truth is known, and against a numerical optimum."""
+
+import numpy as np
+import pytest
+from scipy.optimize import minimize_scalar
+from scipy.stats import norm
+
+from vaalign_lib.rewards.calibration import (
+    accuracy_after_dropping,
+    coverage,
+    error_by_deviation,
+    fit_temperature,
+    fit_temperature_to_labels,
+    label_loss,
+    label_probability,
+    rank_correlation,
+)
+
+RANDOM = np.random.default_rng(0)
+VARIANCES = RANDOM.lognormal(0, 1, 20_000)
+ERRORS = 3.0 * np.sqrt(VARIANCES) * RANDOM.normal(size=20_000)  # deviations three times as large
+
+
+def test_temperature_is_the_maximum_of_the_normal_likelihood():
+    loss = lambda log: -norm.logpdf(ERRORS, scale=np.exp(log) * np.sqrt(VARIANCES)).mean()  # noqa: E731
+    best = np.exp(minimize_scalar(loss, bounds=(-3, 5), method="bounded", options={"xatol": 1e-9}).x)
+    assert fit_temperature(ERRORS, VARIANCES) == pytest.approx(best, rel=1e-5)
+    assert best == pytest.approx(3, rel=0.02)
+
+
+def test_coverage_fails_before_and_holds_after_the_repair():
+    before, after = coverage(ERRORS, VARIANCES), coverage(ERRORS, 9 * VARIANCES)
+    assert (before["actual"] < before["nominal"] - 0.1).all()
+    assert ((after["low"] < after["nominal"]) & (after["nominal"] < after["high"])).all()
+
+
+def test_error_follows_deviation_bin_by_bin():
+    bins = error_by_deviation(ERRORS, 9 * VARIANCES, bins=6)
+    assert bins["count"].sum() == 20_000
+    assert ((bins["low"] <= bins["predicted"]) & (bins["predicted"] <= bins["high"])).sum() >= 5
+    assert bins["predicted"].is_monotonic_increasing
+
+
+def test_intervals_of_errors_cover_as_often_as_they_say():
+    held = []
+    for _ in range(300):
+        errors = RANDOM.normal(size=200)
+        bins = error_by_deviation(errors, np.ones(200), bins=4)
+        held += ((bins["low"] <= 1) & (bins["high"] >= 1)).tolist()
+    assert 0.93 < np.mean(held) < 0.97
+
+
+def test_rank_correlation_finds_what_is_there_and_covers_zero_where_nothing_is():
+    assert rank_correlation(ERRORS, VARIANCES).low > 0.2
+    covers = []
+    for _ in range(300):
+        found = rank_correlation(RANDOM.normal(size=80), RANDOM.lognormal(size=80))
+        covers.append(found.low <= 0 <= found.high)
+    assert 0.91 < np.mean(covers) < 0.985
+
+
+def test_dropping_the_uncertain_keeps_the_right_ones():
+    variances = np.arange(100.0)
+    correct = variances < 50
+    table = accuracy_after_dropping(correct, variances, (0.0, 0.1, 0.5)).set_index("dropped")
+    assert table["count"].tolist() == [100, 90, 50]
+    assert table["accuracy"].tolist() == pytest.approx([0.5, 50 / 90, 1.0])
+
+
+def test_label_probability_is_near_the_integral():
+    gaps, variances = np.array([0.5, 2.0, -1.0]), np.array([0.5, 4.0, 1.0])
+    draws = gaps + np.sqrt(variances) * RANDOM.normal(size=(400_000, 3))
+    exact = (1 / (1 + np.exp(-draws))).mean(0)
+    assert label_probability(gaps, variances, 1.0) == pytest.approx(exact, abs=0.015)
+    assert label_loss(gaps, variances, 0) == pytest.approx(np.log1p(np.exp(-gaps)).mean())
+
+
+def test_temperature_of_labels_recovers_the_uncertainty_that_made_them():
+    variances = RANDOM.choice([0.1, 6.0], 100_000)
+    estimate = RANDOM.normal(0, 2, 100_000)
+    truth = estimate + 1.5 * np.sqrt(variances) * RANDOM.normal(size=100_000)
+    wins = RANDOM.random(100_000) < 1 / (1 + np.exp(-truth))
+    gaps = np.where(wins, estimate, -estimate)
+    temperature = fit_temperature_to_labels(gaps, variances)
+    near = [label_loss(gaps, variances, factor * temperature) for factor in (0.95, 1, 1.05)]
+    assert near[1] == min(near)
+    assert temperature == pytest.approx(1.5, rel=0.1)
+    assert near[1] < label_loss(gaps, variances, 0) - 0.02
+
+
+def test_bad_input_is_refused():
+    with pytest.raises(ValueError, match="vectors of one length"):
+        fit_temperature(np.ones(6), np.ones(7))
+    with pytest.raises(ValueError, match="variances positive"):
+        fit_temperature(np.ones(6), np.zeros(6))
