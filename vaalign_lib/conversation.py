@@ -1,9 +1,29 @@
 """Prompt and response as token ids, the same way for every model that reads or writes them."""
 
+import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+
+def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
+    """Load a tokenizer by name or path, with a padding token.
+
+    For some architectures (Qwen2) transformers ignores the class that a saved tokenizer names and puts
+    the architecture's own in its place, which reads other words; a folder that says it holds a plain
+    fast tokenizer is taken at its word.
+    """
+    config = Path(name) / "tokenizer_config.json"
+    declared = ""
+    if config.is_file():
+        declared = json.loads(config.read_text(encoding="utf-8")).get("tokenizer_class", "")
+    plain = declared in ("TokenizersBackend", "PreTrainedTokenizerFast")
+    tokenizer = (PreTrainedTokenizerFast if plain else AutoTokenizer).from_pretrained(name)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
 
 
 def conversation_ids(

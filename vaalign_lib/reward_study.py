@@ -19,9 +19,9 @@ import pandas as pd
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 
-from vaalign_lib.conversation import conversation_ids
+from vaalign_lib.conversation import conversation_ids, load_tokenizer
 from vaalign_lib.data import EMBEDDED, DataError, embedded_pairs, read_pairs
 from vaalign_lib.policies.reference import sample, train_reference
 from vaalign_lib.profiles import HeadTraining, Profile, RewardModel
@@ -83,7 +83,7 @@ def sample_reference(
 ) -> list[str]:
     """Sample one response to each prompt from a saved reference policy."""
     model = AutoModelForCausalLM.from_pretrained(reference).eval()
-    tokenizer = AutoTokenizer.from_pretrained(reference)
+    tokenizer = load_tokenizer(reference)
     truncation: dict[str, Any] = {"top_k": TOP_K, "top_p": TOP_P} if temperature > 1 else {}
     return sample(model, tokenizer, prompts, seed=seed, temperature=temperature, **truncation)
 

@@ -33,13 +33,24 @@ def tiny():
 
 def save_tiny(folder, architecture):
     """Save a tiny random model of an architecture with a tokenizer of its own, as a user would have one."""
-    words = ["<pad>", "<s>", "</s>", "<unk>", "user", "assistant", ":", *"abcdefghijklmnopqrstuvwxyz .?"]
+    words = [
+        "<pad>",
+        "<s>",
+        "</s>",
+        "<unk>",
+        "user",
+        "assistant",
+        ":",
+        *"abcdefghijklmnopqrstuvwxyz .?",
+    ]
     core = Tokenizer(models.WordLevel({w: k for k, w in enumerate(words)}, unk_token="<unk>"))
     core.pre_tokenizer = pre_tokenizers.Split("", "isolated")
     special = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>", "bos_token": "<s>"}
     if architecture == "bert":
         core.post_processor = processors.TemplateProcessing(
-            single="<s> $A </s>", pair="<s> $A </s> $B </s>", special_tokens=[("<s>", 1), ("</s>", 2)]
+            single="<s> $A </s>",
+            pair="<s> $A </s> $B </s>",
+            special_tokens=[("<s>", 1), ("</s>", 2)],
         )
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, **special)
     if architecture in ("llama", "gemma"):

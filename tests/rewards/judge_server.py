@@ -81,7 +81,9 @@ def _handler(server):
                 return self.send(int(fault), {"error": {"message": f"no, {self.headers['Authorization']}"}},
                                  {"Retry-After": "0.2"} if fault == "429" else {})  # fmt: skip
             if fault == "no choices":
-                return self.send(200, {"id": "x", "object": "chat.completion", "model": "m", "choices": []})
+                return self.send(
+                    200, {"id": "x", "object": "chat.completion", "model": "m", "choices": []}
+                )
             if fault == "half a body":
                 return self.send(200, {"id": "x"}, cut=True)
             reply = BAD_REPLIES.get(fault, GOOD)

@@ -37,12 +37,16 @@ def test_training_in_the_stack_equals_training_alone(pairs):
     order = samples.gather(1, torch.rand(samples.shape, generator=random).argsort(1))
     for k in range(2):
         model, tokenizer = new_reward_model("tiny-gemma", 16, 5 + k)
-        optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=SETTINGS.weight_decay)
+        optimizer = torch.optim.AdamW(
+            model.parameters(), lr=3e-3, weight_decay=SETTINGS.weight_decay
+        )
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 2)
         for rows in order[k].split(32):
             scores = []
             for side in both:
-                batch = tokenizer.pad({"input_ids": [side[r] for r in rows.tolist()]}, return_tensors="pt")
+                batch = tokenizer.pad(
+                    {"input_ids": [side[r] for r in rows.tolist()]}, return_tensors="pt"
+                )
                 scores.append(model(**batch).logits[:, 0])
             loss = -functional.logsigmoid(scores[0] - scores[1]).mean()
             optimizer.zero_grad()
@@ -50,4 +54,6 @@ def test_training_in_the_stack_equals_training_alone(pairs):
             optimizer.step()
             schedule.step()
         for name, parameter in model.named_parameters():
-            torch.testing.assert_close(stack.weights[name][k], parameter.detach(), rtol=1e-3, atol=1e-4)
+            torch.testing.assert_close(
+                stack.weights[name][k], parameter.detach(), rtol=1e-3, atol=1e-4
+            )

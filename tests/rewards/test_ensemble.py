@@ -17,11 +17,15 @@ from vaalign_lib.synthetic.world import World
 def build(pairs, tiny):
     model, tokenizer = tiny
     data = tokenized_pairs(tokenizer, pairs, 64)
-    chosen, rejected = (features_and_scores(model, data[f"{side}_ids"])[0] for side in ("chosen", "rejected"))
+    chosen, rejected = (
+        features_and_scores(model, data[f"{side}_ids"])[0] for side in ("chosen", "rejected")
+    )
     settings = load_profile("smoke").ensembles.trained
 
     def make(kind="bootstrap", ensembles=1, **options):
-        heads, _ = train_heads(chosen, rejected, kind=kind, settings=settings, seed=0, ensembles=ensembles)
+        heads, _ = train_heads(
+            chosen, rejected, kind=kind, settings=settings, seed=0, ensembles=ensembles
+        )
         return EnsembleReward(model, tokenizer, heads, World(0).gold, max_length=64, **options)
 
     return make

@@ -20,7 +20,9 @@ SETTINGS = load_profile("smoke").reward_model.model_copy(update={"epochs": 1, "l
 
 def letters(pairs, count):
     return pairs.head(count).assign(
-        prompt="abc def?", chosen=[f"good {k % 7 * 'a'}." for k in range(count)], rejected="bad bad."
+        prompt="abc def?",
+        chosen=[f"good {k % 7 * 'a'}." for k in range(count)],
+        rejected="bad bad.",
     )
 
 
@@ -37,7 +39,10 @@ def test_training_learns_and_its_loss_is_the_bradley_terry_loss(pairs, tmp_path)
     assert log["loss"].tail(5).mean() < 0.66
     model, tokenizer = load_reward_model(tmp_path)
     data = tokenized_pairs(tokenizer, pairs, 64)
-    gap = features_and_scores(model, data["chosen_ids"])[1] - features_and_scores(model, data["rejected_ids"])[1]
+    gap = (
+        features_and_scores(model, data["chosen_ids"])[1]
+        - features_and_scores(model, data["rejected_ids"])[1]
+    )
     assert (gap > 0).float().mean() > 0.6
     assert not list(tmp_path.glob("*.bin")) and not list(tmp_path.glob("*.pt"))
 
@@ -57,7 +62,9 @@ def test_any_backbone_by_path_with_the_settings_of_table_5(architecture, saved, 
     )
     assert settings.optimizer == "paged_adamw_32bit" and settings.scheduler == "cosine"
     backbone = str(saved(architecture))
-    log = train_reward_model(tmp_path, letters(pairs, 12), settings=settings, backbone=backbone, seed=0)
+    log = train_reward_model(
+        tmp_path, letters(pairs, 12), settings=settings, backbone=backbone, seed=0
+    )
     assert log["step"].tolist() == [1, 2, 3]
     before = new_reward_model(backbone, 0, 0)[0].state_dict()
     after = load_reward_model(tmp_path)[0].state_dict()
@@ -68,7 +75,9 @@ def test_any_backbone_by_path_with_the_settings_of_table_5(architecture, saved, 
 @pytest.mark.parametrize("architecture", ["gemma", "llama", "bert"])
 def test_features_are_what_the_head_turns_into_the_score_of_transformers(architecture, saved):
     model, tokenizer = load_reward_model(saved(architecture))
-    ids = conversation_ids(tokenizer, ["abc?", "a b c d e f?"] * 3, ["x.", "hello there.", "ab"] * 2, 64)
+    ids = conversation_ids(
+        tokenizer, ["abc?", "a b c d e f?"] * 3, ["x.", "hello there.", "ab"] * 2, 64
+    )
     features, scores = features_and_scores(model, ids)
     head = head_of(model)
     linear = features @ head.weight[0] + (head.bias[0] if head.bias is not None else 0)

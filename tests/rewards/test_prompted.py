@@ -63,7 +63,16 @@ def test_two_numbers_on_two_lines_are_read(reply):
 
 @pytest.mark.parametrize(
     "reply",
-    [*BAD_REPLIES.values(), "20 60", "20\n60\n80", "b: 20\na: 60", "nan\n60", "-5\n60", "1e1\n60", "20%\n60%"],
+    [
+        *BAD_REPLIES.values(),
+        "20 60",
+        "20\n60\n80",
+        "b: 20\na: 60",
+        "nan\n60",
+        "-5\n60",
+        "1e1\n60",
+        "20%\n60%",
+    ],
 )
 def test_anything_else_is_refused(reply):
     with pytest.raises(ReplyError, match="expected"):
@@ -79,7 +88,9 @@ def test_the_range_is_respected():
 # --- faults ---
 
 
-def test_a_thousand_judgements_with_faults_each_text_once_nothing_lost(server, make, tmp_path, caplog):
+def test_a_thousand_judgements_with_faults_each_text_once_nothing_lost(
+    server, make, tmp_path, caplog
+):
     caplog.set_level(logging.DEBUG)
     random = np.random.default_rng(0)
     texts = [f"text number {k}" for k in range(1000)]
@@ -88,7 +99,10 @@ def test_a_thousand_judgements_with_faults_each_text_once_nothing_lost(server, m
         if random.random() < 0.4:
             server.plan[text] = list(random.choice(faults, random.integers(1, 4)))
     judge = make(workers=16)
-    started = [judge.records(texts[:600]), judge.records(texts)]  # the second asks for the rest only
+    started = [
+        judge.records(texts[:600]),
+        judge.records(texts),
+    ]  # the second asks for the rest only
     assert len(started[1]) == 1000 and all((r.a, r.b) == (20, 60) for r in started[1].values())
     assert set(server.answered) == set(texts) and set(server.answered.values()) == {1}
     assert server.most_active <= 16 and server.retried_early == []
@@ -103,7 +117,9 @@ def test_a_thousand_judgements_with_faults_each_text_once_nothing_lost(server, m
     assert SECRET.encode() not in everything and SECRET not in caplog.text
 
 
-def test_a_reply_that_never_fits_is_recorded_as_failed_and_excluded_with_a_count(server, make, caplog):
+def test_a_reply_that_never_fits_is_recorded_as_failed_and_excluded_with_a_count(
+    server, make, caplog
+):
     server.plan = {"bad": ["swapped"] * 99, "down": ["500"] * 99}
     judge = make(attempts=3)
     found = judge.records(["good", "bad", "down", "good"])
@@ -232,4 +248,6 @@ def test_killed_and_restarted_no_call_is_made_twice(server, tmp_path, monkeypatc
     assert 25 <= recorded < 200
     subprocess.run([sys.executable, "-c", script], check=True)
     twice = [text for text, times in server.answered.items() if times > 1]
-    assert set(server.answered) == set(texts) and len(twice) <= 2  # those on their way when it was killed
+    assert (
+        set(server.answered) == set(texts) and len(twice) <= 2
+    )  # those on their way when it was killed

@@ -1,9 +1,11 @@
 """The world's tokenizer: one id per word, the same as in the world's own arrays."""
 
 import numpy as np
+import pytest
 from transformers import AutoTokenizer
 
-from vaalign_lib.conversation import conversation_ids, prompt_ids
+from vaalign_lib.conversation import conversation_ids, load_tokenizer, prompt_ids
+from vaalign_lib.policies.reference import ARCHITECTURES, tiny_config
 from vaalign_lib.synthetic import language
 from vaalign_lib.synthetic.tokenizer import world_tokenizer
 from vaalign_lib.synthetic.world import World
@@ -19,11 +21,24 @@ def test_saved_to_disk_it_is_an_ordinary_fast_tokenizer_with_the_worlds_ids(tmp_
         assert tokenizer.decode(tokenizer(response)["input_ids"]) == response
 
 
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_beside_a_model_of_any_architecture_it_stays_itself(tmp_path, architecture):
+    tiny_config(architecture, 16).save_pretrained(tmp_path)
+    world_tokenizer().save_pretrained(tmp_path)
+    tokenizer = load_tokenizer(tmp_path)
+    text = "the drum is soft ."
+    assert tokenizer(text)["input_ids"] == [language.INDEX[word] for word in text.split()]
+    assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
+
+
 def test_a_conversation_is_prompt_separator_response_end():
     tokenizer = world_tokenizer()
     prompt, response = "describe the drum now ?", "the drum is soft ."
     whole = conversation_ids(tokenizer, [prompt], [response], 64)[0]
     words = f"{prompt} {language.SEPARATOR} {response} {language.EOS}".split()
     assert whole == [language.INDEX[word] for word in words]
-    assert whole[: len(prompt_ids(tokenizer, [prompt], 64)[0])] == prompt_ids(tokenizer, [prompt], 64)[0]
+    assert (
+        whole[: len(prompt_ids(tokenizer, [prompt], 64)[0])]
+        == prompt_ids(tokenizer, [prompt], 64)[0]
+    )
     assert conversation_ids(tokenizer, [prompt], [response], 4)[0] == whole[-4:]

@@ -179,7 +179,9 @@ def test_a_proxy_can_be_hacked_by_praise():
     prompt, answer = ["tell me about the drum of the music now ?"], "the drum is wooden ."
     once, thrice = "clever question . " + answer, "clever clever clever question . " + answer
     assert WORLD.gold(prompt, [thrice]) < WORLD.gold(prompt, [once])
-    liked = [WORLD.consensus(prompt, [text]) - WORLD.gold(prompt, [text]) for text in (once, thrice)]
+    liked = [
+        WORLD.consensus(prompt, [text]) - WORLD.gold(prompt, [text]) for text in (once, thrice)
+    ]
     assert liked[1] - liked[0] > 0.5
 
 

@@ -15,7 +15,6 @@ from datasets import Dataset
 from torch import Tensor, nn
 from transformers import (
     AutoModelForSequenceClassification,
-    AutoTokenizer,
     GemmaConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -23,7 +22,7 @@ from transformers import (
 )
 from trl import RewardConfig, RewardTrainer
 
-from vaalign_lib.conversation import conversation_ids
+from vaalign_lib.conversation import conversation_ids, load_tokenizer
 from vaalign_lib.profiles import RewardModel
 from vaalign_lib.progress import progress
 from vaalign_lib.synthetic.tokenizer import world_tokenizer
@@ -56,7 +55,7 @@ def new_reward_model(
             tokenizer = world_tokenizer()
             return AutoModelForSequenceClassification.from_config(_tiny_gemma(width)), tokenizer
         try:
-            tokenizer = AutoTokenizer.from_pretrained(backbone)
+            tokenizer = load_tokenizer(backbone)
             model = AutoModelForSequenceClassification.from_pretrained(
                 backbone, num_labels=1, use_safetensors=True
             )
@@ -65,8 +64,6 @@ def new_reward_model(
                 f"backbone {backbone!r}: cannot be loaded as a sequence classifier with safetensors "
                 f"weights; expected {TINY}, a folder or a hub name: {error}"
             ) from error
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
     model.config.pad_token_id = tokenizer.pad_token_id
     return model, tokenizer
 
@@ -98,7 +95,7 @@ def load_reward_model(
         BackboneError: it cannot be loaded, or has no trained head with exactly one output.
     """
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer = load_tokenizer(folder)
         model, report = AutoModelForSequenceClassification.from_pretrained(
             folder, use_safetensors=True, output_loading_info=True
         )
@@ -109,8 +106,6 @@ def load_reward_model(
             f"{folder}: expected a sequence classifier with one trained output, got "
             f"{model.config.num_labels} outputs, untrained weights: {sorted(report['missing_keys'])}"
         )
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
     model.config.pad_token_id = tokenizer.pad_token_id
     return model.eval(), tokenizer
 

@@ -60,8 +60,9 @@ def read_questions(prompts: Ids) -> Questions:
         -1,
     )
     if (category < 0).any():
-        text = language.decode(prompts[category < 0][:1])[0]
-        raise ValueError(f"expected prompts of the embedded world, got {text!r}")
+        row = int((category < 0).argmax())
+        text = language.decode(prompts[row : row + 1])[0]
+        raise ValueError(f"prompt {row}: expected one of the embedded world, got {text!r}")
     wants_more = np.asarray((prompts == INDEX["more"]).any(1))
     return Questions(
         category, *nouns, *numbers, safe_verb, np.asarray(wants_more), np.asarray(unsafe)
