@@ -18,6 +18,14 @@ from vaalign_lib.runs import locked
             ["reproduce", "--profile", "smoke", "--only", ","],
             "--only: no notebook ''; there are 01",
         ),
+        (
+            ["reproduce", "--profile", "smoke", "--only", "03", "--set", "pair=x"],
+            "--set: 03_ensemble_disagreement has no parameter 'pair'; it has pairs, backbone, ratings",
+        ),
+        (
+            ["reproduce", "--profile", "smoke", "--only", "01", "--set", "seed=3"],
+            "--set: 01_bandit has no parameter 'seed'; it has none beside those with options",
+        ),
         (["status", "--profile", "missing.yaml"], "vaalign: no profile 'missing.yaml'"),
     ],
 )
@@ -50,7 +58,9 @@ def test_status_and_report_of_an_empty_folder(tmp_path, capsys):
     assert (tmp_path / "report.html").is_file() and (tmp_path / "scoreboard.json").is_file()
 
 
-@pytest.mark.parametrize("arguments", [[], ["reproduce", "--workers", "-1"], ["fly"]])
+@pytest.mark.parametrize(
+    "arguments", [[], ["reproduce", "--workers", "-1"], ["fly"], ["reproduce", "--set", "pairs"]]
+)
 def test_unparsable_arguments(arguments):
     with pytest.raises(SystemExit) as stopped:
         main(arguments)

@@ -52,6 +52,16 @@ def test_a_profile_can_be_a_file(tmp_path):
         ({"bandit__draws": -5}, r"bandit\.draws: .*greater than or equal to 100, got -5"),
         ({"theorems__instances": 1}, r"theorems\.instances: .*greater than or equal to 20, got 1"),
         ({"theorems__draws": None}, r"theorems\.draws: missing; expected draws of the estimates"),
+        (
+            {"reward_model__optimizer": "sgd"},
+            r"reward_model\.optimizer: .*'adamw_torch'.*got 'sgd'",
+        ),
+        ({"reward_model__device_batch_size": 5}, r"reward_model: .*32 must be a multiple of .* 5"),
+        (
+            {"reward_model__pretrained__lr": 1},
+            r"pretrained\.lr: unknown key; allowed here: learning_rate",
+        ),
+        ({"reference__models__gpt2": 3}, r"reference\.models\.gpt2: .*valid string, got 3"),
         ({"name": "Not A Name"}, r"name: .*pattern"),
     ],
 )

@@ -13,8 +13,13 @@ from vaalign_lib.paths import NOTEBOOKS, RUNS
 from vaalign_lib.profiles import Profile, ProfileError, load_profile
 from vaalign_lib.published import UnknownRuleError
 from vaalign_lib.report import write_report
-from vaalign_lib.reproduce import UnknownNotebookError, reproduce, status
-from vaalign_lib.runs import RunDirectoryBusyError
+from vaalign_lib.reproduce import (
+    UnknownNotebookError,
+    UnknownParameterError,
+    reproduce,
+    status,
+)
+from vaalign_lib.runs import RunDirectoryBusyError, content_key
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -30,12 +35,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 f"no notebooks at {NOTEBOOKS}: vaalign works in a checkout of the project"
             )
         profile = load_profile(options.profile)
-        run_dir = (Path(options.run_dir) if options.run_dir else RUNS / profile.name).resolve()
+        run_dir = _run_dir(options, profile)
         return int(options.command(options, profile, run_dir))
     except (
         ProfileError,
         RunDirectoryBusyError,
         UnknownNotebookError,
+        UnknownParameterError,
         UnknownRuleError,
         ValidationError,  # of the rules
         OSError,
@@ -64,6 +70,7 @@ def _reproduce(options: argparse.Namespace, profile: Profile, run_dir: Path) -> 
         run_dir=run_dir,
         seed=options.seed,
         force=options.force,
+        settings=dict(options.set),
     )
     _report(options, profile, run_dir)
     return 1 if any(outcome.state in ("failed", "skipped") for outcome in outcomes) else 0
@@ -82,6 +89,23 @@ def _status(options: argparse.Namespace, profile: Profile, run_dir: Path) -> int
     for name, state, note in rows:
         print(f"  {name:<{width}}  {state:<8}  {note}".rstrip())
     return 0
+
+
+def _run_dir(options: argparse.Namespace, profile: Profile) -> Path:
+    """Return the run folder; runs with parameters of their own get one of their own."""
+    if options.run_dir:
+        return Path(options.run_dir).resolve()
+    own = getattr(options, "set", [])
+    name = f"{profile.name}-{content_key(settings=dict(own))[:8]}" if own else profile.name
+    return (RUNS / name).resolve()
+
+
+def _setting(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not equals or not name.isidentifier():
+        raise argparse.ArgumentTypeError(f"expected NAME=VALUE, got {text!r}")
+    exists = (Path(value).exists() and "/" in value) or Path(value).is_file()
+    return name, str(Path(value).resolve()) if exists else value
 
 
 def _source(profile: str) -> str:
@@ -125,6 +149,15 @@ def _parser() -> argparse.ArgumentParser:
         "--force",
         action="store_true",
         help="run notebooks also if they ran before with the same inputs",
+    )
+    run.add_argument(
+        "--set",
+        metavar="NAME=VALUE",
+        type=_setting,
+        action="append",
+        default=[],
+        help="a further parameter of the selected notebooks, such as pairs=FILE; goes to a run folder "
+        "of its own and is never published",
     )
     run.set_defaults(command=_reproduce)
     report = commands.add_parser(

@@ -1,10 +1,10 @@
 """Profiles: how large the study runs. A YAML file each, validated; it says sizes, never behaviour."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from vaalign_lib.paths import PROFILES
 
@@ -67,6 +67,15 @@ class Reference(Section):
     samples: Annotated[int, Field(ge=8, strict=True)] = Field(description="responses to each")
 
 
+class Pretrained(Section):
+    """Stage 1 for a pretrained backbone, in a profile whose settings are those of tiny ones."""
+
+    learning_rate: Rate
+    epochs: Rate
+    device_batch_size: Count
+    max_length: Count
+
+
 class RewardModel(Section):
     """Stage 1, Table 5: one reward model with one head."""
 
@@ -83,6 +92,18 @@ class RewardModel(Section):
     logging_steps: Count = Field(description="steps over which the logged loss is averaged")
     max_length: Count = Field(description="tokens of prompt and response together")
     gradient_checkpointing: bool
+    pretrained: Pretrained | None = Field(
+        default=None, description="instead of these where another backbone is given"
+    )
+
+    @model_validator(mode="after")
+    def _whole_steps(self) -> "RewardModel":
+        if self.batch_size % self.device_batch_size:
+            raise ValueError(
+                f"batch_size {self.batch_size} must be a multiple of device_batch_size "
+                f"{self.device_batch_size}"
+            )
+        return self
 
 
 class HeadTraining(Section):
@@ -170,6 +191,9 @@ def _section_at(location: tuple[str | int, ...]) -> type[Section]:
     section: type[Section] = Profile
     for part in location:
         annotation = section.model_fields[str(part)].annotation
-        assert isinstance(annotation, type) and issubclass(annotation, Section)
-        section = annotation
+        section = next(
+            kind
+            for kind in (annotation, *get_args(annotation))
+            if isinstance(kind, type) and issubclass(kind, Section)
+        )
     return section

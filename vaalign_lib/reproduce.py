@@ -7,7 +7,7 @@ import re
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -35,8 +35,13 @@ EXECUTED, PAGE, RECORD, FINDINGS = (
     "done.json",
     "findings.json",
 )
+COMMON_PARAMETERS = ("profile", "seed", "run_dir", "figures_dir", "workers")
 PUBLISHED_PROFILE = "embedded"  # its figures and tables are committed
 LEFTOVER_AGE = 24 * 3600  # seconds after which a temporary folder in the store belongs to nobody
+
+
+class UnknownParameterError(ValueError):
+    """A parameter was set that a notebook does not have."""
 
 
 class UnknownNotebookError(ValueError):
@@ -61,6 +66,26 @@ class Notebook:
         """Return the notebooks whose findings this one reads, by its metadata."""
         numbers = self.content()["metadata"].get("vaalign", {}).get("needs", [])
         return [book for book in notebooks() if book.number in numbers]
+
+    def check_parameters(self, names: Iterable[str]) -> None:
+        """Refuse parameters that the notebook's cell of parameters does not have.
+
+        Raises:
+            UnknownParameterError: it lacks one.
+        """
+        source = next(
+            "".join(cell["source"])
+            for cell in self.content()["cells"]
+            if "parameters" in cell["metadata"].get("tags", [])
+        )
+        known = re.findall(r"^(\w+) = ", source, flags=re.MULTILINE)
+        free = [name for name in known if name not in COMMON_PARAMETERS]
+        for name in names:
+            if name not in free:
+                raise UnknownParameterError(
+                    f"--set: {self.name} has no parameter {name!r}; it has "
+                    + (", ".join(free) or "none beside those with options of their own")
+                )
 
     def content(self) -> dict[str, Any]:
         """Return the notebook's JSON."""
@@ -103,7 +128,13 @@ def select(only: str | None) -> list[Notebook]:
 # --- keys and records ---------------------------------------------------------------------------------
 
 
-def notebook_key(notebook: Notebook, profile: Profile, seed: int, run_dir: Path) -> str:
+def notebook_key(
+    notebook: Notebook,
+    profile: Profile,
+    seed: int,
+    run_dir: Path,
+    settings: Mapping[str, str] | None = None,
+) -> str:
     """Return the key of a notebook's run.
 
     It covers the cells, the library, the inputs, profile, seed and packages, and the keys of the
@@ -121,6 +152,10 @@ def notebook_key(notebook: Notebook, profile: Profile, seed: int, run_dir: Path)
         profile=profile.model_dump(),
         seed=seed,
         needs=[(read_record(run_dir / book.name) or {}).get("key") for book in notebook.needs()],
+        settings={
+            name: file_hash(Path(value)) if Path(value).is_file() else value
+            for name, value in (settings or {}).items()
+        },
         packages=package_versions() | {"matplotlib": importlib.metadata.version("matplotlib")},
     )
 
@@ -178,6 +213,7 @@ def reproduce(
     run_dir: Path,
     seed: int = 0,
     force: bool = False,
+    settings: Mapping[str, str] | None = None,
 ) -> list[Outcome]:
     """Execute the selected notebooks into a run folder and publish the embedded profile's results.
 
@@ -189,6 +225,7 @@ def reproduce(
         run_dir: the run folder.
         seed: of the study.
         force: run also what ran before with the same inputs.
+        settings: further parameters of the selected notebooks, by name. Such a run is never published.
 
     Returns:
         The outcome of every selected notebook, in order.
@@ -196,8 +233,11 @@ def reproduce(
     Raises:
         RunDirectoryBusyError: another process works in the run folder.
         UnknownNotebookError: `only` names a notebook that does not exist.
+        UnknownParameterError: a selected notebook has no such parameter.
     """
-    chosen, run_dir = select(only), run_dir.resolve()
+    chosen, run_dir, settings = select(only), run_dir.resolve(), dict(settings or {})
+    for notebook in chosen:
+        notebook.check_parameters(settings)
     outcomes: list[Outcome] = []
     with locked(run_dir):
         _remove_leftovers(run_dir)
@@ -209,14 +249,19 @@ def reproduce(
             if blocking:
                 outcome = Outcome(notebook.name, "skipped", message=f"needs {', '.join(blocking)}")
             else:
-                key = notebook_key(notebook, profile, seed, run_dir)
-                parameters = {
+                key = notebook_key(notebook, profile, seed, run_dir, settings)
+                parameters: dict[str, Any] = {
                     "profile": profile_source,
                     "seed": seed,
                     "workers": workers,
+                    **settings,
                 }
                 outcome = _run(notebook, key, parameters, run_dir, label, force)
-            if outcome.state in ("done", "kept") and publishes(profile, run_dir, seed):
+            if (
+                outcome.state in ("done", "kept")
+                and publishes(profile, run_dir, seed)
+                and not settings
+            ):
                 publish(run_dir / notebook.name)
             outcomes.append(outcome)
             _say(label, outcome)

@@ -348,7 +348,7 @@ def selection_table(
     answers = sample_reference(reference, asked, seed)
     shape = (sizes.prompts, sizes.samples)
     model, tokenizer = load_reward_model(study.reward_model)
-    ids = conversation_ids(tokenizer, asked, answers, study.profile.reward_model.max_length)
+    ids = conversation_ids(tokenizer, asked, answers, study.settings.max_length)
     features, single = features_and_scores(model, ids)
     proxies = {"gold reward": world.gold(asked, answers)}
     proxies["reward model"] = single.double().numpy()
@@ -411,9 +411,7 @@ def novelty_table(
     world, pairs = World(study.seed), study.part("evaluation")
     strings = world.digit_strings(len(pairs), np.random.default_rng(seed))
     model, tokenizer = load_reward_model(study.reward_model)
-    ids = conversation_ids(
-        tokenizer, pairs["prompt"].tolist(), strings, study.profile.reward_model.max_length
-    )
+    ids = conversation_ids(tokenizer, pairs["prompt"].tolist(), strings, study.settings.max_length)
     features, _ = features_and_scores(model, ids)
     rows = []
     for name, heads in ensembles.items():
@@ -434,7 +432,7 @@ def ratings_table(
         tokenizer,
         ratings["prompt"].tolist(),
         ratings["response"].tolist(),
-        study.profile.reward_model.max_length,
+        study.settings.max_length,
     )
     features, _ = features_and_scores(model, ids, "features, ratings")
     people = np.array([np.var(row, ddof=1) for row in ratings["ratings"]])

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 from numpy.typing import NDArray
 
 from vaalign_lib.figures import AWARE, GRPO, PESSIMIST, PRINTED, REFERENCE, TRUTH, VANILLA, canvas
@@ -21,6 +22,13 @@ def _grid(width: float, height: float, rows: int, columns: int) -> tuple[Figure,
     with canvas(width, height, columns) as (figure, _):
         figure.clear()
         return figure, [list(row) for row in figure.subplots(rows, columns, squeeze=False)]
+
+
+def _plain_log(axes: Axes, which: str = "x") -> None:
+    """Use a logarithmic axis whose minor ticks bear no numbers, which would overlap on short ranges."""
+    for name in which:
+        getattr(axes, f"set_{name}scale")("log")
+        getattr(axes, f"{name}axis").set_minor_formatter(NullFormatter())
 
 
 def _bounds(values: Array, share: float = 0.995) -> tuple[float, float]:
@@ -391,7 +399,8 @@ def novelty(table: pd.DataFrame) -> Figure:
         axes.hlines(place, table["inside"], table["outside"], color=REFERENCE, linewidth=1)
         axes.plot(table["inside"], place, "o", color=VANILLA, label="responses of the world")
         axes.plot(table["outside"], place, "D", color=AWARE, label="strings of digits")
-        axes.set(xscale="log", xlabel="median variance / variance of the reward")
+        _plain_log(axes)
+        axes.set(xlabel="median variance / variance of the reward")
         axes.set_yticks(place, table["kind"])
         axes.grid(axis="y", visible=False)
         axes.legend(loc="upper left", bbox_to_anchor=(1, 1), fontsize=8)
@@ -416,6 +425,7 @@ def human_disagreement(table: pd.DataFrame, correlations: Sequence[str], people:
             means = [rows.iloc[part][["models", "people"]].mean() for part in order]
             axes.plot([m["models"] for m in means], [m["people"] for m in means], "o-", color=AWARE,
                       markersize=4)  # fmt: skip
-            axes.set(xscale="log", xlabel="variance between models", title=f"{kind}\n{text}")
+            _plain_log(axes, "xy")
+            axes.set(xlabel="variance between models", title=f"{kind}\n{text}")
         panels[0].set_ylabel(f"variance between {people}")
     return figure

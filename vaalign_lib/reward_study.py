@@ -17,25 +17,23 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from vaalign_lib.conversation import conversation_ids, load_tokenizer
+from vaalign_lib.conversation import load_tokenizer
 from vaalign_lib.data import EMBEDDED, DataError, embedded_pairs, read_pairs
-from vaalign_lib.policies.reference import sample, train_reference
+from vaalign_lib.policies.reference import sample, write_reference
 from vaalign_lib.profiles import HeadTraining, Profile, RewardModel
-from vaalign_lib.rewards.backbones import train_backbones
+from vaalign_lib.rewards.backbones import write_backbones
 from vaalign_lib.rewards.heads import Heads, train_heads
 from vaalign_lib.rewards.models import (
-    features_and_scores,
     head_of,
     load_reward_model,
-    tokenized_pairs,
-    train_reward_model,
+    write_features,
+    write_reward_model,
 )
 from vaalign_lib.runs import RunStore, file_hash
-from vaalign_lib.synthetic.tokenizer import world_tokenizer
 from vaalign_lib.synthetic.world import World
 
 PARTS = ("train", "held_out", "evaluation")
@@ -69,13 +67,8 @@ def start_references(
 def _reference(store: RunStore, profile: Profile, seed: int, architecture: str) -> Path:
     torch.set_num_threads(1)
     sizes = profile.reference.model_dump(exclude={"models", "prompts", "samples"})
-    config = {"architecture": architecture, "seed": seed, **sizes}
+    config = {"architecture": architecture, "world_seed": seed, "seed": seed, **sizes}
     return store.folder(f"reference-{architecture}", write_reference, config)
-
-
-def write_reference(folder: Path, seed: int, **settings: Any) -> None:
-    """Train the reference policy of one architecture in the world of a seed."""
-    train_reference(folder, world=World(seed), seed=seed, **settings)
 
 
 def sample_reference(
@@ -174,10 +167,18 @@ class Study:
         return self.data[self.data["part"] == name].reset_index(drop=True)
 
     @property
+    def settings(self) -> RewardModel:
+        """The settings of stage 1; a pretrained backbone in a profile of tiny ones has its own."""
+        settings = self.profile.reward_model
+        if settings.pretrained is None or self.backbone == settings.backbone:
+            return settings
+        return settings.model_copy(update=settings.pretrained.model_dump())
+
+    @property
     def reward_model(self) -> Path:
         """The folder of the reward model of stage 1."""
         config = {
-            "settings": self.profile.reward_model.model_dump(exclude={"backbone"}),
+            "settings": self.settings.model_dump(exclude={"backbone", "pretrained"}),
             "backbone": self.backbone,
             "seed": self.seed,
         }
@@ -192,7 +193,7 @@ class Study:
         return load_file(self._features(part) / "features.safetensors")
 
     def _features(self, part: str) -> Path:
-        config = {"part": part, "max_length": self.profile.reward_model.max_length}
+        config = {"part": part, "max_length": self.settings.max_length}
         inputs = {"model": self.reward_model, "pairs": self.data_folder}
         return self.store.folder(f"features-{part}", write_features, config, inputs)
 
@@ -307,63 +308,3 @@ def write_embedded_data(folder: Path, **arguments: Any) -> None:
 def write_real_data(folder: Path, **arguments: Any) -> None:
     """Write the pairs of `real_data`."""
     real_data(**arguments).to_parquet(folder / "pairs.parquet")
-
-
-def write_reward_model(
-    folder: Path, settings: dict[str, Any], backbone: str, seed: int, pairs: Path
-) -> None:
-    """Train the reward model of stage 1 on the pairs to learn from."""
-    table = pd.read_parquet(pairs / "pairs.parquet")
-    log = train_reward_model(
-        folder,
-        table[table["part"] == "train"],
-        settings=RewardModel(backbone=backbone, **settings),
-        backbone=backbone,
-        seed=seed,
-    )
-    log.to_parquet(folder / "log.parquet")
-
-
-def write_features(folder: Path, part: str, max_length: int, model: Path, pairs: Path) -> None:
-    """Run the frozen backbone once over the pairs of a part."""
-    table = pd.read_parquet(pairs / "pairs.parquet")
-    table = table[table["part"] == part]
-    network, tokenizer = load_reward_model(model)
-    found: dict[str, Tensor] = {}
-    for side in ("chosen", "rejected"):
-        ids = conversation_ids(
-            tokenizer, table["prompt"].tolist(), table[side].tolist(), max_length
-        )
-        found[side], found[f"{side}_score"] = features_and_scores(network, ids, f"features, {part}")
-    save_file(found, folder / "features.safetensors")
-
-
-def write_backbones(
-    folder: Path,
-    settings: dict[str, Any],
-    width: int,
-    members: int,
-    pairs_each: int,
-    seed: int,
-    pairs: Path,
-) -> None:
-    """Train separate small backbones and score the pairs of the other parts."""
-    table = pd.read_parquet(pairs / "pairs.parquet")
-    longest = 64
-    train = table[table["part"] == "train"]
-    tokenizer = world_tokenizer()
-    tokens = tokenized_pairs(tokenizer, train, longest)
-    stack = train_backbones(
-        tokens["chosen_ids"],
-        tokens["rejected_ids"],
-        settings=HeadTraining(**settings),
-        width=width,
-        members=members,
-        pairs_each=pairs_each,
-        seed=seed,
-    )
-    stack.save(folder)
-    for part in PARTS[1:]:
-        tokens = tokenized_pairs(tokenizer, table[table["part"] == part], longest)
-        scores = {side: stack.scores(tokens[f"{side}_ids"]) for side in ("chosen", "rejected")}
-        save_file(scores, folder / f"{part}.safetensors")

@@ -32,7 +32,7 @@ def tiny():
 
 
 def save_tiny(folder, architecture):
-    """Save a tiny random model of an architecture with a tokenizer of its own, as a user would have one."""
+    """Save a tiny random model of an architecture with a tokenizer of its own."""
     words = [
         "<pad>",
         "<s>",

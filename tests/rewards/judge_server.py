@@ -78,8 +78,8 @@ def _handler(server):
             if fault == "late":
                 time.sleep(0.05)
             if fault in ("429", "500", "401"):
-                return self.send(int(fault), {"error": {"message": f"no, {self.headers['Authorization']}"}},
-                                 {"Retry-After": "0.2"} if fault == "429" else {})  # fmt: skip
+                told = {"error": {"message": f"no, {self.headers['Authorization']}"}}
+                return self.send(int(fault), told, {"Retry-After": "0.2"} if fault == "429" else {})
             if fault == "no choices":
                 return self.send(
                     200, {"id": "x", "object": "chat.completion", "model": "m", "choices": []}

@@ -1,5 +1,7 @@
 """The embedded world: its attributes against a plain reading of the words, its people by counting."""
 
+import itertools
+
 import numpy as np
 import pytest
 from scipy.stats import spearmanr
@@ -101,7 +103,7 @@ def read_slowly(prompt, response):
         wrong += len(tools)
     illegal = sum(
         not WORLD._legal[language.CLASS_NAMES.index(CLASS[a]), language.CLASS_NAMES.index(CLASS[b])]
-        for a, b in zip(words, words[1:], strict=False)
+        for a, b in itertools.pairwise(words)
     )
     attributes = [
         helps,

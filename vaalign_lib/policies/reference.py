@@ -121,12 +121,17 @@ def train_reference(
     tokenizer.save_pretrained(folder)
 
 
+def write_reference(folder: Path, *, world_seed: int, **settings: Any) -> None:
+    """Train the reference policy of the world of a seed, for the run store; see `train_reference`."""
+    train_reference(folder, world=World(world_seed), **settings)
+
+
 def quiet_training() -> dict[str, Any]:
     """Return what all trainings of tiny models share: on the CPU, no checkpoints, no reports."""
     return {
         "use_cpu": True,
         "bf16": False,
-        "gradient_checkpointing": False,
+        "activation_checkpointing": False,
         "save_strategy": "no",
         "report_to": "none",
         "disable_tqdm": True,

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
@@ -21,10 +22,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from vaalign_lib.profiles import HeadTraining
 from vaalign_lib.progress import progress
-from vaalign_lib.rewards.models import TINY, new_reward_model
+from vaalign_lib.rewards.models import TINY, new_reward_model, tokenized_pairs
 from vaalign_lib.synthetic.tokenizer import world_tokenizer
 
 EVALUATION_ROWS = 512
+LONGEST = 64  # tokens of a conversation
 
 
 @dataclass(frozen=True)
@@ -156,3 +158,33 @@ def _table(ids: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor]:
     for k, row in enumerate(ids):
         table[k, : len(row)] = torch.tensor(row)
     return table, lengths
+
+
+def write_backbones(
+    folder: Path,
+    settings: dict[str, Any],
+    width: int,
+    members: int,
+    pairs_each: int,
+    seed: int,
+    pairs: Path,
+) -> None:
+    """Train separate small backbones and score the pairs of the other parts."""
+    table = pd.read_parquet(pairs / "pairs.parquet")
+    train = table[table["part"] == "train"]
+    tokenizer = world_tokenizer()
+    tokens = tokenized_pairs(tokenizer, train, LONGEST)
+    stack = train_backbones(
+        tokens["chosen_ids"],
+        tokens["rejected_ids"],
+        settings=HeadTraining(**settings),
+        width=width,
+        members=members,
+        pairs_each=pairs_each,
+        seed=seed,
+    )
+    stack.save(folder)
+    for part in ("held_out", "evaluation"):
+        tokens = tokenized_pairs(tokenizer, table[table["part"] == part], LONGEST)
+        scores = {side: stack.scores(tokens[f"{side}_ids"]) for side in ("chosen", "rejected")}
+        save_file(scores, folder / f"{part}.safetensors")

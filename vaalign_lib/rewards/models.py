@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import torch
 from datasets import Dataset
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import (
     AutoModelForSequenceClassification,
@@ -148,7 +149,7 @@ def train_reward_model(
         seed=seed,
         use_cpu=not on_gpu,
         bf16=False,
-        gradient_checkpointing=settings.gradient_checkpointing,
+        activation_checkpointing=settings.gradient_checkpointing,
         save_strategy="no",
         report_to="none",
         disable_tqdm=True,
@@ -268,3 +269,35 @@ def _padded(rows: Sequence[Sequence[int]], pad: int) -> dict[str, Tensor]:
         ids[k, : len(row)] = torch.tensor(row)
         mask[k, : len(row)] = 1
     return {"input_ids": ids, "attention_mask": mask}
+
+
+# --- for the run store ----------------------------------------------------------------------------
+
+
+def write_reward_model(
+    folder: Path, settings: dict[str, Any], backbone: str, seed: int, pairs: Path
+) -> None:
+    """Train the reward model of stage 1 on the pairs to learn from."""
+    table = pd.read_parquet(pairs / "pairs.parquet")
+    log = train_reward_model(
+        folder,
+        table[table["part"] == "train"],
+        settings=RewardModel(backbone=backbone, **settings),
+        backbone=backbone,
+        seed=seed,
+    )
+    log.to_parquet(folder / "log.parquet")
+
+
+def write_features(folder: Path, part: str, max_length: int, model: Path, pairs: Path) -> None:
+    """Run the frozen backbone once over the pairs of a part."""
+    table = pd.read_parquet(pairs / "pairs.parquet")
+    table = table[table["part"] == part]
+    network, tokenizer = load_reward_model(model)
+    found: dict[str, Tensor] = {}
+    for side in ("chosen", "rejected"):
+        ids = conversation_ids(
+            tokenizer, table["prompt"].tolist(), table[side].tolist(), max_length
+        )
+        found[side], found[f"{side}_score"] = features_and_scores(network, ids, f"features, {part}")
+    save_file(found, folder / "features.safetensors")

@@ -1,0 +1,118 @@
+"""The experiment of notebook 03: how data is divided, and the whole notebook on real input."""
+
+import json
+
+import numpy as np
+import pytest
+
+from tests.rewards.conftest import save_tiny
+from vaalign_lib import cli
+from vaalign_lib.data import DataError
+from vaalign_lib.profiles import load_profile
+from vaalign_lib.reward_study import PARTS, Study, prepare, real_data
+from vaalign_lib.runs import RunStore
+
+SMOKE = load_profile("smoke")
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory):
+    random = np.random.default_rng(0)
+    lines = []
+    for k in range(240):
+        words = ["".join(random.choice(list("abcdefgh"), 4)) for _ in range(6)]
+        record = {"subset": ("llmbar-natural", "mine")[k % 2], "prompt": f"ask {words[0]} {k // 2}?",
+                  "chosen": " ".join(words[1:4]), "rejected": " ".join(words[4:])}  # fmt: skip
+        lines.append(json.dumps(record))
+    path = tmp_path_factory.mktemp("data") / "pairs.jsonl"
+    path.write_text("\n".join(lines))
+    return path
+
+
+def test_real_pairs_are_divided_by_prompt_and_nothing_is_lost(file):
+    table = real_data(0, str(file), "", [])
+    assert len(table) == 240
+    parts = {part: set(table.loc[table["part"] == part, "prompt"]) for part in PARTS}
+    assert sum(len(prompts) for prompts in parts.values()) == table["prompt"].nunique()
+    shares = table["part"].value_counts(normalize=True)
+    assert shares["train"] == pytest.approx(0.6, abs=0.02)
+    assert shares["held_out"] == pytest.approx(0.1, abs=0.02)
+    assert not table.equals(real_data(1, str(file), "", []))
+
+
+def test_pairs_for_evaluation_are_not_learned_from(file, tmp_path):
+    other = tmp_path / "evaluation.jsonl"
+    other.write_text("\n".join(file.read_text().splitlines()[:40]))
+    table = real_data(0, str(file), str(other), [])
+    looked_at = set(table.loc[table["part"] == "evaluation", "prompt"])
+    assert len(table[table["part"] == "evaluation"]) == 40
+    assert not looked_at & set(table.loc[table["part"] != "evaluation", "prompt"])
+    assert set(table["part"]) == set(PARTS)
+
+
+def test_too_few_pairs_are_told(tmp_path):
+    path = tmp_path / "few.jsonl"
+    path.write_text(json.dumps({"prompt": "p", "chosen": "a", "rejected": "b"}))
+    with pytest.raises(DataError, match=r"few.jsonl: too few prompts \(1\) to divide into train"):
+        prepare(RunStore(tmp_path), SMOKE, 0, reference=None, pairs=str(path))
+
+
+def test_a_pretrained_backbone_gets_its_own_settings(tmp_path):
+    def settings(backbone):
+        return Study(RunStore(tmp_path), SMOKE, 0, None, tmp_path, backbone).settings
+
+    assert settings("tiny-gemma") == SMOKE.reward_model
+    assert settings("some/model").learning_rate == SMOKE.reward_model.pretrained.learning_rate
+    paper = load_profile("paper")
+    assert Study(RunStore(tmp_path), paper, 0, None, tmp_path, "x").settings == paper.reward_model
+
+
+@pytest.mark.xdist_group("smoke")
+def test_the_notebook_on_real_input_by_parameters_alone(file, tmp_path, capsys):
+    ratings = tmp_path / "ratings.jsonl"
+    rated = [
+        {"prompt": "ask", "response": f"answer {k}", "ratings": [k % 3, 1, 2]} for k in range(30)
+    ]
+    ratings.write_text("\n".join(json.dumps(line) for line in rated))
+    backbone = save_tiny(tmp_path / "bert", "bert")
+    options = [
+        "reproduce",
+        "--profile",
+        "smoke",
+        "--only",
+        "03",
+        "--run-dir",
+        str(tmp_path / "run"),
+    ]
+    given = {"pairs": file, "backbone": backbone, "ratings": ratings}
+    assert cli.main([*options, *(f"--set={name}={path}" for name, path in given.items())]) == 0
+    folder = tmp_path / "run" / "03_ensemble_disagreement"
+    figures = {path.stem for path in (folder / "figures").glob("*.png")}
+    assert {
+        "figure_1",
+        "figure_8",
+        "human_disagreement",
+        "calibration",
+        "variance_steps",
+    } <= figures
+    assert "selection_gains" not in figures  # there is no gold reward
+    kinds = (folder / "tables" / "disagreement_kinds.md").read_text()
+    assert "label_loss" in kinds and "separate small backbones" not in kinds
+
+
+@pytest.mark.xdist_group("smoke")
+def test_bad_input_ends_with_file_line_and_reason(file, tmp_path, capsys):
+    broken = tmp_path / "broken.jsonl"
+    broken.write_text(file.read_text() + '\n{"prompt": "x"}\n')
+    options = [
+        "reproduce",
+        "--profile",
+        "smoke",
+        "--only",
+        "03",
+        "--run-dir",
+        str(tmp_path / "run"),
+    ]
+    assert cli.main([*options, f"--set=pairs={broken}"]) == 1
+    shown = capsys.readouterr().err
+    assert "broken.jsonl:241: no field 'chosen'; expected prompt, chosen, rejected" in shown
