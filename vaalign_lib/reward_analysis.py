@@ -15,6 +15,7 @@ from torch.nn import functional
 from vaalign_lib.conversation import conversation_ids
 from vaalign_lib.data import accuracy_by_category
 from vaalign_lib.policies.selection import gains
+from vaalign_lib.profiles import HeadTraining
 from vaalign_lib.reward_study import Study, sample_reference
 from vaalign_lib.rewards.base import Interval, RewardSource
 from vaalign_lib.rewards.calibration import (
@@ -27,7 +28,7 @@ from vaalign_lib.rewards.calibration import (
     rank_correlation,
 )
 from vaalign_lib.rewards.disagreement import difference_share, sample_variance
-from vaalign_lib.rewards.heads import Heads
+from vaalign_lib.rewards.heads import Heads, Kind
 from vaalign_lib.rewards.models import TINY, features_and_scores, load_reward_model
 from vaalign_lib.rewards.simulated import PersistentJudges, SimulatedJudge
 from vaalign_lib.statistics import proportion
@@ -36,7 +37,7 @@ from vaalign_lib.synthetic.world import SLOPES, World
 Array = NDArray[np.float64]
 PAPER = "the paper's recipe"
 BACKBONES = "separate small backbones"
-TRAINED = {  # kinds of heads trained to the end, and their names in tables
+TRAINED: dict[Kind, str] = {  # kinds of heads trained to the end, and their names in tables
     "paper": "same data and order",
     "order": "own order",
     "anchored": "anchored to their start",
@@ -74,9 +75,9 @@ def all_kinds(study: Study) -> dict[str, dict[str, Scores]]:
     """Train one ensemble of every kind and return its scores by kind and part."""
     features = {part: study.features(part) for part in ("held_out", "evaluation")}
     sizes = study.profile.ensembles
-    trained = {PAPER: study.heads("paper", sizes.paper)[0]}
+    trained = {PAPER: study.heads("paper", sizes.paper, keep_first=True)[0]}
     for kind, name in TRAINED.items():
-        trained[name] = study.heads(kind, sizes.trained, keep_first=False)[0]
+        trained[name] = study.heads(kind, sizes.trained)[0]
     scores = {
         name: {part: scores_of_heads(heads, features[part]) for part in features}
         for name, heads in trained.items()
@@ -144,7 +145,7 @@ def steps_table(study: Study, points: int = 10) -> tuple[pd.DataFrame, dict[int,
     """
     features, sizes = study.features("evaluation"), study.profile.ensembles
     pairs = len(study.part("train"))
-    recipes = {
+    recipes: dict[str, tuple[Kind, HeadTraining, bool]] = {
         PAPER: ("paper", sizes.paper, True),
         "same data, larger steps": ("paper", sizes.trained, False),
         "bootstrap samples, larger steps": ("bootstrap", sizes.trained, False),

@@ -9,7 +9,7 @@ On real input the pairs come from a file or the hub, and there are no reference 
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -26,14 +26,14 @@ from vaalign_lib.data import EMBEDDED, DataError, embedded_pairs, read_pairs
 from vaalign_lib.policies.reference import sample, write_reference
 from vaalign_lib.profiles import HeadTraining, Profile, RewardModel
 from vaalign_lib.rewards.backbones import write_backbones
-from vaalign_lib.rewards.heads import Heads, train_heads
+from vaalign_lib.rewards.heads import Heads, Kind, train_heads
 from vaalign_lib.rewards.models import (
     head_of,
     load_reward_model,
     write_features,
     write_reward_model,
 )
-from vaalign_lib.runs import RunStore, file_hash
+from vaalign_lib.runs import RunStore, content_key, file_hash
 from vaalign_lib.synthetic.world import World
 
 PARTS = ("train", "held_out", "evaluation")
@@ -47,28 +47,30 @@ REAL_SHARES = (
 # --- reference policies -----------------------------------------------------------------------------
 
 
+def reference(store: RunStore, profile: Profile, seed: int, architecture: str) -> Path:
+    """Return the folder of a reference policy, trained now or before."""
+    sizes = profile.reference.model_dump(exclude={"models", "prompts", "samples"})
+    config = {"architecture": architecture, "world_seed": seed, "seed": seed, **sizes}
+    return store.folder(f"reference-{architecture}", write_reference, config)
+
+
 def start_references(
-    store: RunStore, profile: Profile, seed: int, workers: int
+    store: RunStore, profile: Profile, seed: int, architectures: Sequence[str], workers: int
 ) -> dict[str, "Future[Path]"]:
-    """Begin training the embedded world's reference policies, side by side in processes.
+    """Begin training reference policies in processes of their own, beside what this one goes on with.
 
     Returns:
         For each architecture the folder to come.
     """
-    pool = ProcessPoolExecutor(min(workers, 2), mp_context=get_context("spawn"))
-    futures = {
-        architecture: pool.submit(_reference, store, profile, seed, architecture)
-        for architecture in profile.reference.models
-    }
+    pool = ProcessPoolExecutor(
+        max(1, min(workers - 1, len(architectures))),
+        mp_context=get_context("spawn"),
+        initializer=torch.set_num_threads,
+        initargs=(1,),
+    )
+    futures = {one: pool.submit(reference, store, profile, seed, one) for one in architectures}
     pool.shutdown(wait=False)
     return futures
-
-
-def _reference(store: RunStore, profile: Profile, seed: int, architecture: str) -> Path:
-    torch.set_num_threads(1)
-    sizes = profile.reference.model_dump(exclude={"models", "prompts", "samples"})
-    config = {"architecture": architecture, "world_seed": seed, "seed": seed, **sizes}
-    return store.folder(f"reference-{architecture}", write_reference, config)
 
 
 def sample_reference(
@@ -156,6 +158,7 @@ class Study:
     data: pd.DataFrame
     data_folder: Path
     backbone: str
+    _trained: dict[str, tuple[Heads, dict[int, Heads]]] = field(default_factory=dict, repr=False)
 
     @property
     def embedded(self) -> bool:
@@ -199,30 +202,37 @@ class Study:
 
     def heads(
         self,
-        kind: str,
+        kind: Kind,
         settings: HeadTraining,
         *,
         ensembles: int = 1,
         pairs_each: int | None = None,
         snapshots: Sequence[int] = (),
-        keep_first: bool = True,
+        keep_first: bool = False,
     ) -> tuple[Heads, dict[int, Heads]]:
-        """Return trained heads and copies of them on the way; see `train_heads`."""
-        features = self.features("train")
-        first = head_of(load_reward_model(self.reward_model)[0]).weight[0].detach()
-        return train_heads(
-            features["chosen"],
-            features["rejected"],
-            kind=kind,  # type: ignore[arg-type]
-            settings=settings,
-            seed=self.seed,
-            ensembles=ensembles,
-            members=self.profile.ensembles.members,
-            pairs_each=pairs_each,
-            first_head=first if keep_first and ensembles == 1 else None,
-            snapshots=snapshots,
-            description=f"heads, {kind}",
+        """Return trained heads and copies of them on the way, the same for the same arguments.
+
+        See `train_heads`; `keep_first` puts the head of stage 1 in the first place.
+        """
+        options: dict[str, Any] = {"kind": kind, "ensembles": ensembles, "pairs_each": pairs_each}
+        key = content_key(
+            **options, training=settings.model_dump(), first=keep_first, at=[*snapshots]
         )
+        if key not in self._trained:
+            features = self.features("train")
+            first = head_of(load_reward_model(self.reward_model)[0]).weight[0].detach()
+            self._trained[key] = train_heads(
+                features["chosen"],
+                features["rejected"],
+                **options,
+                settings=settings,
+                seed=self.seed,
+                members=self.profile.ensembles.members,
+                first_head=first if keep_first else None,
+                snapshots=snapshots,
+                description=f"heads, {kind}",
+            )
+        return self._trained[key]
 
     def backbones(self, part: str) -> dict[str, Tensor]:
         """Return the scores of separate backbones: `chosen`, `rejected` (pairs, members)."""
@@ -242,7 +252,7 @@ class Study:
     def resources(self) -> dict[str, float]:
         """Return the seconds that running the frozen backbone and training ten heads take."""
         started = time.perf_counter()
-        self.heads("paper", self.profile.ensembles.paper)
+        Study(**(vars(self) | {"_trained": {}})).heads("paper", self.profile.ensembles.paper)
         heads = time.perf_counter() - started
         return {"heads": heads, "features": self.store.record(self._features("train"))["seconds"]}
 
