@@ -71,6 +71,7 @@ def test_a_malformed_line_is_told_with_file_and_line(tmp_path, record, words):
         ("pairs.csv", "expected a file ending in .jsonl or .jsonl.gz"),
         ("empty.jsonl", "at least one record"),
         ("broken.jsonl.gz", "cannot be read as text"),
+        ("bits.jsonl.gz", "cannot be read as text"),
         ("latin.jsonl", "cannot be read as text"),
     ],
 )
@@ -78,6 +79,7 @@ def test_a_file_that_cannot_be_read(tmp_path, name, words):
     (tmp_path / "pairs.csv").write_text("a,b")
     (tmp_path / "empty.jsonl").write_text("\n\n")
     (tmp_path / "broken.jsonl.gz").write_bytes(gzip.compress(b"x" * 1000)[:20])
+    (tmp_path / "bits.jsonl.gz").write_bytes(gzip.compress(b"x" * 1000)[:12] + b"\xff" * 30)
     (tmp_path / "latin.jsonl").write_bytes(b'{"prompt": "\xe9"}\n')
     with pytest.raises(DataError, match=words):
         read_pairs(tmp_path / name)
@@ -163,6 +165,10 @@ def test_preference_mix_by_name(hub):
             "last turn only",
         ),
         ([{"role": "user", "content": "hi"}], "expected the assistant to speak last"),
+        (
+            [{"role": "user"}, {"role": "assistant", "content": "n"}],
+            "messages with role and content",
+        ),
     ],
 )
 def test_conversations_that_are_no_pair(hub, rejected, words):
@@ -214,6 +220,19 @@ def test_weights_are_those_of_reward_bench():
 def test_accuracy_weighs_subsets_not_pairs():
     pairs = pd.DataFrame({"subset": ["math-prm"] + ["hep-go"] * 9, "category": "reasoning"})
     correct = np.array([1.0] + [0.0] * 9)
-    assert accuracy_by_category(pairs, correct)["reasoning"] == pytest.approx(984 / (984 + 164))
+    assert accuracy_by_category(pairs, correct)["accuracy"].item() == pytest.approx(
+        984 / (984 + 164)
+    )
     own = pd.DataFrame({"subset": ["mine"] * 4, "category": ["mine"] * 4})
-    assert accuracy_by_category(own, np.array([1, 0, 0, 1.0]))["mine"] == 0.5
+    assert accuracy_by_category(own, np.array([1, 0, 0, 1.0]))["accuracy"].item() == 0.5
+
+
+def test_its_interval_covers_as_often_as_it_says():
+    random = np.random.default_rng(0)
+    chances = {"math-prm": (60, 0.9), "hep-go": (200, 0.6), "hep-js": (90, 0.3)}
+    table = pd.DataFrame({"subset": [s for s, (n, _) in chances.items() for _ in range(n)]})
+    table["category"] = "reasoning"
+    chance = np.concatenate([np.full(n, p) for n, p in chances.values()])
+    truth = (984 * 0.9 + 164 * 0.6 + 164 * 0.3) / (984 + 2 * 164)
+    found = [accuracy_by_category(table, random.random(350) < chance).iloc[0] for _ in range(400)]
+    assert np.mean([row["low"] <= truth <= row["high"] for row in found]) > 0.91

@@ -13,6 +13,7 @@ from vaalign_lib.reward_study import PARTS, Study, prepare, real_data
 from vaalign_lib.runs import RunStore
 
 SMOKE = load_profile("smoke")
+LIMITS = {"train": 1000, "held_out": 1000}
 
 
 @pytest.fixture(scope="module")
@@ -30,31 +31,45 @@ def file(tmp_path_factory):
 
 
 def test_real_pairs_are_divided_by_prompt_and_nothing_is_lost(file):
-    table = real_data(0, str(file), "", [])
+    table = real_data(0, str(file), "", LIMITS)
     assert len(table) == 240
     parts = {part: set(table.loc[table["part"] == part, "prompt"]) for part in PARTS}
     assert sum(len(prompts) for prompts in parts.values()) == table["prompt"].nunique()
     shares = table["part"].value_counts(normalize=True)
     assert shares["train"] == pytest.approx(0.6, abs=0.02)
     assert shares["held_out"] == pytest.approx(0.1, abs=0.02)
-    assert not table.equals(real_data(1, str(file), "", []))
+    assert not table.equals(real_data(1, str(file), "", LIMITS))
 
 
 def test_pairs_for_evaluation_are_not_learned_from(file, tmp_path):
     other = tmp_path / "evaluation.jsonl"
     other.write_text("\n".join(file.read_text().splitlines()[:40]))
-    table = real_data(0, str(file), str(other), [])
+    table = real_data(0, str(file), str(other), LIMITS)
     looked_at = set(table.loc[table["part"] == "evaluation", "prompt"])
     assert len(table[table["part"] == "evaluation"]) == 40
     assert not looked_at & set(table.loc[table["part"] != "evaluation", "prompt"])
     assert set(table["part"]) == set(PARTS)
+    reasons = table.attrs["left out"]
+    assert reasons["prompt is among those looked at"] + len(table) == 240 + 40
+
+
+def test_limits_are_kept_and_what_is_left_out_is_counted(file):
+    table = real_data(0, str(file), "", {"train": 50, "held_out": 10})
+    assert table["part"].value_counts()[["train", "held_out"]].tolist() == [50, 10]
+    assert sum(table.attrs["left out"].values()) + len(table) == 240
+    assert table.attrs["left out"]["more than 50 to be train"] > 50
+
+
+def test_real_texts_need_a_real_backbone(file, tmp_path):
+    with pytest.raises(DataError, match="tiny-gemma knows the embedded world's words only"):
+        prepare(RunStore(tmp_path), SMOKE, 0, reference=None, pairs=str(file))
 
 
 def test_too_few_pairs_are_told(tmp_path):
     path = tmp_path / "few.jsonl"
     path.write_text(json.dumps({"prompt": "p", "chosen": "a", "rejected": "b"}))
     with pytest.raises(DataError, match=r"few.jsonl: too few prompts \(1\) to divide into train"):
-        prepare(RunStore(tmp_path), SMOKE, 0, reference=None, pairs=str(path))
+        prepare(RunStore(tmp_path), SMOKE, 0, reference=None, pairs=str(path), backbone="x")
 
 
 def test_a_pretrained_backbone_gets_its_own_settings(tmp_path):

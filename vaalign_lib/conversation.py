@@ -34,23 +34,24 @@ def conversation_ids(
 ) -> list[list[int]]:
     """Return the token ids of prompts with their responses, each at most `max_length` long.
 
-    A tokenizer's chat template is used if it has one. Without one, an encoder (whose tokenizer adds
-    special tokens to a pair) gets prompt and response as a pair, and a causal model the prompt, a blank
-    line, the response and the end-of-text token. What is too long loses its beginning, except in pairs,
-    where the longer text loses its end.
+    A tokenizer's chat template is used if it has one. Without one, an encoder (whose tokenizer has a
+    separator) gets prompt and response as a pair; a causal model the beginning-of-text token if its
+    tokenizer puts one, the prompt, a blank line, the response and the end-of-text token. What is too
+    long loses its beginning, except in pairs, where the longer text loses its end.
     """
     if len(prompts) != len(responses):
         raise ValueError(f"responses: expected {len(prompts)}, one a prompt, got {len(responses)}")
     if not prompts:
         return []
-    if tokenizer.chat_template is None and tokenizer.num_special_tokens_to_add(pair=True) > 1:
+    if tokenizer.chat_template is None and tokenizer.sep_token is not None:
         pairs: Any = tokenizer(
             list(prompts), list(responses), truncation="longest_first", max_length=max_length
         )
         return list(pairs["input_ids"])
     if tokenizer.chat_template is None:
         end = tokenizer.eos_token or ""
-        texts = [f"{p}\n\n{r}{end}" for p, r in zip(prompts, responses, strict=True)]
+        begin = _beginning(tokenizer)
+        texts = [f"{begin}{p}\n\n{r}{end}" for p, r in zip(prompts, responses, strict=True)]
     else:
         texts = [
             _templated(tokenizer, [("user", p), ("assistant", r)], generation=False)
@@ -67,11 +68,17 @@ def prompt_ids(
     if not prompts:
         return []
     if tokenizer.chat_template is None:
-        texts = [f"{prompt}\n\n" for prompt in prompts]
+        texts = [f"{_beginning(tokenizer)}{prompt}\n\n" for prompt in prompts]
     else:
         texts = [_templated(tokenizer, [("user", p)], generation=True) for p in prompts]
     ids = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
     return [row[-max_length:] for row in ids]
+
+
+def _beginning(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Return the beginning-of-text token of tokenizers that put one before a text, else nothing."""
+    first = tokenizer("a")["input_ids"][:1]
+    return str(tokenizer.bos_token) if first == [tokenizer.bos_token_id] else ""
 
 
 def _templated(

@@ -1,8 +1,9 @@
 """Preference pairs, prompts and ratings by several people: one schema, whatever they come from.
 
-A source is the word `embedded`, the path of a JSON Lines file (`.jsonl`, `.jsonl.gz`), or a data set of
-the Hugging Face hub as `owner/name` or `owner/name@split`. Every reader returns a table with the
-columns named here, or says in which file and line something else was found; nothing is dropped.
+A source is the path of a JSON Lines file (`.jsonl`, `.jsonl.gz`), or a data set of the Hugging Face hub
+as `owner/name` or `owner/name@split`; the pairs of the embedded world are drawn (`embedded_pairs`).
+Every reader returns a table with the columns named here, or says in which file and line something else
+was found; nothing is dropped.
 
     pairs     subset, category, prompt, chosen, rejected
     prompts   subset, category, prompt
@@ -12,6 +13,7 @@ columns named here, or says in which file and line something else was found; not
 import gzip
 import json
 import re
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
@@ -56,23 +58,33 @@ def category_of(subset: str) -> str:
     return subset
 
 
-def accuracy_by_category(pairs: pd.DataFrame, correct: np.ndarray) -> pd.Series:
-    """Return the share of pairs ranked correctly by category, RewardBench's subsets at their weights.
+def accuracy_by_category(pairs: pd.DataFrame, correct: np.ndarray) -> pd.DataFrame:
+    """Return the share of pairs ranked rightly by category, RewardBench's subsets at their weights.
 
     Args:
         pairs: a table of pairs.
-        correct: whether each was ranked correctly (pairs,); a half counts as a tie.
+        correct: whether each was ranked rightly (pairs,).
+
+    Returns:
+        A row per category: `category`, `accuracy`, `low`, `high` (95%, normal, by strata), `count`.
     """
     weights = {s: w for subsets in reward_bench_weights().values() for s, w in subsets.items()}
-    by_subset = (
-        pd.DataFrame({"category": pairs["category"], "subset": pairs["subset"], "share": correct})
-        .groupby(["category", "subset"], sort=False)["share"]
-        .agg(["mean", "size"])
-        .reset_index()
-    )
-    weight = by_subset["subset"].map(weights).fillna(by_subset["size"]).astype(float)
-    shares = (by_subset["mean"] * weight).groupby(by_subset["category"], sort=False).sum()
-    return shares / weight.groupby(by_subset["category"], sort=False).sum()
+    table = pd.DataFrame({"category": pairs["category"], "subset": pairs["subset"]})
+    groups = table.assign(share=np.asarray(correct, dtype=float)).groupby(
+        ["category", "subset"], sort=False
+    )["share"]
+    strata = groups.agg(["mean", "size"]).reset_index()
+    strata["weight"] = strata["subset"].map(weights).fillna(strata["size"]).astype(float)
+    rows = []
+    for category, stratum in strata.groupby("category", sort=False):
+        weight = stratum["weight"] / stratum["weight"].sum()
+        share = float((weight * stratum["mean"]).sum())
+        variance = weight**2 * stratum["mean"] * (1 - stratum["mean"]) / stratum["size"]
+        half = 1.96 * float(np.sqrt(variance.sum()))
+        ends = {"low": max(0.0, share - half), "high": min(1.0, share + half)}
+        count = int(stratum["size"].sum())
+        rows.append({"category": category, "accuracy": share, **ends, "count": count})
+    return pd.DataFrame(rows)
 
 
 # --- sources ----------------------------------------------------------------------------------------
@@ -175,6 +187,8 @@ def _read_lines(
     source: str | Path, check: Callable[[Mapping[str, Any], str, Path], dict[str, Any]]
 ) -> list[dict[str, Any]]:
     path = Path(source)
+    if str(source) == EMBEDDED:
+        raise DataError(f"{EMBEDDED}: the embedded world's texts are drawn, they are in no file")
     if not path.name.endswith((".jsonl", ".jsonl.gz")):
         raise DataError(
             f"{source}: expected a file ending in .jsonl or .jsonl.gz, or a hub data set "
@@ -204,7 +218,7 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
             for number, line in enumerate(file, start=1):
                 if line.strip():
                     yield number, line
-    except (UnicodeDecodeError, EOFError, gzip.BadGzipFile) as error:
+    except (UnicodeDecodeError, EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise DataError(f"{path}: cannot be read as text in UTF-8: {error}") from None
 
 
@@ -261,13 +275,14 @@ def _hub_pairs(name: str) -> list[dict[str, Any]]:
     path, _, split = name.partition("@")
     data = _load(path, split or ("filtered" if path.endswith("reward-bench") else "train"))
     columns = set(data.column_names)
-    if {"prompt", "chosen", "rejected", "subset"} <= columns:  # allenai/reward-bench
+    if {"prompt", "chosen", "rejected"} <= columns and isinstance(data[0]["chosen"], str):
+        # texts, as allenai/reward-bench has them
         check: Callable[[Mapping[str, Any], str, Path], dict[str, Any]] = _check_pair
     elif {"chosen", "rejected"} <= columns:  # conversations: weqweasdas/preference_dataset_mix2
         check = _check_conversations
     else:
         raise DataError(
-            f"{name}: expected the columns prompt, chosen, rejected, subset (texts) or chosen, rejected "
+            f"{name}: expected the columns prompt, chosen, rejected (texts) or chosen, rejected "
             f"(conversations), got {', '.join(sorted(columns))}"
         )
     return [check(row, f"{name}, row {k}", Path(path)) for k, row in enumerate(data)]
@@ -291,7 +306,9 @@ def _check_conversations(record: Mapping[str, Any], place: str, path: Path) -> d
         if not isinstance(messages, list) or not messages:
             raise DataError(f"{place}: {field}: expected a list of messages, got {messages!r}")
         last = messages[-1]
-        if not isinstance(last, dict) or last.get("role") != "assistant":
+        if any(not isinstance(one, dict) or not one.get("content") for one in messages):
+            raise DataError(f"{place}: {field}: expected messages with role and content")
+        if last.get("role") != "assistant":
             raise DataError(f"{place}: {field}: expected the assistant to speak last, got {last!r}")
         turns[field] = messages
     shared = turns["chosen"][:-1]

@@ -27,7 +27,11 @@ from vaalign_lib.rewards.calibration import (
     label_loss,
     rank_correlation,
 )
-from vaalign_lib.rewards.disagreement import difference_share, sample_variance
+from vaalign_lib.rewards.disagreement import (
+    between_ensembles,
+    difference_share,
+    sample_variance,
+)
 from vaalign_lib.rewards.heads import Heads, Kind
 from vaalign_lib.rewards.models import TINY, features_and_scores, load_reward_model
 from vaalign_lib.rewards.simulated import PersistentJudges, SimulatedJudge
@@ -98,41 +102,38 @@ def accuracy_table(study: Study) -> pd.DataFrame:
     """Return how often the reward model of stage 1 ranks pairs as labelled, and as the gold reward."""
     pairs, features = study.part("evaluation"), study.features("evaluation")
     gap = (features["chosen_score"] - features["rejected_score"]).double().numpy()
-    right = {"labels": gap > 0}
+    labels = {"labels": (gap > 0, np.ones(len(gap), dtype=bool))}
     if study.embedded:
-        right["gold reward"] = np.sign(gap) == np.sign(
-            pairs["gold_chosen"] - pairs["gold_rejected"]
-        )
-    rows = []
-    for against, correct in right.items():
-        weighted = accuracy_by_category(pairs, np.asarray(correct))
-        for category in weighted.index:
-            here = proportion(np.asarray(correct)[pairs["category"] == category])
-            shift = weighted[category] - here.value  # RewardBench weighs its subsets
-            rows.append(
-                {
-                    "category": category,
-                    "against": against,
-                    "accuracy": weighted[category],
-                    "low": here.low + shift,
-                    "high": here.high + shift,
-                    "count": here.count,
-                }
-            )
-    return pd.DataFrame(rows)
+        labels["gold reward"] = ranked_rightly(gap, pairs)
+    tables = [
+        accuracy_by_category(pairs[counted], correct[counted]).assign(against=against)
+        for against, (correct, counted) in labels.items()
+    ]
+    return pd.concat(tables, ignore_index=True)
+
+
+def ranked_rightly(gap: Array, pairs: pd.DataFrame) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Return which pairs are ranked as the gold reward ranks them, and which it does not tie."""
+    gold = (pairs["gold_chosen"] - pairs["gold_rejected"]).to_numpy()
+    return np.sign(gap) == np.sign(gold), gold != 0
 
 
 # --- disagreement -----------------------------------------------------------------------------------
 
 
 def figure_8_table(study: Study, scores: Scores) -> pd.DataFrame:
-    """Return the variances of Figure 8, a row per pair: `category`, `accepted`, `difference`, `share`."""
+    """Return the variances of Figure 8, a row per pair: `category`, `accepted`, `difference`, `share`.
+
+    `share_fresh` and `accepted_fresh` leave out the first model, the head of stage 1.
+    """
     return pd.DataFrame(
         {
             "category": study.part("evaluation")["category"],
             "accepted": sample_variance(scores.chosen),
             "difference": scores.gap_variance,
             "share": difference_share(scores.chosen, scores.rejected),
+            "share_fresh": difference_share(scores.chosen[:, 1:], scores.rejected[:, 1:]),
+            "accepted_fresh": sample_variance(scores.chosen[:, 1:]),
         }
     )
 
@@ -191,8 +192,8 @@ def kinds_table(study: Study, kinds: Mapping[str, Mapping[str, Scores]]) -> pd.D
             "difference_share": np.median(difference_share(scores.chosen, scores.rejected)),
         }
         if study.embedded:
-            gold = (pairs["gold_chosen"] - pairs["gold_rejected"]).to_numpy()
-            correct = np.sign(scores.gap) == np.sign(gold)
+            correct, counted = ranked_rightly(scores.gap, pairs)
+            correct = correct[counted]
             errors = gold_errors(parts, held_out, pairs)
             found = rank_correlation(*errors["evaluation"])
             row |= {"rank_correlation": found.value, "rank_correlation_low": found.low}
@@ -202,8 +203,9 @@ def kinds_table(study: Study, kinds: Mapping[str, Mapping[str, Scores]]) -> pd.D
             }
         else:
             correct = scores.gap > 0
+            differing = parts["held_out"].gap_variance > 0  # not cut to the same tokens
             temperature = fit_temperature_to_labels(
-                parts["held_out"].gap, parts["held_out"].gap_variance
+                parts["held_out"].gap[differing], parts["held_out"].gap_variance[differing]
             )
             row |= {
                 "label_loss": label_loss(scores.gap, scores.gap_variance, 0),
@@ -242,10 +244,10 @@ def dropping_table(study: Study, kinds: Mapping[str, Mapping[str, Scores]]) -> p
     tables = []
     for kind, parts in kinds.items():
         scores = parts["evaluation"]
-        correct = scores.gap > 0
+        correct, counted = scores.gap > 0, np.ones(len(pairs), dtype=bool)
         if study.embedded:
-            correct = np.sign(scores.gap) == np.sign(pairs["gold_chosen"] - pairs["gold_rejected"])
-        table = accuracy_after_dropping(np.asarray(correct), scores.gap_variance)
+            correct, counted = ranked_rightly(scores.gap, pairs)
+        table = accuracy_after_dropping(correct[counted], scores.gap_variance[counted])
         tables.append(table.assign(kind=kind))
     return pd.concat(tables, ignore_index=True)
 
@@ -253,17 +255,45 @@ def dropping_table(study: Study, kinds: Mapping[str, Mapping[str, Scores]]) -> p
 # --- calibration ------------------------------------------------------------------------------------
 
 
-def spread_errors(heads: Heads, features: Tensor) -> tuple[Array, Array]:
-    """Return deviations of ensembles from the mean of all, with what each says about itself.
+def independent_gaps(heads: Heads, features: Mapping[str, Tensor]) -> Array:
+    """Return every head's score of the chosen minus the rejected response (ensembles, members, pairs).
 
-    Response k is judged by ensemble k modulo their number, so that a row rests on one ensemble.
+    Differences, for Bradley-Terry labels leave an ensemble's zero point open.
     """
-    scores = heads.scores(features).double().numpy()  # (ensembles, members, responses)
-    mean = scores.mean(1)
-    rows = np.arange(scores.shape[2])
-    one = rows % len(scores)
-    variance = scores.var(1, ddof=1)[one, rows]
-    return (mean - mean.mean(0))[one, rows], variance
+    gaps = heads.scores(features["chosen"]) - heads.scores(features["rejected"])
+    return gaps.double().numpy()
+
+
+def spread_errors(gaps: Array) -> tuple[Array, Array]:
+    """Return how far ensembles are from the mean of all, with what each says about itself.
+
+    Pair k is judged by ensemble k modulo their number, so that a row rests on one ensemble. The
+    deviation is enlarged by sqrt(E / (E - 1)), for the mean contains the ensemble itself.
+
+    Args:
+        gaps: (ensembles, members, pairs) of ensembles trained independently of each other.
+    """
+    ensembles, _, pairs = gaps.shape
+    mean = gaps.mean(1)
+    rows = np.arange(pairs)
+    one = rows % ensembles
+    error = (mean - mean.mean(0))[one, rows] * np.sqrt(ensembles / (ensembles - 1))
+    variance = gaps.var(1, ddof=1)[one, rows]
+    return error[variance > 0], variance[variance > 0]
+
+
+def spread_correlations(gaps: Array) -> Array:
+    """Return, for each ensemble, the rank correlation of its variance with the spread between ensembles.
+
+    Args:
+        gaps: (ensembles, members, pairs).
+
+    Returns:
+        Spearman's correlation over pairs (ensembles,).
+    """
+    _, between = between_ensembles(gaps)
+    own = gaps.var(1, ddof=1)
+    return np.array([spearmanr(variance, between).statistic for variance in own])
 
 
 def calibration_tables(

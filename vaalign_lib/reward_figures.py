@@ -326,8 +326,8 @@ def ensemble_spread(table: pd.DataFrame, correlation: str) -> Figure:
         axes.set(
             xscale="log",
             yscale="log",
-            xlabel="variance of members, within an ensemble",
-            ylabel="variance of the mean, between ensembles",
+            xlabel="variance of members, within an ensemble (differences)",
+            ylabel="variance of the mean, between ensembles (differences)",
             title=correlation,
         )
     return figure

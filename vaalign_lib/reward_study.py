@@ -1,4 +1,4 @@
-r"""The experiment of notebook 03: from pairs to ensembles, each step kept in the run store.
+r"""The experiment of notebook 03: from pairs to ensembles, each long step kept in the run store.
 
     reference policies -> responses -> pairs -> reward model -> features -> heads
                                             \-> separate backbones
@@ -6,6 +6,7 @@ r"""The experiment of notebook 03: from pairs to ensembles, each step kept in th
 On real input the pairs come from a file or the hub, and there are no reference policies and no gold.
 """
 
+import json
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -26,9 +27,11 @@ from vaalign_lib.data import EMBEDDED, DataError, embedded_pairs, read_pairs
 from vaalign_lib.policies.reference import sample, write_reference
 from vaalign_lib.profiles import HeadTraining, Profile, RewardModel
 from vaalign_lib.rewards.backbones import write_backbones
+from vaalign_lib.rewards.base import Truth, VarianceOf
+from vaalign_lib.rewards.ensemble import EnsembleReward, SequenceClassifierReward
 from vaalign_lib.rewards.heads import Heads, Kind, train_heads
 from vaalign_lib.rewards.models import (
-    head_of,
+    TINY,
     load_reward_model,
     write_features,
     write_reward_model,
@@ -48,7 +51,15 @@ REAL_SHARES = (
 
 
 def reference(store: RunStore, profile: Profile, seed: int, architecture: str) -> Path:
-    """Return the folder of a reference policy, trained now or before."""
+    """Return the folder of a reference policy, trained now or before.
+
+    Raises:
+        ValueError: the profile names a model that exists; only tiny ones speak the world's language.
+    """
+    if (name := profile.reference.models[architecture]) != "tiny":
+        raise ValueError(
+            f"reference.models.{architecture}: the embedded world needs tiny, got {name}"
+        )
     sizes = profile.reference.model_dump(exclude={"models", "prompts", "samples"})
     config = {"architecture": architecture, "world_seed": seed, "seed": seed, **sizes}
     return store.folder(f"reference-{architecture}", write_reference, config)
@@ -103,7 +114,9 @@ def embedded_data(
     for part in PARTS:
         asked, first, second = _where(parts == part, prompts, *sides)
         tables.append(embedded_pairs(world, asked, first, second, random).assign(part=part))
-    return pd.concat(tables, ignore_index=True)
+    pairs = pd.concat(tables, ignore_index=True)
+    pairs.attrs["left out"] = {"two equal responses": sum(t.attrs["identical"] for t in tables)}
+    return pairs
 
 
 def _mixed_responses(
@@ -127,24 +140,46 @@ def _where(chosen: np.ndarray, *lists: list[str]) -> list[list[str]]:
     return [[one[row] for row in rows] for one in lists]
 
 
-def real_data(seed: int, pairs: str, evaluation: str, hashes: list[str]) -> pd.DataFrame:
-    """Read pairs from files or the hub. Without a source for evaluation they are divided by prompt."""
-    table = read_pairs(pairs)
-    order = np.random.default_rng(seed).permutation(table["prompt"].unique())
-    ends = (np.cumsum(REAL_SHARES) * len(order)).astype(int)
-    place = pd.Series(np.searchsorted(ends, np.arange(len(order)), side="right"), index=order)
-    part = table["prompt"].map(place)
+def real_data(
+    seed: int, pairs: str, evaluation: str, limits: dict[str, int], hashes: Sequence[str] = ()
+) -> pd.DataFrame:
+    """Read pairs from files or the hub.
+
+    Args:
+        seed: of the division.
+        pairs: to learn from; also to look at, divided by prompt, if `evaluation` is empty.
+        evaluation: pairs to look at; what has one of their prompts is not learned from.
+        limits: pairs of a part, at most.
+        hashes: of the files, for the run store's key.
+
+    Returns:
+        The pairs with their `part`; `attrs["left out"]` counts what was not taken, by reason.
+    """
+    table, left_out = read_pairs(pairs), {}
+    random = np.random.default_rng(seed)
+    shares = REAL_SHARES
     if evaluation:
-        looked_at = read_pairs(evaluation)
-        learned = table[~table["prompt"].isin(looked_at["prompt"])]
-        part = (part == 1).astype(int)[learned.index]
-        table = pd.concat([learned, looked_at], ignore_index=True)
-        part = np.r_[part, np.full(len(looked_at), 2)]
-    table = table.assign(part=np.array(PARTS)[np.asarray(part)])
+        looked_at = read_pairs(evaluation).assign(part="evaluation")
+        known = table["prompt"].isin(looked_at["prompt"])
+        left_out["prompt is among those looked at"] = int(known.sum())
+        table, shares = table[~known], (1 - REAL_SHARES[1], REAL_SHARES[1])
+    order = random.permutation(table["prompt"].unique())
+    ends = np.round(np.cumsum(shares) * len(order)).astype(int)
+    place = pd.Series(np.searchsorted(ends, np.arange(len(order)), side="right"), index=order)
+    table = table.assign(part=table["prompt"].map(place).map(dict(enumerate(PARTS))))
+    for part, most in limits.items():
+        rows = table.index[table["part"] == part]
+        surplus = random.permutation(rows)[most:]
+        left_out[f"more than {most} to be {part.replace('_', ' ')}"] = len(surplus)
+        table = table.drop(surplus)
+    if evaluation:
+        table = pd.concat([table, looked_at], ignore_index=True)
     if set(table["part"]) != set(PARTS):
         raise DataError(
             f"{pairs}: too few prompts ({len(order)}) to divide into {', '.join(PARTS)}"
         )
+    table = table.reset_index(drop=True)
+    table.attrs["left out"] = left_out
     return table
 
 
@@ -165,6 +200,12 @@ class Study:
         """Whether the true reward is known."""
         return "gold_chosen" in self.data
 
+    @property
+    def left_out(self) -> dict[str, int]:
+        """How many pairs were not taken, by reason."""
+        counts: dict[str, int] = json.loads((self.data_folder / "left_out.json").read_text())
+        return {reason: count for reason, count in counts.items() if count}
+
     def part(self, name: str) -> pd.DataFrame:
         """Return the pairs of one part."""
         return self.data[self.data["part"] == name].reset_index(drop=True)
@@ -183,6 +224,9 @@ class Study:
         config = {
             "settings": self.settings.model_dump(exclude={"backbone", "pretrained"}),
             "backbone": self.backbone,
+            "weights": sorted(
+                file_hash(path) for path in Path(self.backbone).glob("*.safetensors")
+            ),
             "seed": self.seed,
         }
         return self.store.folder(
@@ -220,7 +264,6 @@ class Study:
         )
         if key not in self._trained:
             features = self.features("train")
-            first = head_of(load_reward_model(self.reward_model)[0]).weight[0].detach()
             self._trained[key] = train_heads(
                 features["chosen"],
                 features["rejected"],
@@ -228,7 +271,7 @@ class Study:
                 settings=settings,
                 seed=self.seed,
                 members=self.profile.ensembles.members,
-                first_head=first if keep_first else None,
+                first_head=features["head"] if keep_first else None,
                 snapshots=snapshots,
                 description=f"heads, {kind}",
             )
@@ -251,8 +294,16 @@ class Study:
 
     def resources(self) -> dict[str, float]:
         """Return the seconds that running the frozen backbone and training ten heads take."""
+        features, sizes = self.features("train"), self.profile.ensembles
         started = time.perf_counter()
-        Study(**(vars(self) | {"_trained": {}})).heads("paper", self.profile.ensembles.paper)
+        train_heads(
+            features["chosen"],
+            features["rejected"],
+            kind="paper",
+            settings=sizes.paper,
+            seed=self.seed,
+            members=sizes.members,
+        )
         heads = time.perf_counter() - started
         return {"heads": heads, "features": self.store.record(self._features("train"))["seconds"]}
 
@@ -288,6 +339,11 @@ def prepare(
     evaluation = evaluation or ("" if pairs else profile.reward_data.evaluation)
     pairs = pairs or profile.reward_data.pairs
     sizes = profile.reward_data
+    backbone = backbone or profile.reward_model.backbone
+    if pairs != EMBEDDED and backbone == TINY:
+        raise DataError(
+            f"pairs: {TINY} knows the embedded world's words only; name a backbone for {pairs}"
+        )
     if pairs == EMBEDDED:
         if reference is None:
             raise DataError("pairs: the embedded pairs need a reference policy")
@@ -301,10 +357,45 @@ def prepare(
     else:
         files = [Path(source) for source in (pairs, evaluation) if Path(source).is_file()]
         hashes = [file_hash(path) for path in files]
-        config = {"seed": seed, "pairs": pairs, "evaluation": evaluation, "hashes": hashes}
+        limits = {"train": sizes.train_pairs, "held_out": sizes.held_out_pairs}
+        config = {"seed": seed, "pairs": pairs, "evaluation": evaluation, "limits": limits}
+        config["hashes"] = hashes
         folder = store.folder("pairs", write_real_data, config)
     data = pd.read_parquet(folder / "pairs.parquet")
-    return Study(store, profile, seed, data, folder, backbone or profile.reward_model.backbone)
+    return Study(store, profile, seed, data, folder, backbone)
+
+
+def reward_source(
+    study: Study, kind: Kind, *, independent: bool = False, variance_of: VarianceOf = "member"
+) -> EnsembleReward:
+    """Return an ensemble as the source of rewards that policies are trained with.
+
+    Args:
+        study: with its reward model.
+        kind: of heads; `paper` is the paper's recipe.
+        independent: an ensemble for every policy, each with pairs of its own, instead of one for all.
+        variance_of: a single member's variance, as in the paper, or that of the mean.
+    """
+    sizes = study.profile.ensembles
+    training = sizes.paper if kind == "paper" else sizes.trained
+    if independent:
+        grid: dict[str, Any] = {
+            "ensembles": sizes.independent,
+            "pairs_each": sizes.independent_pairs,
+        }
+        heads, _ = study.heads(kind, training, **grid)
+    else:
+        heads, _ = study.heads(kind, training, keep_first=kind == "paper")
+    model, tokenizer = load_reward_model(study.reward_model)
+    return EnsembleReward(
+        model, tokenizer, heads, true_reward(study), study.settings.max_length, variance_of
+    )
+
+
+def true_reward(study: Study) -> Truth:
+    """Return the true reward that the profile names: the world's gold, or a sequence classifier."""
+    name = study.profile.true_reward
+    return World(study.seed).gold if name == "gold" else SequenceClassifierReward.load(name)
 
 
 # --- what is kept in the store ----------------------------------------------------------------------
@@ -312,9 +403,16 @@ def prepare(
 
 def write_embedded_data(folder: Path, **arguments: Any) -> None:
     """Write the pairs of `embedded_data`."""
-    embedded_data(**arguments).to_parquet(folder / "pairs.parquet")
+    _write_pairs(folder, embedded_data(**arguments))
 
 
 def write_real_data(folder: Path, **arguments: Any) -> None:
     """Write the pairs of `real_data`."""
-    real_data(**arguments).to_parquet(folder / "pairs.parquet")
+    _write_pairs(folder, real_data(**arguments))
+
+
+def _write_pairs(folder: Path, pairs: pd.DataFrame) -> None:
+    left_out = pairs.attrs.pop("left out")
+    pairs.attrs.clear()
+    pairs.to_parquet(folder / "pairs.parquet")
+    (folder / "left_out.json").write_text(json.dumps(left_out) + "\n")

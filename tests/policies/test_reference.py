@@ -6,9 +6,10 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from vaalign_lib.conversation import load_tokenizer
-from vaalign_lib.policies.reference import ARCHITECTURES, sample, tiny_config, train_reference
+from vaalign_lib.policies.reference import sample, train_reference
 from vaalign_lib.synthetic.language import WORDS
 from vaalign_lib.synthetic.world import World
+from vaalign_lib.tiny import ARCHITECTURES, tiny_config
 
 WORLD = World(0)
 SIZES = {"width": 16, "responses": 1500, "batch_size": 32, "learning_rate": 1e-2, "seed": 0}
@@ -17,7 +18,7 @@ SIZES = {"width": 16, "responses": 1500, "batch_size": 32, "learning_rate": 1e-2
 @pytest.fixture(scope="module", params=["gpt2", "qwen2"])
 def trained(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param)
-    train_reference(folder, world=WORLD, architecture=request.param, epochs=2, **SIZES)
+    train_reference(folder, world=WORLD, architecture=request.param, epochs=4, **SIZES)
     return AutoModelForCausalLM.from_pretrained(folder).eval(), load_tokenizer(folder)
 
 

@@ -47,12 +47,18 @@ def save_tiny(folder, architecture):
     core.pre_tokenizer = pre_tokenizers.Split("", "isolated")
     special = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>", "bos_token": "<s>"}
     if architecture == "bert":
+        special |= {"cls_token": "<s>", "sep_token": "</s>"}
         core.post_processor = processors.TemplateProcessing(
             single="<s> $A </s>",
             pair="<s> $A </s> $B </s>",
             special_tokens=[("<s>", 1), ("</s>", 2)],
         )
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, **special)
+    if architecture == "llama without padding":  # as GPT-2 and the Llamas come
+        del special["pad_token"]
+        core.post_processor = processors.TemplateProcessing(
+            single="<s> $A", pair="<s> $A <s> $B", special_tokens=[("<s>", 1)]
+        )
     if architecture in ("llama", "gemma"):
         tokenizer.chat_template = (
             "<s>{% for m in messages %}{{ m['role'] }}:{{ m['content'] }}</s>{% endfor %}"
@@ -63,7 +69,7 @@ def save_tiny(folder, architecture):
         "llama": LlamaConfig(num_key_value_heads=1, **size),
         "gemma": GemmaConfig(num_key_value_heads=1, head_dim=8, **size),
         "bert": BertConfig(**size),
-    }[architecture]
+    }[architecture.split()[0]]
     torch.manual_seed(0)
     AutoModelForSequenceClassification.from_config(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)

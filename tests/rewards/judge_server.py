@@ -77,7 +77,7 @@ def _handler(server):
                 return
             if fault == "late":
                 time.sleep(0.05)
-            if fault in ("429", "500", "401"):
+            if fault in ("429", "500", "401", "402", "400"):
                 told = {"error": {"message": f"no, {self.headers['Authorization']}"}}
                 return self.send(int(fault), told, {"Retry-After": "0.2"} if fault == "429" else {})
             if fault == "no choices":
@@ -86,16 +86,25 @@ def _handler(server):
                 )
             if fault == "half a body":
                 return self.send(200, {"id": "x"}, cut=True)
+            if fault == "truncated json":
+                return self.send_bytes(200, b'{"id": "x", "choices": [{"ind')
+            if fault == "odd choices":
+                nothing = {"id": "x", "object": "chat.completion", "model": "m", "choices": ["a"]}
+                return self.send(200, nothing)
             reply = BAD_REPLIES.get(fault, GOOD)
-            if reply == GOOD:
+            if fault in ("good", "late"):
                 server.answered[text] += 1
+            if fault == "odd content":
+                reply = ["20", "60"]
             message = {"role": "assistant", "content": reply}
             choice = {"index": 0, "message": message, "finish_reason": "stop"}
             content = {"id": "x", "object": "chat.completion", "created": 0, "model": "served-1"}
             return self.send(200, content | {"choices": [choice]})
 
         def send(self, status, content, headers=None, cut=False):
-            data = json.dumps(content).encode()
+            self.send_bytes(status, json.dumps(content).encode(), headers, cut)
+
+        def send_bytes(self, status, data, headers=None, cut=False):
             self.send_response(status)
             self.send_header("Content-Type", "application/json")
             self.send_header("Content-Length", str(len(data) + (50 if cut else 0)))

@@ -1,12 +1,14 @@
 """The stack of separate backbones against the same models run and trained one by one."""
 
+import numpy as np
 import torch
 from torch.nn import functional
 
 from vaalign_lib.profiles import load_profile
-from vaalign_lib.rewards.backbones import train_backbones
+from vaalign_lib.rewards.backbones import BackboneReward, load_backbones, train_backbones
 from vaalign_lib.rewards.models import features_and_scores, new_reward_model, tokenized_pairs
 from vaalign_lib.synthetic.tokenizer import world_tokenizer
+from vaalign_lib.synthetic.world import World
 
 SETTINGS = load_profile("smoke").ensembles.backbones.model_copy(update={"learning_rate": 3e-3})
 
@@ -57,3 +59,19 @@ def test_training_in_the_stack_equals_training_alone(pairs):
             torch.testing.assert_close(
                 stack.weights[name][k], parameter.detach(), rtol=1e-3, atol=1e-4
             )
+
+
+def test_saved_and_loaded_it_gives_the_same_bits_as_a_source(pairs, tmp_path):
+    data = tokenized_pairs(world_tokenizer(), pairs.head(64), 64)
+    stack = train_backbones(data["chosen_ids"], data["rejected_ids"], settings=SETTINGS, width=16,
+                            members=3, pairs_each=32, seed=0)  # fmt: skip
+    stack.save(tmp_path)
+    prompts, responses = pairs["prompt"].tolist()[:30], pairs["chosen"].tolist()[:30]
+    found = [
+        BackboneReward(one, World(0).gold).judge(prompts, responses, np.zeros(30, dtype=int))
+        for one in (stack, load_backbones(tmp_path))
+    ]
+    assert found[0].scores.shape == (30, 3)
+    assert np.array_equal(found[0].scores, found[1].scores)
+    truth = BackboneReward(stack, World(0).gold).true_reward(found[0], prompts, responses)
+    assert np.array_equal(truth, World(0).gold(prompts, responses))

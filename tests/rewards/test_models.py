@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from vaalign_lib.conversation import conversation_ids
+from vaalign_lib.conversation import conversation_ids, prompt_ids
 from vaalign_lib.profiles import load_profile
 from vaalign_lib.rewards.models import (
     BackboneError,
@@ -72,7 +72,7 @@ def test_any_backbone_by_path_with_the_settings_of_table_5(architecture, saved, 
     assert moved and all((before[name] - after[name]).abs().max() < 4e-5 for name in moved)
 
 
-@pytest.mark.parametrize("architecture", ["gemma", "llama", "bert"])
+@pytest.mark.parametrize("architecture", ["gemma", "llama", "bert", "llama without padding"])
 def test_features_are_what_the_head_turns_into_the_score_of_transformers(architecture, saved):
     model, tokenizer = load_reward_model(saved(architecture))
     ids = conversation_ids(
@@ -93,9 +93,21 @@ def test_conversations_of_encoders_and_causal_models(saved):
     assert encoder.convert_ids_to_tokens(pair) == ["<s>", "a", "b", "</s>", "c", "</s>"]
     chat = "".join(causal.convert_ids_to_tokens(conversation_ids(causal, ["ab"], ["c"], 64)[0]))
     assert chat.startswith("<s>") and chat.count("<s>") == 1 and chat.endswith("c</s>")
-    causal.chat_template = None
-    plain = conversation_ids(causal, ["ab"], ["c"], 64)[0]
-    assert "".join(causal.convert_ids_to_tokens(plain)).endswith("c</s>")
+    plain = load_reward_model(saved("llama without padding"))[1]
+    whole = conversation_ids(plain, ["ab"], ["c"], 64)[0]
+    words = "".join(plain.convert_ids_to_tokens(whole)).replace("<unk>", "-")
+    assert words == "<s>ab--c</s>"  # the blank line is unknown to this vocabulary
+    start = prompt_ids(plain, ["ab"], 64)[0]
+    assert whole[: len(start)] == start and len(start) == 5
+
+
+def test_half_precision_weights_are_trained_in_full(saved, tmp_path):
+    model, tokenizer = load_reward_model(saved("gemma"))
+    model.to(torch.bfloat16).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    assert next(new_reward_model(str(tmp_path), 8, 0)[0].parameters()).dtype == torch.float32
+    assert next(load_reward_model(tmp_path)[0].parameters()).dtype == torch.float32
+    assert next(load_reward_model(tmp_path, "auto")[0].parameters()).dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize("backbone", ["no/such/model", "nothing-here"])

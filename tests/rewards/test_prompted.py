@@ -94,11 +94,12 @@ def test_a_thousand_judgements_with_faults_each_text_once_nothing_lost(
     caplog.set_level(logging.DEBUG)
     random = np.random.default_rng(0)
     texts = [f"text number {k}" for k in range(1000)]
-    faults = ["late", "429", "500", "close", "half a body", "no choices", *BAD_REPLIES]
+    broken = ["half a body", "truncated json", "no choices", "odd choices", "odd content"]
+    faults = ["late", "429", "500", "close", *broken, *BAD_REPLIES]
     for text in texts:
         if random.random() < 0.4:
             server.plan[text] = list(random.choice(faults, random.integers(1, 4)))
-    judge = make(workers=16)
+    judge = make(workers=16, replies=9)
     started = [
         judge.records(texts[:600]),
         judge.records(texts),
@@ -120,23 +121,29 @@ def test_a_thousand_judgements_with_faults_each_text_once_nothing_lost(
 def test_a_reply_that_never_fits_is_recorded_as_failed_and_excluded_with_a_count(
     server, make, caplog
 ):
-    server.plan = {"bad": ["swapped"] * 99, "down": ["500"] * 99}
-    judge = make(attempts=3)
-    found = judge.records(["good", "bad", "down", "good"])
-    assert server.asked == {"good": 1, "bad": 3, "down": 3}
+    server.plan = {"bad": ["swapped"] * 99, "down": ["500"] * 99, "odd": ["400"] * 99}
+    judge = make(attempts=5)
+    found = judge.records(["good", "bad", "down", "odd", "good"])
+    assert server.asked == {"good": 1, "bad": 3, "down": 5, "odd": 1}
     assert [bool(found[text].failure) for text in ("good", "bad", "down")] == [False, True, True]
+    assert found["down"].failure == "status 500, in attempt 5"
+    assert found["odd"].failure == "status 400, in attempt 1"
     assert found["bad"].reply == BAD_REPLIES["swapped"] and "1 <= a < b" in found["bad"].failure
-    assert found["bad"].a is None and "2 of 3 texts got no interval" in caplog.text
+    assert found["bad"].a is None and "3 of 4 texts got no interval" in caplog.text
     server.plan = {"p\nq": ["garbage"] * 9}
     with pytest.raises(JudgementError, match="1 of 2 texts got no interval"):
         judge.judge(["x", "p"], ["y", "q"], np.zeros(2, dtype=int))
+    server.plan = {"p\nq": ["garbage"] * 9}
+    bounds = make(allow_failures=True).judge(["x", "p"], ["y", "q"], np.zeros(2, dtype=int)).bounds
+    assert bounds[0].tolist() == [20, 60] and np.isnan(bounds[1]).all()
     server.plan = {}
     assert not judge.records(["bad"])["bad"].failure  # a failure is asked for again
 
 
-def test_a_refused_key_stops_at_once_and_is_not_repeated_to_anyone(server, make):
-    server.plan = {f"t{k}": ["401"] * 9 for k in range(50)}
-    with pytest.raises(JudgementError, match="refused with status 401; check") as error:
+@pytest.mark.parametrize("status", ["401", "402"])
+def test_a_refused_key_stops_at_once_and_is_not_repeated_to_anyone(server, make, status):
+    server.plan = {f"t{k}": [status] * 9 for k in range(50)}
+    with pytest.raises(JudgementError, match=f"refused with status {status}; check") as error:
         make(workers=1).records(list(server.plan))
     assert SECRET not in str(error.value) and sum(server.asked.values()) <= 3
 
@@ -149,7 +156,7 @@ def test_a_missing_key_is_told_by_its_name(make, monkeypatch):
 
 def test_an_endpoint_that_is_not_there_is_a_failure(make):
     found = make(base_url="http://127.0.0.1:9/v1", attempts=2).records(["text"])
-    assert found["text"].failure == "APIConnectionError after 2 attempts"
+    assert found["text"].failure == "APIConnectionError, in attempt 2"
 
 
 # --- the source's contract ---
@@ -217,6 +224,12 @@ def test_an_imported_interval_is_checked(make, tmp_path):
     record = json.loads((tmp_path / "x.jsonl").read_text())
     (tmp_path / "x.jsonl").write_text(json.dumps(record | {"a": 70}) + "\n")
     with pytest.raises(RecordError, match="expected 1 <= a < b, got a=70"):
+        judge.store.load(tmp_path / "x.jsonl")
+    (tmp_path / "x.jsonl").write_text(json.dumps(record | {"a": 30}) + "\n")
+    with pytest.raises(RecordError, match=r"x.jsonl:1: .*recorded is a=20.0, b=60.0, got a=30"):
+        judge.store.load(tmp_path / "x.jsonl")
+    (tmp_path / "x.jsonl").write_text(json.dumps(record | {"model_asked": None}) + "\n")
+    with pytest.raises(RecordError, match="expected text in all fields"):
         judge.store.load(tmp_path / "x.jsonl")
 
 

@@ -5,10 +5,10 @@ import pytest
 from transformers import AutoTokenizer
 
 from vaalign_lib.conversation import conversation_ids, load_tokenizer, prompt_ids
-from vaalign_lib.policies.reference import ARCHITECTURES, tiny_config
 from vaalign_lib.synthetic import language
 from vaalign_lib.synthetic.tokenizer import world_tokenizer
 from vaalign_lib.synthetic.world import World
+from vaalign_lib.tiny import ARCHITECTURES, tiny_config
 
 
 def test_saved_to_disk_it_is_an_ordinary_fast_tokenizer_with_the_worlds_ids(tmp_path):

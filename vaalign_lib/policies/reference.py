@@ -1,71 +1,18 @@
 """Reference policies: tiny models of the papers' own architectures, taught by trl's SFTTrainer."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from datasets import Dataset
-from transformers import (
-    AutoModelForCausalLM,
-    GemmaConfig,
-    GPT2Config,
-    MistralConfig,
-    PretrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    Qwen2Config,
-)
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 from trl import SFTConfig, SFTTrainer
 
 from vaalign_lib.conversation import conversation_ids, prompt_ids
 from vaalign_lib.synthetic.tokenizer import world_tokenizer
 from vaalign_lib.synthetic.world import World
+from vaalign_lib.tiny import CONTEXT, Architecture, tiny_config
 from vaalign_lib.trainers import train_quietly
-
-Architecture = Literal["gpt2", "qwen2", "mistral", "gemma"]  # the last carries the reward models
-ARCHITECTURES: tuple[Architecture, ...] = ("gpt2", "qwen2", "mistral", "gemma")
-CONTEXT = 64  # tokens of prompt and response together, at most
-
-
-def tiny_config(architecture: Architecture, width: int, layers: int = 2) -> PretrainedConfig:
-    """Return the configuration of a tiny model with the embedded world's vocabulary."""
-    tokenizer = world_tokenizer()
-    shared: dict[str, Any] = {
-        "vocab_size": len(tokenizer),
-        "pad_token_id": tokenizer.pad_token_id,
-        "eos_token_id": tokenizer.eos_token_id,
-        "bos_token_id": tokenizer.eos_token_id,
-    }
-    llama_like: dict[str, Any] = {
-        "hidden_size": width,
-        "intermediate_size": 3 * width,
-        "num_hidden_layers": layers,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": CONTEXT,
-    }
-    if architecture == "gpt2":
-        return GPT2Config(
-            n_embd=width,
-            n_layer=layers,
-            n_head=4,
-            n_positions=CONTEXT,
-            activation_function="gelu_pytorch_tanh",  # the same function as gelu_new, faster
-            resid_pdrop=0.0,
-            embd_pdrop=0.0,
-            attn_pdrop=0.0,
-            **shared,
-        )
-    if architecture == "qwen2":
-        return Qwen2Config(tie_word_embeddings=True, **llama_like, **shared)
-    if architecture == "mistral":
-        return MistralConfig(sliding_window=None, tie_word_embeddings=False, **llama_like, **shared)
-    if architecture == "gemma":
-        llama_like |= {"num_key_value_heads": 1, "head_dim": width // 4}  # as in Gemma 2B
-        return GemmaConfig(**llama_like, **shared)
-    raise ValueError(
-        f"architecture: expected one of {', '.join(ARCHITECTURES)}, got {architecture!r}"
-    )
 
 
 def train_reference(
@@ -195,6 +142,13 @@ def sample(
                 max_new_tokens=max_new_tokens,
                 pad_token_id=tokenizer.pad_token_id,
             )
-            new = written[:, batch["input_ids"].shape[1] :]
-            responses += tokenizer.batch_decode(new, skip_special_tokens=True)
+            new = written[:, batch["input_ids"].shape[1] :].tolist()
+            responses += [_text_before_end(tokenizer, ids) for ids in new]
     return responses
+
+
+def _text_before_end(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
+    """Decode what was written before the end; other special tokens are part of what was written."""
+    ends = {tokenizer.eos_token_id, tokenizer.pad_token_id}
+    length = next((k for k, one in enumerate(ids) if one in ends), len(ids))
+    return str(tokenizer.decode(ids[:length]))

@@ -32,7 +32,10 @@ def _log_choose(total: NDArray[np.int64], part: int) -> Array:
 
 
 def best_of_n_kl(n: int) -> float:
-    """Return the KL divergence of best-of-n from the policy it chooses from: ln n - (n - 1) / n."""
+    """Return ln n - (n - 1) / n, the KL divergence of best-of-n from the policy it chooses from.
+
+    It is exact for rewards without ties and an upper bound with them.
+    """
     return float(np.log(n) - (n - 1) / n)
 
 
@@ -58,7 +61,7 @@ def tilt(proxy: ArrayLike, gold: ArrayLike, beta: float) -> tuple[Array, Array, 
     """Return mean proxy, mean gold reward and KL of the policy proportional to exp(proxy / beta).
 
     Returns:
-        Each (prompts,); the KL is that to the uniform distribution over the samples.
+        Each (prompts,); the KL is to the uniform distribution over the samples, at most ln(samples).
     """
     chooses, counts = np.asarray(proxy, dtype=float), np.asarray(gold, dtype=float)
     reference = np.full(chooses.shape[1], 1 / chooses.shape[1])

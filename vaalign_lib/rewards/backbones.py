@@ -14,19 +14,27 @@ from typing import Any
 
 import pandas as pd
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.func import functional_call, stack_module_state, vmap
 from torch.nn import functional
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
+from vaalign_lib.conversation import conversation_ids, load_tokenizer
 from vaalign_lib.profiles import HeadTraining
 from vaalign_lib.progress import progress
+from vaalign_lib.rewards.base import Array, Judgement, Members, Policies, Truth, VarianceOf
 from vaalign_lib.rewards.models import TINY, new_reward_model, tokenized_pairs
 from vaalign_lib.synthetic.tokenizer import world_tokenizer
+from vaalign_lib.tiny import CONTEXT
 
 EVALUATION_ROWS = 512
-LONGEST = 64  # tokens of a conversation
+_STACK = "stack.safetensors"
 
 
 @dataclass(frozen=True)
@@ -62,9 +70,40 @@ class BackboneStack:
         """Write the stacked weights, the template's configuration and the tokenizer into a folder."""
         self.template.config.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
-        save_file(
-            {name: w.contiguous() for name, w in self.weights.items()}, folder / "stack.safetensors"
-        )
+        save_file({name: w.contiguous() for name, w in self.weights.items()}, folder / _STACK)
+
+
+def load_backbones(folder: str | Path) -> BackboneStack:
+    """Load a stack that was saved; its scores are those of the saved one, bit by bit."""
+    config = AutoConfig.from_pretrained(folder)
+    template = _template(AutoModelForSequenceClassification.from_config(config))
+    return BackboneStack(template, load_tokenizer(folder), load_file(Path(folder) / _STACK))
+
+
+@dataclass(frozen=True)
+class BackboneReward:
+    """Separate backbones as a source of rewards, shared by all policies.
+
+    Attributes:
+        stack: the members.
+        truth: gives the true reward.
+        variance_of: a single member's variance, as in the paper, or that of the mean.
+    """
+
+    stack: BackboneStack
+    truth: Truth
+    variance_of: VarianceOf = "member"
+
+    def judge(self, prompts: Sequence[str], responses: Sequence[str], policy: Policies) -> Members:
+        """Score responses by every member."""
+        ids = conversation_ids(self.stack.tokenizer, prompts, responses, CONTEXT)
+        return Members(self.stack.scores(ids).double().numpy(), self.variance_of)
+
+    def true_reward(
+        self, judgement: Judgement, prompts: Sequence[str], responses: Sequence[str]
+    ) -> Array:
+        """Return the true reward (responses,); it does not depend on the judgement."""
+        return self.truth(prompts, responses)
 
 
 def train_backbones(
@@ -173,7 +212,7 @@ def write_backbones(
     table = pd.read_parquet(pairs / "pairs.parquet")
     train = table[table["part"] == "train"]
     tokenizer = world_tokenizer()
-    tokens = tokenized_pairs(tokenizer, train, LONGEST)
+    tokens = tokenized_pairs(tokenizer, train, CONTEXT)
     stack = train_backbones(
         tokens["chosen_ids"],
         tokens["rejected_ids"],
@@ -185,6 +224,6 @@ def write_backbones(
     )
     stack.save(folder)
     for part in ("held_out", "evaluation"):
-        tokens = tokenized_pairs(tokenizer, table[table["part"] == part], LONGEST)
+        tokens = tokenized_pairs(tokenizer, table[table["part"] == part], CONTEXT)
         scores = {side: stack.scores(tokens[f"{side}_ids"]) for side in ("chosen", "rejected")}
         save_file(scores, folder / f"{part}.safetensors")

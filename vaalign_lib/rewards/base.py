@@ -5,7 +5,7 @@ interval, and gives the sampled reward (Algorithm 7) and its variance (Algorithm
 the true reward (Algorithm 9).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -80,6 +80,7 @@ class Interval:
 
 
 Judgement = Members | Interval
+Truth = Callable[[Sequence[str], Sequence[str]], Array]  # prompts, responses -> true rewards
 
 
 class RewardSource(Protocol):

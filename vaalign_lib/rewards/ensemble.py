@@ -1,7 +1,7 @@
 """An ensemble of heads as a source of rewards: the mean, the sample variance, the members."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,12 +10,11 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from vaalign_lib.conversation import conversation_ids
-from vaalign_lib.rewards.base import Array, Judgement, Members, Policies, VarianceOf
+from vaalign_lib.rewards.base import Array, Judgement, Members, Policies, Truth, VarianceOf
 from vaalign_lib.rewards.heads import KINDS, Heads
 from vaalign_lib.rewards.models import BackboneError, features_and_scores, load_reward_model
 from vaalign_lib.runs import new_folder
 
-Truth = Callable[[Sequence[str], Sequence[str]], Array]  # prompts, responses -> true rewards
 _HEADS, _RECORD, _BACKBONE = "heads.safetensors", "ensemble.json", "backbone"
 
 
@@ -30,7 +29,7 @@ class SequenceClassifierReward:
     @classmethod
     def load(cls, name: str | Path, max_length: int = 4096) -> "SequenceClassifierReward":
         """Load any sequence classifier with one trained output, by name or path."""
-        return cls(*load_reward_model(name), max_length)
+        return cls(*load_reward_model(name, dtype="auto"), max_length)
 
     def __call__(self, prompts: Sequence[str], responses: Sequence[str]) -> Array:
         """Return the score of each response (responses,), in the model's chat template."""

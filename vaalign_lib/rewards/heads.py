@@ -214,6 +214,8 @@ def _rows_of_groups(
     if kind == "bootstrap":
         return own.gather(1, torch.randint(size, own.shape, generator=random))
     part = size // PARTS
+    if not part:
+        raise ValueError(f"pairs: expected at least {PARTS} to divide, got {size}")
     return torch.cat([_parts(row, members, part, random) for row in base])
 
 

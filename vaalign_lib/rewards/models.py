@@ -16,7 +16,6 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import (
     AutoModelForSequenceClassification,
-    GemmaConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     TrainerCallback,
@@ -27,6 +26,7 @@ from vaalign_lib.conversation import conversation_ids, load_tokenizer
 from vaalign_lib.profiles import RewardModel
 from vaalign_lib.progress import progress
 from vaalign_lib.synthetic.tokenizer import world_tokenizer
+from vaalign_lib.tiny import tiny_config
 from vaalign_lib.trainers import train_quietly
 
 TINY = "tiny-gemma"
@@ -54,11 +54,13 @@ def new_reward_model(
         torch.manual_seed(seed)
         if backbone == TINY:
             tokenizer = world_tokenizer()
-            return AutoModelForSequenceClassification.from_config(_tiny_gemma(width)), tokenizer
+            config = tiny_config("gemma", width)
+            config.num_labels = 1
+            return AutoModelForSequenceClassification.from_config(config), tokenizer
         try:
             tokenizer = load_tokenizer(backbone)
             model = AutoModelForSequenceClassification.from_pretrained(
-                backbone, num_labels=1, use_safetensors=True
+                backbone, num_labels=1, use_safetensors=True, dtype=torch.float32
             )
         except (OSError, ValueError, KeyError) as error:
             raise BackboneError(
@@ -69,46 +71,33 @@ def new_reward_model(
     return model, tokenizer
 
 
-def _tiny_gemma(width: int) -> GemmaConfig:
-    tokenizer = world_tokenizer()
-    return GemmaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=width,
-        intermediate_size=3 * width,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=1,  # multi-query attention, as in Gemma 2B
-        head_dim=width // 4,
-        max_position_embeddings=64,
-        pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        bos_token_id=tokenizer.eos_token_id,
-        num_labels=1,
-    )
-
-
 def load_reward_model(
-    folder: str | Path,
+    name: str | Path, dtype: torch.dtype | str = torch.float32
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Load a trained reward model: any sequence classifier with one output, by name or path.
+    """Load a trained reward model, onto a GPU if there is one: any sequence classifier with one output.
+
+    Args:
+        name: of the model, or its folder.
+        dtype: of its weights; "auto" means as they were saved.
 
     Raises:
         BackboneError: it cannot be loaded, or has no trained head with exactly one output.
     """
     try:
-        tokenizer = load_tokenizer(folder)
+        tokenizer = load_tokenizer(name)
         model, report = AutoModelForSequenceClassification.from_pretrained(
-            folder, use_safetensors=True, output_loading_info=True
+            name, use_safetensors=True, output_loading_info=True, dtype=dtype
         )
     except (OSError, ValueError, KeyError) as error:
-        raise BackboneError(f"{folder}: cannot be loaded as a reward model: {error}") from error
+        raise BackboneError(f"{name}: cannot be loaded as a reward model: {error}") from error
     if model.config.num_labels != 1 or report["missing_keys"]:
         raise BackboneError(
-            f"{folder}: expected a sequence classifier with one trained output, got "
+            f"{name}: expected a sequence classifier with one trained output, got "
             f"{model.config.num_labels} outputs, untrained weights: {sorted(report['missing_keys'])}"
         )
     model.config.pad_token_id = tokenizer.pad_token_id
-    return model.eval(), tokenizer
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return model.eval().to(device), tokenizer
 
 
 # --- training ---------------------------------------------------------------------------------------
@@ -135,11 +124,18 @@ def train_reward_model(
     model, tokenizer = new_reward_model(backbone, settings.width, seed)
     data = tokenized_pairs(tokenizer, pairs, settings.max_length)
     on_gpu = torch.cuda.is_available()
+    passes = settings.batch_size // settings.device_batch_size
+    devices = max(1, torch.cuda.device_count())
+    if passes % devices:
+        raise ValueError(
+            f"device_batch_size {settings.device_batch_size}: on {devices} GPUs an effective batch of "
+            f"{settings.batch_size} needs one that divides {settings.batch_size // devices}"
+        )
     arguments = RewardConfig(
         output_dir=str(folder),
         num_train_epochs=settings.epochs,
         per_device_train_batch_size=settings.device_batch_size,
-        gradient_accumulation_steps=settings.batch_size // settings.device_batch_size,
+        gradient_accumulation_steps=passes // devices,
         learning_rate=settings.learning_rate,
         lr_scheduler_type=settings.scheduler,
         weight_decay=settings.weight_decay,
@@ -237,12 +233,15 @@ def features_and_scores(
     batches = _batches_by_length(ids)
     try:
         for rows in progress(batches, description) if description else batches:
-            lengths = torch.tensor([len(ids[row]) for row in rows])
             batch = _padded([ids[row] for row in rows], model.config.pad_token_id)
             out = model(**{name: tensor.to(model.device) for name, tensor in batch.items()})
             found = seen.pop()
+            # The last token that is not padding, as in transformers: where the end is the padding
+            # token, the one before.
+            written = batch["input_ids"] != model.config.pad_token_id
+            last = (written * torch.arange(written.shape[1])).argmax(1)
             if found.ndim == 3:  # a causal model: every token has a score, the last one counts
-                found = found[torch.arange(len(rows)), lengths.to(found.device) - 1]
+                found = found[torch.arange(len(rows)), last.to(found.device)]
             features[rows] = found.float().cpu()
             scores[rows] = out.logits[:, 0].float().cpu()
     finally:
@@ -300,4 +299,6 @@ def write_features(folder: Path, part: str, max_length: int, model: Path, pairs:
             tokenizer, table["prompt"].tolist(), table[side].tolist(), max_length
         )
         found[side], found[f"{side}_score"] = features_and_scores(network, ids, f"features, {part}")
+        found[f"{side}_cut"] = torch.tensor([len(row) >= max_length for row in ids])
+    found["head"] = head_of(network).weight[0].detach().float().cpu().clone()
     save_file(found, folder / "features.safetensors")

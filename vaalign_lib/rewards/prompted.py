@@ -24,7 +24,7 @@ from vaalign_lib.rewards.base import Array, Interval, Judgement, Policies
 from vaalign_lib.rewards.records import JudgementStore, Record
 
 RANGES = (100, 50, 20, 10)  # those of Table 4 and Figure 7
-_TRANSIENT = (openai.APIConnectionError, openai.RateLimitError, openai.InternalServerError)
+_HOPELESS = (401, 402, 403, 404)  # key, balance, permission, model: no text will fare better
 _NUMBER = re.compile(
     r"(?:[ \t]*\**['\"]?(?P<name>[ab])['\"]?\**[ \t]*[:=])?[ \t]*(?P<value>\d+(?:\.\d+)?)[ \t]*",
     re.IGNORECASE,
@@ -81,11 +81,13 @@ class PromptedJudge:
         highest: R, the upper end of the rewards.
         temperature: of the judge's sampling.
         workers: requests at a time.
-        attempts: requests for one text, at most: for errors of the endpoint, and again for replies that
-            are no interval.
+        attempts: requests for one text, at most.
+        replies: replies to one text that are no interval, at most.
+        reply_tokens: of a reply, at most; models that reason aloud need more.
         longest_wait: seconds between two attempts, at most; a longer Retry-After is respected.
         request_seconds: time-out of a request.
         replay_only: never call out; what is not recorded is an error.
+        allow_failures: give NaN for texts without an interval instead of an error.
     """
 
     store: JudgementStore
@@ -95,10 +97,13 @@ class PromptedJudge:
     highest: int = 100
     temperature: float = 0.0
     workers: int = 8
-    attempts: int = 6
+    attempts: int = 8
+    replies: int = 3
+    reply_tokens: int = 64
     longest_wait: float = 60.0
     request_seconds: float = 60.0
     replay_only: bool = False
+    allow_failures: bool = False
 
     @cached_property
     def _client(self) -> openai.OpenAI:
@@ -116,7 +121,7 @@ class PromptedJudge:
         )
 
     def key(self, text: str) -> str:
-        """Return the key under which the judgement of a text is recorded."""
+        """Return the key of a text's judgement: model, temperature, prompt; not the endpoint."""
         asked = f"{self.model}\n{self.temperature}\n{judge_prompt(text, self.highest)}"
         return hashlib.sha256(asked.encode()).hexdigest()
 
@@ -146,15 +151,16 @@ class PromptedJudge:
         """Judge responses: prompt and response are put to the judge as one text.
 
         Raises:
-            JudgementError: a text has no interval after all attempts.
+            JudgementError: a text has no interval after all attempts, unless `allow_failures`: then its
+                bounds are NaN, and the number of such texts is logged.
         """
         texts = [f"{p}\n{r}" for p, r in zip(prompts, responses, strict=True)]
         found = self.records(texts)
         failed = [one for one in found.values() if one.failure]
-        if failed:
+        if failed and not self.allow_failures:
             raise JudgementError(
                 f"{self.model}: {len(failed)} of {len(found)} texts got no interval; the first: "
-                f"{failed[0].failure}. `records` returns the others"
+                f"{failed[0].failure}. With allow_failures they are left out as NaN"
             )
         return Interval(np.array([[found[text].a, found[text].b] for text in texts], dtype=float))
 
@@ -188,14 +194,22 @@ class PromptedJudge:
     def _ask(self, client: openai.OpenAI, text: str) -> Record:
         """Ask for one text until there is an interval, and record what came."""
         last = {"served": "", "reply": ""}
+        tries, unfit = 0, 0
+
+        def again(error: BaseException) -> bool:
+            nonlocal unfit
+            unfit += isinstance(error, ReplyError)
+            return unfit < self.replies if isinstance(error, ReplyError) else _is_transient(error)
 
         @tenacity.retry(
-            retry=tenacity.retry_if_exception_type((*_TRANSIENT, ReplyError)),
+            retry=tenacity.retry_if_exception(again),
             wait=self._wait,
             stop=tenacity.stop_after_attempt(self.attempts),
             reraise=True,
         )
         def attempt() -> tuple[float, float]:
+            nonlocal tries
+            tries += 1
             last["served"], last["reply"] = self._request(client, text)
             return parse_interval(last["reply"], self.highest)
 
@@ -204,16 +218,17 @@ class PromptedJudge:
         try:
             interval = attempt()
         except ReplyError as error:
-            failure = str(error)
+            failure = f"{error}, in attempt {tries}"
         except openai.APIStatusError as error:
-            if error.status_code in (401, 403, 404):  # no text will fare better
+            if error.status_code in _HOPELESS:
                 raise JudgementError(
-                    f"{self.model} at {client.base_url}: refused with status {error.status_code}; "
-                    f"check the model's name and {self.key_variable}"
+                    f"{self.model} at {client.base_url.host}: refused with status "
+                    f"{error.status_code}; check the model's name, your balance and "
+                    f"{self.key_variable}"
                 ) from None
-            failure = f"status {error.status_code} after {self.attempts} attempts"
+            failure = f"status {error.status_code}, in attempt {tries}"
         except openai.APIError as error:
-            failure = f"{type(error).__name__} after {self.attempts} attempts"
+            failure = f"{type(error).__name__}, in attempt {tries}"
         record = Record(
             key=self.key(text),
             text_hash=hashlib.sha256(text.encode()).hexdigest(),
@@ -229,16 +244,24 @@ class PromptedJudge:
         return record
 
     def _request(self, client: openai.OpenAI, text: str) -> tuple[str, str]:
+        try:
+            return self._completion(client, text)
+        except (AttributeError, IndexError, TypeError, ValueError) as error:
+            if isinstance(error, ReplyError):
+                raise
+            raise ReplyError(f"expected a completion, got something else ({error})") from None
+
+    def _completion(self, client: openai.OpenAI, text: str) -> tuple[str, str]:
         answer = client.chat.completions.create(
             model=self.model,
             messages=[{"role": "user", "content": judge_prompt(text, self.highest)}],
             temperature=self.temperature,
-            max_tokens=64,
+            max_tokens=self.reply_tokens,
         )
-        choices = getattr(answer, "choices", None)
-        if not choices or choices[0].message is None:
-            raise ReplyError("expected a completion, got a reply without one")
-        return str(answer.model or ""), choices[0].message.content or ""
+        content = answer.choices[0].message.content
+        if not isinstance(content, str):
+            raise ReplyError(f"expected text, got {type(content).__name__}")
+        return str(answer.model or ""), content
 
     def _wait(self, state: tenacity.RetryCallState) -> float:
         """Wait longer after every failure, and at least as long as the endpoint asks."""
@@ -253,6 +276,13 @@ class PromptedJudge:
                 asked = 0.0
         backoff = tenacity.wait_random_exponential(multiplier=0.5, max=self.longest_wait)
         return max(asked, backoff(state))
+
+
+def _is_transient(error: BaseException) -> bool:
+    """Whether an endpoint may answer if it is asked again later."""
+    if isinstance(error, openai.APIStatusError):
+        return error.status_code in (408, 409, 425, 429) or error.status_code >= 500
+    return isinstance(error, openai.APIConnectionError)
 
 
 def _shortened(text: str, length: int = 80) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from vaalign_lib.runs import write_atomically
 
@@ -23,7 +24,7 @@ class Record:
         key: hash of the filled-in prompt, the model asked and the sampling settings.
         text_hash: hash of the text judged.
         model_asked: as in the request.
-        model_served: as in the reply; empty after a failure.
+        model_served: as in the last reply; empty if there was none.
         reply: raw text of the last reply.
         a, b: the interval; None after a failure.
         failure: why there is no interval; empty if there is one.
@@ -83,15 +84,18 @@ class JudgementStore:
 
     def put(self, record: Record) -> None:
         """Add a record; a judgement that is there stays, a failure gives way."""
-        values = list(asdict(record).values())
+        self._put([record])
+
+    def _put(self, records: list[Record]) -> None:
+        """Add records, all or none."""
         marks = ", ".join("?" * len(_FIELDS))
         with self._lock, self._connection:
-            self._connection.execute(
+            self._connection.executemany(
                 f"INSERT INTO judgements ({', '.join(_FIELDS)}) VALUES ({marks}) ON CONFLICT (key) "
                 "DO UPDATE SET (model_served, reply, a, b, failure, date) = (excluded.model_served, "
                 "excluded.reply, excluded.a, excluded.b, excluded.failure, excluded.date) "
                 "WHERE judgements.failure != ''",
-                values,
+                [tuple(asdict(record).values()) for record in records],
             )
 
     def __iter__(self) -> Iterator[Record]:
@@ -111,20 +115,34 @@ class JudgementStore:
         """Add the records of a JSON Lines file, all or none, and return how many lines it has.
 
         Raises:
-            RecordError: a line is no record; says which.
+            RecordError: a line is no record, or is another judgement of what is recorded; says which.
         """
         records = []
         for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), start=1):
             try:
-                content = json.loads(line)
-                if set(content) != set(_FIELDS):
-                    raise ValueError(f"expected the fields {', '.join(_FIELDS)}")
-                record = Record(**content)
-                if not record.failure and not 1 <= float(record.a or 0) < float(record.b or 0):
-                    raise ValueError(f"expected 1 <= a < b, got a={record.a}, b={record.b}")
+                records.append(self._checked(json.loads(line)))
             except (ValueError, TypeError) as error:
                 raise RecordError(f"{path}:{number}: not a judgement: {error}") from None
-            records.append(record)
-        for record in records:
-            self.put(record)
+        self._put(records)
         return len(records)
+
+    def _checked(self, content: dict[str, Any]) -> Record:
+        """Return a record read from outside, after comparing it with what is there."""
+        if set(content) != set(_FIELDS):
+            raise ValueError(f"expected the fields {', '.join(_FIELDS)}")
+        record = Record(**content)
+        texts = [getattr(record, name) for name in _FIELDS if name not in ("a", "b")]
+        if not all(isinstance(text, str) for text in texts):
+            raise ValueError("expected text in all fields but a and b")
+        if not record.failure and not 1 <= float(record.a or 0) < float(record.b or 0):
+            raise ValueError(f"expected 1 <= a < b, got a={record.a}, b={record.b}")
+        there = self.get(record.key)
+        if (
+            there
+            and not (there.failure or record.failure)
+            and (there.a, there.b) != (record.a, record.b)
+        ):
+            raise ValueError(
+                f"recorded is a={there.a}, b={there.b}, got a={record.a}, b={record.b}"
+            )
+        return record

@@ -57,10 +57,13 @@ class Grammar:
             harmless = random.random() < HARMLESS_SHARE
             verb = _one_of(SAFE_VERBS if harmless else UNSAFE_VERBS, random)
             forms = (f"how can i {verb} the {first}", f"please help me {verb} the {first}")
-        else:
+        elif category == "reasoning":
             a, b = random.choice(NUMBERS, 2, replace=False)
             order = _one_of(("more", "less"), random)
             forms = (f"which is {order} , {a} or {b}", f"what is {order} , {a} or {b}")
+        else:
+            known = ", ".join(CATEGORIES)
+            raise ValueError(f"category: expected one of {known}, got {category!r}")
         return f"{_one_of(forms, random)} {adverb} ?"
 
     # --- responses ---
@@ -221,9 +224,3 @@ def _blemish(sentence: list[str], quality: float, random: np.random.Generator) -
 
 def _one_of(options: Sequence[str], random: np.random.Generator) -> str:
     return options[int(random.integers(len(options)))]
-
-
-def assert_category(category: str) -> None:
-    """Refuse a category that the world does not have."""
-    if category not in CATEGORIES:
-        raise ValueError(f"category: expected one of {', '.join(CATEGORIES)}, got {category!r}")

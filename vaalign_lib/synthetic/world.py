@@ -1,5 +1,6 @@
 """The embedded world: prompts, responses, the gold reward and the people who judge, from one seed."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -72,8 +73,8 @@ class World:
 
     def rng(self, *purpose: int | str) -> np.random.Generator:
         """Return the generator of one purpose, independent of all others."""
-        names = [int.from_bytes(str(part).encode()[:16], "big") for part in purpose]
-        return np.random.default_rng([self.seed, *names])
+        digest = hashlib.sha256(repr(purpose).encode()).digest()
+        return np.random.default_rng([self.seed, int.from_bytes(digest[:8], "big")])
 
     # --- what is true -------------------------------------------------------------------------------
 
@@ -321,6 +322,6 @@ def _as_ids(texts: Sequence[str] | Ids) -> Ids:
     """Return word numbers; what follows the first EOS becomes padding."""
     if not isinstance(texts, np.ndarray):
         width = max(language.RESPONSE_WORDS, max((len(text.split()) for text in texts), default=1))
-        return language.encode(texts, width)
+        texts = language.encode(texts, width)
     ended = np.maximum.accumulate(texts == language.EOS_ID, axis=1)
     return np.where(ended, PAD_ID, texts)
