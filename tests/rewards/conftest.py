@@ -45,7 +45,7 @@ def save_tiny(folder, architecture):
     ]
     core = Tokenizer(models.WordLevel({w: k for k, w in enumerate(words)}, unk_token="<unk>"))
     core.pre_tokenizer = pre_tokenizers.Split("", "isolated")
-    special = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>", "bos_token": "<s>"}
+    special: dict = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>", "bos_token": "<s>"}
     if architecture == "bert":
         special |= {"cls_token": "<s>", "sep_token": "</s>"}
         core.post_processor = processors.TemplateProcessing(
@@ -53,12 +53,10 @@ def save_tiny(folder, architecture):
             pair="<s> $A </s> $B </s>",
             special_tokens=[("<s>", 1), ("</s>", 2)],
         )
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, **special)
     if architecture == "llama without padding":  # as GPT-2 and the Llamas come
         del special["pad_token"]
-        core.post_processor = processors.TemplateProcessing(
-            single="<s> $A", pair="<s> $A <s> $B", special_tokens=[("<s>", 1)]
-        )
+        special["add_bos_token"] = True
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, **special)
     if architecture in ("llama", "gemma"):
         tokenizer.chat_template = (
             "<s>{% for m in messages %}{{ m['role'] }}:{{ m['content'] }}</s>{% endfor %}"

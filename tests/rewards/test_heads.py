@@ -113,8 +113,8 @@ def test_on_the_same_data_all_heads_reach_the_one_minimum():
     exact = minimize(
         lambda w: np.logaddexp(0, -gap @ w).mean(), np.zeros(WIDTH), method="BFGS", tol=1e-9
     ).x
-    settings = HeadTraining(batch_size=PAIRS, learning_rate=0.03, optimizer="adamw_torch", weight_decay=0,
-                            scheduler="cosine", epochs=1500)  # fmt: skip
+    settings = HeadTraining(batch_size=PAIRS, learning_rate=0.05, optimizer="adamw_torch", weight_decay=0,
+                            scheduler="cosine", epochs=600)  # fmt: skip
     trained, kept = train(settings=settings, snapshots=[0])
     assert trained.weights["weight"][0].double().numpy() == pytest.approx(
         np.tile(exact, (10, 1)), abs=2e-3
@@ -125,12 +125,12 @@ def test_on_the_same_data_all_heads_reach_the_one_minimum():
 
 
 def test_heads_with_own_data_keep_disagreeing():
-    settings = SETTINGS.model_copy(update={"epochs": 200, "learning_rate": 0.03})
+    settings = SETTINGS.model_copy(update={"epochs": 60, "learning_rate": 0.05})
     same, own = (
         train(kind, settings=settings)[0].weights["weight"][0].std(0)
         for kind in ("paper", "bootstrap")
     )
-    assert own.min() > 20 * same.max()
+    assert own.min() > 5 * same.max()
 
 
 def test_scores_by_own_ensemble_are_those_of_the_grid():

@@ -30,13 +30,13 @@ def test_training_learns_and_its_loss_is_the_bradley_terry_loss(pairs, tmp_path)
     log = train_reward_model(
         tmp_path,
         pairs,
-        settings=SETTINGS.model_copy(update={"epochs": 6, "learning_rate": 3e-3}),
+        settings=SETTINGS.model_copy(update={"epochs": 3, "learning_rate": 5e-3}),
         backbone="tiny-gemma",
         seed=0,
     )
     assert list(log.columns) == ["step", "loss", "accuracy"]
     assert log["loss"].iloc[0] == pytest.approx(0.693, abs=0.03)
-    assert log["loss"].tail(5).mean() < 0.66
+    assert log["loss"].tail(5).mean() < 0.67
     model, tokenizer = load_reward_model(tmp_path)
     data = tokenized_pairs(tokenizer, pairs, 64)
     gap = (
@@ -112,7 +112,7 @@ def test_half_precision_weights_are_trained_in_full(saved, tmp_path):
 
 @pytest.mark.parametrize("backbone", ["no/such/model", "nothing-here"])
 def test_a_backbone_that_is_not_there(backbone, monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(BackboneError, match=f"backbone '{backbone}': cannot be loaded"):
         new_reward_model(backbone, 8, 0)
 
