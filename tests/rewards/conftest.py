@@ -45,7 +45,12 @@ def save_tiny(folder, architecture):
     ]
     core = Tokenizer(models.WordLevel({w: k for k, w in enumerate(words)}, unk_token="<unk>"))
     core.pre_tokenizer = pre_tokenizers.Split("", "isolated")
-    special: dict = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>", "bos_token": "<s>"}
+    special: dict = {
+        "pad_token": "<pad>",
+        "eos_token": "</s>",
+        "unk_token": "<unk>",
+        "bos_token": "<s>",
+    }
     if architecture == "bert":
         special |= {"cls_token": "<s>", "sep_token": "</s>"}
         core.post_processor = processors.TemplateProcessing(

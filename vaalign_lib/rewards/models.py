@@ -274,9 +274,14 @@ def _padded(rows: Sequence[Sequence[int]], pad: int) -> dict[str, Tensor]:
 
 
 def write_reward_model(
-    folder: Path, settings: dict[str, Any], backbone: str, seed: int, pairs: Path
+    folder: Path,
+    settings: dict[str, Any],
+    backbone: str,
+    weights: Sequence[str],
+    seed: int,
+    pairs: Path,
 ) -> None:
-    """Train the reward model of stage 1 on the pairs to learn from."""
+    """Train the reward model of stage 1 on the pairs to learn from; `weights` are hashes for the key."""
     table = pd.read_parquet(pairs / "pairs.parquet")
     log = train_reward_model(
         folder,
