@@ -133,7 +133,7 @@ def reward_model(log: pd.DataFrame, accuracy: pd.DataFrame, threshold: float) ->
         right.set_xticks(range(len(names)), [name.replace("_", " ")[:18] for name in names])
         if len(names) > 4:
             right.tick_params(axis="x", rotation=20)
-        right.legend(loc="upper left")
+        right.legend(loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=2)
     return figure
 
 
@@ -147,14 +147,14 @@ def figure_1(scores: pd.DataFrame, spread: float) -> Figure:
     with canvas(6.4, 3.4) as (figure, (axes,)):
         axes.plot(scores["model"], scores["chosen"], "o", color=VANILLA, markersize=8)
         axes.plot(scores["model"], scores["rejected"], "s", color=AWARE, markersize=6)
-        for side, colour in (("chosen", VANILLA), ("rejected", AWARE)):
+        for side, colour, height in (("chosen", VANILLA, 0.75), ("rejected", AWARE, 0.25)):
             axes.axhline(scores[side].mean(), color=colour, linewidth=1, linestyle="--")
             axes.annotate(
                 f"{side}\nSD {scores[side].std(ddof=1):.2f}",
-                (scores["model"].max() + 0.6, scores[side].mean()),
+                (1.02, height),
+                xycoords="axes fraction",
                 color=colour,
                 va="center",
-                annotation_clip=False,
             )
         axes.set(
             xlabel="reward model",

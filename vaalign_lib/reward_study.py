@@ -7,6 +7,8 @@ On real input the pairs come from a file or the hub, and there are no reference 
 """
 
 import json
+import os
+import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -38,6 +40,7 @@ from vaalign_lib.rewards.models import (
 )
 from vaalign_lib.runs import RunStore, content_key, file_hash
 from vaalign_lib.synthetic.world import World
+from vaalign_lib.trainers import silence_libraries
 
 PARTS = ("train", "held_out", "evaluation")
 TEMPERATURE, TOP_K, TOP_P = 1.5, 50, 0.9  # of the policies' responses; the first is Table 18's
@@ -76,12 +79,18 @@ def start_references(
     pool = ProcessPoolExecutor(
         max(1, min(workers - 1, len(architectures))),
         mp_context=get_context("spawn"),
-        initializer=torch.set_num_threads,
-        initargs=(1,),
+        initializer=_quiet_worker,
     )
     futures = {one: pool.submit(reference, store, profile, seed, one) for one in architectures}
     pool.shutdown(wait=False)
     return futures
+
+
+def _quiet_worker() -> None:
+    """Work on one thread and show nothing: the output of a notebook belongs to its own process."""
+    torch.set_num_threads(1)
+    silence_libraries()
+    sys.stderr = sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - as long as the process
 
 
 def sample_reference(

@@ -2,11 +2,19 @@
 
 from typing import Any
 
+import datasets
 import tqdm.auto
 import tqdm.std
+import transformers
 from transformers import PrinterCallback, Trainer, TrainerCallback
 
 from vaalign_lib.progress import headless
+
+
+def silence_libraries() -> None:
+    """Switch off the libraries' own bars (map, load, save), which say nothing that a reader needs."""
+    datasets.disable_progress_bars()
+    transformers.utils.logging.disable_progress_bar()
 
 
 def train_quietly(trainer: Trainer, description: str) -> None:
