@@ -165,12 +165,12 @@ def figure_1(scores: pd.DataFrame, spread: float) -> Figure:
     return figure
 
 
-def figure_8(table: pd.DataFrame, printed_median: float) -> Figure:
+def figure_8(table: pd.DataFrame, printed: str) -> Figure:
     """Figure 8: variances over ten models, of accepted responses (top) and of differences (bottom).
 
     Args:
         table: a row per pair: `category`, `accepted`, `difference` (variances).
-        printed_median: the paper's bound on the medians, in its own unit.
+        printed: what the paper says of the same variances.
     """
     categories = list(dict.fromkeys(table["category"]))
     figure, panels = _grid(2.6 * len(categories) + 0.6, 4.8, 2, len(categories))
@@ -197,13 +197,7 @@ def figure_8(table: pd.DataFrame, printed_median: float) -> Figure:
                     axes.set_title(category)
                 axes.set_xlabel(f"variance, {quantity}" + (" response" if row == 0 else ""))
             panels[row][0].set_ylabel("pairs")
-        figure.suptitle(
-            "Ten heads, the paper's recipe (in the paper's own unit every accepted median is above "
-            f"{printed_median:g})",
-            fontsize=10,
-            x=0.01,
-            ha="left",
-        )
+        figure.suptitle(f"Ten heads, the paper's recipe. {printed}", fontsize=10, x=0.01, ha="left")
     return figure
 
 
