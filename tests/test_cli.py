@@ -20,7 +20,7 @@ from vaalign_lib.runs import locked
         ),
         (
             ["reproduce", "--profile", "smoke", "--only", "03", "--set", "pair=x"],
-            "--set: 03_ensemble_disagreement has no parameter 'pair'; it has pairs, backbone, ratings",
+            "--set: 03_ensemble_disagreement has no parameter 'pair'; it has pairs, backbone, evaluation",
         ),
         (
             ["reproduce", "--profile", "smoke", "--only", "01", "--set", "seed=3"],

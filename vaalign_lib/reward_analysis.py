@@ -29,7 +29,7 @@ from vaalign_lib.rewards.calibration import (
 )
 from vaalign_lib.rewards.disagreement import (
     between_ensembles,
-    difference_share,
+    difference_ratio,
     sample_variance,
 )
 from vaalign_lib.rewards.heads import Heads, Kind
@@ -41,7 +41,9 @@ from vaalign_lib.synthetic.world import SLOPES, World
 Array = NDArray[np.float64]
 PAPER = "the paper's recipe"
 BACKBONES = "separate small backbones"
-TRAINED: dict[Kind, str] = {  # kinds of heads trained to the end, and their names in tables
+TRAINED: dict[
+    Kind, str
+] = {  # kinds of heads trained longer, with larger steps, and their names in tables
     "paper": "same data and order",
     "order": "own order",
     "anchored": "anchored to their start",
@@ -124,22 +126,24 @@ def ranked_rightly(gap: Array, pairs: pd.DataFrame) -> tuple[NDArray[np.bool_], 
 def figure_8_table(study: Study, scores: Scores) -> pd.DataFrame:
     """Return the variances of Figure 8, a row per pair: `category`, `accepted`, `difference`, `share`.
 
-    `share_fresh` and `accepted_fresh` leave out the first model, the head of stage 1.
+    `difference_ratio_fresh` and `accepted_fresh` leave out the first model, the head of stage 1.
     """
     return pd.DataFrame(
         {
             "category": study.part("evaluation")["category"],
             "accepted": sample_variance(scores.chosen),
             "difference": scores.gap_variance,
-            "share": difference_share(scores.chosen, scores.rejected),
-            "share_fresh": difference_share(scores.chosen[:, 1:], scores.rejected[:, 1:]),
+            "difference_ratio": difference_ratio(scores.chosen, scores.rejected),
+            "difference_ratio_fresh": difference_ratio(
+                scores.chosen[:, 1:], scores.rejected[:, 1:]
+            ),
             "accepted_fresh": sample_variance(scores.chosen[:, 1:]),
         }
     )
 
 
 def steps_table(study: Study, points: int = 10) -> tuple[pd.DataFrame, dict[int, Heads]]:
-    """Return variances along training for the paper's recipe and for training to the end.
+    """Return variances along training for the paper's recipe and for longer training with larger steps.
 
     Returns:
         A row per recipe and step, and the heads of the paper's recipe by step.
@@ -177,7 +181,7 @@ def kinds_table(study: Study, kinds: Mapping[str, Mapping[str, Scores]]) -> pd.D
     """Return what tells the kinds apart, a row each.
 
     Columns: `relative_variance` (median variance of accepted responses over the variance of the mean
-    reward), `difference_share` (median), `accuracy` and, where there is a gold reward,
+    reward), `difference_ratio` (median), `accuracy` and, where there is a gold reward,
     `rank_correlation` of squared error and variance and `temperature`; else `label_loss` without and
     with the variances.
     """
@@ -189,7 +193,7 @@ def kinds_table(study: Study, kinds: Mapping[str, Mapping[str, Scores]]) -> pd.D
         row: dict[str, object] = {
             "kind": kind,
             "relative_variance": np.median(sample_variance(scores.chosen)) / rewards.var(),
-            "difference_share": np.median(difference_share(scores.chosen, scores.rejected)),
+            "difference_ratio": np.median(difference_ratio(scores.chosen, scores.rejected)),
         }
         if study.embedded:
             correct, counted = ranked_rightly(scores.gap, pairs)

@@ -320,8 +320,8 @@ def ensemble_spread(table: pd.DataFrame, correlation: str) -> Figure:
         axes.set(
             xscale="log",
             yscale="log",
-            xlabel="variance of members, within an ensemble (differences)",
-            ylabel="variance of the mean, between ensembles (differences)",
+            xlabel="variance of members, within an ensemble",
+            ylabel="variance of the mean, between ensembles",
             title=correlation,
         )
     return figure

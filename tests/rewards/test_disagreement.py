@@ -5,7 +5,7 @@ import pytest
 
 from vaalign_lib.rewards.disagreement import (
     between_ensembles,
-    difference_share,
+    difference_ratio,
     initial_share,
     sample_variance,
 )
@@ -21,9 +21,9 @@ def test_sample_variance_divides_by_one_less():
 
 def test_shifted_copies_share_no_difference_and_independent_scores_all():
     base, shift = RANDOM.normal(size=(2, 50, 1)), RANDOM.normal(size=10)
-    assert difference_share(base[0] + shift, base[1] + shift) == pytest.approx(0, abs=1e-12)
+    assert difference_ratio(base[0] + shift, base[1] + shift) == pytest.approx(0, abs=1e-12)
     chosen, rejected = RANDOM.normal(size=(2, 4000, 10))
-    assert difference_share(chosen, rejected).mean() == pytest.approx(1, abs=0.03)
+    assert difference_ratio(chosen, rejected).mean() == pytest.approx(1, abs=0.03)
 
 
 def test_initial_share_is_one_if_all_moved_alike_and_small_if_no_trace_is_left():

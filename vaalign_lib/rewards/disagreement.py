@@ -11,10 +11,11 @@ def sample_variance(scores: Array) -> Array:
     return np.asarray(np.var(scores, axis=1, ddof=1))
 
 
-def difference_share(chosen: Array, rejected: Array) -> Array:
+def difference_ratio(chosen: Array, rejected: Array) -> Array:
     """Return Var(chosen - rejected) / (Var(chosen) + Var(rejected)) over models (pairs,).
 
-    It is 0 for models that are shifted copies of each other and 1 on average for independent scores.
+    It is 0 for models that are shifted copies of each other, 1 on average for unrelated scores, and up to
+    2 for models that trade one response against the other.
 
     Args:
         chosen: scores (pairs, models) of the preferred responses.
