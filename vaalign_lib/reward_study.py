@@ -13,6 +13,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass, field
+from functools import cached_property
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -203,6 +204,7 @@ class Study:
     data_folder: Path
     backbone: str
     _trained: dict[str, tuple[Heads, dict[int, Heads]]] = field(default_factory=dict, repr=False)
+    _feature_folders: dict[str, Path] = field(default_factory=dict, repr=False)
 
     @property
     def embedded(self) -> bool:
@@ -227,9 +229,9 @@ class Study:
             return settings
         return settings.model_copy(update=settings.pretrained.model_dump())
 
-    @property
+    @cached_property
     def reward_model(self) -> Path:
-        """The folder of the reward model of stage 1."""
+        """The folder of the reward model of stage 1, the same as long as the study lives."""
         config = {
             "settings": self.settings.model_dump(exclude={"backbone", "pretrained"}),
             "backbone": self.backbone,
@@ -249,9 +251,13 @@ class Study:
         return load_file(self._features(part) / "features.safetensors")
 
     def _features(self, part: str) -> Path:
+        if part in self._feature_folders:
+            return self._feature_folders[part]
         config = {"part": part, "max_length": self.settings.max_length}
         inputs = {"model": self.reward_model, "pairs": self.data_folder}
-        return self.store.folder(f"features-{part}", write_features, config, inputs)
+        folder = self.store.folder(f"features-{part}", write_features, config, inputs)
+        self._feature_folders[part] = folder
+        return folder
 
     def heads(
         self,
