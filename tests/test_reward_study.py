@@ -9,7 +9,15 @@ from tests.rewards.conftest import save_tiny
 from vaalign_lib import cli
 from vaalign_lib.data import DataError
 from vaalign_lib.profiles import load_profile
-from vaalign_lib.reward_study import PARTS, Study, prepare, real_data
+from vaalign_lib.reward_study import (
+    PARTS,
+    Study,
+    prepare,
+    real_data,
+    reference,
+    reward_source,
+)
+from vaalign_lib.rewards.heads import KINDS
 from vaalign_lib.runs import RunStore
 
 SMOKE = load_profile("smoke")
@@ -131,3 +139,27 @@ def test_bad_input_ends_with_file_line_and_reason(file, tmp_path, capsys):
     assert cli.main([*options, f"--set=pairs={broken}"]) == 1
     shown = capsys.readouterr().err
     assert "broken.jsonl:241: no field 'chosen'; expected prompt, chosen, rejected" in shown
+
+
+@pytest.mark.xdist_group("smoke")
+def test_every_kind_is_a_source_of_rewards_for_policies(tmp_path):
+    store = RunStore(tmp_path)
+    study = prepare(store, SMOKE, 0, reference=reference(store, SMOKE, 0, "gpt2"))
+    few = study.part("evaluation").head(6)
+    texts = few["prompt"].tolist(), few["chosen"].tolist()
+    policies = np.arange(6)
+    for kind in (*KINDS, "backbones"):
+        source = reward_source(study, kind)
+        judgement = source.judge(*texts, policies)
+        assert judgement.scores.shape == (6, SMOKE.ensembles.members)
+        assert source.true_reward(judgement, *texts) == pytest.approx(few["gold_chosen"])
+    shared = reward_source(study, "bootstrap").judge(*texts, policies)
+    assert np.array_equal(
+        shared.scores, reward_source(study, "bootstrap").judge(*texts, policies).scores
+    )
+    own = reward_source(study, "bootstrap", independent=True, variance_of="mean")
+    first, other = own.judge(*texts, policies), own.judge(*texts, policies[::-1])
+    assert not np.allclose(first.scores, other.scores)
+    assert first.variance() == pytest.approx(first.scores.var(1, ddof=1) / SMOKE.ensembles.members)
+    with pytest.raises(ValueError, match="one ensemble for all policies"):
+        reward_source(study, "backbones", independent=True)

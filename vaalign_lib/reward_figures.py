@@ -290,7 +290,8 @@ def calibration(bins: pd.DataFrame, covered: pd.DataFrame) -> Figure:
             ends = bins.loc[bins["against"] == question, ["predicted", "error"]].to_numpy()
             line = np.array([ends.min() * 0.8, ends.max() * 1.2])
             left.plot(line, line, color=REFERENCE, linewidth=0.8, linestyle="--")
-            left.set(xscale="log", yscale="log", xlabel="predicted SD", ylabel="error, RMS",
+            _plain_log(left, "xy")
+            left.set(xlabel="predicted SD", ylabel="error, RMS",
                      title=f"against {question}")  # fmt: skip
             left.legend(title="temperature", fontsize=8, title_fontsize=8)
             right.plot([0.4, 1], [0.4, 1], color=REFERENCE, linewidth=0.8, linestyle="--")

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -29,8 +29,8 @@ from vaalign_lib.conversation import load_tokenizer
 from vaalign_lib.data import EMBEDDED, DataError, embedded_pairs, read_pairs
 from vaalign_lib.policies.reference import sample, write_reference
 from vaalign_lib.profiles import HeadTraining, Profile, RewardModel
-from vaalign_lib.rewards.backbones import write_backbones
-from vaalign_lib.rewards.base import Truth, VarianceOf
+from vaalign_lib.rewards.backbones import BackboneReward, load_backbones, write_backbones
+from vaalign_lib.rewards.base import RewardSource, Truth, VarianceOf
 from vaalign_lib.rewards.ensemble import EnsembleReward, SequenceClassifierReward
 from vaalign_lib.rewards.heads import Heads, Kind, train_heads
 from vaalign_lib.rewards.models import (
@@ -294,6 +294,11 @@ class Study:
 
     def backbones(self, part: str) -> dict[str, Tensor]:
         """Return the scores of separate backbones: `chosen`, `rejected` (pairs, members)."""
+        return load_file(self.backbones_folder / f"{part}.safetensors")
+
+    @cached_property
+    def backbones_folder(self) -> Path:
+        """The folder of an ensemble of separately trained small backbones."""
         sizes = self.profile.ensembles
         config = {
             "settings": sizes.backbones.model_dump(),
@@ -302,10 +307,7 @@ class Study:
             "pairs_each": sizes.backbone_pairs,
             "seed": self.seed,
         }
-        folder = self.store.folder(
-            "backbones", write_backbones, config, {"pairs": self.data_folder}
-        )
-        return load_file(folder / f"{part}.safetensors")
+        return self.store.folder("backbones", write_backbones, config, {"pairs": self.data_folder})
 
     def resources(self) -> dict[str, float]:
         """Return the seconds that running the frozen backbone and training ten heads take."""
@@ -381,16 +383,28 @@ def prepare(
 
 
 def reward_source(
-    study: Study, kind: Kind, *, independent: bool = False, variance_of: VarianceOf = "member"
-) -> EnsembleReward:
+    study: Study,
+    kind: Kind | Literal["backbones"],
+    *,
+    independent: bool = False,
+    variance_of: VarianceOf = "member",
+) -> RewardSource:
     """Return an ensemble as the source of rewards that policies are trained with.
 
     Args:
         study: with its reward model.
-        kind: of heads; `paper` is the paper's recipe.
+        kind: of heads, of which `paper` is the paper's recipe; or `backbones`, separate small ones.
         independent: an ensemble for every policy, each with pairs of its own, instead of one for all.
         variance_of: a single member's variance, as in the paper, or that of the mean.
     """
+    if kind == "backbones":
+        if independent or not study.embedded:
+            raise ValueError(
+                "kind: separate backbones are one ensemble for all policies of the embedded world"
+            )
+        return BackboneReward(
+            load_backbones(study.backbones_folder), true_reward(study), variance_of
+        )
     sizes = study.profile.ensembles
     training = sizes.paper if kind == "paper" else sizes.trained
     if independent:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -70,7 +71,7 @@ class EnsembleReward:
             raise IndexError(f"policy: expected indices from 0 to {known - 1}, got {policy.max()}")
         ids = conversation_ids(self.tokenizer, prompts, responses, self.max_length)
         features, _ = features_and_scores(self.model, ids)
-        scores = self.heads.own_scores(features, torch.as_tensor(policy))
+        scores = self.heads.own_scores(features, torch.from_numpy(np.array(policy, dtype=np.int64)))
         return Members(scores.double().numpy(), self.variance_of)
 
     def true_reward(
