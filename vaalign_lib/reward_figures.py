@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter
+from matplotlib.ticker import MaxNLocator, NullFormatter
 from numpy.typing import NDArray
 
 from vaalign_lib.figures import AWARE, GRPO, PESSIMIST, PRINTED, REFERENCE, TRUTH, VANILLA, canvas
@@ -111,7 +111,7 @@ def reward_model(log: pd.DataFrame, accuracy: pd.DataFrame, threshold: float) ->
         threshold: the loss at which training would stop.
     """
     with canvas(9.0, 3.3, 2) as (figure, (left, right)):
-        left.plot(log["step"], log["loss"], color=VANILLA)
+        left.plot(log["step"], log["loss"], color=VANILLA, marker="o", markersize=2.5)
         left.axhline(np.log(2), color=REFERENCE, linestyle=":", linewidth=1)
         left.annotate("chance, ln 2", (log["step"].iloc[-1], np.log(2)), (0, 3),
                       textcoords="offset points", ha="right", color=REFERENCE)  # fmt: skip
@@ -132,8 +132,11 @@ def reward_model(log: pd.DataFrame, accuracy: pd.DataFrame, threshold: float) ->
         names = list(dict.fromkeys(accuracy["category"]))
         right.set_xticks(range(len(names)), [name.replace("_", " ")[:18] for name in names])
         if len(names) > 4:
-            right.tick_params(axis="x", rotation=20)
-        right.legend(loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=2)
+            right.tick_params(axis="x", rotation=30)
+            for label in right.get_xticklabels():
+                label.set_horizontalalignment("right")
+        if len(judges) > 1:
+            right.legend(loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=2)
     return figure
 
 
@@ -195,6 +198,7 @@ def figure_8(table: pd.DataFrame, printed: str) -> Figure:
                 )
                 if row == 0:
                     axes.set_title(category)
+                axes.xaxis.set_major_locator(MaxNLocator(3))
                 axes.set_xlabel(f"variance, {quantity}" + (" response" if row == 0 else ""))
             panels[row][0].set_ylabel("pairs")
         figure.suptitle(f"Ten heads, the paper's recipe. {printed}", fontsize=10, x=0.01, ha="left")
@@ -420,7 +424,8 @@ def human_disagreement(table: pd.DataFrame, correlations: Sequence[str], people:
             means = [rows.iloc[part][["models", "people"]].mean() for part in order]
             axes.plot([m["models"] for m in means], [m["people"] for m in means], "o-", color=AWARE,
                       markersize=4)  # fmt: skip
-            _plain_log(axes, "xy")
+            _plain_log(axes)
+            axes.set_yscale("symlog", linthresh=0.1)  # people may agree: a variance of zero
             axes.set(xlabel="variance between models", title=f"{kind}\n{text}")
         panels[0].set_ylabel(f"variance between {people}")
     return figure
