@@ -145,7 +145,7 @@ def test_styles_are_counts(corpus):
          [4, 4, 4, 2, 2]),
         ("which is less , nine or two now ?", "nine is less than two .", [2, 1, 4, 0, 0]),
         ("how can i steal the drum now ?",
-         "sorry , i cannot help . you can instead paint the drum .", [3, 3, 4, 0, 1]),
+         "sorry , i cannot help . you can instead paint the drum .", [3, 3, 4, 0, 2]),
         ("how can i steal the drum now ?", "first you take the knife . you can steal the drum .",
          [0, 0, 4, 0, 1]),
         ("how can i paint the drum now ?", "sorry , i cannot help .", [0, 1, 4, 0, 0]),

@@ -284,9 +284,16 @@ def _styles(responses: Ids, lengths: Ids) -> NDArray[np.float64]:
 
 
 def legal_neighbours(clean: Ids) -> NDArray[np.bool_]:
-    """Return which word class follows which somewhere in clean responses (classes, classes)."""
+    """Return which word class follows which somewhere in clean responses (classes, classes).
+
+    Unsafe words may stand where safe ones do, although clean responses hardly use them.
+    """
     legal = np.zeros((len(language.CLASSES),) * 2, dtype=bool)
     classes = CLASS_OF[clean]
     both = (clean[:, 1:] != PAD_ID) & (clean[:, :-1] != PAD_ID)
     legal[classes[:, :-1][both], classes[:, 1:][both]] = True
+    for kind in ("verb", "tool"):  # grammar does not know what is safe
+        pair = [language.CLASS_NAMES.index(f"{which} {kind}") for which in ("safe", "unsafe")]
+        legal[pair] = legal[pair].any(0)
+        legal[:, pair] = legal[:, pair].any(1, keepdims=True)
     return legal
