@@ -2,7 +2,7 @@
 
 Prints ratios of process time, from runs that alternate, on one thread:
 
-    python benchmarks/reward_heads.py [pairs]
+    python benchmarks/reward_heads.py [pairs [repeats]]
 """
 
 import statistics
@@ -27,7 +27,7 @@ from vaalign_lib.rewards.models import (
 )
 from vaalign_lib.synthetic.world import World
 
-MODELS, REPEATS = 10, 3
+MODELS = 10
 
 
 def seconds(work: Callable[[], object]) -> float:
@@ -37,8 +37,8 @@ def seconds(work: Callable[[], object]) -> float:
     return time.process_time() - started
 
 
-def main(count: int) -> None:
-    """Print the ratios for a number of pairs."""
+def main(count: int, repeats: int) -> None:
+    """Print the ratios for a number of pairs, over repeated rounds."""
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     profile, world, random = load_profile("embedded"), World(0), np.random.default_rng(0)
@@ -64,7 +64,7 @@ def main(count: int) -> None:
     one_model(0)
     found = features()
     rows = []
-    for repeat in range(REPEATS):
+    for repeat in range(repeats):
         separate = seconds(lambda r=repeat: [one_model(r * MODELS + k) for k in range(MODELS)])
         shared = [seconds(lambda: one_model(0)), seconds(features), seconds(lambda: heads(1))]
         grids = [seconds(lambda n=n: heads(n)) for n in (1, 80)]
@@ -85,4 +85,5 @@ def main(count: int) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 1000)
+    given = [int(text) for text in sys.argv[1:3]]
+    main(*given, *(1000, 3)[len(given) :])

@@ -47,6 +47,14 @@ def test_training_learns_and_its_loss_is_the_bradley_terry_loss(pairs, tmp_path)
     assert not list(tmp_path.glob("*.bin")) and not list(tmp_path.glob("*.pt"))
 
 
+def test_a_training_shorter_than_its_log_has_a_line_too(pairs, tmp_path):
+    settings = SETTINGS.model_copy(update={"logging_steps": 500})
+    log = train_reward_model(
+        tmp_path, pairs.head(40), settings=settings, backbone="tiny-gemma", seed=0
+    )
+    assert log["step"].tolist() == [2]
+
+
 def test_training_stops_at_the_loss_threshold(pairs, tmp_path):
     easy = pairs.assign(chosen="the drum is soft .", rejected="the drum is")
     settings = SETTINGS.model_copy(update={"epochs": 50, "learning_rate": 1e-2})

@@ -4,6 +4,7 @@ Any backbone of transformers will do, by name or path, causal or encoder; what i
 is a two-layer model of the paper's reward model architecture with the embedded world's vocabulary.
 """
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -131,6 +132,7 @@ def train_reward_model(
             f"device_batch_size {settings.device_batch_size}: on {devices} GPUs an effective batch of "
             f"{settings.batch_size} needs one that divides {settings.batch_size // devices}"
         )
+    steps = math.ceil(settings.epochs * math.ceil(len(pairs) / settings.batch_size))
     arguments = RewardConfig(
         output_dir=str(folder),
         num_train_epochs=settings.epochs,
@@ -140,7 +142,7 @@ def train_reward_model(
         lr_scheduler_type=settings.scheduler,
         weight_decay=settings.weight_decay,
         optim=settings.optimizer,
-        logging_steps=settings.logging_steps,
+        logging_steps=min(settings.logging_steps, steps),  # at least one line
         max_length=None,
         seed=seed,
         use_cpu=not on_gpu,
