@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -88,3 +89,10 @@ def _templated(
     return str(
         tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generation)
     )
+
+
+def response_texts(tokenizer: PreTrainedTokenizerBase, ids: Sequence[Sequence[int]]) -> list[str]:
+    """Decode what was written before the end; other special tokens are part of what was written."""
+    ends = {tokenizer.eos_token_id, tokenizer.pad_token_id}
+    written = [list(takewhile(lambda one: one not in ends, row)) for row in ids]
+    return list(tokenizer.batch_decode(written))

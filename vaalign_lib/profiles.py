@@ -131,6 +131,59 @@ class Ensembles(Section):
     backbone_width: Count = Field(description="of those")
 
 
+class Sampling(Section):
+    """How policies write, Table 18."""
+
+    temperature: Rate = 1.5
+    top_k: Annotated[int, Field(ge=0, strict=True)] = Field(default=50, description="0 keeps all")
+    top_p: Annotated[float, Field(gt=0, le=1)] = 0.9
+    min_new_tokens: Annotated[int, Field(ge=0, strict=True)] = 8
+    max_new_tokens: Count = 32
+    log_probability_temperature: Rate = Field(
+        default=1.5,
+        description="of the log-probabilities, untruncated: the temperature above, or 1 as in TRL",
+    )
+
+
+class AdaptiveKL(Section):
+    """The controller of the KL coefficient."""
+
+    target: Rate = Field(description="nats per response")
+    horizon: Rate = Field(description="responses")
+
+
+class PPO(Section):
+    """Hyperparameters of PPO by the names of trl 0.11 where it has one; defaults are trl's."""
+
+    iterations: Count = Field(description="batches of responses")
+    batch_size: Count = 128
+    mini_batch_size: Count = Field(default=128, description="responses of one pass")
+    gradient_accumulation_steps: Count = Field(default=1, description="passes of one update")
+    ppo_epochs: Count = 4
+    learning_rate: Rate = 1.41e-5
+    adam_betas: tuple[float, float] = (0.9, 0.999)
+    max_grad_norm: Rate | None = None
+    init_kl_coef: Annotated[float, Field(ge=0)] = 0.2
+    adaptive_kl: AdaptiveKL | None = None
+    kl_penalty: Literal["kl", "abs", "mse", "full"] = "kl"
+    gamma: Rate = 1.0
+    lam: Rate = 0.95
+    cliprange: Rate = 0.2
+    cliprange_value: Rate = 0.2
+    vf_coef: Annotated[float, Field(ge=0)] = 0.1
+    ratio_threshold: Rate = Field(default=10.0, description="mean ratio that skips an update")
+
+    @model_validator(mode="after")
+    def _whole_batches(self) -> "PPO":
+        update = self.mini_batch_size * self.gradient_accumulation_steps
+        if self.batch_size % update:
+            raise ValueError(
+                f"batch_size {self.batch_size} must be a multiple of mini_batch_size times "
+                f"gradient_accumulation_steps, {update}"
+            )
+        return self
+
+
 class Profile(Section):
     """All sizes of a study."""
 

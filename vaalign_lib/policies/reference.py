@@ -8,7 +8,7 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 from trl import SFTConfig, SFTTrainer
 
-from vaalign_lib.conversation import conversation_ids, prompt_ids
+from vaalign_lib.conversation import conversation_ids, prompt_ids, response_texts
 from vaalign_lib.synthetic.tokenizer import world_tokenizer
 from vaalign_lib.synthetic.world import World
 from vaalign_lib.tiny import CONTEXT, Architecture, tiny_config
@@ -143,12 +143,5 @@ def sample(
                 pad_token_id=tokenizer.pad_token_id,
             )
             new = written[:, batch["input_ids"].shape[1] :].tolist()
-            responses += [_text_before_end(tokenizer, ids) for ids in new]
+            responses += response_texts(tokenizer, new)
     return responses
-
-
-def _text_before_end(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
-    """Decode what was written before the end; other special tokens are part of what was written."""
-    ends = {tokenizer.eos_token_id, tokenizer.pad_token_id}
-    length = next((k for k, one in enumerate(ids) if one in ends), len(ids))
-    return str(tokenizer.decode(ids[:length]))

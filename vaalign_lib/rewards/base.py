@@ -11,6 +11,7 @@ from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import logsumexp
 
 Array = NDArray[np.float64]
 Policies = NDArray[np.int64]
@@ -45,6 +46,15 @@ class Members:
         spread = self.scores.var(1, ddof=1)
         return np.asarray(spread / self.scores.shape[1] if self.variance_of == "mean" else spread)
 
+    def worst(self) -> Array:
+        """Return the lowest member's score (responses,)."""
+        return np.asarray(self.scores.min(1))
+
+    def soft_worst(self, strength: Array) -> Array:
+        """Return -ln mean(exp(-strength * score)) / strength over the members (responses,)."""
+        scaled = -strength[:, None] * self.scores
+        return np.asarray(-(logsumexp(scaled, axis=1) - np.log(self.scores.shape[1])) / strength)
+
 
 @dataclass(frozen=True)
 class Interval:
@@ -77,6 +87,17 @@ class Interval:
     def midpoint(self) -> Array:
         """Return (a + b) / 2 (responses,)."""
         return np.asarray(self.bounds.mean(1))
+
+    def worst(self) -> Array:
+        """Return a (responses,)."""
+        return self.bounds[:, 0]
+
+    def soft_worst(self, strength: Array) -> Array:
+        """Return -ln E[exp(-strength * r)] / strength for r from U[a, b] (responses,)."""
+        half = strength * np.diff(self.bounds)[:, 0] / 2
+        safe = np.maximum(half, 1e-4)  # below that the first term of the series is exact
+        log_mean = np.where(half < 1e-4, half**2 / 6, safe + np.log(-np.expm1(-2 * safe) / (2 * safe)))
+        return self.midpoint() - log_mean / strength
 
 
 Judgement = Members | Interval

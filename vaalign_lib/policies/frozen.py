@@ -1,0 +1,71 @@
+"""The policy that all others are measured against: it writes, and never changes."""
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor
+from transformers import Cache, PretrainedConfig, PreTrainedModel
+
+from vaalign_lib.policies.sampling import Sequences
+from vaalign_lib.policies.stack import PolicyStack
+
+PIECE = 512  # rows of one pass
+
+
+class ReferencePolicy:
+    """One frozen policy: a model of its own, or the base under a stack of adapters."""
+
+    def __init__(self, source: PreTrainedModel | PolicyStack) -> None:
+        self._stack = source if isinstance(source, PolicyStack) else None
+        self.model = source.model if isinstance(source, PolicyStack) else source.eval()
+        self.dtype: torch.dtype = self.model.get_output_embeddings().weight.dtype
+
+    @property
+    def config(self) -> PretrainedConfig:
+        return self.model.config
+
+    def _alone(self) -> AbstractContextManager[None]:
+        return nullcontext() if self._stack is None else self._stack.without_adapters()
+
+    @torch.no_grad()
+    def hidden(
+        self, ids: Tensor, mask: Tensor, positions: Tensor, cache: Cache | None = None
+    ) -> Tensor:
+        """Return the last hidden states (rows, tokens, width); see `PolicyStack.hidden`."""
+        with self._alone():
+            out = self.model.base_model(
+                input_ids=ids,
+                attention_mask=mask,
+                position_ids=positions,
+                past_key_values=cache,
+                use_cache=cache is not None,
+            )
+        hidden: Tensor = out.last_hidden_state
+        return hidden
+
+    @torch.no_grad()
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Return (rows, tokens, words) in float32."""
+        with self._alone():
+            return self.model.get_output_embeddings()(hidden).float()
+
+    @torch.no_grad()
+    def all_states(self, batch: Sequences) -> tuple[Tensor, ...]:
+        """Return the hidden states of every layer before each token of the responses, the last one
+        last, each (rows, response tokens, width).
+        """
+        tokens = batch.responses.shape[1]
+        pieces = []
+        with self._alone():
+            for rows in torch.arange(len(batch.ids), device=batch.ids.device).split(PIECE):
+                piece = batch[rows]
+                out = self.model.base_model(
+                    input_ids=piece.ids,
+                    attention_mask=piece.mask,
+                    position_ids=piece.positions,
+                    use_cache=False,
+                    output_hidden_states=True,
+                )
+                states = (*out.hidden_states[:-1], out.last_hidden_state)
+                pieces.append([layer[:, -tokens:] for layer in states])
+        return tuple(torch.cat(layers) for layers in zip(*pieces, strict=True))

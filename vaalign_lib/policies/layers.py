@@ -1,0 +1,184 @@
+"""Layers that hold N sets of weights, one for each policy of a stack.
+
+They take the place of a transformers model's own layers; the rows of what goes through them are laid out
+policy by policy, (N * rows each, ...), and meet the weights of their own policy only.
+"""
+
+import torch
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers.pytorch_utils import Conv1D
+
+
+class StackedLinear(nn.Module):
+    """N linear layers.
+
+    Attributes:
+        weight: (N, in, out) with `inputs_first`, as in GPT-2's Conv1D, else (N, out, in).
+        bias: (N, out) or None.
+    """
+
+    def __init__(self, weight: nn.Parameter, bias: Tensor | None, inputs_first: bool) -> None:
+        super().__init__()
+        self.weight = weight
+        self.bias = None if bias is None else nn.Parameter(bias)
+        self.inputs_first = inputs_first
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Map (N * rows, ..., in) to (N * rows, ..., out)."""
+        weight = self.weight if self.inputs_first else self.weight.transpose(1, 2)
+        rows = inputs.reshape(weight.shape[0], -1, weight.shape[1])
+        if self.bias is None:
+            out = torch.bmm(rows, weight)
+        else:
+            out = torch.baddbmm(self.bias[:, None], rows, weight)
+        return out.view(*inputs.shape[:-1], weight.shape[2])
+
+
+class StackedEmbedding(nn.Module):
+    """N embeddings; weight (N, words, width)."""
+
+    def __init__(self, weight: nn.Parameter) -> None:
+        super().__init__()
+        self.weight = weight
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Look up (N * rows, tokens) in (N * rows, tokens, width)."""
+        size, words, width = self.weight.shape
+        if ids.shape[0] % size:
+            raise ValueError(
+                f"ids: expected a multiple of {size} rows, policy by policy, got {ids.shape[0]}; "
+                "give position_ids for every row"
+            )
+        first = torch.arange(size, device=ids.device).repeat_interleave(ids.shape[0] // size)
+        table = self.weight.reshape(size * words, width)
+        return functional.embedding(ids + words * first[:, None], table)
+
+
+class StackedNorm(nn.Module):
+    """N layer norms, or root-mean-square norms where there is no bias; weight and bias (N, width)."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, epsilon: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight)
+        self.bias = None if bias is None else nn.Parameter(bias)
+        self.epsilon = epsilon
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Normalize (N * rows, tokens, width) over its last dimension."""
+        size, width = self.weight.shape
+        if self.bias is None:
+            normal = functional.rms_norm(inputs.float(), (width,), eps=self.epsilon)
+        else:
+            normal = functional.layer_norm(inputs, (width,), eps=self.epsilon)
+        rows = normal.to(inputs.dtype).reshape(size, -1, width)
+        if self.bias is None:
+            scaled = rows * self.weight[:, None]
+        else:
+            scaled = torch.addcmul(self.bias[:, None], rows, self.weight[:, None])
+        return scaled.view(inputs.shape)
+
+
+class StackedLora(nn.Module):
+    """N low-rank adapters over one frozen layer, which may be quantized.
+
+    Attributes:
+        base: the layer that all share.
+        down: (N, in, rank), peft's lora_A transposed.
+        up: (N, rank, out), peft's lora_B transposed.
+        scaling: of the adapters' output.
+        dropout: probability with which an input of the adapters is left out in an update.
+        generators: one for each policy, for the masks of dropout; None switches dropout off.
+        adapted: False gives the frozen layer alone, which is the reference policy's.
+    """
+
+    def __init__(
+        self, base: nn.Module, down: Tensor, up: Tensor, scaling: float, dropout: float
+    ) -> None:
+        super().__init__()
+        self.base = base
+        self.down = nn.Parameter(down)
+        self.up = nn.Parameter(up)
+        self.scaling = scaling
+        self.dropout = dropout
+        self.generators: list[torch.Generator] | None = None
+        self.adapted = True
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Map (N * rows, ..., in) to (N * rows, ..., out)."""
+        out: Tensor = self.base(inputs)
+        if not self.adapted:
+            return out
+        size, width, _ = self.down.shape
+        rows = inputs.reshape(size, -1, width).to(self.down.dtype)
+        if self.dropout and self.generators is not None:
+            rows = rows * self._masks(rows)
+        change = torch.bmm(torch.bmm(rows, self.down), self.up)
+        return out + (self.scaling * change).view(out.shape).to(out.dtype)
+
+    def _masks(self, rows: Tensor) -> Tensor:
+        """Return zeros and 1 / (1 - p), drawn for each policy from its own generator."""
+        assert self.generators is not None
+        drawn = [torch.rand(rows.shape[1:], generator=one) for one in self.generators]
+        return (torch.stack(drawn) >= self.dropout).to(rows) / (1 - self.dropout)
+
+
+def stacked(layer: nn.Module, size: int, known: dict[int, nn.Parameter]) -> nn.Module | None:
+    """Return the stack that takes a layer's place, or None if the layer has no weights of its own.
+
+    Args:
+        layer: of a transformers model.
+        size: N; every policy starts with a copy of the layer's weights.
+        known: stacked weights by the identity of the original, so that tied layers stay tied.
+
+    Raises:
+        TypeError: a layer with weights of its own is of an unknown kind.
+    """
+    own = dict(layer.named_parameters(recurse=False))
+    if not own:
+        return None
+
+    def copies(name: str) -> Tensor | None:
+        weight = own.get(name)
+        return None if weight is None else weight.detach().repeat(size, *[1] * weight.dim())
+
+    weight = known.get(id(own.get("weight")))
+    if weight is None:
+        weight = known[id(own.get("weight"))] = nn.Parameter(copies("weight"))
+    if isinstance(layer, nn.Linear):
+        return StackedLinear(weight, copies("bias"), inputs_first=False)
+    if isinstance(layer, Conv1D):
+        return StackedLinear(weight, copies("bias"), inputs_first=True)
+    if isinstance(layer, nn.Embedding):
+        return StackedEmbedding(weight)
+    if isinstance(layer, nn.LayerNorm) and layer.bias is not None:
+        return StackedNorm(weight, copies("bias"), layer.eps)
+    if type(layer).__name__ in ("MistralRMSNorm", "Qwen2RMSNorm", "LlamaRMSNorm"):
+        return StackedNorm(weight, None, layer.variance_epsilon)
+    raise TypeError(
+        f"a stack knows linear layers, embeddings and norms, not {type(layer).__name__}; "
+        "the architectures GPT-2, Qwen2, Mistral and Llama have no others"
+    )
+
+
+def stacked_lora(layer: LoraLayer, size: int, generators: list[torch.Generator]) -> StackedLora:
+    """Return the stack that takes the place of a linear layer to which peft gave an adapter.
+
+    Args:
+        layer: peft's.
+        size: N.
+        generators: one for each policy; they draw lora_A as peft does, lora_B is zero.
+    """
+    down, up = layer.lora_A["default"].weight, layer.lora_B["default"].weight
+    rank, width = down.shape
+    bound = width**-0.5  # Kaiming's uniform distribution with a = sqrt(5), peft's start
+    drawn = [torch.empty(width, rank).uniform_(-bound, bound, generator=g) for g in generators]
+    dropout = getattr(layer.lora_dropout["default"], "p", 0.0)
+    return StackedLora(
+        layer.base_layer,
+        torch.stack(drawn).to(down),
+        torch.zeros(size, rank, up.shape[0]).to(up),
+        layer.scaling["default"],
+        dropout,
+    )

@@ -1,0 +1,249 @@
+"""Sampling from a stack of policies, with random numbers that the caller has drawn."""
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from transformers import Cache, PretrainedConfig
+from transformers.cache_utils import StaticLayer
+
+from vaalign_lib.profiles import Sampling
+
+
+class Writer(Protocol):
+    """A policy or a stack of them, as `PolicyStack` has it."""
+
+    @property
+    def config(self) -> PretrainedConfig: ...
+
+    @property
+    def dtype(self) -> torch.dtype: ...
+
+    def hidden(
+        self, ids: Tensor, mask: Tensor, positions: Tensor, cache: Cache | None = None
+    ) -> Tensor: ...
+
+    def logits(self, hidden: Tensor) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Prompts as a model reads them: their ends aligned, padding before them.
+
+    Attributes:
+        ids: (rows, width).
+        real: False where there is padding (rows, width).
+    """
+
+    ids: Tensor
+    real: Tensor
+
+    @classmethod
+    def from_lists(cls, rows: list[list[int]], width: int, pad: int) -> "Prompts":
+        """Align token ids.
+
+        Raises:
+            ValueError: a prompt is longer than `width` or empty.
+        """
+        longest, shortest = max(map(len, rows)), min(map(len, rows))
+        if not 0 < shortest <= longest <= width:
+            raise ValueError(f"prompts: expected 1 to {width} tokens, got {shortest} to {longest}")
+        ids = torch.tensor([[pad] * (width - len(row)) + row for row in rows])
+        lengths = torch.tensor([len(row) for row in rows])
+        return cls(ids, torch.arange(width) >= width - lengths[:, None])
+
+    def __getitem__(self, rows: Tensor) -> "Prompts":
+        return Prompts(self.ids[rows], self.real[rows])
+
+    def to(self, device: torch.device) -> "Prompts":
+        """Move to a device."""
+        return Prompts(self.ids.to(device), self.real.to(device))
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """Responses of a stack of policies, laid out policy by policy.
+
+    Attributes:
+        prompts: what they answer (N * rows, prompt tokens).
+        responses: token ids, padding after the end (N * rows, tokens).
+        mask: True for tokens of the response with its end (N * rows, tokens).
+        log_probabilities: of the tokens, as the policy that wrote them sees them (N * rows, tokens).
+        hidden: the policy's last hidden state before each token (N * rows, tokens, width).
+        entropy: of the distribution each token was drawn from, before truncation (N * rows, tokens).
+    """
+
+    prompts: Prompts
+    responses: Tensor
+    mask: Tensor
+    log_probabilities: Tensor
+    hidden: Tensor
+    entropy: Tensor
+
+    @property
+    def lengths(self) -> Tensor:
+        """Tokens of each response, with its end (N * rows,)."""
+        return self.mask.sum(1)
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """Prompts with responses, ready for one pass: the last token is left out, nothing follows it.
+
+    Attributes:
+        ids: (rows, tokens).
+        mask: added to attention scores (rows, 1, tokens, tokens).
+        positions: (rows, tokens).
+        responses: the tokens to predict (rows, response tokens).
+    """
+
+    ids: Tensor
+    mask: Tensor
+    positions: Tensor
+    responses: Tensor
+
+    def __getitem__(self, rows: Tensor) -> "Sequences":
+        return Sequences(
+            self.ids[rows], self.mask[rows], self.positions[rows], self.responses[rows]
+        )
+
+
+def sequences(prompts: Prompts, responses: Tensor, dtype: torch.dtype) -> Sequences:
+    """Join prompts and responses; padding after the end is seen by nothing that counts."""
+    ids = torch.cat((prompts.ids, responses[:, :-1]), dim=1)
+    real = torch.cat((prompts.real, torch.ones_like(responses[:, :-1], dtype=torch.bool)), dim=1)
+    width = ids.shape[1]
+    behind = torch.ones(width, width, dtype=torch.bool, device=ids.device).tril()
+    return Sequences(ids, _scores(real[:, None] & behind, dtype), _positions(real), responses)
+
+
+def _positions(real: Tensor) -> Tensor:
+    return (real.long().cumsum(1) - 1).clamp(min=0)
+
+
+def _scores(seen: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return what is added to attention scores (rows, 1, queries, keys)."""
+    hidden = torch.finfo(dtype).min
+    return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill(~seen, hidden)[
+        :, None
+    ]
+
+
+def response_states(stack: Writer, batch: Sequences) -> Tensor:
+    """Return the hidden state before each token of the responses (rows, response tokens, width)."""
+    hidden = stack.hidden(batch.ids, batch.mask, batch.positions)
+    return hidden[:, -batch.responses.shape[1] :]
+
+
+def token_log_probabilities(logits: Tensor, tokens: Tensor, temperature: float) -> Tensor:
+    """Return the log-probabilities of tokens (rows, tokens), before any truncation.
+
+    Args:
+        logits: (rows, tokens, words).
+        tokens: (rows, tokens).
+        temperature: divides the logits.
+    """
+    scaled = logits if temperature == 1 else logits / temperature
+    loss = functional.cross_entropy(scaled.flatten(0, 1), tokens.flatten(), reduction="none")
+    return -loss.view(tokens.shape)
+
+
+@torch.no_grad()
+def rollout(
+    stack: Writer, prompts: Prompts, uniforms: Tensor, settings: Sampling, end: int, pad: int
+) -> Rollout:
+    """Let every policy answer its prompts.
+
+    Args:
+        stack: N policies.
+        prompts: policy by policy (N * rows, prompt tokens).
+        uniforms: in [0, 1), one for each token (N * rows, max_new_tokens).
+        settings: of the sampling.
+        end: the id of the token that ends a response.
+        pad: the id that follows it.
+    """
+    rows, width = prompts.ids.shape
+    most = settings.max_new_tokens
+    cache = _cache(stack.config, width + most)
+    behind = torch.ones(width, width, dtype=torch.bool, device=prompts.ids.device).tril()
+    seen = torch.cat((prompts.real, prompts.real.new_ones(rows, most)), dim=1)
+    later = _scores(seen[:, None], stack.dtype)
+    positions = _positions(seen)
+    mask = _scores(prompts.real[:, None] & behind, stack.dtype)
+    state = stack.hidden(prompts.ids, mask, positions[:, :width], cache)[:, -1:]
+    going = torch.ones(rows, dtype=torch.bool, device=prompts.ids.device)
+    written: list[tuple[Tensor, ...]] = []
+    for step in range(most):
+        logits = stack.logits(state)[:, 0]
+        token = _draw(logits, uniforms[:, step], settings, end if step < settings.min_new_tokens else None)
+        token = torch.where(going, token, pad)
+        heat = settings.log_probability_temperature
+        normal = (logits / heat).log_softmax(1)
+        chosen = normal.gather(1, token[:, None])[:, 0]
+        entropy = -(normal.exp() * normal).sum(1)
+        written.append((token, going, chosen, entropy, state[:, 0]))
+        going = going & (token != end)
+        if step + 1 == most or not bool(going.any()):
+            break
+        place = width + step
+        state = stack.hidden(
+            token[:, None], later[..., : place + 1], positions[:, place : place + 1], cache
+        )
+    parts = [_fill(torch.stack(part, 1), most) for part in zip(*written, strict=True)]
+    tokens, real, chosen, entropy, hidden = parts
+    tokens = torch.where(real, tokens, pad)
+    return Rollout(prompts, tokens, real, chosen, hidden, entropy)
+
+
+def _fill(values: Tensor, width: int) -> Tensor:
+    """Append zeros up to a width: shapes must not depend on when the last policy stopped."""
+    missing = width - values.shape[1]
+    if not missing:
+        return values
+    zeros = values.new_zeros(values.shape[0], missing, *values.shape[2:])
+    return torch.cat((values, zeros), dim=1)
+
+
+def _draw(logits: Tensor, uniforms: Tensor, settings: Sampling, barred: int | None) -> Tensor:
+    """Draw one token per row: temperature, then the top k, then the top p of those.
+
+    Args:
+        logits: (rows, words).
+        uniforms: (rows,).
+        settings: of the sampling.
+        barred: a token that must not come, None if all may.
+    """
+    if barred is not None:
+        logits = logits.index_fill(1, torch.tensor([barred], device=logits.device), -torch.inf)
+    kept = min(settings.top_k or logits.shape[1], logits.shape[1])
+    values, words = (logits / settings.temperature).topk(kept, dim=1)
+    share = values.softmax(1)
+    sums = share.cumsum(1)
+    if settings.top_p < 1:
+        share = share * (sums - share < settings.top_p)
+        sums = share.cumsum(1)
+    place = torch.searchsorted(sums, (uniforms[:, None] * sums[:, -1:]).to(sums), right=True)
+    last = (share > 0).sum(1, keepdim=True) - 1
+    return words.gather(1, torch.minimum(place, last))[:, 0]
+
+
+class _FilledLayer(StaticLayer):
+    """Keys and values in memory that was allocated once; only what is filled is handed out."""
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+            self.filled = 0
+        start, self.filled = self.filled, self.filled + key_states.shape[-2]
+        self.keys[:, :, start : self.filled] = key_states
+        self.values[:, :, start : self.filled] = value_states
+        return self.keys[:, :, : self.filled], self.values[:, :, : self.filled]
+
+
+def _cache(config: PretrainedConfig, tokens: int) -> Cache:
+    layers = config.get_text_config().num_hidden_layers
+    return Cache(layers=[_FilledLayer(tokens) for _ in range(layers)])

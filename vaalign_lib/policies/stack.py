@@ -1,0 +1,275 @@
+"""N policies of one architecture inside one unmodified transformers model."""
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, get_peft_model
+from peft.tuners.lora import LoraLayer
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    BitsAndBytesConfig,
+    Cache,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from vaalign_lib.policies.layers import StackedLora, stacked, stacked_lora
+from vaalign_lib.runs import new_folder
+
+ARCHITECTURES = ("gpt2", "qwen2", "mistral", "llama")
+ACTIVATIONS = {"gelu_new": "gelu_pytorch_tanh"}  # the same function, in one operation
+
+
+class StackError(ValueError):
+    """A stack cannot be made of what was given."""
+
+
+class PolicyStack:
+    """N policies: full weights, or low-rank adapters over one shared base.
+
+    Every policy starts as a copy of one model, the reference policy. Rows of token ids are laid out
+    policy by policy, (N * rows each, tokens). Dropout acts in adapters only, and in updates only.
+
+    Attributes:
+        model: the transformers model whose layers hold the N sets of weights.
+        size: N.
+        lora: the adapters' settings, None for full weights.
+    """
+
+    def __init__(
+        self,
+        source: str | Path | PretrainedConfig | PreTrainedModel,
+        size: int,
+        *,
+        lora: LoraConfig | None = None,
+        four_bit: bool = False,
+        seeds: Sequence[int] | None = None,
+        dtype: torch.dtype | None = None,
+        device: str | torch.device = "cpu",
+    ) -> None:
+        """Load a model and stack it.
+
+        Args:
+            source: a name on the hub, a folder, a configuration (fresh weights) or a model.
+            size: N.
+            lora: the adapters; None trains all weights.
+            four_bit: whether the frozen base is held in 4 bits, as in Table 17; needs `lora`.
+            seeds: of the policies' own random starts (adapters only), by default 0 to N - 1.
+            dtype: of the weights; by default float32, and bfloat16 for a base in 4 bits.
+            device: where the stack lives.
+
+        Raises:
+            StackError: a size, an architecture or a setting that is not possible.
+        """
+        if size < 1:
+            raise StackError(f"size: expected at least one policy, got {size}")
+        if four_bit and lora is None:
+            raise StackError("four_bit: weights in 4 bits cannot be trained; give lora as well")
+        self.size = size
+        self.lora = lora
+        dtype = dtype or (torch.bfloat16 if four_bit else torch.float32)
+        self.model = _load(source, four_bit, dtype, device)
+        if (kind := self.model.config.model_type) not in ARCHITECTURES:
+            raise StackError(
+                f"architecture: expected one of {', '.join(ARCHITECTURES)}, got {kind}"
+            )
+        self.model.requires_grad_(False)
+        if lora is None:
+            _stack_all(self.model, size)
+        else:
+            own = list(range(size)) if seeds is None else list(seeds)
+            generators = [torch.Generator().manual_seed(seed) for seed in own]
+            self.model = _stack_adapters(self.model, lora, size, generators)
+        self.model.to(device).eval()  # dropout of the base would come from a generator of all
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.model.get_output_embeddings().weight.dtype
+
+    @property
+    def config(self) -> PretrainedConfig:
+        return self.model.config
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """Return what is trained, by name, each (N, ...); what is tied appears once."""
+        return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+
+    def hidden(
+        self, ids: Tensor, mask: Tensor, positions: Tensor, cache: Cache | None = None
+    ) -> Tensor:
+        """Return the last hidden states (N * rows, tokens, width).
+
+        Args:
+            ids: (N * rows, tokens).
+            mask: added to the attention scores (N * rows, 1, tokens, tokens seen).
+            positions: (N * rows, tokens).
+            cache: keys and values of earlier tokens; it grows.
+        """
+        out = self.model.base_model(
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=cache is not None,
+        )
+        hidden: Tensor = out.last_hidden_state
+        return hidden
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Return (N * rows, tokens, words) in float32."""
+        return self.model.get_output_embeddings()(hidden).float()
+
+    @contextmanager
+    def without_adapters(self) -> Iterator[None]:
+        """Make every policy the reference policy for a while; for adapters only."""
+        if self.lora is None:
+            raise StackError("policies of full weights hold no reference; load one beside them")
+        layers = self._adapters()
+        for layer in layers:
+            layer.adapted = False
+        try:
+            yield
+        finally:
+            for layer in layers:
+                layer.adapted = True
+
+    @contextmanager
+    def dropout(self, seeds: Sequence[int]) -> Iterator[None]:
+        """Let the adapters' dropout act for a while, its masks drawn from one seed per policy."""
+        layers = self._adapters()
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        for layer in layers:
+            layer.generators = generators
+        try:
+            yield
+        finally:
+            for layer in layers:
+                layer.generators = None
+
+    def _adapters(self) -> list[StackedLora]:
+        return [module for module in self.model.modules() if isinstance(module, StackedLora)]
+
+    def export(
+        self, policy: int, folder: str | Path, tokenizer: PreTrainedTokenizerBase | None = None
+    ) -> None:
+        """Write one policy into a new folder, as an ordinary checkpoint or a peft adapter.
+
+        Args:
+            policy: its place in the stack.
+            folder: must not hold anything else; it appears when it is complete.
+            tokenizer: is saved beside it.
+        """
+        if not 0 <= policy < self.size:
+            raise IndexError(f"policy: expected 0 to {self.size - 1}, got {policy}")
+        weights = {
+            name: p.detach()[policy].cpu().contiguous() for name, p in self.parameters().items()
+        }
+        with new_folder(Path(folder)) as partial:
+            if self.lora is None:
+                _write_model(self.model.config, weights, partial)
+            else:
+                _write_adapter(self.lora, self.model.config, weights, partial)
+            if tokenizer is not None:
+                tokenizer.save_pretrained(partial)
+
+
+# --- making a stack ---------------------------------------------------------------------------------
+
+
+def _load(
+    source: str | Path | PretrainedConfig | PreTrainedModel,
+    four_bit: bool,
+    dtype: torch.dtype,
+    device: str | torch.device,
+) -> PreTrainedModel:
+    if isinstance(source, PreTrainedModel):
+        return source
+    if isinstance(source, PretrainedConfig):
+        if four_bit:
+            raise StackError("four_bit: expected weights to quantize, got a configuration")
+        return AutoModelForCausalLM.from_config(_quick(source), dtype=dtype)
+    options: dict[str, Any] = {"config": _quick(AutoConfig.from_pretrained(source)), "dtype": dtype}
+    if four_bit:
+        options["device_map"] = {"": device}
+        options["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_compute_dtype=torch.bfloat16,
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_quant_type="nf4",
+        )
+    return AutoModelForCausalLM.from_pretrained(source, **options)
+
+
+def _quick(config: PretrainedConfig) -> PretrainedConfig:
+    """Name the quicker of two equal activations."""
+    current = getattr(config, "activation_function", None)
+    if current in ACTIVATIONS:
+        config.activation_function = ACTIVATIONS[current]
+    return config
+
+
+def _stack_all(model: PreTrainedModel, size: int) -> None:
+    known: dict[int, nn.Parameter] = {}
+    for name, layer in list(model.named_modules()):
+        stack = stacked(layer, size, known)
+        if stack is not None:
+            _replace(model, name, stack)
+
+
+def _stack_adapters(
+    model: PreTrainedModel, lora: LoraConfig, size: int, generators: list[torch.Generator]
+) -> PreTrainedModel:
+    """Let peft choose and make the adapters, then put stacks in their places."""
+    if lora.bias != "none" or lora.use_dora or lora.modules_to_save:
+        raise StackError("lora: expected bias 'none', no DoRA and no modules_to_save")
+    base = get_peft_model(model, lora).get_base_model()
+    for name, layer in list(base.named_modules()):
+        if not isinstance(layer, LoraLayer):
+            continue
+        if not layer.lora_A:
+            raise StackError(f"lora: adapters of linear layers only, {name} is none")
+        _replace(base, name, stacked_lora(layer, size, generators))
+    return base
+
+
+def _replace(model: nn.Module, name: str, layer: nn.Module) -> None:
+    parent, _, child = name.rpartition(".")
+    setattr(model.get_submodule(parent), child, layer)
+
+
+# --- writing a policy -------------------------------------------------------------------------------
+
+
+def _write_model(config: PretrainedConfig, weights: dict[str, Tensor], folder: Path) -> None:
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    model.load_state_dict(weights, strict=False, assign=True)
+    model.tie_weights()
+    model.save_pretrained(folder)
+
+
+def _write_adapter(
+    lora: LoraConfig, config: PretrainedConfig, weights: dict[str, Tensor], folder: Path
+) -> None:
+    names = {"down": "lora_A", "up": "lora_B"}
+    renamed = {}
+    for name, weight in weights.items():
+        layer, _, part = name.rpartition(".")
+        renamed[f"base_model.model.{layer}.{names[part]}.weight"] = weight.T.contiguous()
+    save_file(renamed, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    lora.save_pretrained(folder)
+    record = json.loads((folder / "adapter_config.json").read_text())
+    record |= {"base_model_name_or_path": config.name_or_path, "inference_mode": True}
+    (folder / "adapter_config.json").write_text(json.dumps(record, indent=1))

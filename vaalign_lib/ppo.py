@@ -1,0 +1,541 @@
+"""PPO for a stack of policies: Algorithm 1 and its vanilla twin, N policies at a time.
+
+Each policy has its own prompts, its own random numbers, its own coefficient of the KL penalty, its own
+norm of the gradient and its own optimizer state. What is drawn for policy j in step s depends on the
+seed, j and s alone, so its result does not depend on which others share the stack.
+"""
+
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from vaalign_lib.conversation import prompt_ids, response_texts
+from vaalign_lib.critics import Critic, Kind, reference_features
+from vaalign_lib.objectives import OBJECTIVES, Outcome, Shaped
+from vaalign_lib.policies.frozen import ReferencePolicy
+from vaalign_lib.policies.sampling import (
+    Prompts,
+    Rollout,
+    Sequences,
+    Writer,
+    response_states,
+    rollout,
+    sequences,
+    token_log_probabilities,
+)
+from vaalign_lib.policies.stack import PolicyStack
+from vaalign_lib.ppo_arithmetic import (
+    adapted_coefficient,
+    advantages_and_returns,
+    kl_penalty,
+    losses,
+    masked_mean,
+    token_rewards,
+)
+from vaalign_lib.profiles import PPO, Sampling
+from vaalign_lib.progress import bar
+from vaalign_lib.rewards.base import Array, Judgement, RewardSource, Truth
+
+WARM_UP = 2048  # responses of the reference policy that the critic and the unit of reward come from
+SHORT = 0.5  # of the reference policy's mean length: below this a policy's responses have collapsed
+_ORDER, _WARM_UP = 2**31, 2**31 + 1  # in place of a step, for what is drawn outside of steps
+
+
+class LengthCollapseWarning(UserWarning):
+    """Responses became so short that the penalty, a sum over tokens, was avoided by stopping."""
+
+
+@dataclass(frozen=True)
+class Unit:
+    """What rewards and variances are measured in before an objective sees them.
+
+    Attributes:
+        location: subtracted from rewards.
+        scale: divides rewards after that.
+        variance: divides variances.
+    """
+
+    location: float = 0.0
+    scale: float = 1.0
+    variance: float = 1.0
+
+    @classmethod
+    def of(cls, rewards: Array, variances: Array) -> "Unit":
+        """Return the unit in which these have mean 0 and deviation 1, and variances have mean 1.
+
+        Raises:
+            ValueError: the rewards or the variances have no spread or size.
+        """
+        scale, variance = float(rewards.std()), float(variances.mean())
+        if not (scale > 0 and variance > 0):
+            raise ValueError(
+                f"source: over the reference policy's responses its rewards have deviation {scale} and "
+                f"mean variance {variance}; both must be positive to be standardized"
+            )
+        return cls(float(rewards.mean()), scale, variance)
+
+
+@dataclass(frozen=True)
+class Method:
+    """What distinguishes runs: each number is one for all policies of a stack, or one for each.
+
+    Attributes:
+        objective: a name of `objectives.OBJECTIVES`.
+        beta: initial coefficient of the KL penalty; None takes the settings'.
+        learning_rate: None takes the settings'.
+        strength: of the objectives that have one besides beta.
+        standardized: whether rewards and variances are measured in reference deviations (the regimes
+            `equal_mean_penalty` and `matched_kl`) or raw (`as_printed`).
+    """
+
+    objective: str = "vanilla"
+    beta: float | Sequence[float] | None = None
+    learning_rate: float | Sequence[float] | None = None
+    strength: float | Sequence[float] = 1.0
+    standardized: bool = True
+
+    def __post_init__(self) -> None:
+        if self.objective not in OBJECTIVES:
+            raise ValueError(
+                f"objective: expected one of {', '.join(OBJECTIVES)}, got {self.objective!r}"
+            )
+
+
+@dataclass(frozen=True)
+class Task:
+    """What policies are asked, who judges their answers, and who knows better.
+
+    Attributes:
+        prompts: texts that training draws from.
+        source: of the rewards.
+        gold: reported beside the reward, never optimized; None where nobody knows.
+        population: how many policies the study has, for sources of which each policy has its own.
+    """
+
+    prompts: Sequence[str]
+    source: RewardSource
+    gold: Truth | None = None
+    population: int = 1
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One batch of every policy, as an update needs it; (N, responses, tokens) unless said otherwise."""
+
+    sequences: Sequences
+    features: Tensor | None  # of a critic with constant features (rows, tokens, features)
+    mask: Tensor
+    log_probabilities: Tensor
+    values: Tensor
+    advantages: Tensor
+    returns: Tensor
+
+
+class Trainer:
+    """Trains a stack of policies.
+
+    Attributes:
+        stack: the policies.
+        index: their global indices (N,).
+        unit: of rewards and variances.
+        beta: the coefficient of the KL penalty (N,); it moves if it is adaptive.
+        critic: with the share of the scores' variance that it explains after its warm-up, `warmed_up`.
+        done: steps taken.
+    """
+
+    def __init__(
+        self,
+        stack: PolicyStack,
+        reference: PreTrainedModel | None,
+        tokenizer: PreTrainedTokenizerBase,
+        task: Task,
+        method: Method,
+        settings: PPO,
+        sampling: Sampling,
+        *,
+        policies: Sequence[int] | None = None,
+        seed: int = 0,
+        critic: Kind = "reference_states",
+    ) -> None:
+        """Prepare everything but the first step.
+
+        Args:
+            stack: N policies, changed in place.
+            reference: the policy they start from; None where a stack of adapters holds it.
+            tokenizer: of both.
+            task: prompts, source and gold.
+            method: objective, coefficients, learning rates.
+            settings: of PPO.
+            sampling: of the responses.
+            policies: global indices of the stack's policies, by default 0 to N - 1.
+            seed: of the study.
+            critic: see `critics`.
+        """
+        self.stack, self.tokenizer, self.task = stack, tokenizer, task
+        self.method, self.settings, self.sampling = method, settings, sampling
+        self.seed, self.done = seed, 0
+        self.index = np.arange(stack.size) if policies is None else np.array(policies)
+        if self.index.shape != (stack.size,):
+            raise ValueError(f"policies: expected {stack.size} indices, got {len(self.index)}")
+        self.beta = self._each("beta", method.beta, settings.init_kl_coef)
+        self.strength = self._each("strength", method.strength, 1.0)
+        self.rate = self._each("learning_rate", method.learning_rate, settings.learning_rate)
+        self.reference = ReferencePolicy(stack if reference is None else reference)
+        rows = prompt_ids(tokenizer, list(task.prompts), 10**6)
+        self._prompts = Prompts.from_lists(rows, max(map(len, rows)), self._pad).to(stack.device)
+        self._warm_up(critic)
+        trained = stack.parameters() | self.critic.parameters()
+        self._parameters = list(trained.values())
+        self._optimizer = _Adam(self._parameters, self.rate, settings.adam_betas)
+
+    def _each(self, name: str, value: float | Sequence[float] | None, default: float) -> Tensor:
+        """Return one number per policy (N,)."""
+        size = self.stack.size
+        values = torch.as_tensor(default if value is None else value, dtype=torch.float32)
+        if values.dim() and values.shape != (size,):
+            raise ValueError(f"{name}: expected one number or {size}, got {tuple(values.shape)}")
+        return values.expand(size).clone().to(self.stack.device)
+
+    @property
+    def _pad(self) -> int:
+        pad = self.tokenizer.pad_token_id
+        return int(self.tokenizer.eos_token_id if pad is None else pad)
+
+    @property
+    def _end(self) -> int:
+        return int(self.tokenizer.eos_token_id)
+
+    # --- training -----------------------------------------------------------------------------------
+
+    def train(self, steps: int | None = None) -> pd.DataFrame:
+        """Take steps, by default up to the settings' iterations; return a row per policy and step."""
+        last = self.settings.iterations if steps is None else self.done + steps
+        log = pd.concat(list(self.steps(last)), ignore_index=True)
+        self._watch_lengths(log)
+        return log
+
+    def steps(self, last: int) -> Iterator[pd.DataFrame]:
+        """Take steps until `last` are done and yield the log of each, with a bar."""
+        name = f"{self.stack.size} policies, {self.method.objective.replace('_', ' ')}"
+        with bar(last, name, self.done) as shown:
+            while self.done < last:
+                started = time.perf_counter()
+                log = self.step()
+                speed = log["length"].sum() * self.settings.batch_size
+                speed /= time.perf_counter() - started
+                shown.set_postfix_str(
+                    f"reward {log['reward'].mean():.2f}, KL {log['kl'].mean():.2f} nats, "
+                    f"{speed:,.0f} tokens/s"
+                )
+                shown.update()
+                yield log
+
+    def _watch_lengths(self, log: pd.DataFrame) -> None:
+        final = log[log["step"] > self.done - 10].groupby("policy")["length"].mean()
+        short = final.index[final < SHORT * self.reference_length].tolist()
+        if short:
+            warnings.warn(
+                f"{len(short)} of {len(final)} policies write responses of less than half the reference "
+                f"policy's mean length, {self.reference_length:.1f} tokens: policies {short[:8]}",
+                LengthCollapseWarning,
+                stacklevel=3,
+            )
+
+    def step(self) -> pd.DataFrame:
+        """Write responses, have them judged, improve every policy; return a row per policy."""
+        size, rows = self.stack.size, self.settings.batch_size
+        drawn = [self._draw(int(policy)) for policy in self.index]
+        which = torch.from_numpy(np.concatenate([one.prompts for one in drawn]))
+        uniforms = np.concatenate([one.tokens for one in drawn])
+        written, asked, answers = self._write(self.stack, which, uniforms)
+        judgement = self.task.source.judge(asked, answers, self.index.repeat(rows))
+        uniforms = np.concatenate([one.rewards for one in drawn])
+        outcome = self._outcome(judgement, uniforms, self.strength.repeat_interleave(rows), size)
+        batch, log = self._assess(written, outcome)
+        log |= self._truths(judgement, asked, answers)
+        log |= self._update(batch, drawn)
+        log["length"] = _per_policy(written.lengths, size)
+        log["finished"] = _per_policy((written.responses == self._end).any(1), size)
+        if (control := self.settings.adaptive_kl) is not None:
+            self.beta = adapted_coefficient(
+                self.beta, log["kl"], target=control.target, horizon=control.horizon, batch=rows
+            )
+        self.done += 1
+        table = {name: value.double().cpu().numpy() for name, value in log.items()}
+        return pd.DataFrame({"policy": self.index, "step": self.done, **table})
+
+    # --- random numbers -----------------------------------------------------------------------------
+
+    def _draw(self, policy: int) -> "_Drawn":
+        """Draw what a policy needs in this step: it depends on seed, policy and step alone."""
+        settings = self.settings
+        random = np.random.default_rng([self.seed, policy, self.done])
+        order = np.tile(np.arange(settings.batch_size), (settings.ppo_epochs, 1))
+        return _Drawn(
+            self._turn(policy),
+            random.random((settings.batch_size, self.sampling.max_new_tokens), dtype=np.float32),
+            random.random(settings.batch_size),
+            random.permuted(order, axis=1),
+            int(random.integers(2**31)),
+        )
+
+    def _turn(self, policy: int) -> NDArray[np.int64]:
+        """Return the prompts of this step: every epoch goes through all in the policy's own order."""
+        known, size = len(self.task.prompts), self.settings.batch_size
+        places = np.arange(self.done * size, (self.done + 1) * size)
+        return np.array(
+            [_order(self.seed, policy, place // known, known)[place % known] for place in places.tolist()]
+        )
+
+    # --- from responses to advantages -----------------------------------------------------------------
+
+    def _write(
+        self, writer: Writer, which: Tensor, uniforms: NDArray[np.float32]
+    ) -> tuple[Rollout, list[str], list[str]]:
+        """Return responses to the chosen prompts, and both as texts."""
+        prompts = self._prompts[which.to(self.stack.device)]
+        numbers = torch.from_numpy(uniforms).to(self.stack.device)
+        written = rollout(writer, prompts, numbers, self.sampling, self._end, self._pad)
+        asked = [self.task.prompts[k] for k in which.tolist()]
+        return written, asked, response_texts(self.tokenizer, written.responses.tolist())
+
+    def _outcome(
+        self, judgement: Judgement, uniforms: Array, strength: Tensor, policies: int
+    ) -> Outcome:
+        """Return what the source says, in the unit of the regime (policies, responses)."""
+        unit = self.unit
+        soft = judgement.soft_worst(strength.double().cpu().numpy() / unit.scale)
+        rewards = [judgement.sample(uniforms), judgement.worst(), soft]
+        values = [(one - unit.location) / unit.scale for one in rewards]
+        reward, worst, soft, variance = (
+            self._rows(one, policies) for one in (*values, judgement.variance() / unit.variance)
+        )
+        return Outcome(reward, variance, worst, soft)
+
+    def _rows(self, values: Array, policies: int) -> Tensor:
+        """Arrange what is known of responses by policy (policies, responses)."""
+        return torch.from_numpy(values).float().to(self.stack.device).view(policies, -1)
+
+    def _shaped(self, outcome: Outcome) -> Shaped:
+        objective = OBJECTIVES[self.method.objective]
+        return objective(outcome, self.beta[:, None], self.strength[:, None])
+
+    @torch.no_grad()
+    def _assess(self, written: Rollout, outcome: Outcome) -> tuple[Batch, dict[str, Tensor]]:
+        """Compare with the reference, shape the rewards, estimate advantages."""
+        settings, size = self.settings, self.stack.size
+        joined = sequences(written.prompts, written.responses, self.stack.dtype)
+        states = self.reference.all_states(joined)
+        mask = written.mask.view(size, settings.batch_size, -1)
+        old = written.log_probabilities.view(mask.shape)
+        log_ratio = (old - self._reference_log_probabilities(states[-1], written).view(mask.shape)) * mask
+        full = self._divergence(joined, states[-1]) if settings.kl_penalty == "full" else None
+        penalty = kl_penalty(log_ratio, settings.kl_penalty, full) * mask
+        shaped = self._shaped(outcome)
+        coefficient = self.beta[:, None] * shaped.weight
+        rewards = token_rewards(shaped.score, penalty, coefficient, mask)
+        constant = None
+        if self.critic.kind == "reference_states":
+            constant = reference_features(states, written.mask)
+        values = self.critic.values(written.hidden if constant is None else constant)
+        advantages, returns = advantages_and_returns(
+            values, rewards, mask, settings.gamma, settings.lam
+        )
+        log = {
+            "reward": outcome.reward.mean(1),
+            "score": shaped.score.mean(1),
+            "variance": outcome.variance.mean(1),
+            "kl": log_ratio.sum(2).mean(1),
+            "penalty": (coefficient * penalty.sum(2)).mean(1),
+            "coefficient": self.beta,
+            "entropy": masked_mean(written.entropy.view(mask.shape), mask),
+            "explained_variance": _explained(values, returns, mask),
+        }
+        return Batch(joined, constant, mask, old, values, advantages, returns), log
+
+    def _reference_log_probabilities(self, state: Tensor, written: Rollout) -> Tensor:
+        heat = self.sampling.log_probability_temperature
+        logits = self.reference.logits(state)
+        return token_log_probabilities(logits, written.responses, heat)
+
+    def _divergence(self, joined: Sequences, reference_state: Tensor) -> Tensor:
+        """Return KL(policy || reference) of every token's distribution (N, responses, tokens)."""
+        heat = self.sampling.log_probability_temperature
+        policy = (self.stack.logits(response_states(self.stack, joined)) / heat).log_softmax(-1)
+        reference = (self.reference.logits(reference_state) / heat).log_softmax(-1)
+        divergence = (policy.exp() * (policy - reference)).sum(-1)
+        return divergence.view(self.stack.size, -1, divergence.shape[1])
+
+    def _truths(
+        self, judgement: Judgement, asked: list[str], answers: list[str]
+    ) -> dict[str, Tensor]:
+        """Return the true reward (Algorithm 9) and gold, in their own units (N,)."""
+        truths = {"true_reward": self.task.source.true_reward(judgement, asked, answers)}
+        if self.task.gold is not None:
+            truths["gold"] = self.task.gold(asked, answers)
+        size = self.stack.size
+        return {name: self._rows(value, size).mean(1) for name, value in truths.items()}
+
+    # --- the update ---------------------------------------------------------------------------------
+
+    def _update(self, batch: Batch, drawn: list["_Drawn"]) -> dict[str, Tensor]:
+        """Descend the clipped losses in epochs of mini-batches; return their means (N,)."""
+        settings = self.settings
+        passes = settings.gradient_accumulation_steps
+        orders = torch.from_numpy(np.stack([one.orders for one in drawn])).to(self.stack.device)
+        seen: list[dict[str, Tensor]] = []
+        with self.stack.dropout([one.dropout for one in drawn]):
+            for epoch in range(settings.ppo_epochs):
+                for k, part in enumerate(orders[:, epoch].split(settings.mini_batch_size, dim=1), 1):
+                    measured = self._pass(batch, part)
+                    (measured["loss"].sum() / passes).backward()
+                    if k % passes == 0:
+                        measured["gradient_norm"] = self._descend()
+                    seen.append(measured)
+        names = seen[-1]
+        return {
+            name: torch.stack([one[name].detach() for one in seen if name in one]).mean(0)
+            for name in names
+        }
+
+    def _pass(self, batch: Batch, part: Tensor) -> dict[str, Tensor]:
+        """Return the losses of some responses of every policy (N,); `part` is (N, mini-batch)."""
+        size, every = batch.mask.shape[:2]
+        policy = torch.arange(size, device=part.device)[:, None]
+        rows = (policy * every + part).ravel()
+        joined = batch.sequences[rows]
+        states = response_states(self.stack, joined)
+        heat = self.sampling.log_probability_temperature
+        new = token_log_probabilities(self.stack.logits(states), joined.responses, heat)
+        features = states if batch.features is None else batch.features[rows]
+        values = self.critic.values(features)
+        settings = self.settings
+        found = losses(
+            new.view(values.shape),
+            batch.log_probabilities[policy, part],
+            values,
+            batch.values[policy, part],
+            batch.advantages[policy, part],
+            batch.returns[policy, part],
+            batch.mask[policy, part],
+            cliprange=settings.cliprange,
+            cliprange_value=settings.cliprange_value,
+            vf_coef=settings.vf_coef,
+            ratio_threshold=settings.ratio_threshold,
+        )
+        return {
+            "loss": found.total,
+            "policy_loss": found.policy,
+            "value_loss": found.value,
+            "ratio": found.ratio,
+            "clip_fraction": found.clipped,
+            "value_clip_fraction": found.value_clipped,
+            "approximate_kl": found.approximate_kl,
+        }
+
+    def _descend(self) -> Tensor:
+        """Clip every policy's gradient by its own norm and take a step; return the norms (N,)."""
+        gradients = [p.grad for p in self._parameters if p.grad is not None]
+        squares = [torch.linalg.vector_norm(g.flatten(1), dim=1) ** 2 for g in gradients]
+        norm = torch.stack(squares).sum(0).sqrt()
+        if (most := self.settings.max_grad_norm) is not None:
+            factor = (most / (norm + 1e-6)).clamp(max=1.0)
+            for gradient in gradients:
+                gradient.mul_(factor.view(-1, *[1] * (gradient.dim() - 1)))
+        self._optimizer.step()
+        return norm
+
+    # --- before the first step ------------------------------------------------------------------------
+
+    def _warm_up(self, kind: Kind) -> None:
+        """Let the reference policy answer; set the unit of rewards and start the critic from that.
+
+        Nothing here depends on which policies share the stack.
+        """
+        random = np.random.default_rng([self.seed, _WARM_UP])
+        which = torch.from_numpy(random.integers(len(self.task.prompts), size=WARM_UP))
+        uniforms = random.random((WARM_UP, self.sampling.max_new_tokens), dtype=np.float32)
+        written, asked, answers = self._write(self.reference, which, uniforms)
+        self.reference_length = float(written.lengths.float().mean())
+        judges = np.arange(WARM_UP) % self.task.population
+        judgement = self.task.source.judge(asked, answers, judges)
+        rewards = random.random(WARM_UP)
+        self.unit = Unit()
+        if self.method.standardized:
+            self.unit = Unit.of(judgement.sample(rewards), judgement.variance())
+        states = self.reference.all_states(
+            sequences(written.prompts, written.responses, self.stack.dtype)
+        )
+        features = states[-1]
+        if kind == "reference_states":
+            features = reference_features(states, written.mask)
+        self.critic = Critic(kind, self.stack.size, features, written.mask)
+        strength = self.strength.mean().expand(WARM_UP)
+        scores = self._shaped(self._outcome(judgement, rewards, strength, 1)).score
+        self.warmed_up = self.critic.fit(features, written.mask, scores.expand(self.stack.size, -1))
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    """Random numbers of one policy in one step."""
+
+    prompts: NDArray[np.int64]  # (responses,)
+    tokens: NDArray[np.float32]  # (responses, tokens)
+    rewards: Array  # (responses,)
+    orders: NDArray[np.int64]  # (ppo_epochs, responses)
+    dropout: int
+
+
+@lru_cache(maxsize=4096)
+def _order(seed: int, policy: int, epoch: int, prompts: int) -> NDArray[np.int64]:
+    return np.random.default_rng([seed, policy, _ORDER, epoch]).permutation(prompts)
+
+
+class _Adam:
+    """Adam for stacked weights, with a learning rate for each policy.
+
+    Neighbours with the same rate share a call of torch's fused Adam on their slices.
+    """
+
+    def __init__(
+        self, parameters: Sequence[nn.Parameter], rate: Tensor, betas: tuple[float, float]
+    ) -> None:
+        self._parameters = list(parameters)
+        rates, counts = torch.unique_consecutive(rate.cpu(), return_counts=True)
+        ends = counts.cumsum(0).tolist()
+        self._slices = [slice(end - n, end) for end, n in zip(ends, counts.tolist(), strict=True)]
+        self._views = [[p.detach()[s] for p in self._parameters] for s in self._slices]
+        groups = [
+            {"params": views, "lr": float(lr)} for views, lr in zip(self._views, rates, strict=True)
+        ]
+        self.adam = torch.optim.Adam(groups, betas=betas, fused=True)
+
+    def step(self) -> None:
+        """Take a step along the parameters' gradients and forget them."""
+        for part, views in zip(self._slices, self._views, strict=True):
+            for parameter, view in zip(self._parameters, views, strict=True):
+                view.grad = None if parameter.grad is None else parameter.grad[part]
+        self.adam.step()
+        for parameter in self._parameters:
+            parameter.grad = None
+
+
+def _per_policy(values: Tensor, size: int) -> Tensor:
+    return values.float().view(size, -1).mean(1)
+
+
+def _explained(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
+    """Return the share of the returns' variance that the values explain (N,)."""
+    error = returns - values
+    rest = masked_mean(error**2, mask) - masked_mean(error, mask) ** 2
+    spread = masked_mean(returns**2, mask) - masked_mean(returns, mask) ** 2
+    return 1 - rest / spread.clamp(min=1e-8)
