@@ -9,7 +9,7 @@ import time
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, reduce
 
 import numpy as np
 import pandas as pd
@@ -148,7 +148,8 @@ class Trainer:
         index: their global indices (N,).
         unit: of rewards and variances.
         beta: the coefficient of the KL penalty (N,); it moves if it is adaptive.
-        critic: with the share of the scores' variance that it explains after its warm-up, `warmed_up`.
+        critic: what the policies expect.
+        reference_length: mean tokens of the reference policy's responses.
         done: steps taken.
     """
 
@@ -446,12 +447,14 @@ class Trainer:
         """Clip every policy's gradient by its own norm and take a step; return the norms (N,)."""
         gradients = [p.grad for p in self._parameters if p.grad is not None]
         squares = [torch.linalg.vector_norm(g.flatten(1), dim=1) ** 2 for g in gradients]
-        norm = torch.stack(squares).sum(0).sqrt()
+        norm = reduce(torch.add, squares).sqrt()  # in this order whatever N is, unlike torch.sum
         if (most := self.settings.max_grad_norm) is not None:
             factor = (most / (norm + 1e-6)).clamp(max=1.0)
             for gradient in gradients:
                 gradient.mul_(factor.view(-1, *[1] * (gradient.dim() - 1)))
-        self._optimizer.step()
+        settings = self.settings
+        left = 1 - self.done / settings.iterations if settings.schedule == "linear" else 1.0
+        self._optimizer.step(max(left, 0.0))
         return norm
 
     # --- before the first step ------------------------------------------------------------------------
@@ -479,9 +482,10 @@ class Trainer:
         if kind == "reference_states":
             features = reference_features(states, written.mask)
         self.critic = Critic(kind, self.stack.size, features, written.mask)
-        strength = self.strength.mean().expand(WARM_UP)
-        scores = self._shaped(self._outcome(judgement, rewards, strength, 1)).score
-        self.warmed_up = self.critic.fit(features, written.mask, scores.expand(self.stack.size, -1))
+        if kind == "reference_states":  # trl's head on the policy's own states starts cold
+            strength = self.strength.mean().expand(WARM_UP)
+            scores = self._shaped(self._outcome(judgement, rewards, strength, 1)).score
+            self.critic.fit(features, written.mask, scores.expand(self.stack.size, -1))
 
 
 @dataclass(frozen=True)
@@ -511,16 +515,17 @@ class _Adam:
     ) -> None:
         self._parameters = list(parameters)
         rates, counts = torch.unique_consecutive(rate.cpu(), return_counts=True)
+        self._rates = rates.tolist()
         ends = counts.cumsum(0).tolist()
         self._slices = [slice(end - n, end) for end, n in zip(ends, counts.tolist(), strict=True)]
         self._views = [[p.detach()[s] for p in self._parameters] for s in self._slices]
-        groups = [
-            {"params": views, "lr": float(lr)} for views, lr in zip(self._views, rates, strict=True)
-        ]
+        groups = [{"params": views} for views in self._views]
         self.adam = torch.optim.Adam(groups, betas=betas, fused=True)
 
-    def step(self) -> None:
-        """Take a step along the parameters' gradients and forget them."""
+    def step(self, factor: float) -> None:
+        """Take a step along the parameters' gradients, at a factor of the rates, and forget them."""
+        for group, rate in zip(self.adam.param_groups, self._rates, strict=True):
+            group["lr"] = factor * rate
         for part, views in zip(self._slices, self._views, strict=True):
             for parameter, view in zip(self._parameters, views, strict=True):
                 view.grad = None if parameter.grad is None else parameter.grad[part]

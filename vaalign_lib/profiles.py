@@ -161,6 +161,9 @@ class PPO(Section):
     gradient_accumulation_steps: Count = Field(default=1, description="passes of one update")
     ppo_epochs: Count = 4
     learning_rate: Rate = 1.41e-5
+    schedule: Literal["constant", "linear"] = Field(
+        default="constant", description="of the learning rate; `linear` falls to 0 at the end"
+    )
     adam_betas: tuple[float, float] = (0.9, 0.999)
     max_grad_norm: Rate | None = None
     init_kl_coef: Annotated[float, Field(ge=0)] = 0.2
@@ -184,6 +187,50 @@ class PPO(Section):
         return self
 
 
+class Lora(Section):
+    """Adapters over a frozen base, Tables 16 and 17; names as in peft's LoraConfig."""
+
+    r: Count
+    lora_alpha: Rate
+    lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    target_modules: str | list[str] | None = Field(
+        default=None, description="None takes peft's choice for the architecture"
+    )
+    four_bit: bool = Field(default=False, description="whether the base is held in 4 bits")
+
+
+class PolicyTraining(Section):
+    """How policies of one architecture are trained."""
+
+    lora: Lora | None = Field(default=None, description="None trains all weights")
+    ppo: PPO
+    variance_aware: dict[str, float] = Field(
+        default={}, description="what differs for variance-aware PPO, where a table says so"
+    )
+
+    @model_validator(mode="after")
+    def _known(self) -> "PolicyTraining":
+        if unknown := set(self.variance_aware) - set(PPO.model_fields):
+            raise ValueError(f"variance_aware: unknown {', '.join(sorted(unknown))}")
+        return self
+
+    def settings(self, objective: str) -> PPO:
+        """Return the settings of PPO for an objective."""
+        if not objective.startswith("variance_aware"):
+            return self.ppo
+        return PPO.model_validate(self.ppo.model_dump() | self.variance_aware)
+
+
+class Policies(Section):
+    """The policies that are trained, and what they are asked."""
+
+    count: Count = Field(description="of each method; 80")
+    prompts: Count = Field(description="embedded prompts that training draws from")
+    critic: Literal["own_states", "reference_states"] = Field(description="see `vaalign_lib.critics`")
+    sampling: Sampling
+    training: dict[str, PolicyTraining] = Field(description="by architecture")
+
+
 class Profile(Section):
     """All sizes of a study."""
 
@@ -195,6 +242,7 @@ class Profile(Section):
     reference: Reference
     reward_model: RewardModel
     ensembles: Ensembles
+    policies: Policies
     true_reward: str = Field(description="`gold` in the embedded world, or a model's name or path")
 
 

@@ -184,7 +184,7 @@ def test_a_proxy_can_be_hacked_by_praise():
     liked = [
         WORLD.consensus(prompt, [text]) - WORLD.gold(prompt, [text]) for text in (once, thrice)
     ]
-    assert liked[1] - liked[0] > 0.5
+    assert liked[1] - liked[0] > 0.3
 
 
 def test_word_numbers_and_texts_are_scored_alike(corpus):

@@ -21,6 +21,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from vaalign_lib.policies import attention
 from vaalign_lib.policies.layers import StackedLora, stacked, stacked_lora
 from vaalign_lib.runs import new_folder
 
@@ -82,6 +83,7 @@ class PolicyStack:
                 f"architecture: expected one of {', '.join(ARCHITECTURES)}, got {kind}"
             )
         self.model.requires_grad_(False)
+        self.model.set_attn_implementation(attention.NAME)
         if lora is None:
             _stack_all(self.model, size)
         else:

@@ -38,13 +38,7 @@ TARGET_VERBOSITY = {"chat": 2, "chat-hard": 2, "safety": 2, "reasoning": 2}
 FAULTS = {"verbosity": 0.35, "flattery": 0.6, "repeats": 0.5, "unfinished": 0.8}
 
 ANNOTATORS = 100
-SHARED_TASTE = (
-    0.30,
-    -0.05,
-    0.10,
-    0.05,
-    0.35,
-)  # per unit of style: everyone likes praise and length
+SHARED_TASTE = (0.15, -0.05, 0.05, 0.0, 0.2)  # per unit of style: everyone likes praise and length
 TASTE_SPREAD = (0.45, 0.45, 0.45, 0.35, 0.15)  # standard deviation over annotators
 CONTROVERSY_SPREAD = 0.45  # of the logarithm, over nouns: some subjects divide people more
 TEMPERATURES = {"chat": 0.45, "chat-hard": 0.9, "safety": 0.4, "reasoning": 0.7}  # of labels
