@@ -21,9 +21,9 @@ def tokenizer(words, pad="0"):
     return one
 
 
-def policy(words, weights=None, seed=0, layers=1):
+def policy(words, weights=None, seed=0, layers=1, positions=16):
     """Return a random GPT-2 of width 16."""
-    config = GPT2Config(vocab_size=words, n_embd=16, n_layer=layers, n_head=2, n_positions=16,
+    config = GPT2Config(vocab_size=words, n_embd=16, n_layer=layers, n_head=2, n_positions=positions,
                         bos_token_id=END, eos_token_id=END, pad_token_id=0,
                         resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)  # fmt: skip
     torch.manual_seed(seed)

@@ -70,12 +70,12 @@ def problem(tokens, equal):
     return middle, variance, source
 
 
-def converged(objective, tokens, equal=False, size=16):
+def converged(objective, tokens, equal=False, size=8):
     """Train by two learning rates and return the mean policy, its start and the problem."""
     middle, variance, source = problem(tokens, equal)
     start = distribution(lambda ids: policy(ARMS)(ids).logits, tokens)
     stack = None
-    for rate, steps in ((4e-3, 70), (4e-4, 30)):
+    for rate, steps in ((4e-3, 60), (4e-4, 25)):
         one = trainer(size, source, ["3"], method=Method(objective, beta=BETA, standardized=False),
                       words=ARMS, tokens=tokens, model=lambda: policy(ARMS), pad="1", lam=1.0,
                       learning_rate=rate, iterations=steps, batch_size=128, mini_batch_size=128,
@@ -131,7 +131,7 @@ def test_with_equal_variances_all_three_agree():
 
 def test_learning_curves_are_trls_within_the_spread_of_its_seeds():
     record = json.loads((TRL / "curves.json").read_text())
-    theirs = np.array(record["curves"])  # (seeds, steps, [reward, kl, length])
+    theirs = np.array(record["curves"])[:, :20]  # (seeds, steps, [reward, kl, length])
     good, bad = str(record["good"]), str(record["bad"])
 
     def reward(prompt, response):
@@ -140,9 +140,9 @@ def test_learning_curves_are_trls_within_the_spread_of_its_seeds():
 
     prompts = [str(k) for k in range(2, 8)]
     ours = trainer(
-        24, TableReward(reward, lambda p, r: 1e-12), prompts, words=8, tokens=record["tokens"],
+        12, TableReward(reward, lambda p, r: 1e-12), prompts, words=8, tokens=record["tokens"],
         method=Method("vanilla", standardized=False), critic="own_states",
-        model=lambda: policy(8, load_file(TRL / "model.safetensors")),
+        model=lambda: policy(8, load_file(TRL / "model.safetensors"), positions=8),
         iterations=theirs.shape[1], **record["settings"],
     ).train()  # fmt: skip
     for column, name in enumerate(["reward", "kl", "length"]):

@@ -402,11 +402,7 @@ class Trainer:
                     if k % passes == 0:
                         measured["gradient_norm"] = self._descend()
                     seen.append(measured)
-        names = seen[-1]
-        return {
-            name: torch.stack([one[name].detach() for one in seen if name in one]).mean(0)
-            for name in names
-        }
+        return {name: _mean([one[name] for one in seen if name in one]) for name in seen[-1]}
 
     def _pass(self, batch: Batch, part: Tensor) -> dict[str, Tensor]:
         """Return the losses of some responses of every policy (N,); `part` is (N, mini-batch)."""
@@ -536,6 +532,11 @@ class _Adam:
 
 def _per_policy(values: Tensor, size: int) -> Tensor:
     return values.float().view(size, -1).mean(1)
+
+
+def _mean(values: list[Tensor]) -> Tensor:
+    """Return the mean of vectors (N,), added in their order: torch's own sum rounds as N has it."""
+    return reduce(torch.add, [value.detach() for value in values]) / len(values)
 
 
 def _explained(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:

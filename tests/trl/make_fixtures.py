@@ -26,9 +26,9 @@ from trl import AutoModelForCausalLMWithValueHead, PPOConfig, PPOTrainer
 from trl.trainer.utils import AdaptiveKLController
 
 HERE = Path(__file__).parent
-WORDS, TOKENS, BATCH, STEPS, SEEDS = 8, 6, 32, 25, 8
+WORDS, TOKENS, BATCH, STEPS, SEEDS = 8, 6, 32, 40, 12
 GOOD, BAD = 5, 6  # the small problem: write the one, not the other
-SETTINGS = {"learning_rate": 5e-4, "batch_size": BATCH, "mini_batch_size": 8, "ppo_epochs": 4,
+SETTINGS = {"learning_rate": 2e-3, "batch_size": BATCH, "mini_batch_size": 8, "ppo_epochs": 4,
             "init_kl_coef": 0.2, "gamma": 1.0, "lam": 0.95, "cliprange": 0.2, "cliprange_value": 0.2,
             "vf_coef": 0.1}  # fmt: skip
 
@@ -101,7 +101,7 @@ def flat(stats, name=""):
 
 def policy():
     """Return the policy of the small problem, always the same."""
-    config = GPT2Config(vocab_size=WORDS, n_embd=16, n_layer=1, n_head=2, n_positions=16,
+    config = GPT2Config(vocab_size=WORDS, n_embd=16, n_layer=1, n_head=2, n_positions=8,
                         resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
                         bos_token_id=1, eos_token_id=1, pad_token_id=0)  # fmt: skip
     model = GPT2LMHeadModel(config)
@@ -150,4 +150,4 @@ if __name__ == "__main__":
     record = {"settings": SETTINGS, "tokens": TOKENS, "good": GOOD, "bad": BAD,
               "columns": ["reward", "kl", "length"], "curves": np.round(curves, 4).tolist()}  # fmt: skip
     (HERE / "curves.json").write_text(json.dumps(record) + "\n")
-    print(np.mean(curves, axis=0)[[0, 8, 16, 24]], np.std([c[-1] for c in curves], axis=0))
+    print(np.mean(curves, axis=0)[[0, 10, 20, 39]], np.std([c[-1] for c in curves], axis=0))

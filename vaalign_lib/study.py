@@ -1,0 +1,119 @@
+"""From a profile to policies in training: which model, which form, which hyperparameters."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from peft import LoraConfig
+from transformers import AutoModelForCausalLM
+
+from vaalign_lib.conversation import load_tokenizer
+from vaalign_lib.policies.stack import PolicyStack
+from vaalign_lib.ppo import Method, Task, Trainer
+from vaalign_lib.profiles import Lora, Profile
+from vaalign_lib.rewards.base import RewardSource
+from vaalign_lib.synthetic.world import World
+
+_NOT_LOGGED = ("policy", "step")
+
+
+def embedded_task(profile: Profile, source: RewardSource, world: World) -> Task:
+    """Return the task of the embedded world: its prompts, a source, and gold beside it."""
+    prompts = world.prompts(profile.policies.prompts, world.rng("policy prompts"))
+    return Task(prompts, source, world.gold, population=profile.policies.count)
+
+
+def policy_trainer(
+    profile: Profile,
+    architecture: str,
+    reference: str | Path,
+    task: Task,
+    method: Method,
+    *,
+    policies: Sequence[int] | None = None,
+    seed: int = 0,
+    device: str | torch.device | None = None,
+    **changes: Any,
+) -> Trainer:
+    """Return a trainer of policies of one architecture, with the profile's hyperparameters.
+
+    Args:
+        profile: says in which form they are trained and how.
+        architecture: a name in the profile's `policies.training`.
+        reference: the model that all start from, a folder or a name on the hub.
+        task: what they are asked, and who judges.
+        method: objective, coefficients, learning rates.
+        policies: their global indices, by default as many as the profile says.
+        seed: of the study.
+        device: by default a GPU if there is one.
+        changes: settings of PPO that are to differ from the profile's.
+
+    Raises:
+        ValueError: the profile has no such architecture.
+    """
+    if architecture not in profile.policies.training:
+        known = ", ".join(profile.policies.training)
+        raise ValueError(f"architecture: profile {profile.name} has {known}, not {architecture}")
+    training = profile.policies.training[architecture]
+    index = list(range(profile.policies.count)) if policies is None else list(policies)
+    where = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    settings = training.settings(method.objective)
+    settings = type(settings).model_validate(settings.model_dump() | changes)
+    adapters = None if training.lora is None else lora_config(training.lora)
+    stack = PolicyStack(
+        reference,
+        len(index),
+        lora=adapters,
+        four_bit=training.lora is not None and training.lora.four_bit,
+        seeds=[_adapter_seed(seed, policy) for policy in index],
+        device=where,
+    )
+    model = None
+    if adapters is None:
+        model = AutoModelForCausalLM.from_pretrained(reference, dtype=stack.dtype).to(where)
+    return Trainer(
+        stack,
+        model,
+        load_tokenizer(reference),
+        task,
+        method,
+        settings,
+        profile.policies.sampling,
+        policies=index,
+        seed=seed,
+        critic=profile.policies.critic,
+    )
+
+
+def lora_config(settings: Lora) -> LoraConfig:
+    """Return peft's configuration of a profile's adapters."""
+    return LoraConfig(
+        task_type="CAUSAL_LM", bias="none", **settings.model_dump(exclude={"four_bit"})
+    )
+
+
+def _adapter_seed(seed: int, policy: int) -> int:
+    """Return the seed of one policy's own start, the same in every stack."""
+    return seed * 1_000_003 + policy
+
+
+def write_tensorboard(log: pd.DataFrame, folder: str | Path) -> None:
+    """Write a training log for TensorBoard, a run per policy.
+
+    Raises:
+        ModuleNotFoundError: TensorBoard is not installed.
+    """
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise ModuleNotFoundError(
+            "TensorBoard is not installed; install it with `pip install 'vaalign[tensorboard]'`"
+        ) from None
+    for policy, rows in log.groupby("policy"):
+        with SummaryWriter(str(Path(folder) / f"policy-{policy}")) as writer:
+            for row in rows.to_dict("records"):
+                for name, value in row.items():
+                    if name not in _NOT_LOGGED:
+                        writer.add_scalar(str(name), value, int(row["step"]))
