@@ -41,7 +41,9 @@ def distribution(model, tokens):
         ids = [3, *response, 1][: tokens + 1]
         share = model(torch.tensor([ids]))[0].log_softmax(-1)
         found.append(sum(float(share[k, word]) for k, word in enumerate(ids[1:])))
-    return np.exp(found)
+    share = np.exp(found)
+    np.testing.assert_allclose(share.sum(), 1, atol=1e-5)  # all responses there are
+    return share / share.sum()
 
 
 class Logits:
@@ -63,8 +65,8 @@ def problem(tokens, equal):
     """Return middles and variances of all responses, and a source that answers with them."""
     random = np.random.default_rng(tokens)
     texts = [" ".join(map(str, one)) for one in responses(tokens)]
-    middle = random.normal(0, 0.5, len(texts))
-    variance = np.full(len(texts), 0.8) if equal else random.choice([0.2, 2.0], len(texts))
+    middle = random.normal(0, 0.4, len(texts))
+    variance = np.full(len(texts), 0.8) if equal else random.choice([0.5, 2.0], len(texts))
     row = {text: k for k, text in enumerate(texts)}
     source = TableReward(lambda p, r: middle[row[r]], lambda p, r: variance[row[r]])
     return middle, variance, source
@@ -75,7 +77,7 @@ def converged(objective, tokens, equal=False, size=8):
     middle, variance, source = problem(tokens, equal)
     start = distribution(lambda ids: policy(ARMS)(ids).logits, tokens)
     stack = None
-    for rate, steps in ((4e-3, 60), (4e-4, 25)):
+    for rate, steps in ((8e-3, 60), (8e-4, 30)):
         one = trainer(size, source, ["3"], method=Method(objective, beta=BETA, standardized=False),
                       words=ARMS, tokens=tokens, model=lambda: policy(ARMS), pad="1", lam=1.0,
                       learning_rate=rate, iterations=steps, batch_size=128, mini_batch_size=128,
@@ -87,7 +89,6 @@ def converged(objective, tokens, equal=False, size=8):
         one.train()
         stack = [p.detach().clone() for p in one.stack.parameters().values()]
     policies = np.stack([distribution(Logits(one.stack, j), tokens) for j in range(size)])
-    np.testing.assert_allclose(policies.sum(1), 1, atol=1e-5)
     return policies, start, middle, variance
 
 
@@ -110,6 +111,7 @@ def test_training_converges_to_the_solution_of_its_objective(objective, tokens):
     ours = policies.mean(0)
     found = {name: distance(ours, solution) for name, solution in solutions.items()}
     others = [distance(solutions[objective], s) for n, s in solutions.items() if n != objective]
+    print(objective, tokens, found, others)
     assert found[objective] < 0.03, found
     assert found[objective] < 0.25 * min(others), (found, others)
 
@@ -186,7 +188,9 @@ KINDS = {
 def test_a_policy_is_the_same_bit_by_bit_whatever_its_companions(kind):
     first, second = small([3, 7, 11, 2], **KINDS[kind]), small([9, 11], **KINDS[kind])
     logs = [one.train() for one in (first, second)]
-    for a, b in zip(first.stack.parameters().values(), second.stack.parameters().values(), strict=True):
+    for a, b in zip(
+        first.stack.parameters().values(), second.stack.parameters().values(), strict=True
+    ):
         assert torch.equal(a[2], b[1])
     ours, theirs = (log[log["policy"] == 11].reset_index(drop=True) for log in logs)
     pd.testing.assert_frame_equal(ours, theirs, check_exact=True)
@@ -222,7 +226,9 @@ def test_numbers_may_be_one_for_each_policy():
         method = Method("uwo", betas[j], rates[j], [0.0, 1.0, 2.0][j])
         alone = trainer(2, source, ["2"], method=method, policies=[j, 8], **options)
         alone.train()
-        for a, b in zip(grid.stack.parameters().values(), alone.stack.parameters().values(), strict=True):
+        for a, b in zip(
+            grid.stack.parameters().values(), alone.stack.parameters().values(), strict=True
+        ):
             assert torch.equal(a[j], b[0])
 
 
@@ -256,7 +262,9 @@ def test_gradients_are_clipped_by_each_policys_own_norm():
         whole = torch.cat([g[j].flatten() for g in gradients])
         torch.testing.assert_close(norms[j], whole.norm())
         clipped = torch.cat([g[j].flatten() for g in kept])
-        torch.testing.assert_close(clipped, whole * min(1.0, 0.7 / float(whole.norm())), rtol=1e-5, atol=0)
+        torch.testing.assert_close(
+            clipped, whole * min(1.0, 0.7 / float(whole.norm())), rtol=1e-5, atol=0
+        )
 
 
 def test_the_optimizer_is_adam_for_every_policy():
@@ -293,7 +301,9 @@ def test_a_linear_schedule_falls_to_zero():
 
 
 def test_rewards_and_variances_are_standardized_on_the_references_responses():
-    source = TableReward(lambda p, r: 50 + 7 * len(r.split()), lambda p, r: 9.0 * (1 + len(r.split())))
+    source = TableReward(
+        lambda p, r: 50 + 7 * len(r.split()), lambda p, r: 9.0 * (1 + len(r.split()))
+    )
     one = trainer(2, source, ["2", "3"], method=Method("variance_aware"), words=9, tokens=6)
     random = np.random.default_rng(0)
     log = trainer(2, source, ["2", "3"], method=Method("variance_aware"), words=9, tokens=6,
@@ -318,7 +328,9 @@ def test_the_log_says_what_happened():
             "gradient_norm", "length", "finished"} <= set(log)  # fmt: skip
     assert log.notna().all().all()
     assert log["length"].between(1, 6).all() and log["finished"].between(0, 1).all()
-    np.testing.assert_allclose(log["kl"][:2], 0, atol=1e-5)  # the first responses are the reference's
+    np.testing.assert_allclose(
+        log["kl"][:2], 0, atol=1e-5
+    )  # the first responses are the reference's
     np.testing.assert_allclose(log["score"], log["reward"])  # the penalty is in the tokens
     assert 0 < log["entropy"].min() <= log["entropy"].max() < np.log(9)
 
@@ -359,9 +371,13 @@ def test_wrong_input_is_named():
     with pytest.raises(ValueError, match="expected one of vanilla, .*got 'variance'"):
         Method("variance")
     with pytest.raises(ValueError, match="beta: expected one number or 2"):
-        trainer(2, TableReward(len, len), ["2"], method=Method(beta=[0.1, 0.2, 0.3]), words=9, tokens=6)
+        trainer(
+            2, TableReward(len, len), ["2"], method=Method(beta=[0.1, 0.2, 0.3]), words=9, tokens=6
+        )
     with pytest.raises(ValueError, match="expected 2 indices, got 3"):
-        small([1, 2, 3]).__class__(small([1, 2]).stack, policy(9), None, None, Method(), None, None, policies=[1, 2, 3])
+        small([1, 2, 3]).__class__(
+            small([1, 2]).stack, policy(9), None, None, Method(), None, None, policies=[1, 2, 3]
+        )
 
 
 # --- the reference ------------------------------------------------------------------------------------
@@ -377,7 +393,9 @@ def test_the_reference_gives_the_states_and_log_probabilities_of_its_model():
     alone = model(torch.tensor([[2, 3, 5, 6]]), output_hidden_states=True)
     for ours, theirs in zip(states, alone.hidden_states, strict=True):
         torch.testing.assert_close(ours[0], theirs[0, -3:], atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(reference.logits(states[-1])[0], alone.logits[0, -3:], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        reference.logits(states[-1])[0], alone.logits[0, -3:], atol=1e-5, rtol=1e-5
+    )
 
 
 # --- what objectives ask of a judgement --------------------------------------------------------------

@@ -150,20 +150,28 @@ def test_padding_cannot_overflow_into_the_losses():
 @pytest.mark.parametrize("kl", [0.1, 0.65, 0.75, 5.0])
 @pytest.mark.parametrize(("batch", "horizon"), [(16, 19), (64, 19), (128, 10000)])
 def test_the_adaptive_coefficient_is_trls(kl, batch, horizon):
-    ours = adapted_coefficient(torch.tensor([0.3]), torch.tensor([kl]), target=0.7, horizon=horizon, batch=batch)
+    ours = adapted_coefficient(
+        torch.tensor([0.3]), torch.tensor([kl]), target=0.7, horizon=horizon, batch=batch
+    )
     torch.testing.assert_close(ours[0], TRL[f"adaptive.{kl}.{batch}.{horizon}"].float())
 
 
 def test_the_adaptive_coefficient_stays_positive_where_trls_turns_negative():
     """Table 13's 64 responses on four GPUs, if trl counts all of them, over a horizon of 19."""
     assert TRL["adaptive.0.1.256.19"] < 0
-    ours = adapted_coefficient(torch.tensor([0.3]), torch.tensor([0.1]), target=0.7, horizon=19, batch=256)
+    ours = adapted_coefficient(
+        torch.tensor([0.3]), torch.tensor([0.1]), target=0.7, horizon=19, batch=256
+    )
     torch.testing.assert_close(ours, torch.tensor([0.03]))
 
 
 def test_each_policy_has_its_own_coefficient():
     ours = adapted_coefficient(
-        torch.tensor([0.3, 0.3, 0.6]), torch.tensor([0.7, 7.0, 0.0]), target=0.7, horizon=100, batch=10
+        torch.tensor([0.3, 0.3, 0.6]),
+        torch.tensor([0.7, 7.0, 0.0]),
+        target=0.7,
+        horizon=100,
+        batch=10,
     )
     torch.testing.assert_close(ours, torch.tensor([0.3, 0.3 * 1.02, 0.6 * 0.98]))
 
@@ -176,7 +184,9 @@ def test_means_and_whitening_are_over_the_masked_tokens_of_one_policy():
     for j in range(3):
         own = values[j][mask[j]]
         torch.testing.assert_close(masked_mean(values, mask)[j], own.mean())
-        torch.testing.assert_close(white[j][mask[j]], (own - own.mean()) / own.std(), atol=1e-5, rtol=0)
+        torch.testing.assert_close(
+            white[j][mask[j]], (own - own.mean()) / own.std(), atol=1e-5, rtol=0
+        )
 
 
 def test_one_token_is_whitened_to_nothing():

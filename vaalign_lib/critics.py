@@ -89,7 +89,9 @@ class Critic:
         size, width = self.weight.shape
         rows = features.reshape(size, -1, width).float()
         scaled = self.weight / self.unit
-        constant = self.bias[:, 0] - (scaled * self.centre).sum(1)  # not a product: its rounding depends on N
+        constant = self.bias[:, 0] - (scaled * self.centre).sum(
+            1
+        )  # not a product: its rounding depends on N
         values = torch.baddbmm(constant[:, None, None], rows, scaled[:, :, None])
         return values.view(size, -1, features.shape[1])
 

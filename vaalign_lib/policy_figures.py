@@ -41,7 +41,9 @@ def learning_curves(
 
 
 def _curve(axes: Axes, log: pd.DataFrame, measure: str, name: str) -> None:
-    table = log.pivot(index="step", columns="policy", values=measure).rolling(5, min_periods=1).mean()
+    table = (
+        log.pivot(index="step", columns="policy", values=measure).rolling(5, min_periods=1).mean()
+    )
     low, high = np.quantile(table, (0.1, 0.9), axis=1)
     colour = POLICY_COLOURS.get(name)
     axes.fill_between(table.index, low, high, alpha=0.2, color=colour, linewidth=0)

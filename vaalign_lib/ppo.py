@@ -294,7 +294,10 @@ class Trainer:
         known, size = len(self.task.prompts), self.settings.batch_size
         places = np.arange(self.done * size, (self.done + 1) * size)
         return np.array(
-            [_order(self.seed, policy, place // known, known)[place % known] for place in places.tolist()]
+            [
+                _order(self.seed, policy, place // known, known)[place % known]
+                for place in places.tolist()
+            ]
         )
 
     # --- from responses to advantages -----------------------------------------------------------------
@@ -338,7 +341,9 @@ class Trainer:
         states = self.reference.all_states(joined)
         mask = written.mask.view(size, settings.batch_size, -1)
         old = written.log_probabilities.view(mask.shape)
-        log_ratio = (old - self._reference_log_probabilities(states[-1], written).view(mask.shape)) * mask
+        log_ratio = (
+            old - self._reference_log_probabilities(states[-1], written).view(mask.shape)
+        ) * mask
         full = self._divergence(joined, states[-1]) if settings.kl_penalty == "full" else None
         penalty = kl_penalty(log_ratio, settings.kl_penalty, full) * mask
         shaped = self._shaped(outcome)
@@ -396,7 +401,9 @@ class Trainer:
         seen: list[dict[str, Tensor]] = []
         with self.stack.dropout([one.dropout for one in drawn]):
             for epoch in range(settings.ppo_epochs):
-                for k, part in enumerate(orders[:, epoch].split(settings.mini_batch_size, dim=1), 1):
+                for k, part in enumerate(
+                    orders[:, epoch].split(settings.mini_batch_size, dim=1), 1
+                ):
                     measured = self._pass(batch, part)
                     (measured["loss"].sum() / passes).backward()
                     if k % passes == 0:

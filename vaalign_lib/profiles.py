@@ -226,7 +226,9 @@ class Policies(Section):
 
     count: Count = Field(description="of each method; 80")
     prompts: Count = Field(description="embedded prompts that training draws from")
-    critic: Literal["own_states", "reference_states"] = Field(description="see `vaalign_lib.critics`")
+    critic: Literal["own_states", "reference_states"] = Field(
+        description="see `vaalign_lib.critics`"
+    )
     sampling: Sampling
     training: dict[str, PolicyTraining] = Field(description="by architecture")
 

@@ -11,7 +11,15 @@ from tests.policies.conftest import END, PAD, WORDS, config
 from vaalign_lib.policies.sampling import Prompts, sequences
 from vaalign_lib.policies.stack import PolicyStack, StackError
 
-KINDS = ["gpt2", "gpt2-untied", "qwen2", "qwen2-untied", "mistral-untied", "mistral", "llama-untied"]
+KINDS = [
+    "gpt2",
+    "gpt2-untied",
+    "qwen2",
+    "qwen2-untied",
+    "mistral-untied",
+    "mistral",
+    "llama-untied",
+]
 ROWS, TOKENS = 3, 7
 
 
@@ -82,7 +90,9 @@ def test_logits_and_gradients_of_full_weights_equal_those_of_separate_models(kin
 @pytest.mark.parametrize("kind", ["gpt2", "mistral-untied"])
 @pytest.mark.parametrize("targets", [None, "all-linear"])
 def test_logits_and_gradients_of_adapters_equal_those_of_peft(kind, targets, saved, tmp_path):
-    lora = LoraConfig(r=4, lora_alpha=6, target_modules=targets, task_type="CAUSAL_LM", use_rslora=True)
+    lora = LoraConfig(
+        r=4, lora_alpha=6, target_modules=targets, task_type="CAUSAL_LM", use_rslora=True
+    )
     folder = saved(kind)
     stack = PolicyStack(folder, 3, lora=lora)
     disturb(stack)
@@ -106,10 +116,14 @@ def test_logits_and_gradients_of_adapters_equal_those_of_peft(kind, targets, sav
 
 def test_adapters_start_at_the_reference_and_can_be_left_out(saved):
     folder = saved("mistral")
-    stack = PolicyStack(folder, 3, lora=LoraConfig(r=4, target_modules="all-linear"), seeds=[5, 6, 7])
+    stack = PolicyStack(
+        folder, 3, lora=LoraConfig(r=4, target_modules="all-linear"), seeds=[5, 6, 7]
+    )
     rows, responses, prompts = batch(3)
     reference = separate_logits(AutoModelForCausalLM.from_pretrained(folder), rows, responses)
-    torch.testing.assert_close(stacked_logits(stack, prompts, responses), reference, atol=2e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        stacked_logits(stack, prompts, responses), reference, atol=2e-5, rtol=1e-5
+    )
     disturb(stack)
     assert (stacked_logits(stack, prompts, responses) - reference).abs().max() > 0.1
     with stack.without_adapters():
@@ -143,7 +157,9 @@ def test_dropout_acts_in_updates_only_and_each_policy_has_its_own(saved):
         other = stacked_logits(stack, prompts, responses).split(ROWS)
     assert (dropped - plain).abs().max() > 0.01
     assert torch.equal(stacked_logits(stack, prompts, responses), plain)
-    for same, (a, b) in zip((True, False, True), zip(dropped.split(ROWS), other, strict=True), strict=True):
+    for same, (a, b) in zip(
+        (True, False, True), zip(dropped.split(ROWS), other, strict=True), strict=True
+    ):
         assert torch.equal(a, b) == same
 
 

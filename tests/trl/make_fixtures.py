@@ -70,7 +70,9 @@ def arithmetic():
     )
     found |= {"masked_values": values_, "advantages": advantages, "returns": returns}
     for name, threshold in (("", 10.0), (".skipped", 0.5)):
-        self = trainer_like(cliprange=0.1, cliprange_value=0.3, vf_coef=0.4, ratio_threshold=threshold)
+        self = trainer_like(
+            cliprange=0.1, cliprange_value=0.3, vf_coef=0.4, ratio_threshold=threshold
+        )
         policy, value, stats = PPOTrainer.loss(
             self, old, values_, logits, new_values, new, mask, advantages, returns
         )
@@ -123,7 +125,9 @@ def curve(seed):
     torch.manual_seed(seed)
     words = {str(k): k for k in range(WORDS)}
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer(models.WordLevel(words, unk_token="0")), eos_token="1", pad_token="0"
+        tokenizer_object=Tokenizer(models.WordLevel(words, unk_token="0")),
+        eos_token="1",
+        pad_token="0",
     )
     model = AutoModelForCausalLMWithValueHead.from_pretrained(policy())
     reference = AutoModelForCausalLMWithValueHead.from_pretrained(policy())
@@ -144,7 +148,9 @@ def curve(seed):
 
 
 if __name__ == "__main__":
-    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter).parse_args()
+    argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    ).parse_args()
     arithmetic()
     curves = [curve(seed) for seed in range(SEEDS)]
     record = {"settings": SETTINGS, "tokens": TOKENS, "good": GOOD, "bad": BAD,

@@ -177,7 +177,9 @@ def rollout(
     written: list[tuple[Tensor, ...]] = []
     for step in range(most):
         logits = stack.logits(state)[:, 0]
-        token = _draw(logits, uniforms[:, step], settings, end if step < settings.min_new_tokens else None)
+        token = _draw(
+            logits, uniforms[:, step], settings, end if step < settings.min_new_tokens else None
+        )
         token = torch.where(going, token, pad)
         heat = settings.log_probability_temperature
         normal = (logits / heat).log_softmax(1)

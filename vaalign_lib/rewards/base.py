@@ -96,7 +96,9 @@ class Interval:
         """Return -ln E[exp(-strength * r)] / strength for r from U[a, b] (responses,)."""
         half = strength * np.diff(self.bounds)[:, 0] / 2
         safe = np.maximum(half, 1e-4)  # below that the first term of the series is exact
-        log_mean = np.where(half < 1e-4, half**2 / 6, safe + np.log(-np.expm1(-2 * safe) / (2 * safe)))
+        log_mean = np.where(
+            half < 1e-4, half**2 / 6, safe + np.log(-np.expm1(-2 * safe) / (2 * safe))
+        )
         return self.midpoint() - log_mean / strength
 
 
