@@ -1,6 +1,6 @@
 """Policies per hour: a stack, a loop of stacks of one, and trl 0.11.4's PPOTrainer.
 
-All train the embedded profile's gpt2-like model on the same task with the same batches, epochs and tokens.
+All train the embedded profile's gpt2-like model on one task with the same batches, epochs and tokens.
 trl needs older packages and runs in an environment that the first run makes (about 2 GB):
 
     python benchmarks/policy_stack.py [--sizes 1,8,80] [--rounds 3] [--environment DIR | --without-trl]
@@ -151,13 +151,15 @@ def main() -> None:
         ratios = f"{median['loop'] / own:.1f} times a loop of single policies"
         if "trl" in median:
             ratios += f", {median['trl'] / own:.1f} times trl"
-        print(f"N = {n}: {1e3 * own:.1f} ms per policy and step, {ratios}; {work / own / limit:.0%} of the limit; "
-              f"{n * own:.2f} s a step")  # fmt: skip
+        share = work / own / limit
+        print(f"N = {n}: {1e3 * own:.1f} ms per policy and step, {n * own:.2f} s a step, {ratios}")
+        print(
+            f"    {share:.0%} of the limit, {3600 / own / 100:,.0f} policies of 100 steps an hour"
+        )
     if "trl" in median:
         print(f"trl 0.11.4: {1e3 * median['trl']:.1f} ms per policy and step")
-    print(
-        f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB, all stacks together"
-    )
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    print(f"peak memory {memory:.2f} GiB, all stacks together")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The peer of `policy_stack.py`: steps of trl 0.11.4's PPOTrainer on one policy, in an environment of its own.
+"""The peer of `policy_stack.py`: steps of trl 0.11.4's PPOTrainer on one policy.
 
 python trl_peer.py MODEL BATCH EPOCHS STEPS
 """

@@ -165,7 +165,8 @@ def length_reward(prompt, response):
 
 def small(policies, objective="variance_aware", **options):
     source = TableReward(length_reward, lambda p, r: 0.5 + 0.2 * len(response_words(r)))
-    return trainer(len(policies), source, ["2", "3", "4", "5 6", "7 7 2"], words=9, tokens=6, policies=policies,
+    return trainer(len(policies), source, ["2", "3", "4", "5 6", "7 7 2"],
+                   words=9, tokens=6, policies=policies,
                    method=Method(objective, beta=0.1),
                    **({"iterations": 4, "mini_batch_size": 4, "max_grad_norm": 0.5, "learning_rate": 3e-3}
                       | options))  # fmt: skip
@@ -363,12 +364,13 @@ def test_a_collapse_of_length_is_noticed():
 def test_a_minimum_length_hides_the_collapse_of_what_could_end():
     source = TableReward(lambda p, r: -float(len(r.split())), lambda p, r: 1.0)
     log = trainer(2, source, ["2"], method=Method(beta=0.01), words=9, tokens=6, learning_rate=1e-2,
-                  iterations=40, batch_size=32, mini_batch_size=32, sampling={"min_new_tokens": 4}).train()  # fmt: skip
+                  iterations=40, batch_size=32, mini_batch_size=32,
+                  sampling={"min_new_tokens": 4}).train()  # fmt: skip
     assert log["length"].min() >= 4
 
 
 def test_wrong_input_is_named():
-    with pytest.raises(ValueError, match="expected one of vanilla, .*got 'variance'"):
+    with pytest.raises(ValueError, match=r"expected one of vanilla, .*got 'variance'"):
         Method("variance")
     with pytest.raises(ValueError, match="beta: expected one number or 2"):
         trainer(

@@ -140,7 +140,8 @@ def test_a_skipped_policy_has_no_gradient_and_others_keep_theirs():
 def test_padding_cannot_overflow_into_the_losses():
     mask = MASKS.clone()
     new = beside(TRL["new"]) + 1e4 * ~mask  # e.g. a barred word after the end
-    arguments = [beside(TRL[n], k) for k, n in enumerate(("old", "new_values", "masked_values", "advantages", "returns"), 1)]  # fmt: skip
+    names = ("old", "new_values", "masked_values", "advantages", "returns")
+    arguments = [beside(TRL[name], k) for k, name in enumerate(names, 1)]
     found = losses(new.requires_grad_(), *arguments, mask, **SETTINGS, ratio_threshold=10.0)
     near(found.total, TRL["loss.total"])
     found.total.sum().backward()

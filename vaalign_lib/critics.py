@@ -56,8 +56,8 @@ class Critic:
             scores: of each response, as every policy's objective sees it (N, responses).
 
         Returns:
-            The mean share of the scores' variance that is explained where it was not fitted, in a fifth of
-            the responses.
+            The mean share of the scores' variance that is explained in a fifth of the responses, to which
+            it was not fitted.
         """
         held_out = torch.arange(len(mask), device=mask.device) % 5 == 4
         design, targets = self._rows(features, mask, scores, ~held_out)

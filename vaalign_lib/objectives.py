@@ -70,7 +70,7 @@ def uwo(outcome: Outcome, beta: Tensor, strength: Tensor) -> Shaped:
 
 
 def worst_case(outcome: Outcome, beta: Tensor, strength: Tensor) -> Shaped:
-    """The lowest member (Coste et al., 2024), or the lower end of an interval."""
+    """Take the lowest member (Coste et al., 2024), or the lower end of an interval."""
     return _plain(outcome.worst)
 
 
@@ -80,7 +80,7 @@ def reward_robust(outcome: Outcome, beta: Tensor, strength: Tensor) -> Shaped:
 
 
 def effective(outcome: Outcome, beta: Tensor, strength: Tensor) -> Shaped:
-    """The exponential certainty equivalent -ln E[exp(-strength * r)] / strength over the members.
+    """Take the certainty equivalent -ln E[exp(-strength * r)] / strength over the members.
 
     It falls from the mean (strength 0) to the worst case (infinity); for small strength it is the mean
     minus strength / 2 times the variance.

@@ -319,11 +319,11 @@ class Trainer:
         unit = self.unit
         soft = judgement.soft_worst(strength.double().cpu().numpy() / unit.scale)
         rewards = [judgement.sample(uniforms), judgement.worst(), soft]
-        values = [(one - unit.location) / unit.scale for one in rewards]
-        reward, worst, soft, variance = (
-            self._rows(one, policies) for one in (*values, judgement.variance() / unit.variance)
+        reward, worst, certain = (
+            self._rows((one - unit.location) / unit.scale, policies) for one in rewards
         )
-        return Outcome(reward, variance, worst, soft)
+        variance = self._rows(judgement.variance() / unit.variance, policies)
+        return Outcome(reward, variance, worst, certain)
 
     def _rows(self, values: Array, policies: int) -> Tensor:
         """Arrange what is known of responses by policy (policies, responses)."""

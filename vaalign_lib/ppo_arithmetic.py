@@ -51,7 +51,7 @@ def kl_penalty(
 
 
 def token_rewards(score: Tensor, penalty: Tensor, coefficient: Tensor, mask: Tensor) -> Tensor:
-    """Return the reward of each token: minus the penalty, and the score on the last (N, responses, tokens).
+    """Return each token's reward: minus the penalty, and on the last the score.
 
     Args:
         score: of the responses (N, responses).
@@ -84,7 +84,7 @@ class Losses:
     """What one pass gives for each policy (N,); `total` is what it descends.
 
     Attributes:
-        total: policy loss plus the value loss times its coefficient; 0 where the mean ratio was too large.
+        total: policy loss plus coefficient times value loss; 0 where the mean ratio is too large.
         policy: clipped surrogate.
         value: clipped, halved squared error.
         ratio: mean probability ratio.

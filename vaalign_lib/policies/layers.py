@@ -4,6 +4,8 @@ They take the place of a transformers model's own layers; the rows of what goes 
 policy by policy, (N * rows each, ...), and meet the weights of their own policy only.
 """
 
+from typing import Any
+
 import torch
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
@@ -145,7 +147,7 @@ def stacked(layer: nn.Module, size: int, known: dict[int, nn.Parameter]) -> nn.M
 
     weight = known.get(id(own.get("weight")))
     if weight is None:
-        weight = known[id(own.get("weight"))] = nn.Parameter(copies("weight"))
+        weight = known[id(own.get("weight"))] = nn.Parameter(copies("weight"))  # type: ignore[arg-type]
     if isinstance(layer, nn.Linear):
         return StackedLinear(weight, copies("bias"), inputs_first=False)
     if isinstance(layer, Conv1D):
@@ -155,7 +157,7 @@ def stacked(layer: nn.Module, size: int, known: dict[int, nn.Parameter]) -> nn.M
     if isinstance(layer, nn.LayerNorm) and layer.bias is not None:
         return StackedNorm(weight, copies("bias"), layer.eps)
     if type(layer).__name__ in ("MistralRMSNorm", "Qwen2RMSNorm", "LlamaRMSNorm"):
-        return StackedNorm(weight, None, layer.variance_epsilon)
+        return StackedNorm(weight, None, float(layer.variance_epsilon))  # type: ignore[arg-type]
     raise TypeError(
         f"a stack knows linear layers, embeddings and norms, not {type(layer).__name__}; "
         "the architectures GPT-2, Qwen2, Mistral and Llama have no others"
@@ -170,15 +172,17 @@ def stacked_lora(layer: LoraLayer, size: int, generators: list[torch.Generator])
         size: N.
         generators: one for each policy; they draw lora_A as peft does, lora_B is zero.
     """
-    down, up = layer.lora_A["default"].weight, layer.lora_B["default"].weight
+    adapter: Any = layer
+    down: Tensor = adapter.lora_A["default"].weight
+    up: Tensor = adapter.lora_B["default"].weight
     rank, width = down.shape
     bound = width**-0.5  # Kaiming's uniform distribution with a = sqrt(5), peft's start
     drawn = [torch.empty(width, rank).uniform_(-bound, bound, generator=g) for g in generators]
-    dropout = getattr(layer.lora_dropout["default"], "p", 0.0)
+    dropout = getattr(adapter.lora_dropout["default"], "p", 0.0)
     return StackedLora(
-        layer.base_layer,
+        adapter.base_layer,
         torch.stack(drawn).to(down),
         torch.zeros(size, rank, up.shape[0]).to(up),
-        layer.scaling["default"],
+        adapter.scaling["default"],
         dropout,
     )

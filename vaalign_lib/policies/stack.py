@@ -271,7 +271,7 @@ def _write_adapter(
         layer, _, part = name.rpartition(".")
         renamed[f"base_model.model.{layer}.{names[part]}.weight"] = weight.T.contiguous()
     save_file(renamed, folder / "adapter_model.safetensors", metadata={"format": "pt"})
-    lora.save_pretrained(folder)
+    lora.save_pretrained(str(folder))
     record = json.loads((folder / "adapter_config.json").read_text())
     record |= {"base_model_name_or_path": config.name_or_path, "inference_mode": True}
     (folder / "adapter_config.json").write_text(json.dumps(record, indent=1))
