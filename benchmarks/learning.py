@@ -1,11 +1,11 @@
-"""Whether policies learn: gold gained at which KL from a judge, and over-optimization of a learned reward.
+"""Whether policies learn: gold gained at which KL from a judge, and a learned reward over-optimized.
 
     python benchmarks/learning.py [--policies 80] [--weak 8] [--out FOLDER]
 
-Trains vanilla and variance-aware policies on the embedded judge with the profile's settings, prints the gold
-gained (in standard deviations of the reference policy's gold) beside what an exponential tilt of the
-reference policy's responses to each prompt would gain at the same KL, and draws learning curves. Then a
-stack of few policies per beta is trained on an ensemble of linear heads, whose reward is wrong in places.
+Trains vanilla and variance-aware policies on the embedded judge with the profile's settings, prints the
+gold gained (in standard deviations of the reference policy's gold) beside what an exponential tilt of
+the reference policy's responses to each prompt would gain at the same KL, and draws learning curves.
+Then a few policies per beta are trained on an ensemble of linear heads, whose reward is wrong in places.
 """
 
 import argparse
@@ -33,7 +33,7 @@ PROMPTS, SAMPLES = 120, 64
 
 
 def tilted_gain(world: World, start: Path, kls: list[float]) -> tuple[float, float, list[float]]:
-    """Return mean and deviation of the reference's gold, and what tilts by the judge gain at given KLs."""
+    """Return the reference's mean gold, its deviation, and what tilts by the judge gain at KLs."""
     prompts = world.prompts(PROMPTS, world.rng("tilt"))
     asked = [prompt for prompt in prompts for _ in range(SAMPLES)]
     answers = sample_reference(start, asked, seed=0)

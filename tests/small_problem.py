@@ -35,16 +35,17 @@ def policy(words, weights=None, seed=0, layers=1, positions=16):
 
 
 class TableReward:
-    """Intervals with a given middle and variance for each text."""
+    """Intervals with a given middle and variance for each text; `still` ones always give the middle."""
 
-    def __init__(self, middle, variance):
-        self.middle, self.variance = middle, variance
+    def __init__(self, middle, variance, still=False):
+        self.middle, self.variance, self.still = middle, variance, still
 
     def judge(self, prompts, responses, policy):
         texts = list(zip(prompts, responses, strict=True))
         middle = np.array([self.middle(*text) for text in texts], dtype=float)
         half = np.sqrt(3 * np.array([self.variance(*text) for text in texts], dtype=float))
-        return Interval(np.stack((middle - half, middle + half), axis=1))
+        bounds = np.stack((middle - half, middle + half), axis=1)
+        return Interval(bounds, np.full(len(texts), 0.5) if self.still else None)
 
     def true_reward(self, judgement, prompts, responses):
         return judgement.midpoint()

@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, reduce
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -93,6 +94,10 @@ class Method:
         beta: initial coefficient of the KL penalty; None takes the settings'.
         learning_rate: None takes the settings'.
         strength: of the objectives that have one besides beta.
+        credit: `sequence` lets every token answer for the whole penalty of its response; `token`, as in
+            trl, only for the penalty from itself on. They differ where the penalty's weight varies with
+            the response: then a token changes the weight of the tokens before it as well, and by `token`
+            training converges to another policy than the objective's.
         standardized: whether rewards and variances are measured in reference deviations (the regimes
             `equal_mean_penalty` and `matched_kl`) or raw (`as_printed`).
     """
@@ -101,6 +106,7 @@ class Method:
     beta: float | Sequence[float] | None = None
     learning_rate: float | Sequence[float] | None = None
     strength: float | Sequence[float] = 1.0
+    credit: Literal["sequence", "token"] = "sequence"
     standardized: bool = True
 
     def __post_init__(self) -> None:
@@ -148,6 +154,7 @@ class Trainer:
         index: their global indices (N,).
         unit: of rewards and variances.
         beta: the coefficient of the KL penalty (N,); it moves if it is adaptive.
+        mean_weight: of the penalty over the reference's responses (N,).
         critic: what the policies expect.
         reference_length: mean tokens of the reference policy's responses.
         done: steps taken.
@@ -348,7 +355,11 @@ class Trainer:
         penalty = kl_penalty(log_ratio, settings.kl_penalty, full) * mask
         shaped = self._shaped(outcome)
         coefficient = self.beta[:, None] * shaped.weight
-        rewards = token_rewards(shaped.score, penalty, coefficient, mask)
+        even = coefficient
+        if self.method.credit == "sequence":  # what varies with the response comes with its score
+            even = (self.beta * self.mean_weight)[:, None].expand_as(coefficient)
+        late = (coefficient - even) * penalty.sum(2)
+        rewards = token_rewards(shaped.score - late, penalty, even, mask)
         constant = None
         if self.critic.kind == "reference_states":
             constant = reference_features(states, written.mask)
@@ -485,10 +496,11 @@ class Trainer:
         if kind == "reference_states":
             features = reference_features(states, written.mask)
         self.critic = Critic(kind, self.stack.size, features, written.mask)
+        strength = self.strength.mean().expand(WARM_UP)
+        shaped = self._shaped(self._outcome(judgement, rewards, strength, 1))
+        self.mean_weight = shaped.weight.mean(1).expand(self.stack.size)
         if kind == "reference_states":  # trl's head on the policy's own states starts cold
-            strength = self.strength.mean().expand(WARM_UP)
-            scores = self._shaped(self._outcome(judgement, rewards, strength, 1)).score
-            self.critic.fit(features, written.mask, scores.expand(self.stack.size, -1))
+            self.critic.fit(features, written.mask, shaped.score.expand(self.stack.size, -1))
 
 
 @dataclass(frozen=True)

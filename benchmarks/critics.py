@@ -1,0 +1,71 @@
+"""What critics explain: a value head on the policy's own states against one on the reference's states.
+
+    python benchmarks/critics.py [--policies 20] [--steps 40]
+
+Prints the share of the variance of returns that each explains in training on the embedded judge, over the
+last ten steps, and the reward that was reached; cold heads and warmed-up ones.
+"""
+
+import argparse
+
+import torch
+
+from vaalign_lib.paths import RUNS
+from vaalign_lib.pilots import final
+from vaalign_lib.policies.sampling import sequences
+from vaalign_lib.ppo import Method, Trainer
+from vaalign_lib.profiles import load_profile
+from vaalign_lib.reward_study import reference
+from vaalign_lib.rewards.simulated import stand_ins
+from vaalign_lib.runs import RunStore
+from vaalign_lib.study import embedded_task, policy_trainer
+from vaalign_lib.synthetic.world import World
+
+
+def warm_up_own_states(one: Trainer) -> None:
+    """Fit the head on the policy's own states as the other critic is: by ridge regression."""
+    size = one.stack.size
+    which = torch.arange(1024) % len(one.task.prompts)
+    uniforms = torch.rand(1024, one.sampling.max_new_tokens).numpy()
+    written, asked, answers = one._write(one.reference, which, uniforms)
+    judgement = one.task.source.judge(asked, answers, which.numpy())
+    outcome = one._outcome(judgement, uniforms[:, 0].astype(float), torch.ones(1024), 1)
+    joined = sequences(written.prompts, written.responses, one.stack.dtype)
+    states = one.reference.all_states(joined)[-1]
+    one.critic.fit(states, written.mask, one._shaped(outcome).score.expand(size, -1))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--policies", type=int, default=20)
+    parser.add_argument("--steps", type=int, default=40)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    embedded, world = load_profile("embedded"), World(0)
+    start = reference(RunStore(RUNS / "embedded" / "store"), embedded, 0, "gpt2")
+    task = embedded_task(embedded, stand_ins(world)["stand-in for Gemini 1.5 Flash"], world)
+    for name in (
+        "own states, cold as in trl",
+        "own states, warmed up",
+        "reference states, warmed up",
+    ):
+        kind = "own_states" if name.startswith("own") else "reference_states"
+        policies = embedded.policies.model_copy(update={"critic": kind})
+        profile = embedded.model_copy(update={"policies": policies})
+        one = policy_trainer(
+            profile, "gpt2", start, task, Method(), policies=range(options.policies)
+        )
+        if name == "own states, warmed up":
+            warm_up_own_states(one)
+        log = one.train(options.steps)
+        early, late = log[log["step"] <= 10], final(log)
+        print(f"{name}: explains {early['explained_variance'].mean():.2f} in the first ten steps, "
+              f"{late['explained_variance'].mean():.2f} in the last; reward {late['reward'].mean():.2f} "
+              f"(SE {late['reward'].sem():.2f}) at KL {late['kl'].mean():.2f}")  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
