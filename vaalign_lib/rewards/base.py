@@ -16,6 +16,7 @@ from scipy.special import logsumexp
 Array = NDArray[np.float64]
 Policies = NDArray[np.int64]
 VarianceOf = Literal["member", "mean"]
+WEAKEST = 1e-6  # strength of a certainty equivalent that stands for none: its limit is the mean
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,7 @@ class Members:
 
     def soft_worst(self, strength: Array) -> Array:
         """Return -ln mean(exp(-strength * score)) / strength over the members (responses,)."""
+        strength = np.maximum(strength, WEAKEST)
         scaled = -strength[:, None] * self.scores
         return np.asarray(-(logsumexp(scaled, axis=1) - np.log(self.scores.shape[1])) / strength)
 
@@ -94,6 +96,7 @@ class Interval:
 
     def soft_worst(self, strength: Array) -> Array:
         """Return -ln E[exp(-strength * r)] / strength for r from U[a, b] (responses,)."""
+        strength = np.maximum(strength, WEAKEST)
         half = strength * np.diff(self.bounds)[:, 0] / 2
         safe = np.maximum(half, 1e-4)  # below that the first term of the series is exact
         log_mean = np.where(
