@@ -44,6 +44,14 @@ def test_a_profile_can_be_a_file(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
+        (
+            {"policies__training__gpt2__ppo__foo": 1},
+            r"policies\.training\.gpt2\.ppo\.foo: unknown key; allowed here: iterations, ",
+        ),
+        (
+            {"policies__training__gpt2__variance_aware": {"learning_rate": -1.0}},
+            r"policies\.training\.gpt2",
+        ),
         ({"bandit__drawz": 5}, r"bandit\.drawz: unknown key; allowed here: draws, many_draws"),
         ({"colour": "red"}, r"colour: unknown key; allowed here: name, description, bandit"),
         ({"bandit__draws": "many"}, r"bandit\.draws: .*valid integer, got 'many'"),

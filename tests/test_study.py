@@ -64,7 +64,7 @@ def _shorter_warm_up(monkeypatch):
 )
 def test_the_papers_policies_take_two_steps(architecture, objective, task, tmp_path):
     folder = checkpoint(tmp_path / "base", architecture)
-    method = Method(objective, standardized=False)  # the regime `as_printed`
+    method = Method(objective, credit="token", standardized=False)  # the regime `as_printed`
     one = policy_trainer(PAPER, architecture, folder, task, method, policies=[0, 1], device="cpu")
     start = [p.detach().clone() for p in one.stack.parameters().values()]
     log = one.train(2)

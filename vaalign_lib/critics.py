@@ -1,7 +1,7 @@
 """Critics: what a stack of policies expects of a response that is not finished.
 
-Two kinds. `own_states` is trl's value head, linear in the policy's own last hidden state, and its loss
-also trains the policy's body. `reference_states` is linear in all hidden states of the reference policy
+Two kinds. `own_states` is after trl's value head, linear in the policy's own last hidden state, and
+its loss also trains the policy's body. `reference_states` is linear in all hidden states of the reference policy
 and in their running sums, so that it remembers what was said; these features are constant, and nothing
 of the value loss reaches the policy. `benchmarks/critics.py` compares what they explain.
 """
@@ -103,7 +103,7 @@ def reference_features(states: tuple[Tensor, ...], mask: Tensor) -> Tensor:
         states: of every layer (responses, tokens, width).
         mask: of the responses' tokens (responses, tokens).
     """
-    layers = torch.cat(states, dim=-1)
+    layers = torch.cat(states, dim=-1).float()
     sums = (layers * mask[:, :, None]).cumsum(1) / 10
     earlier = torch.cat((torch.zeros_like(sums[:, :1]), sums[:, :-1]), dim=1)
     return torch.cat((layers, earlier), dim=-1)

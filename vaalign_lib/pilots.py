@@ -83,8 +83,8 @@ def beta_for_kl(betas: Sequence[float], kls: Sequence[float], target: float) -> 
     order = np.argsort(betas)
     x, y = np.log(np.asarray(betas)[order]), np.log(np.asarray(kls)[order])
     smooth = isotonic_regression(y, increasing=False).x
-    levels, first = np.unique(smooth, return_index=True)  # ascending KL
-    places = np.array([x[smooth == level].mean() for level in smooth[first]])
+    levels = np.unique(smooth)  # ascending KL
+    places = np.array([x[smooth == level].mean() for level in levels])
     wanted = np.log(target)
     if not levels[0] <= wanted <= levels[-1]:
         raise MatchError(

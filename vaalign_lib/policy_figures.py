@@ -23,7 +23,7 @@ def learning_curves(
     logs: Mapping[str, pd.DataFrame],
     measures: Sequence[str] = ("reward", "gold", "kl", "length"),
 ) -> Figure:
-    """Draw mean curves over policies, with the middle 80% of policies around them.
+    """Draw mean curves over policies, with the middle 80% of them, over five steps at a time.
 
     Args:
         logs: of trainers, by method.
@@ -35,7 +35,9 @@ def learning_curves(
                 _curve(axes, log, measure, name.replace("_", "-"))
             axes.set(xlabel="step", title=LABELS.get(measure, measure.replace("_", " ")))
         panels[0].legend(fontsize="small")
-        counts = ", ".join(f"{log['policy'].nunique()} {name}" for name, log in logs.items())
+        counts = ", ".join(
+            f"{log['policy'].nunique()} {name.replace('_', '-')}" for name, log in logs.items()
+        )
         figure.suptitle(f"{counts}; lines: means, bands: the middle 80% of policies", fontsize=9)
         return figure
 

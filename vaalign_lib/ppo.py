@@ -2,7 +2,8 @@
 
 Each policy has its own prompts, its own random numbers, its own coefficient of the KL penalty, its own
 norm of the gradient and its own optimizer state. What is drawn for policy j in step s depends on the
-seed, j and s alone, so its result does not depend on which others share the stack.
+seed, j and s alone, and on a CPU its result does not depend on which others share the stack. (On a GPU
+the kernels for a product may be chosen by N, and rounding with them.)
 """
 
 import time
@@ -10,6 +11,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, reduce
+from itertools import chain
 from typing import Literal
 
 import numpy as np
@@ -22,7 +24,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from vaalign_lib.conversation import prompt_ids, response_texts
 from vaalign_lib.critics import Critic, Kind, reference_features
 from vaalign_lib.objectives import OBJECTIVES, Outcome, Shaped
-from vaalign_lib.policies.frozen import ReferencePolicy
+from vaalign_lib.policies.frozen import PIECE, ReferencePolicy
 from vaalign_lib.policies.sampling import (
     Prompts,
     Rollout,
@@ -227,6 +229,8 @@ class Trainer:
     def train(self, steps: int | None = None) -> pd.DataFrame:
         """Take steps, by default up to the settings' iterations; return a row per policy and step."""
         last = self.settings.iterations if steps is None else self.done + steps
+        if last <= self.done:
+            raise ValueError(f"steps: expected steps to take, all of {self.done} are done")
         log = pd.concat(list(self.steps(last)), ignore_index=True)
         self._watch_lengths(log)
         return log
@@ -275,7 +279,11 @@ class Trainer:
         log["finished"] = _per_policy((written.responses == self._end).any(1), size)
         if (control := self.settings.adaptive_kl) is not None:
             self.beta = adapted_coefficient(
-                self.beta, log["kl"], target=control.target, horizon=control.horizon, batch=rows
+                self.beta,
+                log["divergence"],
+                target=control.target,
+                horizon=control.horizon,
+                batch=rows,
             )
         self.done += 1
         table = {name: value.double().cpu().numpy() for name, value in log.items()}
@@ -347,7 +355,7 @@ class Trainer:
         joined = sequences(written.prompts, written.responses, self.stack.dtype)
         states = self.reference.all_states(joined)
         mask = written.mask.view(size, settings.batch_size, -1)
-        old = written.log_probabilities.view(mask.shape)
+        old = self._old_log_probabilities(joined, written).view(mask.shape)
         log_ratio = (
             old - self._reference_log_probabilities(states[-1], written).view(mask.shape)
         ) * mask
@@ -372,6 +380,7 @@ class Trainer:
             "score": shaped.score.mean(1),
             "variance": outcome.variance.mean(1),
             "kl": log_ratio.sum(2).mean(1),
+            "divergence": penalty.sum(2).mean(1),  # by the penalty's kind, what the controller sees
             "penalty": (coefficient * penalty.sum(2)).mean(1),
             "coefficient": self.beta,
             "entropy": masked_mean(written.entropy.view(mask.shape), mask),
@@ -379,10 +388,20 @@ class Trainer:
         }
         return Batch(joined, constant, mask, old, values, advantages, returns), log
 
+    def _old_log_probabilities(self, joined: Sequences, written: Rollout) -> Tensor:
+        """Return what the policies thought of their tokens; in few bits only a whole pass is exact."""
+        if self.stack.dtype == torch.float32:
+            return written.log_probabilities
+        heat = self.sampling.log_probability_temperature
+        logits = self.stack.logits(response_states(self.stack, joined))
+        return token_log_probabilities(logits, joined.responses, heat)
+
     def _reference_log_probabilities(self, state: Tensor, written: Rollout) -> Tensor:
         heat = self.sampling.log_probability_temperature
-        logits = self.reference.logits(state)
-        return token_log_probabilities(logits, written.responses, heat)
+        pieces = zip(state.split(PIECE), written.responses.split(PIECE), strict=True)
+        return torch.cat(
+            [token_log_probabilities(self.reference.logits(s), r, heat) for s, r in pieces]
+        )
 
     def _divergence(self, joined: Sequences, reference_state: Tensor) -> Tensor:
         """Return KL(policy || reference) of every token's distribution (N, responses, tokens)."""
@@ -476,7 +495,8 @@ class Trainer:
     def _warm_up(self, kind: Kind) -> None:
         """Let the reference policy answer; set the unit of rewards and start the critic from that.
 
-        Nothing here depends on which policies share the stack.
+        Nothing here depends on which policies share the stack, unless their strengths differ: the critic
+        of `effective` starts from their mean.
         """
         random = np.random.default_rng([self.seed, _WARM_UP])
         which = torch.from_numpy(random.integers(len(self.task.prompts), size=WARM_UP))
@@ -496,7 +516,8 @@ class Trainer:
         if kind == "reference_states":
             features = reference_features(states, written.mask)
         self.critic = Critic(kind, self.stack.size, features, written.mask)
-        strength = self.strength.mean().expand(WARM_UP)
+        same = bool((self.strength == self.strength[0]).all())  # a mean of copies may round
+        strength = (self.strength[0] if same else self.strength.mean()).expand(WARM_UP)
         shaped = self._shaped(self._outcome(judgement, rewards, strength, 1))
         self.mean_weight = shaped.weight.mean(1).expand(self.stack.size)
         if kind == "reference_states":  # trl's head on the policy's own states starts cold
@@ -545,8 +566,8 @@ class _Adam:
             for parameter, view in zip(self._parameters, views, strict=True):
                 view.grad = None if parameter.grad is None else parameter.grad[part]
         self.adam.step()
-        for parameter in self._parameters:
-            parameter.grad = None
+        for tensor in chain(self._parameters, *self._views):
+            tensor.grad = None
 
 
 def _per_policy(values: Tensor, size: int) -> Tensor:

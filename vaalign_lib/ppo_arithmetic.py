@@ -121,7 +121,7 @@ def losses(
     errors, near_errors = (values - returns) ** 2, (near - returns) ** 2
     value = 0.5 * masked_mean(torch.maximum(errors, near_errors), mask)
     change = (log_probabilities - old_log_probabilities) * mask
-    ratio = change.exp()
+    ratio = change.clamp(max=60.0).exp()  # so that even a skipped pass has a finite gradient
     plain = -advantages * ratio
     held = -advantages * ratio.clamp(1 - cliprange, 1 + cliprange)
     policy = masked_mean(torch.maximum(plain, held), mask)

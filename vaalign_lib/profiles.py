@@ -153,7 +153,7 @@ class AdaptiveKL(Section):
 
 
 class PPO(Section):
-    """Hyperparameters of PPO by the names of trl 0.11 where it has one; defaults are trl's."""
+    """Hyperparameters of PPO by the names of trl 0.11, with its defaults but a constant coefficient."""
 
     iterations: Count = Field(description="batches of responses")
     batch_size: Count = 128
@@ -174,7 +174,9 @@ class PPO(Section):
     cliprange: Rate = 0.2
     cliprange_value: Rate = 0.2
     vf_coef: Annotated[float, Field(ge=0)] = 0.1
-    ratio_threshold: Rate = Field(default=10.0, description="mean ratio that skips an update")
+    ratio_threshold: Rate = Field(
+        default=10.0, description="mean ratio above which a pass's loss is 0"
+    )
 
     @model_validator(mode="after")
     def _whole_batches(self) -> "PPO":
@@ -204,7 +206,7 @@ class PolicyTraining(Section):
 
     lora: Lora | None = Field(default=None, description="None trains all weights")
     ppo: PPO
-    variance_aware: dict[str, float] = Field(
+    variance_aware: dict[str, Any] = Field(
         default={}, description="what differs for variance-aware PPO, where a table says so"
     )
 
@@ -212,6 +214,7 @@ class PolicyTraining(Section):
     def _known(self) -> "PolicyTraining":
         if unknown := set(self.variance_aware) - set(PPO.model_fields):
             raise ValueError(f"variance_aware: unknown {', '.join(sorted(unknown))}")
+        PPO.model_validate(self.ppo.model_dump() | self.variance_aware)
         return self
 
     def settings(self, objective: str) -> PPO:
@@ -293,6 +296,8 @@ def _explain(problem: Any) -> str:
 def _section_at(location: tuple[str | int, ...]) -> type[Section]:
     section: type[Section] = Profile
     for part in location:
+        if str(part) not in section.model_fields:
+            continue  # a key of a dictionary of sections
         annotation = section.model_fields[str(part)].annotation
         section = next(
             kind

@@ -122,7 +122,9 @@ class StackedLora(nn.Module):
     def _masks(self, rows: Tensor) -> Tensor:
         """Return zeros and 1 / (1 - p), drawn for each policy from its own generator."""
         assert self.generators is not None
-        drawn = [torch.rand(rows.shape[1:], generator=one) for one in self.generators]
+        drawn = [
+            torch.rand(rows.shape[1:], generator=one, device=one.device) for one in self.generators
+        ]
         return (torch.stack(drawn) >= self.dropout).to(rows) / (1 - self.dropout)
 
 

@@ -59,7 +59,8 @@ class PolicyStack:
         """Load a model and stack it.
 
         Args:
-            source: a name on the hub, a folder, a configuration (fresh weights) or a model.
+            source: a name on the hub, a folder, a configuration (fresh weights), or a model, which is
+                changed in place and keeps its own dtype.
             size: N.
             lora: the adapters; None trains all weights.
             four_bit: whether the frozen base is held in 4 bits, as in Table 17; needs `lora`.
@@ -88,6 +89,8 @@ class PolicyStack:
             _stack_all(self.model, size)
         else:
             own = list(range(size)) if seeds is None else list(seeds)
+            if len(own) != size:
+                raise StackError(f"seeds: expected {size}, got {len(own)}")
             generators = [torch.Generator().manual_seed(seed) for seed in own]
             self.model = _stack_adapters(self.model, lora, size, generators)
         self.model.to(device).eval()  # dropout of the base would come from a generator of all
@@ -151,7 +154,7 @@ class PolicyStack:
     def dropout(self, seeds: Sequence[int]) -> Iterator[None]:
         """Let the adapters' dropout act for a while, its masks drawn from one seed per policy."""
         layers = self._adapters()
-        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        generators = [torch.Generator(self.device).manual_seed(seed) for seed in seeds]
         for layer in layers:
             layer.generators = generators
         try:
@@ -197,6 +200,8 @@ def _load(
     device: str | torch.device,
 ) -> PreTrainedModel:
     if isinstance(source, PreTrainedModel):
+        if four_bit:
+            raise StackError("four_bit: expected a name or folder to quantize, got a model")
         return source
     if isinstance(source, PretrainedConfig):
         if four_bit:
