@@ -1,9 +1,9 @@
 """Critics: what a stack of policies expects of a response that is not finished.
 
 Two kinds. `own_states` is after trl's value head, linear in the policy's own last hidden state, and
-its loss also trains the policy's body. `reference_states` is linear in all hidden states of the reference policy
-and in their running sums, so that it remembers what was said; these features are constant, and nothing
-of the value loss reaches the policy. `benchmarks/critics.py` compares what they explain.
+its loss also trains the policy's body. `reference_states` is linear in all hidden states of the
+reference policy and in their running sums, so that it remembers what was said; these features are
+constant, and nothing of the value loss reaches the policy. `benchmarks/critics.py` compares them.
 """
 
 from typing import Literal
