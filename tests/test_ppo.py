@@ -1,6 +1,7 @@
 """PPO for stacks: what it converges to, that it is trl's, and that policies do not disturb each other."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,15 @@ from peft import LoraConfig
 from safetensors.torch import load_file
 
 from tests.small_problem import TableReward, policy, trainer
+from vaalign_lib.conversation import response_texts
 from vaalign_lib.policies.frozen import ReferencePolicy
-from vaalign_lib.policies.sampling import Prompts, sequences
+from vaalign_lib.policies.sampling import (
+    Prompts,
+    Rollout,
+    response_states,
+    sequences,
+    token_log_probabilities,
+)
 from vaalign_lib.ppo import LengthCollapseWarning, Method, Unit
 from vaalign_lib.rewards.base import Interval, Members
 from vaalign_lib.tabular import exact_policy, ppo_fixed_point, softmax_policy
@@ -150,28 +158,65 @@ def test_with_equal_variances_all_three_agree():
 # --- that it is trl's -------------------------------------------------------------------------------
 
 
-def test_learning_curves_are_trls_within_the_spread_of_its_seeds():
+def small_trl_problem(size, **options):
     record = json.loads((TRL / "curves.json").read_text())
-    theirs = np.array(record["curves"])[:, :20]  # (seeds, steps, [reward, kl, length])
     good, bad = str(record["good"]), str(record["bad"])
 
     def reward(prompt, response):
         words = response.split()
         return words.count(good) - words.count(bad)
 
-    prompts = [str(k) for k in range(2, 8)]
-    ours = trainer(
-        12, TableReward(reward, lambda p, r: 1e-12), prompts, words=8, tokens=record["tokens"],
-        method=Method("vanilla", standardized=False), critic="own_states",
+    return trainer(
+        size, TableReward(reward, lambda p, r: 1e-12), [str(k) for k in range(2, 8)], words=8,
+        tokens=record["tokens"], method=Method("vanilla", standardized=False), critic="own_states",
         model=lambda: policy(8, load_file(TRL / "model.safetensors"), positions=8),
-        iterations=theirs.shape[1], **record["settings"],
-    ).train()  # fmt: skip
+        **record["settings"] | options,
+    )  # fmt: skip
+
+
+def test_a_step_is_trls(monkeypatch):
+    """Same queries, answers, value head and order of mini-batches: the same weights afterwards."""
+    known = load_file(TRL / "step.safetensors")
+    ours = small_trl_problem(1, iterations=1)
+    ours.critic.centre.zero_()
+    ours.critic.unit.fill_(1)
+    ours.critic.weight.data.copy_(known["head.weight"])
+    ours.critic.bias.data.copy_(known["head.bias"][None])
+    prompts, responses = ours._prompts[known["queries"] - 2], known["responses"]
+    with torch.no_grad():
+        hidden = response_states(ours.stack, sequences(prompts, responses, torch.float32))
+        seen = token_log_probabilities(ours.stack.logits(hidden), responses, 1.0)
+    mask = torch.arange(responses.shape[1]) < known["lengths"][:, None]
+    written = Rollout(prompts, responses, mask, seen, hidden, torch.zeros_like(seen))
+    asked = [str(k) for k in known["queries"].tolist()]
+    answers = response_texts(ours.tokenizer, responses.tolist())
+    monkeypatch.setattr(ours, "_write", lambda *_: (written, asked, answers))
+    drawn = replace(ours._draw(0), orders=known["orders"].numpy())
+    monkeypatch.setattr(ours, "_draw", lambda _: drawn)
+    log = ours.step()
+    assert log["reward"].item() == pytest.approx(known["scores"].mean().item(), abs=1e-6)
+    before = load_file(TRL / "model.safetensors")
+    for name, weight in ours.stack.parameters().items():
+        theirs = known[f"after.pretrained_model.{name}"]
+        if name.endswith("c_attn.bias"):  # what is added to all keys has no effect and no gradient
+            kept = [*range(16), *range(32, 48)]
+            weight, theirs = weight[:, kept], theirs[kept]
+        torch.testing.assert_close(weight[0], theirs, atol=1e-5, rtol=0)
+        assert (known[f"after.pretrained_model.{name}"] - before[name]).abs().max() > 5e-3
+    torch.testing.assert_close(ours.critic.weight, known["after.v_head.summary.weight"])
+    torch.testing.assert_close(ours.critic.bias[0], known["after.v_head.summary.bias"])
+
+
+def test_learning_curves_are_trls_within_the_spread_of_its_seeds():
+    record = json.loads((TRL / "curves.json").read_text())
+    theirs = np.array(record["curves"])[:, :20]  # (seeds, steps, [reward, kl, length])
+    ours = small_trl_problem(12, iterations=theirs.shape[1]).train()
     for column, name in enumerate(["reward", "kl", "length"]):
         curves = ours.pivot(index="policy", columns="step", values=name).to_numpy()
         known = theirs[:, :, column]
         error = np.sqrt(known.var(0, ddof=1) / len(known) + curves.var(0, ddof=1) / len(curves))
         gap = (curves.mean(0) - known.mean(0)) / np.maximum(error, 0.02)
-        assert np.abs(gap).max() < 5, (name, gap.round(1))
+        assert np.abs(gap).max() < 4.5, (name, gap.round(1))
         assert np.abs(gap.mean()) < 1.5, (name, gap.round(1))
 
 

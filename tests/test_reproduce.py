@@ -217,7 +217,7 @@ while not Path({str(go_on)!r}).exists():
     process = start_process(study, tmp_path)
     wait_for(marker)
     process.send_signal(how)
-    process.communicate(timeout=60)
+    process.communicate(timeout=240)
     assert process.returncode == {signal.SIGINT: 130, signal.SIGTERM: 143}.get(how, -how)
     folder = tmp_path / "run"
     assert read_record(folder / "01_quick") is not None
@@ -226,7 +226,7 @@ while not Path({str(go_on)!r}).exists():
         assert not list(folder.glob(".02_slow*"))
     go_on.touch()
     again = start_process(study, tmp_path)
-    _, errors = again.communicate(timeout=120)
+    _, errors = again.communicate(timeout=600)
     assert again.returncode == 0, errors
     assert "already done" in errors and "02_slow: done" in errors
     assert sorted(path.name for path in folder.iterdir() if not path.name.startswith(".")) == [

@@ -92,7 +92,10 @@ def _templated(
 
 
 def response_texts(tokenizer: PreTrainedTokenizerBase, ids: Sequence[Sequence[int]]) -> list[str]:
-    """Decode what was written before the end; other special tokens are part of what was written."""
-    ends = {tokenizer.eos_token_id, tokenizer.pad_token_id}
-    written = [list(takewhile(lambda one: one not in ends, row)) for row in ids]
+    """Decode what was written before the end; other special tokens are part of what was written.
+
+    So is a padding token that a policy chose itself: the text must not end where the response goes on.
+    """
+    end = tokenizer.eos_token_id
+    written = [list(takewhile(lambda one: one != end, row)) for row in ids]
     return list(tokenizer.batch_decode(written))

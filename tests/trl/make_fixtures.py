@@ -8,8 +8,9 @@ an environment of its own:
     /tmp/trl-0.11/bin/pip install trl==0.11.4 transformers==4.45.2 rich
     /tmp/trl-0.11/bin/python tests/trl/make_fixtures.py
 
-It writes three files beside itself: `arithmetic.safetensors` (inputs and outputs of trl's own functions),
-`model.safetensors` (the policy of the small problem) and `curves.json` (trl's learning curves).
+It writes four files beside itself: `arithmetic.safetensors` (inputs and outputs of trl's own functions),
+`model.safetensors` (the policy of the small problem), `step.safetensors` (one whole step of trl's
+trainer on it) and `curves.json` (trl's learning curves).
 """
 
 import argparse
@@ -119,8 +120,8 @@ def policy():
     return model
 
 
-def curve(seed):
-    """Train by trl and return mean reward, mean KL and mean length of each step."""
+def start(seed):
+    """Return trl's trainer of the small problem and its tokenizer, seeded."""
     np.random.seed(seed)  # noqa: NPY002 - what trl draws from
     torch.manual_seed(seed)
     words = {str(k): k for k in range(WORDS)}
@@ -132,19 +133,54 @@ def curve(seed):
     model = AutoModelForCausalLMWithValueHead.from_pretrained(policy())
     reference = AutoModelForCausalLMWithValueHead.from_pretrained(policy())
     config = PPOConfig(**SETTINGS, adap_kl_ctrl=False, seed=seed)
-    trainer = PPOTrainer(config, model, reference, tokenizer)
+    return PPOTrainer(config, model, reference, tokenizer)
+
+
+def batch(trainer, random):
+    """Return queries, answers and their rewards."""
     sampling = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "pad_token_id": 0,
                 "max_new_tokens": TOKENS}  # fmt: skip
-    random = np.random.default_rng(seed)
+    queries = [torch.tensor([k]) for k in random.integers(2, WORDS, BATCH).tolist()]
+    answers = trainer.generate(queries, return_prompt=False, batch_size=BATCH, **sampling)
+    rewards = [((a == GOOD).sum() - (a == BAD).sum()).float() for a in answers]
+    return queries, answers, rewards
+
+
+def curve(seed):
+    """Train by trl and return mean reward, mean KL and mean length of each step."""
+    trainer, random = start(seed), np.random.default_rng(seed)
     log = []
     for _ in range(STEPS):
-        queries = [torch.tensor([k]) for k in random.integers(2, WORDS, BATCH).tolist()]
-        answers = trainer.generate(queries, return_prompt=False, batch_size=BATCH, **sampling)
-        rewards = [((a == GOOD).sum() - (a == BAD).sum()).float() for a in answers]
+        queries, answers, rewards = batch(trainer, random)
         stats = trainer.step(queries, answers, rewards)
         lengths = [len(a) for a in answers]
         log.append([float(np.mean(rewards)), float(stats["objective/kl"]), float(np.mean(lengths))])
     return log
+
+
+def step():
+    """Take one step of trl's trainer; store what went in and the weights that came out."""
+    trainer = start(0)
+    orders = []
+    permutation = np.random.permutation
+
+    def recorded(count):
+        orders.append(permutation(count))
+        return orders[-1]
+
+    np.random.permutation = recorded
+    queries, answers, rewards = batch(trainer, np.random.default_rng(0))
+    head = {f"head.{k}": v.clone() for k, v in trainer.model.v_head.summary.state_dict().items()}
+    trainer.step(queries, answers, rewards)
+    np.random.permutation = permutation
+    after = {f"after.{k}": v.detach() for k, v in trainer.model.named_parameters()}
+    responses = torch.nn.utils.rnn.pad_sequence(answers, batch_first=True)
+    found = {"queries": torch.cat(queries), "responses": responses,
+             "lengths": torch.tensor([len(a) for a in answers]), "scores": torch.stack(rewards),
+             "orders": torch.tensor(np.array(orders))}  # fmt: skip
+    save_file(
+        {k: v.contiguous() for k, v in (found | head | after).items()}, HERE / "step.safetensors"
+    )
 
 
 if __name__ == "__main__":
@@ -152,6 +188,7 @@ if __name__ == "__main__":
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     ).parse_args()
     arithmetic()
+    step()
     curves = [curve(seed) for seed in range(SEEDS)]
     record = {"settings": SETTINGS, "tokens": TOKENS, "good": GOOD, "bad": BAD,
               "columns": ["reward", "kl", "length"], "curves": np.round(curves, 4).tolist()}  # fmt: skip
