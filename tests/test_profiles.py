@@ -79,7 +79,7 @@ def test_wrong_content_is_refused_with_key_and_what_is_allowed(tmp_path, changes
 
 
 def test_missing_and_broken_files_are_refused(tmp_path):
-    with pytest.raises(ProfileError, match="choose one of embedded, paper, smoke"):
+    with pytest.raises(ProfileError, match="choose one of embedded, extended, paper, smoke"):
         load_profile("embeded")
     broken = tmp_path / "broken.yaml"
     broken.write_text("bandit: [1, 2")

@@ -12,7 +12,6 @@ from transformers import (
 )
 
 from tests.small_problem import TableReward, tokenizer
-from vaalign_lib import ppo
 from vaalign_lib.policy_figures import learning_curves
 from vaalign_lib.ppo import Method, Task
 from vaalign_lib.profiles import load_profile
@@ -20,6 +19,7 @@ from vaalign_lib.study import policy_trainer, write_tensorboard
 
 WORDS = 30
 PAPER = load_profile("paper")
+PAPER = PAPER.model_copy(update={"policies": PAPER.policies.model_copy(update={"warm_up": 64})})
 
 
 def checkpoint(folder, architecture):
@@ -46,11 +46,6 @@ def judged(prompt, response):
 def task():
     source = TableReward(judged, lambda p, r: 75.0)  # width 30, as the prompted judges answer
     return Task(["2", "3 4", "7 8 9"], source)
-
-
-@pytest.fixture(autouse=True)
-def _shorter_warm_up(monkeypatch):
-    monkeypatch.setattr(ppo, "WARM_UP", 64)
 
 
 @pytest.mark.parametrize(

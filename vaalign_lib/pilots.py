@@ -15,6 +15,7 @@ from scipy.optimize import isotonic_regression
 from vaalign_lib.ppo import Method
 
 TOLERANCE = 0.03  # of the KL, relative
+LEAST = 1e-3  # nats that count as none
 LAST = 10  # steps whose mean is what a policy has reached
 MEASURES = ("reward", "true_reward", "gold", "kl", "length", "variance", "explained_variance")
 
@@ -38,7 +39,7 @@ class Grid:
         return pd.DataFrame(rows, columns=["learning_rate", "beta", "repeat"])
 
     def method(self, objective: str, **options: float | bool) -> Method:
-        """Return the method that gives every policy of the stack its cell."""
+        """Return the method that gives each policy of a stack of `len(cells)` its cell."""
         cells = self.cells
         return Method(
             objective,
@@ -53,7 +54,13 @@ class Grid:
         Args:
             log: of the trainer; the stack's policies are 0, 1, ... in the order of `cells`.
         """
-        reached = final(log).join(self.cells)
+        reached = final(log)
+        if reached.index.tolist() != list(range(len(self.cells))):
+            raise ValueError(
+                f"log: expected policies 0 to {len(self.cells) - 1}, one for each row of `cells`, got "
+                f"{reached.index.min()} to {reached.index.max()}"
+            )
+        reached = reached.join(self.cells)
         names = [name for name in MEASURES if name in reached]
         grouped = reached.groupby(["learning_rate", "beta"])[names]
         means, errors = grouped.mean(), grouped.sem()
@@ -102,6 +109,7 @@ def match_kl(
     kls: Sequence[float],
     target: float,
     attempts: int = 4,
+    tolerance: float = TOLERANCE,
 ) -> tuple[float, pd.DataFrame]:
     """Find the beta whose full stack has the target KL, checked by training it.
 
@@ -111,26 +119,37 @@ def match_kl(
         kls: that the grid reached.
         target: KL.
         attempts: stacks that may be trained.
+        tolerance: of the KL, relative.
 
     Returns:
         The beta, and a row per attempt: `beta`, `kl`, `off` (relative).
 
     Raises:
-        MatchError: no attempt was within 3% of the target.
+        MatchError: no attempt was within the tolerance.
     """
-    known = dict(zip(betas, kls, strict=True))
+    known = {beta: max(kl, LEAST) for beta, kl in zip(betas, kls, strict=True)}
     tried: list[dict[str, float]] = []
     for _ in range(attempts):
-        beta = beta_for_kl(list(known), list(known.values()), target)
+        beta = _next_beta(known, target)
         kl = train(beta)
         tried.append({"beta": beta, "kl": kl, "off": kl / target - 1})
-        if abs(kl / target - 1) <= TOLERANCE:
+        if abs(kl / target - 1) <= tolerance:
             return beta, pd.DataFrame(tried)
-        known = _corrected(known, beta, kl)
+        known = _corrected(known, beta, max(kl, LEAST))
     raise MatchError(
-        f"no beta within {TOLERANCE:.0%} of a KL of {target:.3g} in {attempts} attempts: "
+        f"no beta within {tolerance:.0%} of a KL of {target:.3g} in {attempts} attempts: "
         + ", ".join(f"{one['beta']:.4g} gave {one['kl']:.3g}" for one in tried)
     )
+
+
+def _next_beta(known: dict[float, float], target: float) -> float:
+    """Interpolate, or go half as far again beyond the end of the curve that is nearer to the target."""
+    try:
+        return beta_for_kl(list(known), list(known.values()), target)
+    except MatchError:
+        if target > max(known.values()):
+            return min(known) / 1.5
+        return max(known) * 1.5
 
 
 def _corrected(known: dict[float, float], beta: float, kl: float) -> dict[float, float]:

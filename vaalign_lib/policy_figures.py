@@ -49,4 +49,4 @@ def _curve(axes: Axes, log: pd.DataFrame, measure: str, name: str) -> None:
     low, high = np.quantile(table, (0.1, 0.9), axis=1)
     colour = POLICY_COLOURS.get(name)
     axes.fill_between(table.index, low, high, alpha=0.2, color=colour, linewidth=0)
-    axes.plot(table.index, table.mean(1), color=colour, label=name)
+    axes.plot(table.index, table.mean(axis=1), color=colour, label=name)

@@ -8,11 +8,11 @@ the kernels for a product may be chosen by N, and rounding with them.)
 
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, reduce
 from itertools import chain
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import pandas as pd
@@ -46,9 +46,16 @@ from vaalign_lib.ppo_arithmetic import (
 )
 from vaalign_lib.profiles import PPO, Sampling
 from vaalign_lib.progress import bar
-from vaalign_lib.rewards.base import Array, Judgement, RewardSource, Truth
+from vaalign_lib.rewards.base import (
+    Array,
+    Interval,
+    Judgement,
+    Members,
+    Policies,
+    RewardSource,
+    Truth,
+)
 
-WARM_UP = 2048  # responses of the reference policy that the critic and the unit of reward come from
 SHORT = 0.5  # of the reference policy's mean length: below this a policy's responses have collapsed
 _ORDER, _WARM_UP = 2**31, 2**31 + 1  # in place of a step, for what is drawn outside of steps
 
@@ -75,16 +82,18 @@ class Unit:
     def of(cls, rewards: Array, variances: Array) -> "Unit":
         """Return the unit in which these have mean 0 and deviation 1, and variances have mean 1.
 
+        Variances that are all 0 stay so.
+
         Raises:
-            ValueError: the rewards or the variances have no spread or size.
+            ValueError: the rewards are all the same.
         """
-        scale, variance = float(rewards.std()), float(variances.mean())
-        if not (scale > 0 and variance > 0):
+        scale = float(rewards.std())
+        if not scale > 0:
             raise ValueError(
-                f"source: over the reference policy's responses its rewards have deviation {scale} and "
-                f"mean variance {variance}; both must be positive to be standardized"
+                "source: over the reference policy's responses its rewards are all the same; give "
+                "Method(standardized=False) to train with them as they are"
             )
-        return cls(float(rewards.mean()), scale, variance)
+        return cls(float(rewards.mean()), scale, float(variances.mean()) or 1.0)
 
 
 @dataclass(frozen=True)
@@ -116,6 +125,8 @@ class Method:
             raise ValueError(
                 f"objective: expected one of {', '.join(OBJECTIVES)}, got {self.objective!r}"
             )
+        if self.credit not in ("sequence", "token"):
+            raise ValueError(f"credit: expected sequence or token, got {self.credit!r}")
 
 
 @dataclass(frozen=True)
@@ -175,6 +186,7 @@ class Trainer:
         policies: Sequence[int] | None = None,
         seed: int = 0,
         critic: Kind = "reference_states",
+        warm_up: int = 2048,
     ) -> None:
         """Prepare everything but the first step.
 
@@ -189,22 +201,27 @@ class Trainer:
             policies: global indices of the stack's policies, by default 0 to N - 1.
             seed: of the study.
             critic: see `critics`.
+            warm_up: responses of the reference policy that the critic and the unit of reward come from.
         """
         self.stack, self.tokenizer, self.task = stack, tokenizer, task
         self.method, self.settings, self.sampling = method, settings, sampling
         self.seed, self.done = seed, 0
         self.index = np.arange(stack.size) if policies is None else np.array(policies)
-        if self.index.shape != (stack.size,):
-            raise ValueError(f"policies: expected {stack.size} indices, got {len(self.index)}")
+        if self.index.shape != (stack.size,) or len(set(self.index.tolist())) != stack.size:
+            raise ValueError(f"policies: expected {stack.size} different indices, got {policies}")
+        if isinstance(task.prompts, str) or not len(task.prompts):
+            raise ValueError(f"task: expected a list of prompts, got {task.prompts!r}")
+        if critic not in get_args(Kind):
+            raise ValueError(f"critic: expected one of {', '.join(get_args(Kind))}, got {critic!r}")
         self.beta = self._each("beta", method.beta, settings.init_kl_coef)
         self.strength = self._each("strength", method.strength, 1.0)
         self.rate = self._each("learning_rate", method.learning_rate, settings.learning_rate)
         self.reference = ReferencePolicy(stack if reference is None else reference)
         rows = prompt_ids(tokenizer, list(task.prompts), 10**6)
         self._prompts = Prompts.from_lists(rows, max(map(len, rows)), self._pad).to(stack.device)
-        self._warm_up(critic)
-        trained = stack.parameters() | self.critic.parameters()
-        self._parameters = list(trained.values())
+        self._warm_up(critic, warm_up)
+        self._trained = stack.parameters() | self.critic.parameters()
+        self._parameters = list(self._trained.values())
         self._optimizer = _Adam(self._parameters, self.rate, settings.adam_betas)
 
     def _each(self, name: str, value: float | Sequence[float] | None, default: float) -> Tensor:
@@ -213,6 +230,8 @@ class Trainer:
         values = torch.as_tensor(default if value is None else value, dtype=torch.float32)
         if values.dim() and values.shape != (size,):
             raise ValueError(f"{name}: expected one number or {size}, got {tuple(values.shape)}")
+        if not bool((values.isfinite() & (values >= 0)).all()):
+            raise ValueError(f"{name}: expected finite numbers of at least 0, got {value}")
         return values.expand(size).clone().to(self.stack.device)
 
     @property
@@ -227,10 +246,19 @@ class Trainer:
     # --- training -----------------------------------------------------------------------------------
 
     def train(self, steps: int | None = None) -> pd.DataFrame:
-        """Take steps, by default up to the settings' iterations; return a row per policy and step."""
+        """Take steps, by default up to the settings' iterations; return a row per policy and step.
+
+        Raises:
+            ValueError: there are none to take, or the rate, which falls linearly, is 0 by then.
+        """
         last = self.settings.iterations if steps is None else self.done + steps
         if last <= self.done:
             raise ValueError(f"steps: expected steps to take, all of {self.done} are done")
+        if self.settings.schedule == "linear" and last > self.settings.iterations:
+            raise ValueError(
+                f"steps: the learning rate is 0 after {self.settings.iterations} of {last} steps; give "
+                "the trainer more iterations"
+            )
         log = pd.concat(list(self.steps(last)), ignore_index=True)
         self._watch_lengths(log)
         return log
@@ -269,7 +297,7 @@ class Trainer:
         which = torch.from_numpy(np.concatenate([one.prompts for one in drawn]))
         uniforms = np.concatenate([one.tokens for one in drawn])
         written, asked, answers = self._write(self.stack, which, uniforms)
-        judgement = self.task.source.judge(asked, answers, self.index.repeat(rows))
+        judgement = self._judged(asked, answers, self.index.repeat(rows))
         uniforms = np.concatenate([one.rewards for one in drawn])
         outcome = self._outcome(judgement, uniforms, self.strength.repeat_interleave(rows), size)
         batch, log = self._assess(written, outcome)
@@ -288,6 +316,33 @@ class Trainer:
         self.done += 1
         table = {name: value.double().cpu().numpy() for name, value in log.items()}
         return pd.DataFrame({"policy": self.index, "step": self.done, **table})
+
+    # --- checkpoints ----------------------------------------------------------------------------------
+
+    def state(self) -> dict[str, Tensor]:
+        """Return all that changes in training, by name; what is drawn depends on the step alone."""
+        weights = {f"weights.{name}": p.detach() for name, p in self._trained.items()}
+        moments = {
+            f"adam.{place}.{name}": tensor
+            for place, kept in self._optimizer.adam.state_dict()["state"].items()
+            for name, tensor in kept.items()
+        }
+        return weights | moments | {"beta": self.beta, "done": torch.tensor(self.done)}
+
+    @torch.no_grad()
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Go back to a state of a trainer that was made with the same arguments."""
+        for name, parameter in self._trained.items():
+            parameter.copy_(state[f"weights.{name}"])
+        self.beta = state["beta"].to(self.stack.device)
+        self.done = int(state["done"])
+        moments: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in state.items():
+            kind, *place = name.split(".")
+            if kind == "adam":
+                moments.setdefault(int(place[0]), {})[place[1]] = tensor
+        adam = self._optimizer.adam
+        adam.load_state_dict(adam.state_dict() | {"state": moments})
 
     # --- random numbers -----------------------------------------------------------------------------
 
@@ -326,6 +381,23 @@ class Trainer:
         written = rollout(writer, prompts, numbers, self.sampling, self._end, self._pad)
         asked = [self.task.prompts[k] for k in which.tolist()]
         return written, asked, response_texts(self.tokenizer, written.responses.tolist())
+
+    def _judged(self, asked: list[str], answers: list[str], policies: Policies) -> Judgement:
+        """Ask the source, and refuse what would spoil the weights."""
+        judgement = self.task.source.judge(asked, answers, policies)
+        if not isinstance(judgement, Members | Interval):
+            raise TypeError(
+                f"source: expected Members or Interval, got {type(judgement).__name__} from judge()"
+            )
+        numbers = judgement.scores if isinstance(judgement, Members) else judgement.bounds
+        if len(numbers) != len(answers):
+            raise ValueError(f"source: expected {len(answers)} judgements, got {len(numbers)}")
+        if len(bad := np.flatnonzero(~np.isfinite(numbers).all(1))):
+            raise ValueError(
+                f"source: {len(bad)} of {len(answers)} judgements are not finite, first for the response "
+                f"{answers[bad[0]]!r}"
+            )
+        return judgement
 
     def _outcome(
         self, judgement: Judgement, uniforms: Array, strength: Tensor, policies: int
@@ -492,20 +564,20 @@ class Trainer:
 
     # --- before the first step ------------------------------------------------------------------------
 
-    def _warm_up(self, kind: Kind) -> None:
+    def _warm_up(self, kind: Kind, count: int) -> None:
         """Let the reference policy answer; set the unit of rewards and start the critic from that.
 
         Nothing here depends on which policies share the stack, unless their strengths differ: the critic
         of `effective` starts from their mean.
         """
         random = np.random.default_rng([self.seed, _WARM_UP])
-        which = torch.from_numpy(random.integers(len(self.task.prompts), size=WARM_UP))
-        uniforms = random.random((WARM_UP, self.sampling.max_new_tokens), dtype=np.float32)
+        which = torch.from_numpy(random.integers(len(self.task.prompts), size=count))
+        uniforms = random.random((count, self.sampling.max_new_tokens), dtype=np.float32)
         written, asked, answers = self._write(self.reference, which, uniforms)
         self.reference_length = float(written.lengths.float().mean())
-        judges = np.arange(WARM_UP) % self.task.population
-        judgement = self.task.source.judge(asked, answers, judges)
-        rewards = random.random(WARM_UP)
+        judges = np.arange(count) % self.task.population
+        judgement = self._judged(asked, answers, judges)
+        rewards = random.random(count)
         self.unit = Unit()
         if self.method.standardized:
             self.unit = Unit.of(judgement.sample(rewards), judgement.variance())
@@ -517,7 +589,7 @@ class Trainer:
             features = reference_features(states, written.mask)
         self.critic = Critic(kind, self.stack.size, features, written.mask)
         same = bool((self.strength == self.strength[0]).all())  # a mean of copies may round
-        strength = (self.strength[0] if same else self.strength.mean()).expand(WARM_UP)
+        strength = (self.strength[0] if same else self.strength.mean()).expand(count)
         shaped = self._shaped(self._outcome(judgement, rewards, strength, 1))
         self.mean_weight = shaped.weight.mean(1).expand(self.stack.size)
         if kind == "reference_states":  # trl's head on the policy's own states starts cold

@@ -224,11 +224,43 @@ class PolicyTraining(Section):
         return PPO.model_validate(self.ppo.model_dump() | self.variance_aware)
 
 
+RunGroup = Literal[
+    "rows",
+    "matched_kl",
+    "independent",
+    "ranges",
+    "primary",
+    "second_seeds",
+    "controls",
+    "printed_widths",
+    "every_row",
+]
+
+
+class Evaluation(Section):
+    """What a policy's return is the mean of."""
+
+    prompts: Annotated[int, Field(ge=2, strict=True)] = Field(description="the same for all")
+    samples: Annotated[int, Field(ge=2, strict=True)] = Field(description="of each prompt")
+
+
+class Matching(Section):
+    """How the variance-aware penalty is found that leaves as much KL as vanilla's."""
+
+    factors: list[Rate] = Field(description="of vanilla's coefficient, tried in a pilot stack")
+    tolerance: Rate = Field(default=0.03, description="of the KL, relative")
+    attempts: Count = Field(default=4, description="stacks that may be trained")
+
+
 class Policies(Section):
     """The policies that are trained, and what they are asked."""
 
     count: Count = Field(description="of each method; 80")
+    runs: list[RunGroup] = Field(description="which are trained; see `vaalign_lib.study.GROUPS`")
     prompts: Count = Field(description="embedded prompts that training draws from")
+    warm_up: Count = Field(description="reference responses for the critic and the unit of reward")
+    evaluation: Evaluation
+    matching: Matching
     critic: Literal["own_states", "reference_states"] = Field(
         description="see `vaalign_lib.critics`"
     )
@@ -269,16 +301,35 @@ def load_profile(name: str | Path) -> Profile:
             "or give the path of a YAML file"
         )
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = _with_base(path)
     except yaml.YAMLError as error:
         raise ProfileError(f"{path}: not valid YAML: {error}") from None
-    if not isinstance(content, dict):
-        raise ProfileError(f"{path}: expected a mapping of keys to values")
     try:
         return Profile.model_validate(content)
     except ValidationError as error:
         lines = [_explain(problem) for problem in error.errors()]
         raise ProfileError(f"{path}:\n" + "\n".join(f"  {line}" for line in lines)) from None
+
+
+def _with_base(path: Path) -> dict[str, Any]:
+    """Read a YAML file; with `extends: NAME`, over what that shipped profile says."""
+    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    if not isinstance(content, dict):
+        raise ProfileError(f"{path}: expected a mapping of keys to values")
+    if (base := content.pop("extends", None)) is None:
+        return content
+    if base not in available_profiles() or PROFILES / f"{base}.yaml" == path:
+        others = ", ".join(name for name in available_profiles() if name != path.stem)
+        raise ProfileError(f"{path}: extends: expected one of {others}, got {base!r}")
+    return _merged(_with_base(PROFILES / f"{base}.yaml"), content)
+
+
+def _merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in changes.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _merged(merged[key], value) if both else value
+    return merged
 
 
 def _explain(problem: Any) -> str:

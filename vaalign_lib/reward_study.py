@@ -268,14 +268,20 @@ class Study:
         pairs_each: int | None = None,
         snapshots: Sequence[int] = (),
         keep_first: bool = False,
+        repeat: int = 0,
     ) -> tuple[Heads, dict[int, Heads]]:
         """Return trained heads and copies of them on the way, the same for the same arguments.
 
-        See `train_heads`; `keep_first` puts the head of stage 1 in the first place.
+        See `train_heads`; `keep_first` puts the head of stage 1 in the first place, each `repeat` draws
+        weights and samples of its own.
         """
         options: dict[str, Any] = {"kind": kind, "ensembles": ensembles, "pairs_each": pairs_each}
         key = content_key(
-            **options, training=settings.model_dump(), first=keep_first, at=[*snapshots]
+            **options,
+            training=settings.model_dump(),
+            first=keep_first,
+            at=[*snapshots],
+            repeat=repeat,
         )
         if key not in self._trained:
             features = self.features("train")
@@ -284,7 +290,7 @@ class Study:
                 features["rejected"],
                 **options,
                 settings=settings,
-                seed=self.seed,
+                seed=self.seed + 1_000_003 * repeat,
                 members=self.profile.ensembles.members,
                 first_head=features["head"] if keep_first else None,
                 snapshots=snapshots,
@@ -388,6 +394,7 @@ def reward_source(
     *,
     independent: bool = False,
     variance_of: VarianceOf = "member",
+    repeat: int = 0,
 ) -> RewardSource:
     """Return an ensemble as the source of rewards that policies are trained with.
 
@@ -396,6 +403,7 @@ def reward_source(
         kind: of heads, of which `paper` is the paper's recipe; or `backbones`, separate small ones.
         independent: an ensemble for every policy, each with pairs of its own, instead of one for all.
         variance_of: a single member's variance, as in the paper, or that of the mean.
+        repeat: number of the whole draw of heads.
     """
     if kind == "backbones":
         if independent or not study.embedded:
@@ -412,9 +420,9 @@ def reward_source(
             "ensembles": sizes.independent,
             "pairs_each": sizes.independent_pairs,
         }
-        heads, _ = study.heads(kind, training, **grid)
+        heads, _ = study.heads(kind, training, repeat=repeat, **grid)
     else:
-        heads, _ = study.heads(kind, training, keep_first=kind == "paper")
+        heads, _ = study.heads(kind, training, keep_first=kind == "paper", repeat=repeat)
     model, tokenizer = load_reward_model(study.reward_model)
     return EnsembleReward(
         model, tokenizer, heads, true_reward(study), study.settings.max_length, variance_of

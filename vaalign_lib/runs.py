@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ import filelock
 import pandas as pd
 
 PACKAGE = Path(__file__).resolve().parent
+WAIT = 30.0  # seconds in which the worker of a killed process notices that it is alone, and ends
 _NUMERICAL_PACKAGES = (
     "numpy",
     "scipy",
@@ -81,8 +83,12 @@ def replace_folder(source: Path, target: Path) -> None:
 
 
 @contextmanager
-def locked(run_dir: Path) -> Iterator[None]:
+def locked(run_dir: Path, wait: float = 0) -> Iterator[None]:
     """Keep other processes out of a run folder.
+
+    Args:
+        run_dir: the folder.
+        wait: seconds that another process may still need it.
 
     Raises:
         RunDirectoryBusyError: another process holds it.
@@ -90,7 +96,7 @@ def locked(run_dir: Path) -> Iterator[None]:
     run_dir.mkdir(parents=True, exist_ok=True)
     lock = filelock.FileLock(run_dir / ".lock")
     try:
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=wait)
     except filelock.Timeout:
         raise RunDirectoryBusyError(
             f"{run_dir} is in use by another process; wait for it, or choose another --run-dir"
@@ -122,7 +128,10 @@ def file_hash(path: Path) -> str:
 
 
 def source_hashes(module: str) -> dict[str, str]:
-    """Hash the source of a module of the library and of all the library's modules that it imports."""
+    """Hash the code of a module of the library and of all the library's modules that it imports.
+
+    Comments, layout and docstrings do not count.
+    """
     hashes: dict[str, str] = {}
     waiting = [module]
     while waiting:
@@ -130,9 +139,30 @@ def source_hashes(module: str) -> dict[str, str]:
         path = _module_path(name)
         if name in hashes or path is None:
             continue
-        hashes[name] = file_hash(path)
-        waiting += _imported(path)
+        hashes[name], imported = _code_of(path, path.stat().st_mtime_ns)
+        waiting += imported
     return hashes
+
+
+@lru_cache(maxsize=1024)
+def _code_of(path: Path, _changed: int) -> tuple[str, list[str]]:
+    """Return the hash of a module's code and the names of what it imports from the library."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    imported = _imported(tree, path)
+    return hashlib.sha256(ast.unparse(_without_docstrings(tree)).encode()).hexdigest(), imported
+
+
+def _without_docstrings(tree: ast.Module) -> ast.Module:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            first = node.body[0] if node.body else None
+            if (
+                isinstance(first, ast.Expr)
+                and isinstance(first.value, ast.Constant)
+                and isinstance(first.value.value, str)
+            ):
+                node.body = node.body[1:] or [ast.Pass()]
+    return tree
 
 
 def _module_path(name: str) -> Path | None:
@@ -143,9 +173,9 @@ def _module_path(name: str) -> Path | None:
     return None
 
 
-def _imported(path: Path) -> list[str]:
+def _imported(tree: ast.Module, path: Path) -> list[str]:
     names = []
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             names += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.level:
@@ -208,6 +238,47 @@ class RunStore:
         """Return a folder that write(folder, **config, **inputs) has filled, now or before."""
         return self._kept(name, write, write, config, inputs)
 
+    def resumable(
+        self,
+        name: str,
+        write: Callable[..., None],
+        config: Mapping[str, Any],
+        inputs: Mapping[str, Path] | None = None,
+    ) -> Path:
+        """Return a folder that write(folder, scratch, **config, **inputs) has filled, now or before.
+
+        What the function keeps in `scratch` survives when it is killed, and is there when it is called
+        again; it goes when the folder is complete. One process at a time works on a folder.
+
+        Raises:
+            RunDirectoryBusyError: another process is at it, and stays at it for a while.
+        """
+        folder = self.place(name, write, config, inputs)
+        if not (folder / "run.json").is_file():
+            scratch = self.root / f"{folder.name}.scratch"
+            with locked(scratch, WAIT):
+                if not (folder / "run.json").is_file():
+                    self._fill(folder, partial(write, scratch=scratch), config, inputs)
+            shutil.rmtree(scratch, ignore_errors=True)
+        return folder
+
+    def place(
+        self,
+        name: str,
+        function: Callable[..., Any],
+        config: Mapping[str, Any],
+        inputs: Mapping[str, Path] | None = None,
+    ) -> Path:
+        """Return the folder of a result, whether it is there or not."""
+        key = content_key(
+            function=f"{function.__module__}.{function.__qualname__}",
+            config=config,
+            inputs={argument: path.name for argument, path in (inputs or {}).items()},
+            source=source_hashes(function.__module__),
+            packages=package_versions(),
+        )
+        return self.root / f"{name}-{key}"
+
     def _kept(
         self,
         name: str,
@@ -216,23 +287,24 @@ class RunStore:
         config: Mapping[str, Any],
         inputs: Mapping[str, Path] | None,
     ) -> Path:
-        inputs = inputs or {}
-        key = content_key(
-            function=f"{function.__module__}.{function.__qualname__}",
-            config=config,
-            inputs={argument: path.name for argument, path in inputs.items()},
-            source=source_hashes(function.__module__),
-            packages=package_versions(),
-        )
-        folder = self.root / f"{name}-{key}"
+        folder = self.place(name, function, config, inputs)
         if not (folder / "run.json").is_file():
-            started = time.perf_counter()
-            with new_folder(folder) as partial:
-                write(partial, **config, **inputs)
-                seconds = round(time.perf_counter() - started, 3)
-                record = {"config": config, "seconds": seconds, "bytes": _size(partial)}
-                (partial / "run.json").write_text(json.dumps(record, indent=1, default=_as_json))
+            self._fill(folder, write, config, inputs)
         return folder
+
+    def _fill(
+        self,
+        folder: Path,
+        write: Callable[..., None],
+        config: Mapping[str, Any],
+        inputs: Mapping[str, Path] | None,
+    ) -> None:
+        started = time.perf_counter()
+        with new_folder(folder) as unfinished:
+            write(unfinished, **config, **(inputs or {}))
+            seconds = round(time.perf_counter() - started, 3)
+            record = {"config": config, "seconds": seconds, "bytes": _size(unfinished)}
+            (unfinished / "run.json").write_text(json.dumps(record, indent=1, default=_as_json))
 
     def record(self, folder: Path) -> dict[str, Any]:
         """Return what is known about a folder's making: config, seconds, bytes."""

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 from vaalign_lib.conversation import load_tokenizer
 from vaalign_lib.policies.stack import PolicyStack
 from vaalign_lib.ppo import Method, Task, Trainer
-from vaalign_lib.profiles import Lora, Profile
+from vaalign_lib.profiles import Lora, Profile, Sampling
 from vaalign_lib.rewards.base import RewardSource
 from vaalign_lib.synthetic.world import World
 
@@ -35,6 +35,7 @@ def policy_trainer(
     policies: Sequence[int] | None = None,
     seed: int = 0,
     device: str | torch.device | None = None,
+    sampling: Sampling | None = None,
     **changes: Any,
 ) -> Trainer:
     """Return a trainer of policies of one architecture, with the profile's hyperparameters.
@@ -48,6 +49,7 @@ def policy_trainer(
         policies: their global indices, by default as many as the profile says.
         seed: of the study.
         device: by default a GPU if there is one.
+        sampling: of the responses, by default the profile's.
         changes: settings of PPO that are to differ from the profile's.
 
     Raises:
@@ -80,10 +82,11 @@ def policy_trainer(
         task,
         method,
         settings,
-        profile.policies.sampling,
+        sampling or profile.policies.sampling,
         policies=index,
         seed=seed,
         critic=profile.policies.critic,
+        warm_up=profile.policies.warm_up,
     )
 
 

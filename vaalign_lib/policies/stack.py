@@ -173,11 +173,21 @@ class PolicyStack:
 
         Args:
             policy: its place in the stack.
-            folder: must not hold anything else; it appears when it is complete.
-            tokenizer: is saved beside it.
+            folder: new, empty, or an earlier export, which is replaced; it appears when it is complete.
+            tokenizer: is saved beside it. Beside a Qwen2 model read it by `conversation.load_tokenizer`:
+                AutoTokenizer of transformers 5 puts the class of the model's makers in its place.
+
+        Raises:
+            IndexError: there is no such policy.
+            FileExistsError: the folder holds something else.
         """
         if not 0 <= policy < self.size:
             raise IndexError(f"policy: expected 0 to {self.size - 1}, got {policy}")
+        held = {path.name for path in Path(folder).glob("*")}
+        if held and not held & {"model.safetensors", "adapter_model.safetensors"}:
+            raise FileExistsError(
+                f"folder: {folder} holds other things ({min(held)}); name a new one"
+            )
         weights = {
             name: p.detach()[policy].cpu().contiguous() for name, p in self.parameters().items()
         }
@@ -278,5 +288,8 @@ def _write_adapter(
     save_file(renamed, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     lora.save_pretrained(str(folder))
     record = json.loads((folder / "adapter_config.json").read_text())
-    record |= {"base_model_name_or_path": config.name_or_path, "inference_mode": True}
+    base = config.name_or_path  # a folder, or a name on the hub
+    if Path(base).is_dir():
+        base = str(Path(base).resolve())
+    record |= {"base_model_name_or_path": base, "inference_mode": True}
     (folder / "adapter_config.json").write_text(json.dumps(record, indent=1))

@@ -29,6 +29,7 @@ class SimulatedJudge:
         level: by how much of the scale it judges higher than the middle.
         width: its interval's standard deviation in units of the annotators'.
         highest: R, the upper end of the scale.
+        stretch: of the widths around their mean over the corpus; 1 leaves them as they are.
     """
 
     world: World
@@ -36,12 +37,16 @@ class SimulatedJudge:
     level: float = 0.0
     width: float = 1.0
     highest: float = 100.0
+    stretch: float = 1.0
 
     def judge(self, prompts: Sequence[str], responses: Sequence[str], policy: Policies) -> Interval:
         """Judge responses; what would leave the scale is cut off at its ends."""
         span = self.highest - 1
         mean = self.world.consensus(prompts, responses)
         deviation = np.sqrt(self.world.disagreement_variance(prompts, responses))
+        if self.stretch != 1:
+            middle = self.world.mean_deviation
+            deviation = np.maximum(middle + self.stretch * (deviation - middle), 0)
         centre = 1 + span * (0.5 + self.level + UNIT * mean)
         half = np.maximum(np.sqrt(3) * self.width * span * UNIT * deviation, 0.001 * span)
         low = np.clip(centre - half, 1, self.highest - 0.002 * span)
@@ -57,7 +62,9 @@ class SimulatedJudge:
         return judgement.midpoint()
 
 
-def stand_ins(world: World, highest: float = 100.0) -> dict[str, SimulatedJudge]:
+def stand_ins(
+    world: World, highest: float = 100.0, stretch: float = 1.0
+) -> dict[str, SimulatedJudge]:
     """Return the three stand-ins by name; the names say for which judge of the paper each stands."""
     settings = {
         "stand-in for Gemini 1.5 Flash": (0.0, 1.0),
@@ -65,7 +72,7 @@ def stand_ins(world: World, highest: float = 100.0) -> dict[str, SimulatedJudge]
         "stand-in for DeepSeek V3": (-0.05, 0.7),
     }
     return {
-        name: SimulatedJudge(world, name, level, width, highest)
+        name: SimulatedJudge(world, name, level, width, highest, stretch)
         for name, (level, width) in settings.items()
     }
 

@@ -232,6 +232,12 @@ class World:
         reading = self.read(prompts, responses)
         return self._own_variance(reading) * self._spread(reading) ** 2
 
+    @cached_property
+    def mean_deviation(self) -> float:
+        """The mean over the corpus of the utilities' standard deviation over the population."""
+        reading = self._calibration
+        return float((np.sqrt(self._own_variance(reading)) * self._spread(reading)).mean())
+
     def _own_variance(self, reading: Reading) -> Array:
         style = self._style(reading)
         return np.einsum("bi,ij,bj->b", style, self.tastes.T @ self.tastes / ANNOTATORS, style)

@@ -1,0 +1,145 @@
+"""What policies are worth after training: Algorithms 2 and 4.
+
+A policy's return is the mean true reward of its responses to a fixed set of prompts. Several responses
+to each prompt tell how much of the variance over policies is only noise of this evaluation:
+
+    Var_total = Var_train + Var_eval / M
+
+with Var_eval / M the squared standard error of a policy's return, the prompts being the same for all.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from vaalign_lib.conversation import prompt_ids, response_texts
+from vaalign_lib.policies.frozen import PIECE, ReferencePolicy
+from vaalign_lib.policies.sampling import (
+    Prompts,
+    Rollout,
+    Writer,
+    response_states,
+    rollout,
+    sequences,
+    token_log_probabilities,
+)
+from vaalign_lib.ppo import Task
+from vaalign_lib.profiles import Sampling
+
+_TRAINED, _REFERENCE = 2**31 + 2, 2**31 + 3  # what random numbers are for; training has steps here
+
+
+@dataclass(frozen=True)
+class Evaluator:
+    """Evaluates policies on the same prompts.
+
+    Attributes:
+        reference: the policy from which the KL is measured, and that is evaluated as often (Algorithm 4).
+        tokenizer: of all policies.
+        task: its prompts (at least two), source and gold.
+        sampling: of the responses.
+        samples: responses to each prompt, at least two.
+        seed: of the study.
+        device: of the policies.
+    """
+
+    reference: ReferencePolicy
+    tokenizer: PreTrainedTokenizerBase
+    task: Task
+    sampling: Sampling
+    samples: int
+    seed: int
+    device: torch.device | str = "cpu"
+
+    def __post_init__(self) -> None:
+        if self.samples < 2 or len(self.task.prompts) < 2:
+            raise ValueError(
+                "expected at least two prompts and two samples of each for a standard error, got "
+                f"{len(self.task.prompts)} and {self.samples}"
+            )
+
+    def policies(self, stack: Writer, index: Sequence[int]) -> pd.DataFrame:
+        """Evaluate a stack; return a row for each policy of `index` with mean and standard error of the
+        `true_reward` and, where known, of `gold`; `kl` to the reference in nats; `length` in tokens;
+        `variance` of the source's rewards, in its unit.
+        """
+        return self._evaluated(stack, index, _TRAINED)
+
+    def references(self, runs: Sequence[int]) -> pd.DataFrame:
+        """Evaluate the reference policy once for each of `runs`; `kl` is zero."""
+        return self._evaluated(self.reference, runs, _REFERENCE)
+
+    def _evaluated(self, writer: Writer, index: Sequence[int], purpose: int) -> pd.DataFrame:
+        size = len(index)
+        random = [np.random.default_rng([self.seed, policy, purpose]) for policy in index]
+        passes = [self._pass(writer, random, index) for _ in range(self.samples)]
+        table: dict[str, np.ndarray] = {"policy": np.array(index)}
+        for name in passes[0]:
+            values = np.stack([one[name].reshape(size, -1) for one in passes], axis=2)
+            table[name] = values.mean((1, 2))  # of (policies, prompts, samples)
+            if name in ("true_reward", "gold"):
+                table[f"{name}_error"] = standard_error(values)
+        return pd.DataFrame(table)
+
+    @torch.no_grad()
+    def _pass(
+        self, writer: Writer, random: list[np.random.Generator], index: Sequence[int]
+    ) -> dict[str, np.ndarray]:
+        """Return what is known of one response to each prompt, policy by policy (rows,)."""
+        count, size = len(self.task.prompts), len(index)
+        asked = list(self.task.prompts) * size
+        prompts = self._prompts()[torch.arange(count).repeat(size)].to(torch.device(self.device))
+        drawn = [one.random((count, self.sampling.max_new_tokens), np.float32) for one in random]
+        uniforms = torch.from_numpy(np.concatenate(drawn)).to(self.device)
+        written = rollout(writer, prompts, uniforms, self.sampling, self._end, self._pad)
+        answers = response_texts(self.tokenizer, written.responses.tolist())
+        judgement = self.task.source.judge(asked, answers, np.repeat(np.array(index), count))
+        found = {
+            "true_reward": self.task.source.true_reward(judgement, asked, answers),
+            "variance": judgement.variance(),
+            "kl": self._log_ratio(written).double().cpu().numpy(),
+            "length": written.lengths.double().cpu().numpy(),
+        }
+        if self.task.gold is not None:
+            found["gold"] = self.task.gold(asked, answers)
+        return found
+
+    def _log_ratio(self, written: Rollout) -> Tensor:
+        """Return ln of a response's probability over that by the reference policy (rows,)."""
+        joined = sequences(written.prompts, written.responses, self.reference.dtype)
+        heat = self.sampling.log_probability_temperature
+        pieces = []
+        for rows in torch.arange(len(joined.ids), device=joined.ids.device).split(PIECE):
+            piece = joined[rows]
+            logits = self.reference.logits(response_states(self.reference, piece))
+            pieces.append(token_log_probabilities(logits, piece.responses, heat))
+        return ((written.log_probabilities - torch.cat(pieces)) * written.mask).sum(1)
+
+    def _prompts(self) -> Prompts:
+        rows = prompt_ids(self.tokenizer, list(self.task.prompts), 10**6)
+        return Prompts.from_lists(rows, max(map(len, rows)), self._pad)
+
+    @property
+    def _end(self) -> int:
+        return int(self.tokenizer.eos_token_id)
+
+    @property
+    def _pad(self) -> int:
+        pad = self.tokenizer.pad_token_id
+        return self._end if pad is None else int(pad)
+
+
+def standard_error(values: np.ndarray) -> np.ndarray:
+    """Return the standard error of each policy's mean, the prompts being fixed (policies,).
+
+    Args:
+        values: of responses (policies, prompts, samples).
+    """
+    _, prompts, samples = values.shape
+    within = values.var(axis=2, ddof=1).mean(axis=1)
+    return np.asarray(np.sqrt(within / (prompts * samples)))

@@ -1,0 +1,569 @@
+"""The experiment of notebook 04: which policies are trained, on what, and how they are compared.
+
+A run is one stack of policies: an architecture and a source of rewards (a row of the paper's tables), a
+method, and the conditions under which it is compared with the other method: the protocol (do policies
+share their source?) and the penalty regime.
+"""
+
+import json
+import resource
+import shutil
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from itertools import product
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+import torch
+from transformers import AutoModelForCausalLM
+
+from vaalign_lib.checkpoints import Checkpoints
+from vaalign_lib.conversation import load_tokenizer
+from vaalign_lib.evaluation import Evaluator
+from vaalign_lib.pilots import Grid, match_kl
+from vaalign_lib.policies.frozen import ReferencePolicy
+from vaalign_lib.ppo import Method, Task, Trainer
+from vaalign_lib.profiles import Profile, RunGroup, Sampling, load_profile
+from vaalign_lib.reward_study import prepare, reference, reward_source
+from vaalign_lib.rewards.base import RewardSource
+from vaalign_lib.rewards.ensemble import EnsembleReward, load_ensemble
+from vaalign_lib.rewards.simulated import PersistentJudges, stand_ins
+from vaalign_lib.runs import RunStore, content_key, package_versions, source_hashes
+from vaalign_lib.study import policy_trainer
+from vaalign_lib.synthetic.world import Disagreement, World
+from vaalign_lib.workers import device, report, run_jobs
+
+Protocol = Literal["shared", "independent"]
+Regime = Literal["equal_mean_penalty", "matched_kl", "as_printed"]
+METHODS = ("vanilla", "variance_aware")
+JUDGES = {
+    "judge-a": "stand-in for Gemini 1.5 Flash",
+    "judge-b": "stand-in for Gemini 2.0 Flash",
+    "judge-c": "stand-in for DeepSeek V3",
+}
+ENSEMBLE_ROW, JUDGE_ROW = (
+    ("gpt2", "ensemble"),
+    ("qwen2", "judge-b"),
+)  # the second is that of Figure 7
+ROWS = (ENSEMBLE_ROW, *product(("mistral", "qwen2"), JUDGES))
+RANGES = (100, 50, 20, 10)  # R of Table 4
+PRINTED_WIDTHS = dict(zip(RANGES, (17, 5.6, 0.92, 0.11), strict=True))  # its second column
+CHECKPOINT_SECONDS = 30.0  # of work that is lost at most when a run is killed
+REFERENCE = "reference"  # in place of a method: the policy that all start from, evaluated as often
+
+
+@dataclass(frozen=True)
+class Run:
+    """One stack of policies.
+
+    Attributes:
+        architecture: of the policies.
+        source: of their rewards: `ensemble` or one of `JUDGES`.
+        objective: the method, or `reference` for evaluations of the policy they start from.
+        protocol: `shared`: one source for all; `independent`: policy j has its own.
+        regime: of the penalty; see `vaalign_lib.ppo.Method` and ../README.md.
+        repeat: number of the whole stack; others draw other numbers, and other sources of their own.
+        highest: R, the upper end of a judge's scale.
+        widths: whether a judge's intervals are rescaled with R, or vary as much as Table 4 prints.
+        disagreement: of the world's annotators; the last two are controls.
+    """
+
+    architecture: str
+    source: str
+    objective: str = "vanilla"
+    protocol: Protocol = "shared"
+    regime: Regime = "equal_mean_penalty"
+    repeat: int = 0
+    highest: int = 100
+    widths: Literal["rescaled", "printed"] = "rescaled"
+    disagreement: Disagreement = "none"
+
+    @property
+    def row(self) -> str:
+        """The row of Tables 1 to 3."""
+        return f"{self.architecture}-{self.source}"
+
+    @property
+    def name(self) -> str:
+        """What a folder of the run store is called; conditions of the default go without saying."""
+        plain = Run(self.architecture, self.source)
+        further = [
+            str(value)
+            for key, value in asdict(self).items()
+            if value != getattr(plain, key) and key not in ("objective", "repeat", "highest")
+        ]
+        if self.highest != plain.highest:
+            further.append(f"to-{self.highest}")
+        if self.repeat:
+            further.append(f"repeat-{self.repeat}")
+        return "-".join([self.row, self.objective, *further]).replace("_", "-")
+
+    @property
+    def vanilla(self) -> "Run":
+        """The stack that this one is compared with; matching changes only the variance-aware one."""
+        same = replace(self, objective="vanilla")
+        return replace(same, regime="equal_mean_penalty") if self.regime == "matched_kl" else same
+
+    @property
+    def start(self) -> "Run":
+        """The evaluations of the policy that it starts from, by the same true reward."""
+        same = replace(self.vanilla, objective=REFERENCE)
+        return replace(same, protocol="shared", repeat=0)
+
+
+PRIMARY = tuple(
+    Run(*JUDGE_ROW, "variance_aware", protocol="independent", regime="matched_kl", repeat=repeat)
+    for repeat in (0, 1)
+)
+
+
+# --- which runs there are -----------------------------------------------------------------------------
+
+
+def _pair(run: Run) -> list[Run]:
+    return [run.vanilla, replace(run, objective="variance_aware")]
+
+
+def _rows() -> list[Run]:
+    return [run for row in ROWS for run in _pair(Run(*row))]
+
+
+def _matched() -> list[Run]:
+    return [
+        run for row in (ENSEMBLE_ROW, JUDGE_ROW) for run in _pair(Run(*row, regime="matched_kl"))
+    ]
+
+
+def _independent(repeat: int = 0) -> list[Run]:
+    regimes: tuple[Regime, ...] = ("equal_mean_penalty", "matched_kl")
+    return [
+        run
+        for row in (JUDGE_ROW, ENSEMBLE_ROW)
+        for regime in regimes
+        for run in _pair(Run(*row, protocol="independent", regime=regime, repeat=repeat))
+    ]
+
+
+def _primary() -> list[Run]:
+    return [one for run in PRIMARY for one in _pair(run)]
+
+
+def _ranges() -> list[Run]:
+    return [
+        run for top in RANGES for run in _pair(Run(*JUDGE_ROW, regime="as_printed", highest=top))
+    ]
+
+
+def _printed_widths() -> list[Run]:
+    regimes: tuple[Regime, ...] = ("equal_mean_penalty", "as_printed")
+    return [
+        run
+        for regime in regimes
+        for top in RANGES[1:]  # at 100 they are those of the default
+        for run in _pair(Run(*JUDGE_ROW, regime=regime, highest=top, widths="printed"))
+    ]
+
+
+def _controls() -> list[Run]:
+    settings: tuple[Disagreement, ...] = ("poor", "good")
+    protocols: tuple[Protocol, ...] = ("independent", "shared")
+    return [
+        run
+        for protocol in protocols
+        for where in settings
+        for run in _pair(
+            Run(*JUDGE_ROW, protocol=protocol, regime="matched_kl", disagreement=where)
+        )
+    ]
+
+
+def _every_row() -> list[Run]:
+    regimes: tuple[Regime, ...] = ("matched_kl", "as_printed", "equal_mean_penalty")
+    protocols: tuple[Protocol, ...] = ("independent", "shared")
+    return [
+        run
+        for protocol in protocols
+        for regime in regimes
+        for row in ROWS
+        for run in _pair(Run(*row, protocol=protocol, regime=regime))
+    ]
+
+
+GROUPS: dict[RunGroup, Callable[[], list[Run]]] = {
+    "rows": _rows,
+    "matched_kl": _matched,
+    "independent": _independent,
+    "ranges": _ranges,
+    "primary": _primary,
+    "second_seeds": partial(_independent, 1),
+    "controls": _controls,
+    "printed_widths": _printed_widths,
+    "every_row": _every_row,
+}
+
+
+def plan(groups: Sequence[RunGroup]) -> list[Run]:
+    """Return the runs of groups, each once, with the evaluations of what they start from."""
+    runs = [run for name in groups for run in GROUPS[name]()]
+    return list(dict.fromkeys([*runs, *(run.start for run in runs)]))
+
+
+# --- sources of reward ----------------------------------------------------------------------------------
+
+
+def stretch_of(run: Run) -> float:
+    """Return by how much intervals vary more, relative to the scale, than those up to 100 do.
+
+    Table 4's second column is the variance of the intervals' standard deviations. Were intervals only
+    rescaled, it would be proportional to (R - 1)^2.
+    """
+    if run.widths == "rescaled":
+        return 1.0
+    relative = {top: np.sqrt(printed) / (top - 1) for top, printed in PRINTED_WIDTHS.items()}
+    return float(relative[run.highest] / relative[100])
+
+
+def source_of(store: RunStore, profile: Profile, seed: int, run: Run) -> RewardSource:
+    """Return what judges a run's policies, made now or before.
+
+    Raises:
+        ValueError: the profile's models and judges are not those of the embedded world.
+    """
+    if profile.true_reward != "gold":
+        raise ValueError(
+            f"profile {profile.name}: its reward models and judges are not at hand; policies are trained "
+            "in the embedded world so far"
+        )
+    if run.source == "ensemble":
+        return load_ensemble(_ensemble(store, profile, seed, run), World(seed).gold)
+    world = World(seed, run.disagreement)
+    judge = stand_ins(world, float(run.highest), stretch_of(run))[JUDGES[run.source]]
+    if run.protocol == "independent":
+        return PersistentJudges(judge, world.features, _seed(seed, run))
+    return judge
+
+
+def _ensemble(store: RunStore, profile: Profile, seed: int, run: Run) -> Path:
+    """Return the folder of bootstrap heads trained to the end: ten, or ten for every policy."""
+    start = reference(store, profile, seed, "gpt2")  # part of the pairs are its responses
+    study = prepare(store, profile, seed, reference=start)
+    options = {
+        "independent": run.protocol == "independent",
+        "repeat": run.repeat if run.protocol == "independent" else 0,
+    }
+
+    def write(folder: Path, **_: Any) -> None:
+        source = reward_source(study, "bootstrap", **options)  # type: ignore[arg-type]
+        assert isinstance(source, EnsembleReward)
+        source.save(folder)
+
+    settings = profile.ensembles.model_dump()
+    config = {**options, "settings": settings, "seed": seed}
+    return store.folder("ensemble", write, config, {"model": study.reward_model})
+
+
+def _seed(seed: int, run: Run) -> int:
+    """Return the seed of a whole stack; that of the first is the study's."""
+    return seed + 1_000_003 * run.repeat
+
+
+# --- one run --------------------------------------------------------------------------------------------
+
+
+def prerequisites(store: RunStore, profile: Profile, seed: int, runs: Sequence[Run]) -> None:
+    """Make what runs share, before they go to their workers."""
+    for architecture in dict.fromkeys(run.architecture for run in runs):
+        reference(store, profile, seed, architecture)
+    for run in runs:
+        if run.source == "ensemble":
+            _ensemble(store, profile, seed, run)
+
+
+def run_key(profile: Profile, seed: int, run: Run) -> str:
+    """Return the key of all that determines a run's result: settings, code, packages."""
+    return content_key(
+        config=_config(profile, seed, run),
+        source=source_hashes(__name__),
+        packages=package_versions(),
+    )
+
+
+def _config(profile: Profile, seed: int, run: Run) -> dict[str, Any]:
+    sections = {"reward_data", "reference", "reward_model", "ensembles", "policies", "true_reward"}
+    settings = profile.model_dump(include=sections)
+    del settings["policies"]["runs"]
+    return {"run": asdict(run), "seed": seed, "settings": settings}
+
+
+def train_run(store: RunStore, profile: Profile, seed: int, run: Run) -> Path:
+    """Return the folder of a run, trained and evaluated now or before.
+
+    It holds `policies.parquet`, a row for each policy, `log.parquet`, a row for each policy and step, and
+    `resources.json`. A run that was killed goes on from its last checkpoint.
+    """
+    if run.regime == "matched_kl" and run.objective != "vanilla":
+        return _matched_run(store, profile, seed, run)
+    return _stack(store, profile, seed, run)
+
+
+def _stack(
+    store: RunStore, profile: Profile, seed: int, run: Run, beta: float | None = None
+) -> Path:
+    """Train one stack with a coefficient, by default the profile's."""
+
+    def write(folder: Path, scratch: Path, **_: Any) -> None:
+        if run.objective == REFERENCE:
+            write_references(folder, store, profile, seed, run)
+        else:
+            write_stack(folder, scratch, store, profile, seed, run, method_of(run, beta))
+
+    config = _config(profile, seed, run) | {"beta": beta}
+    return store.resumable(run.name, write, config)
+
+
+def _matched_run(store: RunStore, profile: Profile, seed: int, run: Run) -> Path:
+    """Find the coefficient that leaves as much KL as vanilla has; keep the stack it was checked with."""
+
+    def write(folder: Path, **_: Any) -> None:
+        stacks: dict[float, Path] = {}
+
+        def train(beta: float) -> float:
+            if stacks:
+                report(-_iterations(profile, run))
+            stacks[beta] = _stack(store, profile, seed, run, beta)
+            return kl_of(stacks[beta])
+
+        matching = profile.policies.matching
+        pilot = pd.read_parquet(pilot_run(store, profile, seed, run) / "cells.parquet")
+        target = kl_of(train_run(store, profile, seed, run.vanilla))
+        beta, attempts = match_kl(
+            train,
+            pilot["beta"].tolist(),
+            pilot["kl"].tolist(),
+            target,
+            matching.attempts,
+            matching.tolerance,
+        )
+        for name in ("policies.parquet", "log.parquet", "resources.json"):
+            shutil.copyfile(stacks[beta] / name, folder / name)
+        attempts.to_parquet(folder / "attempts.parquet")
+
+    return store.folder(f"{run.name}-chosen", write, _config(profile, seed, run))
+
+
+def pilot_run(store: RunStore, profile: Profile, seed: int, run: Run) -> Path:
+    """Return the folder of a pilot for a kind of source: variance-aware policies, shared source, several
+    coefficients in one stack; `cells.parquet` says what KL each leaves.
+    """
+    plain = Run(run.architecture, run.source, "variance_aware", disagreement=run.disagreement)
+    base = profile.policies.training[run.architecture].settings("vanilla").init_kl_coef
+    betas = [base * factor for factor in profile.policies.matching.factors]
+    grid = Grid([], betas, max(1, profile.policies.count // len(betas)))
+
+    def write(folder: Path, scratch: Path, **_: Any) -> None:
+        each = [beta for beta in betas for _ in range(grid.repeats)]
+        method = replace(method_of(plain, None), beta=each)
+        write_stack(folder, scratch, store, profile, seed, plain, method, range(len(each)))
+        policies = pd.read_parquet(folder / "policies.parquet").assign(beta=each)
+        cells = policies.groupby("beta", as_index=False)[["kl", "true_reward", "gold"]].mean()
+        cells.to_parquet(folder / "cells.parquet")
+
+    config = _config(profile, seed, plain) | {"betas": betas}
+    return store.resumable(f"pilot-{plain.row}", write, config)
+
+
+def kl_of(folder: Path) -> float:
+    """Return the mean KL of a run's policies, as evaluated."""
+    return float(pd.read_parquet(folder / "policies.parquet")["kl"].mean())
+
+
+def method_of(run: Run, beta: float | None) -> Method:
+    """Return the method of a run; `as_printed` means raw units and trl's reward for each token."""
+    if run.regime == "as_printed":
+        return Method(run.objective, beta=beta, credit="token", standardized=False)
+    return Method(run.objective, beta=beta)
+
+
+def trainer_of(
+    store: RunStore,
+    profile: Profile,
+    seed: int,
+    run: Run,
+    method: Method,
+    policies: Sequence[int],
+) -> Trainer:
+    """Return the trainer of some of a run's policies."""
+    world = World(seed)
+    task = Task(
+        world.prompts(profile.policies.prompts, world.rng("policy prompts")),
+        source_of(store, profile, seed, run),
+        world.gold,
+        population=profile.policies.count,
+    )
+    changes: dict[str, Any] = {}
+    if run.regime == "as_printed":
+        printed = load_profile("paper").policies.training[run.architecture].settings(run.objective)
+        changes = printed.model_dump(include={"init_kl_coef", "adaptive_kl"})
+    return policy_trainer(
+        profile,
+        run.architecture,
+        reference(store, profile, seed, run.architecture),
+        task,
+        method,
+        policies=policies,
+        seed=_seed(seed, run),
+        device=device(),
+        sampling=sampling_of(profile, run),
+        **changes,
+    )
+
+
+def sampling_of(profile: Profile, run: Run) -> Sampling:
+    """Return how a run's policies write; `as_printed`, log-probabilities are those at temperature 1."""
+    if run.regime != "as_printed":
+        return profile.policies.sampling
+    return profile.policies.sampling.model_copy(update={"log_probability_temperature": 1.0})
+
+
+def write_stack(
+    folder: Path,
+    scratch: Path,
+    store: RunStore,
+    profile: Profile,
+    seed: int,
+    run: Run,
+    method: Method,
+    policies: Sequence[int] | None = None,
+) -> None:
+    """Train a stack, with checkpoints, and evaluate it."""
+    index = range(profile.policies.count) if policies is None else policies
+    started = time.perf_counter()
+    trainer = trainer_of(store, profile, seed, run, method, index)
+    log, seconds = _train(trainer, Checkpoints(scratch))
+    table = evaluator_of(store, profile, seed, run, trainer).policies(trainer.stack, index)
+    log.to_parquet(folder / "log.parquet")
+    table.to_parquet(folder / "policies.parquet")
+    spent = {
+        "training_seconds": seconds,
+        "seconds": time.perf_counter() - started,
+        "policies": len(index),
+        "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        * (1 if sys.platform == "darwin" else 1024),
+    }
+    (folder / "resources.json").write_text(json.dumps(spent, indent=1) + "\n")
+
+
+def write_references(folder: Path, store: RunStore, profile: Profile, seed: int, run: Run) -> None:
+    """Evaluate the policy that a run's policies start from as often as there are policies."""
+    evaluator = evaluator_of(store, profile, seed, run)
+    evaluator.references(range(profile.policies.count)).to_parquet(folder / "policies.parquet")
+
+
+def _train(trainer: Trainer, checkpoints: Checkpoints) -> tuple[pd.DataFrame, float]:
+    """Take the steps that are left; return the whole log, and the seconds of training so far."""
+    logs: list[pd.DataFrame] = []
+    before = 0.0
+    if (state := checkpoints.newest()) is not None:
+        trainer.load_state(state)
+        logs.append(_from_tensors(state))
+        before = float(state["seconds"])
+    report(trainer.done)
+    started = saved = time.perf_counter()
+    while trainer.done < trainer.settings.iterations:
+        logs.append(trainer.step())
+        report(1)
+        now = time.perf_counter()
+        if now - saved >= CHECKPOINT_SECONDS:
+            logs = [pd.concat(logs, ignore_index=True)]
+            spent = torch.tensor(before + now - started, dtype=torch.float64)
+            state = trainer.state() | _as_tensors(logs[0]) | {"seconds": spent}
+            checkpoints.save(trainer.done, state)
+            saved = time.perf_counter()
+    log = pd.concat(logs, ignore_index=True)
+    names = ["policy", "step", *sorted(set(log) - {"policy", "step"})]  # checkpoints keep no order
+    return log[names], before + time.perf_counter() - started
+
+
+def _as_tensors(log: pd.DataFrame) -> dict[str, torch.Tensor]:
+    return {f"log.{name}": torch.tensor(log[name].to_numpy()) for name in log}
+
+
+def _from_tensors(state: Mapping[str, torch.Tensor]) -> pd.DataFrame:
+    columns = {name: one.numpy() for name, one in state.items() if name.startswith("log.")}
+    return pd.DataFrame({name.removeprefix("log."): one for name, one in columns.items()})
+
+
+def evaluator_of(
+    store: RunStore, profile: Profile, seed: int, run: Run, trainer: Trainer | None = None
+) -> Evaluator:
+    """Return what evaluates a run's policies; all runs answer the same prompts."""
+    world, where = World(seed), device()
+    start = reference(store, profile, seed, run.architecture)
+    if trainer is None:
+        source, tokenizer = source_of(store, profile, seed, run), load_tokenizer(start)
+        model = AutoModelForCausalLM.from_pretrained(start, dtype=torch.float32).to(where)
+        compared = ReferencePolicy(model)
+    else:
+        source, tokenizer, compared = trainer.task.source, trainer.tokenizer, trainer.reference
+    sizes = profile.policies.evaluation
+    prompts = world.prompts(sizes.prompts, world.rng("evaluation prompts"))
+    return Evaluator(
+        compared,
+        tokenizer,
+        Task(prompts, source, world.gold),
+        sampling_of(profile, run),
+        sizes.samples,
+        _seed(seed, run),
+        where,
+    )
+
+
+# --- all runs -------------------------------------------------------------------------------------------
+
+
+def train_runs(
+    store: RunStore, profile: Profile, seed: int, runs: Sequence[Run], workers: int
+) -> dict[Run, Path]:
+    """Return the folder of every run; what is not there yet is trained in worker processes.
+
+    Runs that match a KL come after what they are matched to.
+    """
+    prerequisites(store, profile, seed, runs)
+    matched = [run for run in runs if run.regime == "matched_kl" and run.objective != "vanilla"]
+    first = [run for run in runs if run not in matched]
+    pilots = list(
+        dict.fromkeys((one.architecture, one.source, one.disagreement) for one in matched)
+    )
+    first_jobs: dict[Any, Callable[[], Path]] = {
+        run: partial(train_run, store, profile, seed, run) for run in first
+    }
+    for architecture, source, where in pilots:
+        run = Run(architecture, source, "variance_aware", disagreement=where)
+        first_jobs["pilot", run] = partial(pilot_run, store, profile, seed, run)
+    later_jobs = {run: partial(train_run, store, profile, seed, run) for run in matched}
+    folders: dict[Any, Path] = {}
+    for jobs in (first_jobs, later_jobs):
+        trained = [name for name in jobs if getattr(name, "objective", "") != REFERENCE]
+        steps = sum(
+            _iterations(profile, name[1] if isinstance(name, tuple) else name) for name in trained
+        )
+        folders |= run_jobs(jobs, workers, steps, f"{len(trained)} stacks of policies")
+    return {run: folders[run] for run in runs}
+
+
+def _iterations(profile: Profile, run: Run) -> int:
+    return profile.policies.training[run.architecture].settings(run.objective).iterations
+
+
+def results(folders: Mapping[Run, Path], profile: Profile, seed: int) -> pd.DataFrame:
+    """Return one row for each policy of all runs, with what the run was and its key."""
+    tables = []
+    for run, folder in folders.items():
+        table = pd.read_parquet(folder / "policies.parquet")
+        tables.append(table.assign(run=run.name, key=run_key(profile, seed, run), **asdict(run)))
+    return pd.concat(tables, ignore_index=True)

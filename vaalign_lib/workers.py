@@ -1,0 +1,126 @@
+"""Long jobs in processes of their own: one per core with one thread each, or one per GPU."""
+
+import multiprocessing
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
+from multiprocessing import get_context
+from pathlib import Path
+from queue import Empty
+from typing import Any, TypeVar
+
+import torch
+
+from vaalign_lib.progress import bar
+from vaalign_lib.trainers import silence_libraries
+
+Name = TypeVar("Name")
+Result = TypeVar("Result")
+Report = Callable[[int], None]  # steps that were taken, or, if negative, that are to come besides
+
+_steps: Any = None  # in a worker, where its reports go
+
+
+def default_workers() -> int:
+    """Return how many jobs this machine takes at a time: its GPUs if it has any, else its cores."""
+    return torch.cuda.device_count() or os.cpu_count() or 1
+
+
+def device() -> torch.device:
+    """Return the device of this process: workers share out the GPUs."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    identity = (
+        multiprocessing.current_process()._identity
+    )  # (1,), (2,), ... in the order of their start
+    return torch.device("cuda", (identity[-1] - 1 if identity else 0) % torch.cuda.device_count())
+
+
+def report(steps: int) -> None:
+    """Tell the process that waits for this worker how far it is."""
+    if _steps is not None:
+        _steps.put(steps)
+
+
+def run_jobs(
+    jobs: Mapping[Name, Callable[[], Result]], workers: int, steps: int, description: str
+) -> dict[Name, Result]:
+    """Run jobs in worker processes, in their order, under one bar.
+
+    Args:
+        jobs: picklable functions; they may call `report`.
+        workers: processes.
+        steps: that all jobs together are going to report.
+        description: of the bar.
+
+    Raises:
+        Exception: what the first failing job raised; jobs that have not begun are given up.
+    """
+    if not jobs:
+        return {}
+    context = get_context("spawn")
+    queue = context.Queue()
+    pool = ProcessPoolExecutor(
+        min(workers, len(jobs)), context, _begin, (queue, os.getpid(), max(1, workers))
+    )
+    try:
+        futures = {pool.submit(job): name for name, job in jobs.items()}
+        with _shown(queue, steps, description):
+            done = {futures[one]: one.result() for one in as_completed(futures)}
+        return {name: done[name] for name in jobs}
+    except BaseException:
+        _end(pool)
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _end(pool: ProcessPoolExecutor) -> None:
+    """Stop the workers at once: what they have is in their checkpoints."""
+    for process in list((getattr(pool, "_processes", None) or {}).values()):
+        process.terminate()
+
+
+@contextmanager
+def _shown(queue: Any, steps: int, description: str) -> Iterator[None]:
+    """Show a bar of what arrives in the queue."""
+    over = threading.Event()
+
+    def follow() -> None:
+        with bar(steps, description) as shown:
+            while not over.is_set():
+                try:
+                    taken = queue.get(timeout=0.5)
+                except Empty:
+                    continue
+                shown.total += max(-taken, 0)
+                shown.update(max(taken, 0))
+                shown.refresh()
+
+    thread = threading.Thread(target=follow, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join(timeout=5)
+
+
+def _begin(queue: Any, parent: int, workers: int) -> None:
+    """Set up a worker: its share of the cores, silence, and an end when nobody waits for it any more."""
+    global _steps
+    _steps = queue
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers))
+    silence_libraries()
+    sys.stderr = sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - as long as the process
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+
+
+def _end_with(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)
