@@ -8,7 +8,9 @@ from vaalign_lib.cli import _parser
 from vaalign_lib.paths import ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.S)
+SECTIONS = re.split(r"\n(?=\*\*|## )", README)  # what stands in one goes together
+BLOCKS = ["".join(re.findall(r"```python\n(.*?)```", one, flags=re.S)) for one in SECTIONS]
+BLOCKS = [code for code in BLOCKS if code]
 
 
 @pytest.mark.parametrize("code", BLOCKS)
