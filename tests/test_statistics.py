@@ -2,9 +2,19 @@
 
 import numpy as np
 import pytest
-from scipy.stats import binom
+from scipy.stats import binom, levene
 
-from vaalign_lib.statistics import mean, median, paired_variance_ratio, proportion
+from vaalign_lib.statistics import (
+    Returns,
+    brown_forsythe,
+    holm,
+    mean,
+    median,
+    paired_variance_ratio,
+    proportion,
+    risk,
+    training_variance_ratio,
+)
 
 
 def coverage(estimate, truth, samples):
@@ -73,3 +83,66 @@ def test_ratio_of_pairs_knows_the_pairing():
 def test_bad_input_is_refused_by_name(call, words):
     with pytest.raises(ValueError, match=words):
         call()
+
+
+# --- returns of trained policies ----------------------------------------------------------------------
+
+
+def stack(random, size, training, noise):
+    error = np.full(size, np.sqrt(noise))
+    values = random.normal(3, np.sqrt(training), size) + random.normal(0, error)
+    return Returns(values, error)
+
+
+def test_the_variance_of_returns_falls_into_training_and_noise():
+    parts = stack(np.random.default_rng(0), 200_000, 0.4, 0.1)
+    assert parts.total == pytest.approx(0.5, rel=0.02)
+    assert parts.noise == pytest.approx(0.1) and parts.training == pytest.approx(0.4, rel=0.02)
+    with pytest.raises(ValueError, match="errors: expected 2 numbers"):
+        Returns(np.array([1.0, 2.0]), np.array([0.1]))
+
+
+def test_intervals_of_ratios_of_training_variances_cover():
+    random, covered, above = np.random.default_rng(1), 0, 0
+    for _ in range(300):
+        first = [stack(random, 80, 0.4, 0.1), stack(random, 80, 0.4, 0.1)]
+        second = [stack(random, 80, 0.2, 0.1), stack(random, 80, 0.2, 0.1)]
+        found = training_variance_ratio(first, second, random, resamples=400)
+        covered += found.low <= 2 <= found.high
+        above += found.value > 2
+    assert 0.9 <= covered / 300 <= 0.985  # the bootstrap of 80 is a little short
+    assert 0.38 <= above / 300 <= 0.62
+
+
+def test_the_ratio_of_the_same_policies_is_one_without_doubt():
+    one = stack(np.random.default_rng(2), 50, 1.0, 0.1)
+    found = training_variance_ratio([one], [one], np.random.default_rng(0), 100)
+    assert (found.low, found.value, found.high) == (1, 1, 1)
+    short = stack(np.random.default_rng(2), 20, 1.0, 0.1)
+    with pytest.raises(ValueError, match="same size"):
+        training_variance_ratio([one], [short], np.random.default_rng(0))
+
+
+def test_brown_forsythe_is_scipys_for_one_stack_and_keeps_its_size_for_two():
+    random = np.random.default_rng(3)
+    a, b = random.normal(size=60), random.normal(0, 1.4, 60)
+    assert brown_forsythe([a], [b]) == pytest.approx(levene(a, b, center="median").pvalue)
+    p_values = []
+    for _ in range(1000):  # equal spread, but the stacks' means differ
+        drawn = random.standard_t(5, size=(4, 80)) + np.array([[0], [3], [-2], [1]])
+        p_values.append(brown_forsythe(drawn[:2], drawn[2:]))
+    assert 0.03 < np.mean(np.array(p_values) < 0.05) < 0.07
+
+
+def test_holm_by_hand():
+    np.testing.assert_allclose(holm([0.01, 0.04, 0.03, 0.005]), [0.03, 0.06, 0.06, 0.02])
+
+
+def test_risk_carries_the_error_of_the_bar():
+    returns, reference = np.linspace(-1, 1, 80), np.full(80, -0.5) + np.tile([-1e-9, 1e-9], 40)
+    sharp = risk(returns, reference)
+    assert sharp.value == (returns <= -0.5).mean()
+    exact = proportion(returns <= -0.5)
+    assert (sharp.low, sharp.high) == (exact.low, exact.high)
+    vague = risk(returns, reference + np.tile([-1.0, 1.0], 40))
+    assert vague.low < sharp.low and vague.high > sharp.high

@@ -1,10 +1,12 @@
 """Estimates with intervals, from scipy and statsmodels."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.stats import binom, norm
+from scipy.stats import binom, f_oneway, norm
+from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 
 CONFIDENCE = 0.95
@@ -72,6 +74,121 @@ def paired_variance_ratio(
     half = norm.ppf(0.5 + confidence / 2) * influence.std(ddof=1) / np.sqrt(a.size)
     ratio = variances[0] / variances[1]
     return Estimate(float(ratio), float(ratio * np.exp(-half)), float(ratio * np.exp(half)), a.size)
+
+
+# --- returns of trained policies ----------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Returns:
+    """The returns of one stack of policies.
+
+    Attributes:
+        values: of the policies (policies,).
+        errors: their standard errors, from the evaluation alone (policies,).
+    """
+
+    values: np.ndarray
+    errors: np.ndarray
+
+    def __post_init__(self) -> None:
+        _samples("values", self.values)
+        if self.errors.shape != self.values.shape or not (self.errors >= 0).all():
+            raise ValueError(
+                f"errors: expected {self.values.size} numbers of at least 0, got {self.errors!r}"
+            )
+
+    @property
+    def total(self) -> float:
+        """The sample variance over policies."""
+        return float(self.values.var(ddof=1))
+
+    @property
+    def noise(self) -> float:
+        """The part of it that the evaluation makes."""
+        return float((self.errors**2).mean())
+
+    @property
+    def training(self) -> float:
+        """The rest, which training makes; an estimate, negative if there is only noise."""
+        return self.total - self.noise
+
+
+def training_variance_ratio(
+    numerator: Sequence[Returns],
+    denominator: Sequence[Returns],
+    random: np.random.Generator,
+    resamples: int = 10_000,
+    confidence: float = CONFIDENCE,
+) -> Estimate:
+    """Estimate a ratio of training variances, with a bootstrap interval over policies.
+
+    Stacks come in pairs whose policies share their random numbers, so they are drawn again together;
+    variances are pooled over stacks. A training variance counts as at least a hundredth of the total.
+
+    Args:
+        numerator: one or more stacks of one method.
+        denominator: as many of the other.
+        random: draws the resamples.
+        resamples: of the bootstrap.
+        confidence: of the interval.
+    """
+    pairs = list(zip(numerator, denominator, strict=True))
+    sizes = [a.values.size for a, b in pairs if a.values.size == b.values.size]
+    if len(sizes) < len(pairs) or not pairs:
+        raise ValueError("expected pairs of stacks of the same size, at least one")
+    drawn = [random.integers(size, size=(resamples, size)) for size in sizes]
+    sides = []
+    for side in (0, 1):
+        pooled = sum(_training(pair[side], rows) for pair, rows in zip(pairs, drawn, strict=True))
+        whole = sum(_training(pair[side], np.arange(pair[side].values.size)) for pair in pairs)
+        sides.append((whole, pooled))
+    ratios = sides[0][1] / sides[1][1]
+    low, high = np.quantile(ratios, (0.5 - confidence / 2, 0.5 + confidence / 2))
+    return Estimate(float(sides[0][0] / sides[1][0]), float(low), float(high), sum(sizes))
+
+
+def _training(returns: Returns, rows: np.ndarray) -> np.ndarray:
+    """Return the training variance of resamples, at least a hundredth of the total (resamples,)."""
+    total = returns.values[rows].var(axis=-1, ddof=1)
+    noise = (returns.errors[rows] ** 2).mean(axis=-1)
+    return np.asarray(np.maximum(total - noise, total / 100))
+
+
+def brown_forsythe(first: Sequence[ArrayLike], second: Sequence[ArrayLike]) -> float:
+    """Return the p-value of Brown and Forsythe's test that two methods spread alike.
+
+    Args:
+        first: values of one method, a vector for each stack; deviations are taken from its median.
+        second: of the other.
+    """
+    sides = []
+    for stacks in (first, second):
+        vectors = [_samples("values", stack) for stack in stacks]
+        sides.append(np.concatenate([np.abs(one - np.median(one)) for one in vectors]))
+    return float(f_oneway(*sides).pvalue)
+
+
+def holm(p_values: ArrayLike) -> np.ndarray:
+    """Return Holm's adjusted p-values."""
+    return np.asarray(multipletests(np.asarray(p_values, dtype=float), method="holm")[1])
+
+
+def risk(returns: ArrayLike, reference: ArrayLike, confidence: float = CONFIDENCE) -> Estimate:
+    """Estimate the probability that a policy returns no more than the reference does.
+
+    The bar is the mean of evaluations of the reference; the interval is Clopper and Pearson's with the
+    bar moved by its own error against it.
+
+    Args:
+        returns: of policies.
+        reference: evaluations of the reference policy.
+        confidence: of the interval.
+    """
+    values, bar = _samples("returns", returns), mean(reference, confidence)
+    low = proportion(values <= bar.low, confidence).low
+    high = proportion(values <= bar.high, confidence).high
+    return Estimate(float((values <= bar.value).mean()), low, high, values.size)
 
 
 def _samples(name: str, samples: ArrayLike) -> np.ndarray:
