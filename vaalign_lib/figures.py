@@ -59,12 +59,12 @@ _STYLE: Any = {
 
 @contextmanager
 def canvas(
-    width: float, height: float, columns: int = 1, **grid: Any
+    width: float, height: float, columns: int = 1, rows: int = 1, **grid: Any
 ) -> Iterator[tuple[Figure, list[Axes]]]:
-    """Yield an empty figure and its axes, in one row, under the house's style."""
+    """Yield an empty figure and its axes, row by row, under the house's style."""
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(width, height), layout="constrained")
-        yield figure, list(figure.subplots(1, columns, squeeze=False, **grid)[0])
+        yield figure, list(figure.subplots(rows, columns, squeeze=False, **grid).flat)
 
 
 def _percent(estimate: Estimate) -> str:

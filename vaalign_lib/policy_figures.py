@@ -1,13 +1,15 @@
 """Figures of policies in training."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from scipy.stats import gaussian_kde
 
-from vaalign_lib.figures import POLICY_COLOURS, canvas
+from vaalign_lib.figures import POLICY_COLOURS, PRINTED, REFERENCE, canvas
 
 LABELS = {
     "reward": "reward, SDs of the reference",
@@ -50,3 +52,154 @@ def _curve(axes: Axes, log: pd.DataFrame, measure: str, name: str) -> None:
     colour = POLICY_COLOURS.get(name)
     axes.fill_between(table.index, low, high, alpha=0.2, color=colour, linewidth=0)
     axes.plot(table.index, table.mean(axis=1), color=colour, label=name)
+
+
+def return_distributions(
+    panels: Mapping[str, Mapping[str, pd.DataFrame]], unit: str, columns: int = 3
+) -> Figure:
+    """Draw densities of the policies' returns with a dot for every policy, a panel for each title.
+
+    Args:
+        panels: for each title the policies of `vanilla`, `variance_aware` and `reference`, with
+            `true_reward` and `kl`. The reference's mean is a bar, with two standard errors to each side.
+        unit: of the returns.
+        columns: of panels.
+    """
+    columns = min(columns, len(panels))
+    rows = -(-len(panels) // columns)
+    with canvas(3.9 * columns, 3.1 * rows + 0.3, columns, rows) as (figure, places):
+        for axes, (title, stacks) in zip(places, panels.items(), strict=False):
+            _returns(axes, stacks)
+            axes.set(title=title, xlabel=unit, yticks=[])
+        for axes in places[len(panels) :]:
+            axes.set_axis_off()
+        places[0].legend(fontsize="small", loc="upper left")
+        return figure
+
+
+def _returns(axes: Axes, stacks: Mapping[str, pd.DataFrame]) -> None:
+    bar = stacks["reference"]["true_reward"]
+    values = {
+        name: stacks[name]["true_reward"].to_numpy() for name in ("vanilla", "variance_aware")
+    }
+    every = np.concatenate([*values.values(), [bar.mean()]])
+    margin = 0.15 * np.ptp(every) + 1e-9
+    places = np.linspace(every.min() - margin, every.max() + margin, 300)
+    axes.axvspan(
+        bar.mean() - 2 * bar.sem(),
+        bar.mean() + 2 * bar.sem(),
+        color=REFERENCE,
+        alpha=0.25,
+        linewidth=0,
+    )
+    axes.axvline(bar.mean(), color=REFERENCE, linestyle="--", label="reference")
+    densities = {name: gaussian_kde(one)(places) for name, one in values.items()}
+    top = max(density.max() for density in densities.values())
+    lines = []
+    for lane, (name, density) in enumerate(densities.items(), start=1):
+        shown = name.replace("_", "-")
+        colour = POLICY_COLOURS[shown]
+        axes.fill_between(places, density, color=colour, alpha=0.2, linewidth=0)
+        axes.plot(places, density, color=colour, label=shown)
+        depth = np.full(values[name].size, -0.09 * lane * top)
+        axes.scatter(values[name], depth, s=9, color=colour, alpha=0.5, linewidths=0)
+        lines.append(
+            f"{shown}: variance {values[name].var(ddof=1):.3g}, KL {stacks[name]['kl'].mean():.2f}"
+        )
+    axes.set_ylim(-0.26 * top, 1.35 * top)
+    axes.text(
+        0.99, 0.98, "\n".join(lines), transform=axes.transAxes, ha="right", va="top", fontsize=7
+    )
+
+
+def ratio_forest(table: pd.DataFrame, printed: Mapping[Any, float] | None = None) -> Figure:
+    """Draw ratios of training variances with their intervals, one line for each comparison.
+
+    Args:
+        table: of `policy_analysis.comparison_table`.
+        printed: the paper's ratios by row, marked beside comparisons in its own setting.
+    """
+    labels = [_comparison_label(row) for row in table.to_dict("records")]
+    with canvas(7.4, 0.32 * len(table) + 1.2) as (figure, [axes]):
+        places = np.arange(len(table))[::-1]
+        known = table["ratio"].to_numpy()
+        spans = np.stack([known - table["ratio_low"], table["ratio_high"] - known])
+        axes.errorbar(
+            known, places, xerr=spans, fmt="o", color=POLICY_COLOURS["variance-aware"], markersize=4
+        )
+        if printed:
+            marks = [
+                (printed[row["row"]], place)
+                for row, place in zip(table.to_dict("records"), places, strict=True)
+                if row["row"] in printed
+                and (row["protocol"], row["regime"]) == ("shared", "equal_mean_penalty")
+            ]
+            axes.scatter(
+                *zip(*marks, strict=True), marker="x", color=PRINTED, label="printed", zorder=3
+            )
+            axes.legend(fontsize="small")
+        axes.axvline(1, color=REFERENCE, linewidth=1)
+        axes.set_xscale("log")
+        axes.set_xticks([0.5, 1, 2, 4, 8], ["0.5", "1", "2", "4", "8"])
+        axes.minorticks_off()
+        axes.set_yticks(places, labels, fontsize=8)
+        axes.set_xlabel("training variance, vanilla over variance-aware (95% interval)")
+        return figure
+
+
+def _comparison_label(row: Mapping[Any, Any]) -> str:
+    parts = [str(row["row"]), str(row["protocol"]), str(row["regime"]).replace("_", " ")]
+    if row["range"] not in (0, 100):
+        parts.append(f"1 to {row['range']}")
+    if row["widths"] != "rescaled":
+        parts.append("Table 4's widths")
+    if row["disagreement"] != "none":
+        parts.append(f"disagreement on {row['disagreement']}")
+    if row["repeat"]:
+        parts.append(f"stack {row['repeat'] + 1}")
+    return ", ".join(parts)
+
+
+def range_ratios(table: pd.DataFrame, printed: Mapping[int, float]) -> Figure:
+    """Draw the ratio of training variances over the reward range, beside the paper's printed ones.
+
+    Args:
+        table: rows of `policy_analysis.comparison_table` of several ranges.
+        printed: ratio by R.
+    """
+    with canvas(5.2, 3.4) as (figure, [axes]):
+        for (regime, widths), rows in table.groupby(["regime", "widths"], sort=False):
+            rows = rows.sort_values("range")
+            spans = np.stack(
+                [rows["ratio"] - rows["ratio_low"], rows["ratio_high"] - rows["ratio"]]
+            )
+            name = f"{regime}".replace("_", " ") + (
+                "" if widths == "rescaled" else ", Table 4's widths"
+            )
+            axes.errorbar(rows["range"], rows["ratio"], yerr=spans, fmt="o-", capsize=2, label=name)
+        axes.plot(list(printed), list(printed.values()), "x--", color=PRINTED, label="printed")
+        axes.axhline(1, color=REFERENCE, linewidth=1)
+        axes.set(xscale="log", yscale="log", xlabel="R, the upper end of the range",
+                 ylabel="variance, vanilla over variance-aware")  # fmt: skip
+        axes.set_xticks(list(printed), [str(top) for top in printed])
+        axes.set_yticks([0.5, 1, 2, 4, 8], ["0.5", "1", "2", "4", "8"])
+        axes.minorticks_off()
+        axes.legend(fontsize="small")
+        return figure
+
+
+def interval_deviations(deviations: Mapping[str, Mapping[int, np.ndarray]]) -> Figure:
+    """Draw how the standard deviations of a judge's intervals vary over responses, by range.
+
+    Args:
+        deviations: for each kind of widths, by R, as shares of the scale's length.
+    """
+    with canvas(4.2 * len(deviations), 3.0, len(deviations)) as (figure, panels):
+        for axes, (kind, by_range) in zip(panels, deviations.items(), strict=True):
+            axes.boxplot(
+                list(by_range.values()),
+                tick_labels=[str(top) for top in by_range],
+                showfliers=False,
+            )
+            axes.set(title=kind, xlabel="R", ylabel="SD of U[a, b], share of R - 1")
+        return figure

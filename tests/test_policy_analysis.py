@@ -1,0 +1,136 @@
+"""Tables and figures of notebook 04 on results whose truth is known."""
+
+from dataclasses import asdict
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib import pyplot as plt
+
+from vaalign_lib import policy_figures as figures
+from vaalign_lib.policy_analysis import (
+    MissingRunError,
+    compared,
+    comparison_table,
+    mean_ratio,
+    policies_of,
+    primary_endpoint,
+    range_slope,
+    ratio_of,
+    risk_difference,
+)
+from vaalign_lib.policy_study import JUDGE_ROW, PRIMARY, RANGES, ROWS, Run, plan
+
+COUNT = 400
+
+
+def results(runs, spread, shift=0.3, seed=0):
+    """Return made-up results: vanilla's training variance is spread(run), the other's 0.2."""
+    random, tables = np.random.default_rng(seed), []
+    for run in runs:
+        variance = {"vanilla": spread(run), "variance_aware": 0.2, "reference": 0.0}[run.objective]
+        error = np.full(COUNT, 0.1)
+        centre = 0.0 if run.objective == "reference" else shift
+        values = centre + random.normal(0, np.sqrt(variance), COUNT) + random.normal(0, error)
+        tables.append(
+            pd.DataFrame(
+                {
+                    "policy": range(COUNT),
+                    "true_reward": values,
+                    "true_reward_error": error,
+                    "gold": values,
+                    "gold_error": error,
+                    "kl": random.normal(2, 0.1, COUNT) * (run.objective != "reference"),
+                    "run": run.name,
+                    **asdict(run),
+                }
+            )
+        )
+    return pd.concat(tables, ignore_index=True)
+
+
+@pytest.fixture(scope="module")
+def known():
+    return results(plan(["rows", "independent", "primary"]), lambda run: 0.4)
+
+
+def test_every_comparison_finds_its_vanilla_stack_and_reference(known):
+    runs = compared(known)
+    assert len(runs) == 7 + 4 + 1 and all(run.objective == "variance_aware" for run in runs)
+    table = comparison_table(known, runs, np.random.default_rng(0))
+    assert table["row"].tolist()[:7] == ["-".join(row) for row in ROWS]
+    assert (table["ratio_low"] < table["ratio"]).all() and (
+        table["ratio"] < table["ratio_high"]
+    ).all()
+    assert ((table["ratio_low"] < 2) & (table["ratio_high"] > 2)).sum() >= 10
+    np.testing.assert_allclose(
+        table["variance_vanilla"], table["training_vanilla"] + table["noise_vanilla"]
+    )
+    np.testing.assert_allclose(table["noise_aware"], 0.01)
+    assert (table["p_holm"] >= table["p"]).all() and (table["p_holm"] < 0.01).all()
+    assert (table["risk_vanilla"] > table["risk_aware"]).all()
+    from scipy.stats import norm
+
+    assert table["risk_vanilla"].mean() == pytest.approx(norm.cdf(-0.3 / 0.41**0.5), abs=0.02)
+
+
+def test_pooled_estimates_find_the_truth(known):
+    random = np.random.default_rng(1)
+    log_ratio, p, stacks = primary_endpoint(known, random)
+    assert stacks == 2 and log_ratio.low < np.log(2) < log_ratio.high and p < 1e-6
+    runs = [run for run in compared(known) if run.protocol == "shared"]
+    pooled, single = mean_ratio(known, runs, random), ratio_of(known, runs[:1], random)
+    assert pooled.low < 2 < pooled.high
+    assert np.log(pooled.high / pooled.low) < 0.6 * np.log(single.high / single.low)
+    fall = risk_difference(known, runs, random)
+    assert fall.low < 0.0685 < fall.high and fall.high - fall.low < 0.1
+
+
+def test_primary_endpoint_counts_the_stacks_it_has():
+    known = results([PRIMARY[0], PRIMARY[0].vanilla, PRIMARY[0].start], lambda run: 0.2)
+    log_ratio, p, stacks = primary_endpoint(known, np.random.default_rng(0))
+    assert stacks == 1 and log_ratio.low < 0 < log_ratio.high and p > 0.01
+
+
+def test_the_slope_over_ranges():
+    known = results(plan(["ranges"]), lambda run: 0.2 * (run.highest / 10) ** 0.5)
+    runs = compared(known)
+    assert [run.highest for run in runs] == list(RANGES)
+    slope = range_slope(known, runs, np.random.default_rng(0))
+    assert slope.low < 0.5 < slope.high and slope.high - slope.low < 0.5
+
+
+def test_missing_runs_are_named(known):
+    with pytest.raises(MissingRunError, match="no results of the run qwen2-judge-b-vanilla-to-20"):
+        policies_of(known, Run(*JUDGE_ROW, highest=20))
+
+
+def test_figures_show_every_policy_and_comparison(known):
+    runs = compared(known)
+    panels = {
+        run.row: {
+            "vanilla": policies_of(known, run.vanilla),
+            "variance_aware": policies_of(known, run),
+            "reference": policies_of(known, run.start),
+        }
+        for run in runs[:4]
+    }
+    figure = figures.return_distributions(panels, "true reward")
+    shown = [axes for axes in figure.axes if axes.axison]
+    assert len(shown) == 4
+    for axes in shown:
+        assert [
+            len(dots.get_offsets()) for dots in axes.collections if len(dots.get_offsets()) > 1
+        ] == [
+            COUNT,
+            COUNT,
+        ]
+    table = comparison_table(known, runs, np.random.default_rng(0))
+    forest = figures.ratio_forest(table, {"gpt2-ensemble": 6.33})
+    labels = [text.get_text() for text in forest.axes[0].get_yticklabels()]
+    assert len(set(labels)) == len(runs)
+    ranges = results(plan(["ranges"]), lambda run: 0.4)
+    by_range = comparison_table(ranges, compared(ranges), np.random.default_rng(0))
+    assert figures.range_ratios(by_range, dict.fromkeys(RANGES, 2.0)).axes[0].lines
+    figures.interval_deviations({"rescaled": {10: np.ones(3), 20: np.arange(3.0)}})
+    plt.close("all")
