@@ -143,7 +143,7 @@ def ratio_forest(table: pd.DataFrame, printed: Mapping[Any, float] | None = None
         axes.set_xticks([0.5, 1, 2, 4, 8], ["0.5", "1", "2", "4", "8"])
         axes.minorticks_off()
         axes.set_yticks(places, labels, fontsize=8)
-        axes.set_xlabel("training variance, vanilla over variance-aware (95% interval)")
+        axes.set_xlabel("training variance, vanilla : variance-aware")
         return figure
 
 
