@@ -1,23 +1,21 @@
 """Tables of notebook 04: each variance-aware stack beside the vanilla one that it is compared with."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 
 import numpy as np
 import pandas as pd
 
-from vaalign_lib.policy_study import JUDGES, PRIMARY, REFERENCE, Run
+from vaalign_lib.policy_study import PRIMARY, Run
 from vaalign_lib.statistics import (
     Estimate,
     Returns,
     brown_forsythe,
     holm,
-    mean,
     risk,
     training_variance_ratio,
 )
 
-SOURCES = {"ensemble": "ensemble of heads", **JUDGES}
 MEASURE = "true_reward"  # what the paper's tables are about
 
 
@@ -180,15 +178,3 @@ def risk_difference(
     average = np.mean(falls, axis=0)
     low, high = np.quantile(average[1:], (0.025, 0.975))
     return Estimate(float(average[0]), float(low), float(high), count)
-
-
-def of_method(run: Run, objective: str) -> Run:
-    """Return the run of a method, or of the reference, in a variance-aware run's comparison."""
-    if objective == REFERENCE:
-        return run.start
-    return run.vanilla if objective == "vanilla" else replace(run, objective=objective)
-
-
-def kl_summary(results: pd.DataFrame, run: Run) -> Estimate:
-    """Return the mean KL of a run's policies with its interval."""
-    return mean(policies_of(results, run)["kl"])

@@ -104,6 +104,16 @@ class Run:
         return "-".join([self.row, self.objective, *further]).replace("_", "-")
 
     @property
+    def matched(self) -> bool:
+        """Whether its coefficient is to be found."""
+        return self.regime == "matched_kl" and self.objective != "vanilla"
+
+    @property
+    def pilot(self) -> "Run":
+        """Of what kind the pilot is that its coefficient is looked for in."""
+        return Run(self.architecture, self.source, "variance_aware", disagreement=self.disagreement)
+
+    @property
     def vanilla(self) -> "Run":
         """The stack that this one is compared with; matching changes only the variance-aware one."""
         same = replace(self, objective="vanilla")
@@ -306,7 +316,7 @@ def train_run(store: RunStore, profile: Profile, seed: int, run: Run) -> Path:
     It holds `policies.parquet`, a row for each policy, `log.parquet`, a row for each policy and step, and
     `resources.json`. A run that was killed goes on from its last checkpoint.
     """
-    if run.regime == "matched_kl" and run.objective != "vanilla":
+    if run.matched:
         return _matched_run(store, profile, seed, run)
     return _stack(store, profile, seed, run)
 
@@ -360,7 +370,7 @@ def pilot_run(store: RunStore, profile: Profile, seed: int, run: Run) -> Path:
     """Return the folder of a pilot for a kind of source: variance-aware policies, shared source, several
     coefficients in one stack; `cells.parquet` says what KL each leaves.
     """
-    plain = Run(run.architecture, run.source, "variance_aware", disagreement=run.disagreement)
+    plain = run.pilot
     base = profile.policies.training[run.architecture].settings("vanilla").init_kl_coef
     betas = [base * factor for factor in profile.policies.matching.factors]
     grid = Grid([], betas, max(1, profile.policies.count // len(betas)))
@@ -534,16 +544,12 @@ def train_runs(
     Runs that match a KL come after what they are matched to.
     """
     prerequisites(store, profile, seed, runs)
-    matched = [run for run in runs if run.regime == "matched_kl" and run.objective != "vanilla"]
-    first = [run for run in runs if run not in matched]
-    pilots = list(
-        dict.fromkeys((one.architecture, one.source, one.disagreement) for one in matched)
-    )
+    matched = [run for run in runs if run.matched]
+    first = [run for run in runs if not run.matched]
     first_jobs: dict[Any, Callable[[], Path]] = {
         run: partial(train_run, store, profile, seed, run) for run in first
     }
-    for architecture, source, where in pilots:
-        run = Run(architecture, source, "variance_aware", disagreement=where)
+    for run in dict.fromkeys(one.pilot for one in matched):
         first_jobs["pilot", run] = partial(pilot_run, store, profile, seed, run)
     later_jobs = {run: partial(train_run, store, profile, seed, run) for run in matched}
     folders: dict[Any, Path] = {}

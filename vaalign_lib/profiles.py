@@ -256,7 +256,9 @@ class Policies(Section):
     """The policies that are trained, and what they are asked."""
 
     count: Count = Field(description="of each method; 80")
-    runs: list[RunGroup] = Field(description="which are trained; see `vaalign_lib.study.GROUPS`")
+    runs: list[RunGroup] = Field(
+        description="which are trained; see `vaalign_lib.policy_study.GROUPS`"
+    )
     prompts: Count = Field(description="embedded prompts that training draws from")
     warm_up: Count = Field(description="reference responses for the critic and the unit of reward")
     evaluation: Evaluation

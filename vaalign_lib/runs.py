@@ -243,9 +243,8 @@ class RunStore:
         name: str,
         write: Callable[..., None],
         config: Mapping[str, Any],
-        inputs: Mapping[str, Path] | None = None,
     ) -> Path:
-        """Return a folder that write(folder, scratch, **config, **inputs) has filled, now or before.
+        """Return a folder that write(folder, scratch, **config) has filled, now or before.
 
         What the function keeps in `scratch` survives when it is killed, and is there when it is called
         again; it goes when the folder is complete. One process at a time works on a folder.
@@ -253,12 +252,12 @@ class RunStore:
         Raises:
             RunDirectoryBusyError: another process is at it, and stays at it for a while.
         """
-        folder = self.place(name, write, config, inputs)
+        folder = self.place(name, write, config)
         if not (folder / "run.json").is_file():
             scratch = self.root / f"{folder.name}.scratch"
             with locked(scratch, WAIT):
                 if not (folder / "run.json").is_file():
-                    self._fill(folder, partial(write, scratch=scratch), config, inputs)
+                    self._fill(folder, partial(write, scratch=scratch), config, None)
             shutil.rmtree(scratch, ignore_errors=True)
         return folder
 
