@@ -27,6 +27,17 @@ def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
+def end_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Return the id of the token that ends a response."""
+    return int(tokenizer.eos_token_id)
+
+
+def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Return the id that fills up rows; the end's where a tokenizer has none for that."""
+    pad = tokenizer.pad_token_id
+    return end_id(tokenizer) if pad is None else int(pad)
+
+
 def conversation_ids(
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[str],

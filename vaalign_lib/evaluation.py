@@ -17,17 +17,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from vaalign_lib.conversation import prompt_ids, response_texts
-from vaalign_lib.policies.frozen import PIECE, ReferencePolicy
-from vaalign_lib.policies.sampling import (
-    Prompts,
-    Rollout,
-    Writer,
-    response_states,
-    rollout,
-    sequences,
-    token_log_probabilities,
-)
+from vaalign_lib.conversation import end_id, pad_id, response_texts
+from vaalign_lib.policies.frozen import ReferencePolicy
+from vaalign_lib.policies.sampling import Prompts, Rollout, Writer, rollout, sequences
 from vaalign_lib.ppo import Task
 from vaalign_lib.profiles import Sampling
 
@@ -93,10 +85,11 @@ class Evaluator:
         """Return what is known of one response to each prompt, policy by policy (rows,)."""
         count, size = len(self.task.prompts), len(index)
         asked = list(self.task.prompts) * size
-        prompts = self._prompts()[torch.arange(count).repeat(size)].to(torch.device(self.device))
+        prompts = Prompts.of(self.tokenizer, asked[:count])[torch.arange(count).repeat(size)]
         drawn = [one.random((count, self.sampling.max_new_tokens), np.float32) for one in random]
         uniforms = torch.from_numpy(np.concatenate(drawn)).to(self.device)
-        written = rollout(writer, prompts, uniforms, self.sampling, self._end, self._pad)
+        ends = end_id(self.tokenizer), pad_id(self.tokenizer)
+        written = rollout(writer, prompts.to(self.device), uniforms, self.sampling, *ends)
         answers = response_texts(self.tokenizer, written.responses.tolist())
         judgement = self.task.source.judge(asked, answers, np.repeat(np.array(index), count))
         found = {
@@ -113,25 +106,8 @@ class Evaluator:
         """Return ln of a response's probability over that by the reference policy (rows,)."""
         joined = sequences(written.prompts, written.responses, self.reference.dtype)
         heat = self.sampling.log_probability_temperature
-        pieces = []
-        for rows in torch.arange(len(joined.ids), device=joined.ids.device).split(PIECE):
-            piece = joined[rows]
-            logits = self.reference.logits(response_states(self.reference, piece))
-            pieces.append(token_log_probabilities(logits, piece.responses, heat))
-        return ((written.log_probabilities - torch.cat(pieces)) * written.mask).sum(1)
-
-    def _prompts(self) -> Prompts:
-        rows = prompt_ids(self.tokenizer, list(self.task.prompts), 10**6)
-        return Prompts.from_lists(rows, max(map(len, rows)), self._pad)
-
-    @property
-    def _end(self) -> int:
-        return int(self.tokenizer.eos_token_id)
-
-    @property
-    def _pad(self) -> int:
-        pad = self.tokenizer.pad_token_id
-        return self._end if pad is None else int(pad)
+        reference = self.reference.log_probabilities(joined, heat)
+        return ((written.log_probabilities - reference) * written.mask).sum(1)
 
 
 def standard_error(values: np.ndarray) -> np.ndarray:

@@ -11,6 +11,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import product
@@ -27,13 +28,14 @@ from vaalign_lib.conversation import load_tokenizer
 from vaalign_lib.evaluation import Evaluator
 from vaalign_lib.pilots import Grid, match_kl
 from vaalign_lib.policies.frozen import ReferencePolicy
+from vaalign_lib.policies.stack import PolicyStack
 from vaalign_lib.ppo import Method, Task, Trainer
 from vaalign_lib.profiles import Profile, RunGroup, Sampling, load_profile
-from vaalign_lib.reward_study import prepare, reference, reward_source
+from vaalign_lib.reward_study import prepare, reference, reward_source, stack_seed
 from vaalign_lib.rewards.base import RewardSource
 from vaalign_lib.rewards.ensemble import EnsembleReward, load_ensemble
 from vaalign_lib.rewards.simulated import PersistentJudges, stand_ins
-from vaalign_lib.runs import RunStore, content_key, package_versions, source_hashes
+from vaalign_lib.runs import NotKeptError, RunStore, content_key, package_versions, source_hashes
 from vaalign_lib.study import policy_trainer
 from vaalign_lib.synthetic.world import Disagreement, World
 from vaalign_lib.workers import device, report, run_jobs
@@ -254,7 +256,7 @@ def source_of(store: RunStore, profile: Profile, seed: int, run: Run) -> RewardS
     world = World(seed, run.disagreement)
     judge = stand_ins(world, float(run.highest), stretch_of(run))[JUDGES[run.source]]
     if run.protocol == "independent":
-        return PersistentJudges(judge, world.features, _seed(seed, run))
+        return PersistentJudges(judge, world.features, stack_seed(seed, run.repeat))
     return judge
 
 
@@ -275,11 +277,6 @@ def _ensemble(store: RunStore, profile: Profile, seed: int, run: Run) -> Path:
     settings = profile.ensembles.model_dump()
     config = {**options, "settings": settings, "seed": seed}
     return store.folder("ensemble", write, config, {"model": study.reward_model})
-
-
-def _seed(seed: int, run: Run) -> int:
-    """Return the seed of a whole stack; that of the first is the study's."""
-    return seed + 1_000_003 * run.repeat
 
 
 # --- one run --------------------------------------------------------------------------------------------
@@ -303,6 +300,13 @@ def run_key(profile: Profile, seed: int, run: Run) -> str:
     )
 
 
+def settings_key(profile: Profile, seed: int, run: Run) -> str:
+    """Return the key of a run's settings alone: published results stay valid when code changes that is
+    not meant to change them.
+    """
+    return content_key(config=_config(profile, seed, run))
+
+
 def _config(profile: Profile, seed: int, run: Run) -> dict[str, Any]:
     sections = {"reward_data", "reference", "reward_model", "ensembles", "policies", "true_reward"}
     settings = profile.model_dump(include=sections)
@@ -310,14 +314,24 @@ def _config(profile: Profile, seed: int, run: Run) -> dict[str, Any]:
     return {"run": asdict(run), "seed": seed, "settings": settings}
 
 
-def train_run(store: RunStore, profile: Profile, seed: int, run: Run) -> Path:
+def train_run(
+    store: RunStore, profile: Profile, seed: int, run: Run, target: float | None = None
+) -> Path:
     """Return the folder of a run, trained and evaluated now or before.
 
-    It holds `policies.parquet`, a row for each policy, `log.parquet`, a row for each policy and step, and
-    `resources.json`. A run that was killed goes on from its last checkpoint.
+    It holds `policies.parquet`, a row for each policy, `log.parquet`, a row for each policy and step,
+    `resources.json`, and `policy`, the first policy as an ordinary checkpoint or adapter. A run that was
+    killed goes on from its last checkpoint.
+
+    Args:
+        store: keeps the folder.
+        profile: its settings.
+        seed: of the study.
+        run: which.
+        target: the KL that a run with `matched_kl` is to leave, by default that of its vanilla stack.
     """
     if run.matched:
-        return _matched_run(store, profile, seed, run)
+        return _matched_run(store, profile, seed, run, target)
     return _stack(store, profile, seed, run)
 
 
@@ -336,7 +350,9 @@ def _stack(
     return store.resumable(run.name, write, config)
 
 
-def _matched_run(store: RunStore, profile: Profile, seed: int, run: Run) -> Path:
+def _matched_run(
+    store: RunStore, profile: Profile, seed: int, run: Run, target: float | None
+) -> Path:
     """Find the coefficient that leaves as much KL as vanilla has; keep the stack it was checked with."""
 
     def write(folder: Path, **_: Any) -> None:
@@ -350,17 +366,20 @@ def _matched_run(store: RunStore, profile: Profile, seed: int, run: Run) -> Path
 
         matching = profile.policies.matching
         pilot = pd.read_parquet(pilot_run(store, profile, seed, run) / "cells.parquet")
-        target = kl_of(train_run(store, profile, seed, run.vanilla))
+        wanted = target
+        if wanted is None:
+            wanted = kl_of(train_run(store, profile, seed, run.vanilla))
         beta, attempts = match_kl(
             train,
             pilot["beta"].tolist(),
             pilot["kl"].tolist(),
-            target,
+            wanted,
             matching.attempts,
             matching.tolerance,
         )
         for name in ("policies.parquet", "log.parquet", "resources.json"):
             shutil.copyfile(stacks[beta] / name, folder / name)
+        shutil.copytree(stacks[beta] / "policy", folder / "policy")
         attempts.to_parquet(folder / "attempts.parquet")
 
     return store.folder(f"{run.name}-chosen", write, _config(profile, seed, run))
@@ -371,15 +390,16 @@ def pilot_run(store: RunStore, profile: Profile, seed: int, run: Run) -> Path:
     coefficients in one stack; `cells.parquet` says what KL each leaves.
     """
     plain = run.pilot
-    base = profile.policies.training[run.architecture].settings("vanilla").init_kl_coef
-    betas = [base * factor for factor in profile.policies.matching.factors]
-    grid = Grid([], betas, max(1, profile.policies.count // len(betas)))
+    settings = profile.policies.training[run.architecture].settings("vanilla")
+    betas = [settings.init_kl_coef * factor for factor in profile.policies.matching.factors]
+    repeats = max(1, profile.policies.count // len(betas))
+    grid = Grid([settings.learning_rate], betas, repeats)
 
     def write(folder: Path, scratch: Path, **_: Any) -> None:
-        each = [beta for beta in betas for _ in range(grid.repeats)]
-        method = replace(method_of(plain, None), beta=each)
-        write_stack(folder, scratch, store, profile, seed, plain, method, range(len(each)))
-        policies = pd.read_parquet(folder / "policies.parquet").assign(beta=each)
+        method = grid.method(plain.objective)
+        index = range(len(grid.cells))
+        write_stack(folder, scratch, store, profile, seed, plain, method, index)
+        policies = pd.read_parquet(folder / "policies.parquet").join(grid.cells["beta"])
         cells = policies.groupby("beta", as_index=False)[["kl", "true_reward", "gold"]].mean()
         cells.to_parquet(folder / "cells.parquet")
 
@@ -426,7 +446,7 @@ def trainer_of(
         task,
         method,
         policies=policies,
-        seed=_seed(seed, run),
+        seed=stack_seed(seed, run.repeat),
         device=device(),
         sampling=sampling_of(profile, run),
         **changes,
@@ -454,24 +474,42 @@ def write_stack(
     index = range(profile.policies.count) if policies is None else policies
     started = time.perf_counter()
     trainer = trainer_of(store, profile, seed, run, method, index)
+    start = [one.detach().clone() for one in trainer.stack.parameters().values()]
     log, seconds = _train(trainer, Checkpoints(scratch))
     table = evaluator_of(store, profile, seed, run, trainer).policies(trainer.stack, index)
+    table["step_length"] = step_lengths(start, trainer.stack)
+    trainer.stack.export(0, folder / "policy")
     log.to_parquet(folder / "log.parquet")
     table.to_parquet(folder / "policies.parquet")
     spent = {
         "training_seconds": seconds,
         "seconds": time.perf_counter() - started,
         "policies": len(index),
+        "weights": sum(one.numel() for one in start) // len(index),
+        "bytes": sum(path.stat().st_size for path in (folder / "policy").glob("*.safetensors")),
         "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         * (1 if sys.platform == "darwin" else 1024),
     }
     (folder / "resources.json").write_text(json.dumps(spent, indent=1) + "\n")
 
 
+@torch.no_grad()
+def step_lengths(start: Sequence[torch.Tensor], stack: PolicyStack) -> np.ndarray:
+    """Return how far each policy's trained weights are from where they started (policies,).
+
+    It is the root mean square over weights, so that it compares with a learning rate.
+    """
+    moved = zip(stack.parameters().values(), start, strict=True)
+    squares = [((now - then).flatten(1).double() ** 2).sum(1) for now, then in moved]
+    count = sum(one.numel() for one in start) / stack.size
+    return np.asarray((torch.stack(squares).sum(0) / count).sqrt().cpu())
+
+
 def write_references(folder: Path, store: RunStore, profile: Profile, seed: int, run: Run) -> None:
     """Evaluate the policy that a run's policies start from as often as there are policies."""
     evaluator = evaluator_of(store, profile, seed, run)
-    evaluator.references(range(profile.policies.count)).to_parquet(folder / "policies.parquet")
+    table = evaluator.references(range(profile.policies.count)).assign(step_length=0.0)
+    table.to_parquet(folder / "policies.parquet")
 
 
 def _train(trainer: Trainer, checkpoints: Checkpoints) -> tuple[pd.DataFrame, float]:
@@ -528,7 +566,7 @@ def evaluator_of(
         Task(prompts, source, world.gold),
         sampling_of(profile, run),
         sizes.samples,
-        _seed(seed, run),
+        stack_seed(seed, run.repeat),
         where,
     )
 
@@ -537,22 +575,43 @@ def evaluator_of(
 
 
 def train_runs(
-    store: RunStore, profile: Profile, seed: int, runs: Sequence[Run], workers: int
+    store: RunStore,
+    profile: Profile,
+    seed: int,
+    runs: Sequence[Run],
+    workers: int,
+    published: Mapping[Run, float] | None = None,
 ) -> dict[Run, Path]:
     """Return the folder of every run; what is not there yet is trained in worker processes.
 
     Runs that match a KL come after what they are matched to.
+
+    Args:
+        store: keeps the folders.
+        profile: its settings.
+        seed: of the study.
+        runs: which.
+        workers: processes.
+        published: the KL of runs whose results are known already; they are not trained.
     """
-    prerequisites(store, profile, seed, runs)
-    matched = [run for run in runs if run.matched]
-    first = [run for run in runs if not run.matched]
+    targets = published or {}
+    runs = [run for run in runs if run not in targets]
+    folders: dict[Any, Path] = {}
+    for run in runs:
+        with suppress(NotKeptError):
+            folders[run] = train_run(RunStore(store.root, reads_only=True), profile, seed, run)
+    missing = [run for run in runs if run not in folders]
+    prerequisites(store, profile, seed, missing)
+    matched = [run for run in missing if run.matched]
     first_jobs: dict[Any, Callable[[], Path]] = {
-        run: partial(train_run, store, profile, seed, run) for run in first
+        run: partial(train_run, store, profile, seed, run) for run in missing if not run.matched
     }
     for run in dict.fromkeys(one.pilot for one in matched):
         first_jobs["pilot", run] = partial(pilot_run, store, profile, seed, run)
-    later_jobs = {run: partial(train_run, store, profile, seed, run) for run in matched}
-    folders: dict[Any, Path] = {}
+    later_jobs = {
+        run: partial(train_run, store, profile, seed, run, targets.get(run.vanilla))
+        for run in matched
+    }
     for jobs in (first_jobs, later_jobs):
         trained = [name for name in jobs if getattr(name, "objective", "") != REFERENCE]
         steps = sum(

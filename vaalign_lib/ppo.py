@@ -21,10 +21,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from vaalign_lib.conversation import prompt_ids, response_texts
+from vaalign_lib.conversation import end_id, pad_id, response_texts
 from vaalign_lib.critics import Critic, Kind, reference_features
 from vaalign_lib.objectives import OBJECTIVES, Outcome, Shaped
-from vaalign_lib.policies.frozen import PIECE, ReferencePolicy
+from vaalign_lib.policies.frozen import ReferencePolicy
 from vaalign_lib.policies.sampling import (
     Prompts,
     Rollout,
@@ -217,8 +217,8 @@ class Trainer:
         self.strength = self._each("strength", method.strength, 1.0)
         self.rate = self._each("learning_rate", method.learning_rate, settings.learning_rate)
         self.reference = ReferencePolicy(stack if reference is None else reference)
-        rows = prompt_ids(tokenizer, list(task.prompts), 10**6)
-        self._prompts = Prompts.from_lists(rows, max(map(len, rows)), self._pad).to(stack.device)
+        self._end, self._pad = end_id(tokenizer), pad_id(tokenizer)
+        self._prompts = Prompts.of(tokenizer, task.prompts).to(stack.device)
         self._warm_up(critic, warm_up)
         self._trained = stack.parameters() | self.critic.parameters()
         self._parameters = list(self._trained.values())
@@ -233,15 +233,6 @@ class Trainer:
         if not bool((values.isfinite() & (values >= 0)).all()):
             raise ValueError(f"{name}: expected finite numbers of at least 0, got {value}")
         return values.expand(size).clone().to(self.stack.device)
-
-    @property
-    def _pad(self) -> int:
-        pad = self.tokenizer.pad_token_id
-        return int(self.tokenizer.eos_token_id if pad is None else pad)
-
-    @property
-    def _end(self) -> int:
-        return int(self.tokenizer.eos_token_id)
 
     # --- training -----------------------------------------------------------------------------------
 
@@ -428,9 +419,9 @@ class Trainer:
         states = self.reference.all_states(joined)
         mask = written.mask.view(size, settings.batch_size, -1)
         old = self._old_log_probabilities(joined, written).view(mask.shape)
-        log_ratio = (
-            old - self._reference_log_probabilities(states[-1], written).view(mask.shape)
-        ) * mask
+        heat = self.sampling.log_probability_temperature
+        reference = self.reference.log_probabilities(joined, heat, states[-1])
+        log_ratio = (old - reference.view(mask.shape)) * mask
         full = self._divergence(joined, states[-1]) if settings.kl_penalty == "full" else None
         penalty = kl_penalty(log_ratio, settings.kl_penalty, full) * mask
         shaped = self._shaped(outcome)
@@ -467,13 +458,6 @@ class Trainer:
         heat = self.sampling.log_probability_temperature
         logits = self.stack.logits(response_states(self.stack, joined))
         return token_log_probabilities(logits, joined.responses, heat)
-
-    def _reference_log_probabilities(self, state: Tensor, written: Rollout) -> Tensor:
-        heat = self.sampling.log_probability_temperature
-        pieces = zip(state.split(PIECE), written.responses.split(PIECE), strict=True)
-        return torch.cat(
-            [token_log_probabilities(self.reference.logits(s), r, heat) for s, r in pieces]
-        )
 
     def _divergence(self, joined: Sequences, reference_state: Tensor) -> Tensor:
         """Return KL(policy || reference) of every token's distribution (N, responses, tokens)."""

@@ -7,8 +7,6 @@ On real input the pairs come from a file or the hub, and there are no reference 
 """
 
 import json
-import os
-import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -20,7 +18,6 @@ from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
-import torch
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
@@ -41,7 +38,7 @@ from vaalign_lib.rewards.models import (
 )
 from vaalign_lib.runs import RunStore, content_key, file_hash
 from vaalign_lib.synthetic.world import World
-from vaalign_lib.trainers import silence_libraries
+from vaalign_lib.workers import be_quiet
 
 PARTS = ("train", "held_out", "evaluation")
 TEMPERATURE, TOP_K, TOP_P = 1.5, 50, 0.9  # of the policies' responses; the first is Table 18's
@@ -80,18 +77,16 @@ def start_references(
     pool = ProcessPoolExecutor(
         max(1, min(workers - 1, len(architectures))),
         mp_context=get_context("spawn"),
-        initializer=_quiet_worker,
+        initializer=be_quiet,
     )
     futures = {one: pool.submit(reference, store, profile, seed, one) for one in architectures}
     pool.shutdown(wait=False)
     return futures
 
 
-def _quiet_worker() -> None:
-    """Work on one thread and show nothing: the output of a notebook belongs to its own process."""
-    torch.set_num_threads(1)
-    silence_libraries()
-    sys.stderr = sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - as long as the process
+def stack_seed(seed: int, repeat: int) -> int:
+    """Return the seed of a whole stack; that of the first is the study's."""
+    return seed + 1_000_003 * repeat
 
 
 def sample_reference(
@@ -290,7 +285,7 @@ class Study:
                 features["rejected"],
                 **options,
                 settings=settings,
-                seed=self.seed + 1_000_003 * repeat,
+                seed=stack_seed(self.seed, repeat),
                 members=self.profile.ensembles.members,
                 first_head=features["head"] if keep_first else None,
                 snapshots=snapshots,

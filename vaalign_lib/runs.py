@@ -37,6 +37,10 @@ class RunDirectoryBusyError(RuntimeError):
     """Another process works in the run folder."""
 
 
+class NotKeptError(LookupError):
+    """A store that only reads was asked for what it has not."""
+
+
 def write_atomically(path: Path, content: bytes | str) -> None:
     """Write a file so that readers see the old content or the new, also after a crash."""
     data = content.encode() if isinstance(content, str) else content
@@ -204,8 +208,20 @@ class RunStore:
     numerical packages.
     """
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
+    def __init__(self, root: Path, *, reads_only: bool = False) -> None:
+        """Open a store.
+
+        Args:
+            root: its folder, there or not.
+            reads_only: raise `NotKeptError` where something would have to be computed.
+        """
+        self.root, self.reads_only = root, reads_only
+
+    def _lacks(self, folder: Path) -> bool:
+        lacks = not (folder / "run.json").is_file()
+        if lacks and self.reads_only:
+            raise NotKeptError(f"{folder} was not computed yet")
+        return lacks
 
     def table(
         self,
@@ -253,10 +269,10 @@ class RunStore:
             RunDirectoryBusyError: another process is at it, and stays at it for a while.
         """
         folder = self.place(name, write, config)
-        if not (folder / "run.json").is_file():
+        if self._lacks(folder):
             scratch = self.root / f"{folder.name}.scratch"
             with locked(scratch, WAIT):
-                if not (folder / "run.json").is_file():
+                if self._lacks(folder):
                     self._fill(folder, partial(write, scratch=scratch), config, None)
             shutil.rmtree(scratch, ignore_errors=True)
         return folder
@@ -287,7 +303,7 @@ class RunStore:
         inputs: Mapping[str, Path] | None,
     ) -> Path:
         folder = self.place(name, function, config, inputs)
-        if not (folder / "run.json").is_file():
+        if self._lacks(folder):
             self._fill(folder, write, config, inputs)
         return folder
 

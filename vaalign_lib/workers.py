@@ -110,13 +110,18 @@ def _shown(queue: Any, steps: int, description: str) -> Iterator[None]:
         thread.join(timeout=5)
 
 
+def be_quiet(threads: int = 1) -> None:
+    """Take few threads and show nothing: the output of a notebook belongs to its own process."""
+    torch.set_num_threads(threads)
+    silence_libraries()
+    sys.stderr = sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - as long as the process
+
+
 def _begin(queue: Any, parent: int, workers: int) -> None:
     """Set up a worker: its share of the cores, silence, and an end when nobody waits for it any more."""
     global _steps
     _steps = queue
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers))
-    silence_libraries()
-    sys.stderr = sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - as long as the process
+    be_quiet(max(1, (os.cpu_count() or 1) // workers))
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
 
 

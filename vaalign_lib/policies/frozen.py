@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from transformers import Cache, PretrainedConfig, PreTrainedModel
 
-from vaalign_lib.policies.sampling import Sequences
+from vaalign_lib.policies.sampling import Sequences, response_states, token_log_probabilities
 from vaalign_lib.policies.stack import PolicyStack
 
 PIECE = 512  # rows of one pass
@@ -48,6 +48,25 @@ class ReferencePolicy:
         """Return (rows, tokens, words) in float32."""
         with self._alone():
             return self.model.get_output_embeddings()(hidden).float()
+
+    @torch.no_grad()
+    def log_probabilities(
+        self, batch: Sequences, temperature: float, states: Tensor | None = None
+    ) -> Tensor:
+        """Return the log-probabilities of the responses' tokens (rows, response tokens).
+
+        Args:
+            batch: prompts with responses.
+            temperature: divides the logits.
+            states: the last ones of `all_states`, where they are known.
+        """
+        found = []
+        for rows in torch.arange(len(batch.ids), device=batch.ids.device).split(PIECE):
+            piece = batch[rows]
+            state = response_states(self, piece) if states is None else states[rows]
+            logits = self.logits(state)
+            found.append(token_log_probabilities(logits, piece.responses, temperature))
+        return torch.cat(found)
 
     @torch.no_grad()
     def all_states(self, batch: Sequences) -> tuple[Tensor, ...]:

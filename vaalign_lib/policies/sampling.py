@@ -1,14 +1,16 @@
 """Sampling from a stack of policies, with random numbers that the caller has drawn."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional
-from transformers import Cache, PretrainedConfig
+from transformers import Cache, PretrainedConfig, PreTrainedTokenizerBase
 from transformers.cache_utils import StaticLayer
 
+from vaalign_lib.conversation import pad_id, prompt_ids
 from vaalign_lib.profiles import Sampling
 
 
@@ -54,10 +56,16 @@ class Prompts:
         lengths = torch.tensor([len(row) for row in rows])
         return cls(ids, torch.arange(width) >= width - lengths[:, None])
 
+    @classmethod
+    def of(cls, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> "Prompts":
+        """Tokenize and align texts, whatever their lengths."""
+        rows = prompt_ids(tokenizer, texts, 10**6)
+        return cls.from_lists(rows, max(map(len, rows)), pad_id(tokenizer))
+
     def __getitem__(self, rows: Tensor) -> "Prompts":
         return Prompts(self.ids[rows], self.real[rows])
 
-    def to(self, device: torch.device) -> "Prompts":
+    def to(self, device: torch.device | str) -> "Prompts":
         """Move to a device."""
         return Prompts(self.ids.to(device), self.real.to(device))
 
