@@ -20,6 +20,7 @@ from vaalign_lib.paths import RUNS
 from vaalign_lib.pilots import Grid, final
 from vaalign_lib.policies.selection import tilt
 from vaalign_lib.policy_figures import learning_curves
+from vaalign_lib.policy_results import curves_of
 from vaalign_lib.ppo import Method
 from vaalign_lib.profiles import Profile, load_profile
 from vaalign_lib.reward_study import prepare, reference, reward_source, sample_reference
@@ -85,7 +86,9 @@ def main() -> None:
         )
         logs[name] = one.train()
         logs[name].to_parquet(options.out / f"{name}.parquet")
-    learning_curves(logs).savefig(options.out / "learning_curves.png")
+    learning_curves({name: curves_of(log) for name, log in logs.items()}).savefig(
+        options.out / "learning_curves.png"
+    )
     reached = {name: final(log) for name, log in logs.items()}
     mean, spread, tilts = tilted_gain(
         world, start, [float(r["kl"].mean()) for r in reached.values()]

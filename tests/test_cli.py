@@ -3,6 +3,7 @@
 import pytest
 
 from vaalign_lib.cli import main
+from vaalign_lib.paths import RESULTS
 from vaalign_lib.runs import locked
 
 
@@ -26,6 +27,8 @@ from vaalign_lib.runs import locked
             ["reproduce", "--profile", "smoke", "--only", "01", "--set", "seed=3"],
             "--set: 01_bandit has no parameter 'seed'; it has none beside those with options",
         ),
+        (["reproduce", "--from-results", "--profile", "smoke"], "--from-results: published are"),
+        (["publish", "--profile", "smoke", "--seed", "1"], "--seed: only results of seed 0"),
         (["status", "--profile", "missing.yaml"], "vaalign: no profile 'missing.yaml'"),
     ],
 )
@@ -56,6 +59,12 @@ def test_status_and_report_of_an_empty_folder(tmp_path, capsys):
     assert "01_bandit" in shown and "missing" in shown
     assert main(["report", *options]) == 0
     assert (tmp_path / "report.html").is_file() and (tmp_path / "scoreboard.json").is_file()
+
+
+def test_publishing_an_empty_folder_changes_nothing(tmp_path, capsys):
+    assert main(["publish", "--profile", "smoke", "--run-dir", str(tmp_path)]) == 0
+    assert capsys.readouterr().out.startswith("0 of ")
+    assert not list(RESULTS.glob("runs/smoke*"))
 
 
 @pytest.mark.parametrize(

@@ -41,6 +41,8 @@ def results(runs, spread, shift=0.3, seed=0):
                     "gold": values,
                     "gold_error": error,
                     "kl": random.normal(2, 0.1, COUNT) * (run.objective != "reference"),
+                    "step_length": 0.01,
+                    "length": 20.0,
                     "run": run.name,
                     **asdict(run),
                 }

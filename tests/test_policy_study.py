@@ -10,9 +10,11 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
+from transformers import AutoModelForCausalLM
 
 from vaalign_lib import policy_study
 from vaalign_lib.checkpoints import CorruptCheckpointWarning
+from vaalign_lib.policy_results import publish, published, trained
 from vaalign_lib.policy_study import (
     GROUPS,
     JUDGE_ROW,
@@ -210,9 +212,49 @@ def test_workers_give_the_same_results_and_find_matching_penalties(store, uninte
     matched = folders[runs[1]]
     attempts = pd.read_parquet(matched / "attempts.parquet")
     assert attempts["kl"].iloc[-1] == kl_of(matched)
-    table = policy_study.results(folders, small(), 0)
-    assert len(table) == 4 * len(runs) and table["key"].nunique() == len(runs)
-    assert table.groupby("run")["true_reward_error"].mean().gt(0).all()
+    table = pd.concat([pd.read_parquet(one / "policies.parquet") for one in folders.values()])
+    assert len(table) == 4 * len(runs) and (table["true_reward_error"] > 0).all()
+    moved = [
+        pd.read_parquet(folders[run] / "policies.parquet")["step_length"]
+        for run in (PLAIN, PLAIN.start)
+    ]
+    rate = small().policies.training[PLAIN.architecture].settings("vanilla").learning_rate
+    assert moved[0].between(rate / 10, 10 * rate).all() and not moved[1].any()
+    policy = AutoModelForCausalLM.from_pretrained(folders[PLAIN] / "policy")
+    assert policy.config.model_type == PLAIN.architecture
+
+
+def test_what_is_published_is_read_again_and_not_trained(store, uninterrupted, tmp_path):
+    never = Run("gpt2", "ensemble", repeat=3)
+    for one in (PLAIN, PLAIN.start):
+        train_run(store, small(), 0, one)
+    runs = [PLAIN, PLAIN.start, never]
+    assert publish(store, small(), 0, runs, tmp_path) == [PLAIN.name, PLAIN.start.name]
+    assert publish(store, small(), 0, runs, tmp_path) == []  # nothing new
+    found = published(small(), 0, tmp_path)
+    own = trained(store, {one: train_run(store, small(), 0, one) for one in runs[:2]}, small(), 0)
+    for name in ("policies", "runs", "curves"):
+        theirs, ours = getattr(found, name), getattr(own, name)[list(getattr(found, name))]
+        pd.testing.assert_frame_equal(
+            theirs.drop(columns="origin", errors="ignore"),
+            ours.drop(columns="origin", errors="ignore"),
+            check_exact=True,
+            check_dtype=False,
+        )
+    exact = pd.read_parquet(uninterrupted / "policies.parquet")["true_reward"]
+    mine = found.policies.loc[found.policies["run"] == PLAIN.name, "true_reward"]
+    np.testing.assert_allclose(mine, exact, rtol=1e-6)
+    assert train_runs(RunStore(tmp_path / "new"), small(), 0, runs[:2], 1, found.kl()) == {}
+    assert not published(small(), 1, tmp_path).names  # of another world
+    assert not published(small(iterations=5), 0, tmp_path).names  # other settings
+
+
+def test_published_runs_stay_when_others_come(store, tmp_path):
+    for one in (PLAIN, PLAIN.start):
+        train_run(store, small(), 0, one)
+    publish(store, small(), 0, [PLAIN], tmp_path)
+    assert publish(store, small(), 0, [PLAIN.start], tmp_path) == [PLAIN.start.name]
+    assert published(small(), 0, tmp_path).names == {PLAIN.name, PLAIN.start.name}
 
 
 def test_a_profile_of_other_models_is_refused_in_words(store):

@@ -237,3 +237,52 @@ while not Path({str(go_on)!r}).exists():
     ]
     assert not list(folder.glob(".0*"))
     assert json.loads((folder / "02_slow" / "done.json").read_text())["files"]
+
+
+@pytest.mark.xdist_group("kernels")
+def test_from_results_draws_what_can_be_drawn_and_takes_the_rest(study, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "FIGURES", tmp_path / "figures")
+    monkeypatch.setattr(module, "RESULTS", tmp_path / "results")
+    write_notebook(study, "01_trains", FIGURE, "assert not (run.run_dir / 'results-only').exists()")
+    write_notebook(
+        study, "02_draws", FIGURE, "assert from_results == ('drawn' in str(run.run_dir))"
+    )
+    path = study / "02_draws.ipynb"
+    notebook = nbformat.read(path, as_version=4)
+    notebook.cells[1].source += "\nfrom_results = False"
+    nbformat.write(notebook, path)
+    assert run(tmp_path)[0] == ["done", "done"]
+    drawn = {"profile_source": "smoke", "run_dir": tmp_path / "drawn", "from_results": True}
+    assert [one.state for one in reproduce(load_profile("smoke"), **drawn)] == ["skipped", "done"]
+    for name in ("01_trains", "02_draws"):
+        publish(tmp_path / "run" / name, tmp_path / "figures", tmp_path / "results")
+    (tmp_path / "drawn" / "results-only").mkdir()  # the first would fail if it ran
+    assert [one.state for one in reproduce(load_profile("smoke"), **drawn)] == ["taken", "done"]
+    for name in ("01_trains", "02_draws"):
+        figure = f"figures/{name}_line.png"
+        theirs, ours = tmp_path / "run" / name, tmp_path / "drawn" / name
+        assert (ours / figure).read_bytes() == (theirs / figure).read_bytes()
+    states = [state for _, state, _ in status(load_profile("smoke"), tmp_path / "drawn")]
+    assert states == ["done", "done"]
+
+
+def test_published_rows_of_other_profiles_belong_to_a_notebooks_inputs(
+    study, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(module, "RESULTS", tmp_path)
+    write_notebook(study, "01_trains")
+    write_notebook(study, "02_draws")
+    notebook = nbformat.read(study / "02_draws.ipynb", as_version=4)
+    notebook.cells[1].source += "\nfrom_results = False"
+    nbformat.write(notebook, study / "02_draws.ipynb")
+
+    def keys():
+        smoke = load_profile("smoke")
+        return [module.notebook_key(book, smoke, 0, tmp_path) for book in module.notebooks()]
+
+    before = keys()
+    for profile in ("smoke", "extended"):
+        (tmp_path / "runs" / profile).mkdir(parents=True)
+        (tmp_path / "runs" / profile / "runs.parquet").write_bytes(b"1")
+        changed = [old != new for old, new in zip(before, keys(), strict=True)]
+        assert changed == [False, profile == "extended"]

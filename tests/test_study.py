@@ -13,6 +13,8 @@ from transformers import (
 
 from tests.small_problem import TableReward, tokenizer
 from vaalign_lib.policy_figures import learning_curves
+from vaalign_lib.policy_results import curves_of
+from vaalign_lib.policy_study import METHODS
 from vaalign_lib.ppo import Method, Task
 from vaalign_lib.profiles import load_profile
 from vaalign_lib.study import policy_trainer, write_tensorboard
@@ -129,7 +131,7 @@ def test_logs_become_tensorboard_runs_and_curves(task, tmp_path):
     rows = log[log["policy"] == 7]
     values = [(event.step, event.value) for event in reader.Scalars("kl")]
     np.testing.assert_allclose(values, rows[["step", "kl"]].to_numpy(), atol=1e-6)
-    figure = learning_curves({"vanilla": log, "variance_aware": log}, ["reward", "kl"])
+    figure = learning_curves(dict.fromkeys(METHODS, curves_of(log)), ["reward", "kl"])
     assert [axes.get_title(loc="left") for axes in figure.axes] == [
         "reward, SDs of the reference",
         "KL to the reference, nats",

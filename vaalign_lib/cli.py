@@ -1,4 +1,4 @@
-"""The `vaalign` command: reproduce, report, status."""
+"""The `vaalign` command: reproduce, publish, report, status."""
 
 import argparse
 import logging
@@ -14,6 +14,7 @@ from vaalign_lib.profiles import Profile, ProfileError, load_profile
 from vaalign_lib.published import UnknownRuleError
 from vaalign_lib.report import write_report
 from vaalign_lib.reproduce import (
+    PUBLISHED_PROFILE,
     UnknownNotebookError,
     UnknownParameterError,
     reproduce,
@@ -43,6 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         UnknownNotebookError,
         UnknownParameterError,
         UnknownRuleError,
+        _UsageError,
         ValidationError,  # of the rules
         OSError,
     ) as error:
@@ -61,7 +63,16 @@ def _terminate(*_: object) -> None:
     raise SystemExit(128 + signal.SIGTERM)
 
 
+class _UsageError(ValueError):
+    """Options that do not go together."""
+
+
 def _reproduce(options: argparse.Namespace, profile: Profile, run_dir: Path) -> int:
+    if options.from_results and (profile.name != PUBLISHED_PROFILE or options.seed or options.set):
+        raise _UsageError(
+            f"--from-results: published are the results of profile {PUBLISHED_PROFILE} with seed 0 and "
+            "its own parameters; leave out --profile, --seed and --set"
+        )
     outcomes = reproduce(
         profile,
         profile_source=_source(options.profile),
@@ -71,9 +82,29 @@ def _reproduce(options: argparse.Namespace, profile: Profile, run_dir: Path) -> 
         seed=options.seed,
         force=options.force,
         settings=dict(options.set),
+        from_results=options.from_results,
     )
     _report(options, profile, run_dir)
     return 1 if any(outcome.state in ("failed", "skipped") for outcome in outcomes) else 0
+
+
+def _publish(options: argparse.Namespace, profile: Profile, run_dir: Path) -> int:
+    from vaalign_lib.policy_results import (  # here, for it takes seconds to import
+        PUBLISHED,
+        publish,
+    )
+    from vaalign_lib.policy_study import plan
+    from vaalign_lib.runs import RunStore, locked
+
+    if options.seed:
+        raise _UsageError("--seed: only results of seed 0 are published")
+    runs = plan(profile.policies.runs)
+    with locked(run_dir):
+        names = publish(RunStore(run_dir / "store"), profile, options.seed, runs)
+    for name in names:
+        print(f"  {name}")
+    print(f"{len(names)} of {len(runs)} stacks are new or changed in {PUBLISHED / profile.name}")
+    return 0
 
 
 def _report(options: argparse.Namespace, profile: Profile, run_dir: Path) -> int:
@@ -97,6 +128,8 @@ def _run_dir(options: argparse.Namespace, profile: Profile) -> Path:
         return Path(options.run_dir).resolve()
     own = getattr(options, "set", [])
     name = f"{profile.name}-{content_key(settings=dict(own))[:8]}" if own else profile.name
+    if getattr(options, "from_results", False):
+        name = f"{profile.name}-from-results"
     return (RUNS / name).resolve()
 
 
@@ -159,7 +192,18 @@ def _parser() -> argparse.ArgumentParser:
         help="a further parameter of the selected notebooks, such as pairs=FILE; goes to a run folder "
         "of its own and is never published",
     )
+    run.add_argument(
+        "--from-results",
+        action="store_true",
+        help="train nothing: draw from what is published in data/results, in a run folder of its own",
+    )
     run.set_defaults(command=_reproduce)
+    publication = commands.add_parser(
+        "publish",
+        parents=[common],
+        help="copy finished stacks of policies, a row per policy, to data/results/runs",
+    )
+    publication.set_defaults(command=_publish)
     report = commands.add_parser(
         "report",
         parents=[common],

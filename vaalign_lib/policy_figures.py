@@ -22,36 +22,30 @@ LABELS = {
 
 
 def learning_curves(
-    logs: Mapping[str, pd.DataFrame],
+    curves: Mapping[str, pd.DataFrame],
     measures: Sequence[str] = ("reward", "gold", "kl", "length"),
+    title: str = "",
 ) -> Figure:
-    """Draw mean curves over policies, with the middle 80% of them, over five steps at a time.
+    """Draw mean curves over policies, with the middle 80% of them.
 
     Args:
-        logs: of trainers, by method.
-        measures: columns of the logs, a panel each.
+        curves: of `policy_results.curves_of`, by method.
+        measures: a panel each.
+        title: of the figure.
     """
     with canvas(2.7 * len(measures), 2.8, len(measures)) as (figure, panels):
         for axes, measure in zip(panels, measures, strict=True):
-            for name, log in logs.items():
-                _curve(axes, log, measure, name.replace("_", "-"))
+            for name, table in curves.items():
+                label, steps = name.replace("_", "-"), table["step"]
+                colour = POLICY_COLOURS.get(label)
+                band = table[f"{measure}_low"], table[f"{measure}_high"]
+                axes.fill_between(steps, *band, alpha=0.2, color=colour, linewidth=0)
+                axes.plot(steps, table[measure], color=colour, label=label)
             axes.set(xlabel="step", title=LABELS.get(measure, measure.replace("_", " ")))
         panels[0].legend(fontsize="small")
-        counts = ", ".join(
-            f"{log['policy'].nunique()} {name.replace('_', '-')}" for name, log in logs.items()
-        )
-        figure.suptitle(f"{counts}; lines: means, bands: the middle 80% of policies", fontsize=9)
+        notes = [title, "lines: means, bands: the middle 80% of policies"]
+        figure.suptitle("; ".join(filter(None, notes)), fontsize=9)
         return figure
-
-
-def _curve(axes: Axes, log: pd.DataFrame, measure: str, name: str) -> None:
-    table = (
-        log.pivot(index="step", columns="policy", values=measure).rolling(5, min_periods=1).mean()
-    )
-    low, high = np.quantile(table, (0.1, 0.9), axis=1)
-    colour = POLICY_COLOURS.get(name)
-    axes.fill_between(table.index, low, high, alpha=0.2, color=colour, linewidth=0)
-    axes.plot(table.index, table.mean(axis=1), color=colour, label=name)
 
 
 def return_distributions(

@@ -252,7 +252,7 @@ def source_of(store: RunStore, profile: Profile, seed: int, run: Run) -> RewardS
             "in the embedded world so far"
         )
     if run.source == "ensemble":
-        return load_ensemble(_ensemble(store, profile, seed, run), World(seed).gold)
+        return load_ensemble(ensemble_folder(store, profile, seed, run), World(seed).gold)
     world = World(seed, run.disagreement)
     judge = stand_ins(world, float(run.highest), stretch_of(run))[JUDGES[run.source]]
     if run.protocol == "independent":
@@ -260,7 +260,7 @@ def source_of(store: RunStore, profile: Profile, seed: int, run: Run) -> RewardS
     return judge
 
 
-def _ensemble(store: RunStore, profile: Profile, seed: int, run: Run) -> Path:
+def ensemble_folder(store: RunStore, profile: Profile, seed: int, run: Run) -> Path:
     """Return the folder of bootstrap heads trained to the end: ten, or ten for every policy."""
     start = reference(store, profile, seed, "gpt2")  # part of the pairs are its responses
     study = prepare(store, profile, seed, reference=start)
@@ -288,7 +288,7 @@ def prerequisites(store: RunStore, profile: Profile, seed: int, runs: Sequence[R
         reference(store, profile, seed, architecture)
     for run in runs:
         if run.source == "ensemble":
-            _ensemble(store, profile, seed, run)
+            ensemble_folder(store, profile, seed, run)
 
 
 def run_key(profile: Profile, seed: int, run: Run) -> str:
@@ -623,12 +623,3 @@ def train_runs(
 
 def _iterations(profile: Profile, run: Run) -> int:
     return profile.policies.training[run.architecture].settings(run.objective).iterations
-
-
-def results(folders: Mapping[Run, Path], profile: Profile, seed: int) -> pd.DataFrame:
-    """Return one row for each policy of all runs, with what the run was and its key."""
-    tables = []
-    for run, folder in folders.items():
-        table = pd.read_parquet(folder / "policies.parquet")
-        tables.append(table.assign(run=run.name, key=run_key(profile, seed, run), **asdict(run)))
-    return pd.concat(tables, ignore_index=True)

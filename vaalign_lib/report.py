@@ -48,6 +48,7 @@ def write_report(profile: Profile, run_dir: Path, seed: int = 0) -> Path:
         items=[_item(name, rows, records, run_dir) for name in ITEMS + FURTHER_ITEMS],
         counts=Counter(row["verdict"] for row in rows),
         notebooks=[record["notebook"] for record in records],
+        taken=[record["notebook"] for record in records if record.get("taken")],
         outdated=[book.name for book in finished if book not in current],
         claims=len(rows),
     )
@@ -124,7 +125,8 @@ def _item(
     pages = {
         row["notebook"]: f"{row['notebook']}/{PAGE}"
         for row in mine
-        if any(record["notebook"] == row["notebook"] for record in records)
+        if (run_dir / row["notebook"] / PAGE).is_file()
+        and any(record["notebook"] == row["notebook"] for record in records)
     }
     return {
         "name": name,

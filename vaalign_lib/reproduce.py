@@ -24,6 +24,7 @@ from vaalign_lib.runs import (
     content_key,
     file_hash,
     locked,
+    new_folder,
     package_versions,
     replace_folder,
     write_atomically,
@@ -35,6 +36,7 @@ EXECUTED, PAGE, RECORD, FINDINGS = (
     "done.json",
     "findings.json",
 )
+FROM_RESULTS = "from_results"  # the parameter of notebooks that can be drawn from published results
 COMMON_PARAMETERS = ("profile", "seed", "run_dir", "figures_dir", "workers")
 PUBLISHED_PROFILE = "embedded"  # its figures and tables are committed
 LEFTOVER_AGE = 24 * 3600  # seconds after which a temporary folder in the store belongs to nobody
@@ -73,19 +75,27 @@ class Notebook:
         Raises:
             UnknownParameterError: it lacks one.
         """
-        source = next(
-            "".join(cell["source"])
-            for cell in self.content()["cells"]
-            if "parameters" in cell["metadata"].get("tags", [])
-        )
-        known = re.findall(r"^(\w+) = ", source, flags=re.MULTILINE)
-        free = [name for name in known if name not in COMMON_PARAMETERS]
+        free = [name for name in self.parameters() if name not in COMMON_PARAMETERS]
         for name in names:
             if name not in free:
                 raise UnknownParameterError(
                     f"--set: {self.name} has no parameter {name!r}; it has "
                     + (", ".join(free) or "none beside those with options of their own")
                 )
+
+    def parameters(self) -> list[str]:
+        """Return the names in the notebook's cell of parameters."""
+        source = next(
+            "".join(cell["source"])
+            for cell in self.content()["cells"]
+            if "parameters" in cell["metadata"].get("tags", [])
+        )
+        return re.findall(r"^(\w+) = ", source, flags=re.MULTILINE)
+
+    @property
+    def reads_results(self) -> bool:
+        """Whether it shows results that were published by other profiles, or can be drawn from them."""
+        return FROM_RESULTS in self.parameters()
 
     def content(self) -> dict[str, Any]:
         """Return the notebook's JSON."""
@@ -98,7 +108,7 @@ class Outcome:
     """How the run of a notebook ended."""
 
     notebook: str
-    state: str  # "done", "kept", "failed" or "skipped"
+    state: str  # "done", "kept", "taken", "failed" or "skipped"
     seconds: float = 0.0
     message: str = ""
 
@@ -143,6 +153,9 @@ def notebook_key(
     inputs = [
         path for path in sorted(DATA.rglob("*")) if path.is_file() and RESULTS not in path.parents
     ]
+    if notebook.reads_results:
+        others = sorted((RESULTS / "runs").glob("*/*.parquet"))
+        inputs += [path for path in others if path.parent.name != profile.name]
     library = sorted(PACKAGE.rglob("*.py"))
     return content_key(
         cells=[
@@ -214,6 +227,7 @@ def reproduce(
     seed: int = 0,
     force: bool = False,
     settings: Mapping[str, str] | None = None,
+    from_results: bool = False,
 ) -> list[Outcome]:
     """Execute the selected notebooks into a run folder and publish the embedded profile's results.
 
@@ -226,6 +240,8 @@ def reproduce(
         seed: of the study.
         force: run also what ran before with the same inputs.
         settings: further parameters of the selected notebooks, by name. Such a run is never published.
+        from_results: train nothing: notebooks that can are drawn from the published rows of all policies,
+            of the others the published figures, tables and findings are taken.
 
     Returns:
         The outcome of every selected notebook, in order.
@@ -246,7 +262,9 @@ def reproduce(
             blocking = [
                 book.name for book in notebook.needs() if not is_done(book, profile, seed, run_dir)
             ]
-            if blocking:
+            if from_results and not notebook.reads_results:
+                outcome = _take(notebook, notebook_key(notebook, profile, seed, run_dir), run_dir)
+            elif blocking:
                 outcome = Outcome(notebook.name, "skipped", message=f"needs {', '.join(blocking)}")
             else:
                 key = notebook_key(notebook, profile, seed, run_dir, settings)
@@ -255,8 +273,10 @@ def reproduce(
                     "seed": seed,
                     "workers": workers,
                     **settings,
+                    **({FROM_RESULTS: True} if from_results else {}),
                 }
-                outcome = _run(notebook, key, parameters, run_dir, label, force)
+                again = force or from_results
+                outcome = _run(notebook, key, parameters, run_dir, label, again)
             if (
                 outcome.state in ("done", "kept")
                 and publishes(profile, run_dir, seed)
@@ -271,6 +291,7 @@ def reproduce(
 def _say(label: str, outcome: Outcome) -> None:
     text = {
         "done": f"done in {outcome.seconds:.0f} s",
+        "taken": "its published figures, tables and findings",
         "kept": f"already done (took {outcome.seconds:.0f} s), kept",
         "failed": f"FAILED after {outcome.seconds:.0f} s: {outcome.message}",
         "skipped": f"skipped: {outcome.message}",
@@ -311,6 +332,27 @@ def _run(
         return Outcome(notebook.name, "done", seconds)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _take(notebook: Notebook, key: str, run_dir: Path) -> Outcome:
+    """Put what was published of a notebook into the run folder."""
+    published = RESULTS / "findings" / f"{notebook.name}.json"
+    if not published.is_file():
+        return Outcome(notebook.name, "skipped", message=f"nothing is published at {published}")
+    record = json.loads(published.read_text(encoding="utf-8"))
+    with new_folder(run_dir / notebook.name) as partial:
+        for kind, source, endings in (
+            ("figures", FIGURES, (".png", ".pdf")),
+            ("tables", RESULTS, (".parquet", ".md")),
+        ):
+            (partial / kind).mkdir()
+            for entry in record[kind]:
+                for ending in endings:
+                    name = f"{entry['name']}{ending}"
+                    shutil.copyfile(source / name, partial / kind / name)
+        write_atomically(partial / FINDINGS, json.dumps(record | {"taken": True}, indent=1) + "\n")
+        _write_record(partial, key, 0)
+    return Outcome(notebook.name, "taken")
 
 
 def _execute(
@@ -437,14 +479,22 @@ def _remove_leftovers(run_dir: Path) -> None:
 
 
 def publish(folder: Path, figures: Path = FIGURES, results: Path = RESULTS) -> list[Path]:
-    """Copy a finished run's figures and tables to where they are committed; return what changed."""
+    """Copy what a finished run made to where it is committed; return what changed."""
     changed = []
-    for source, target in (("figures", figures), ("tables", results)):
-        for path in sorted((folder / source).glob("*")):
-            destination, content = target / path.name, path.read_bytes()
-            if not destination.is_file() or destination.read_bytes() != content:
-                write_atomically(destination, content)
-                changed.append(destination)
+    targets = {"figures": figures, "tables": results, "runs": results / "runs" / PUBLISHED_PROFILE}
+    copies = {
+        path: target / path.name
+        for source, target in targets.items()
+        for path in sorted((folder / source).glob("*"))
+    }
+    if (folder / FINDINGS).is_file():
+        copies[folder / FINDINGS] = results / "findings" / f"{folder.name}.json"
+    for path, destination in copies.items():
+        content = path.read_bytes()
+        if not destination.is_file() or destination.read_bytes() != content:
+            destination.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(destination, content)
+            changed.append(destination)
     return changed
 
 

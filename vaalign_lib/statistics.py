@@ -140,10 +140,12 @@ def training_variance_ratio(
     drawn = [random.integers(size, size=(resamples, size)) for size in sizes]
     sides = []
     for side in (0, 1):
-        pooled = sum(_training(pair[side], rows) for pair, rows in zip(pairs, drawn, strict=True))
+        each = [_training(pair[side], rows) for pair, rows in zip(pairs, drawn, strict=True)]
+        pooled = np.sum(each, axis=0)
         whole = sum(_training(pair[side], np.arange(pair[side].values.size)) for pair in pairs)
         sides.append((whole, pooled))
-    ratios = sides[0][1] / sides[1][1]
+    varied = (sides[0][1] > 0) & (sides[1][1] > 0)  # not one policy drawn again and again
+    ratios = sides[0][1][varied] / sides[1][1][varied]
     low, high = np.quantile(ratios, (0.5 - confidence / 2, 0.5 + confidence / 2))
     return Estimate(float(sides[0][0] / sides[1][0]), float(low), float(high), sum(sizes))
 

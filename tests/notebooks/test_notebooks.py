@@ -74,7 +74,7 @@ def test_runs_in_the_smoke_profile(path, smoke_run):
 def test_committed_figures_and_tables_are_those_the_notebooks_make(smoke_run):
     folder, _ = smoke_run
     made = {path.name for part in ("figures", "tables") for path in folder.glob(f"*/{part}/*")}
-    committed = {path.name for part in (FIGURES, RESULTS) for path in part.iterdir()}
+    committed = {path.name for part in (FIGURES, RESULTS) for path in part.glob("*.*")}
     assert made == committed
 
 

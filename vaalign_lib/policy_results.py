@@ -1,0 +1,246 @@
+"""Results of the runs of notebook 04: a row per policy, collected, published, and read again.
+
+What is published lies in data/results/runs/<profile>/ as four tables: `policies` has a row per policy,
+`runs` one per stack (what it was, its keys, what it cost), `curves` one per stack and step,
+`rewards` what the reward models cost.
+"""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from vaalign_lib.paths import RESULTS
+from vaalign_lib.policy_study import (
+    ENSEMBLE_ROW,
+    REFERENCE,
+    Run,
+    ensemble_folder,
+    run_key,
+    settings_key,
+    train_run,
+)
+from vaalign_lib.profiles import Profile
+from vaalign_lib.reward_study import prepare, reference
+from vaalign_lib.runs import NotKeptError, RunStore, new_folder
+
+PUBLISHED = RESULTS / "runs"
+DIGITS = 7  # significant ones of what is published; standard errors are in the second
+WINDOW = 5  # steps that curves are averaged over
+MEASURES = ("reward", "true_reward", "gold", "kl", "length", "variance", "penalty", "coefficient")
+_COSTS = ["table", "what", "seconds", "bytes"]
+_OF_A_RUN = [field.name for field in fields(Run)]
+
+
+@dataclass(frozen=True)
+class Results:
+    """What is known of a number of runs.
+
+    Attributes:
+        policies: a row per policy: `run`, what the run was, and what `evaluation` measured.
+        runs: a row per run: `run`, `origin`, what it was, `key`, `settings`, and what it cost.
+        curves: a row per run and step; see `curves_of`.
+        rewards: what reward models cost: `table` of the paper, `what`, `seconds`, `bytes`.
+    """
+
+    policies: pd.DataFrame
+    runs: pd.DataFrame
+    curves: pd.DataFrame
+    rewards: pd.DataFrame
+
+    @property
+    def names(self) -> set[str]:
+        """The names of the runs."""
+        return set(self.runs["run"])
+
+    def kl(self) -> dict[Run, float]:
+        """Return the mean KL of every run's policies."""
+        means = self.policies.groupby("run")["kl"].mean()
+        return {_run_of(row): float(means[row["run"]]) for row in self.runs.to_dict("records")}
+
+    def of(self, names: Iterable[str]) -> "Results":
+        """Return what is known of some runs."""
+        wanted = set(names)
+        tables = self._by_run().items()
+        return replace(self, **{name: one[one["run"].isin(wanted)] for name, one in tables})
+
+    def without(self, names: Iterable[str]) -> "Results":
+        """Return what is known of all other runs."""
+        return self.of(self.names - set(names))
+
+    def joined(self, further: "Results") -> "Results":
+        """Add runs that are not among these."""
+        others = further.without(self.names)
+        theirs = others._by_run()
+        tables = {name: _joined([one, theirs[name]]) for name, one in self._by_run().items()}
+        rewards = further.rewards if self.rewards.empty else self.rewards
+        return replace(self, **tables, rewards=rewards)
+
+    def _by_run(self) -> dict[str, pd.DataFrame]:
+        return {"policies": self.policies, "runs": self.runs, "curves": self.curves}
+
+    def write(self, folder: Path) -> None:
+        """Write the four tables into a folder, all or none."""
+        tables = {
+            "policies": self.policies.drop(columns=_OF_A_RUN),
+            "runs": self.runs.drop(columns="origin"),
+            "curves": self.curves,
+            "rewards": self.rewards,
+        }
+        with new_folder(folder) as partial:
+            for name, table in tables.items():
+                table.to_parquet(partial / f"{name}.parquet", index=False, compression="zstd")
+
+
+def read(folder: Path, origin: str) -> Results:
+    """Read what `Results.write` has written; `origin` says where it came from."""
+    policies, runs, curves, rewards = (
+        pd.read_parquet(folder / f"{name}.parquet")
+        for name in ("policies", "runs", "curves", "rewards")
+    )
+    described = policies.merge(runs[["run", *_OF_A_RUN]], on="run", validate="many_to_one")
+    return Results(described, runs.assign(origin=origin), curves, rewards)
+
+
+def trained(store: RunStore, folders: Mapping[Run, Path], profile: Profile, seed: int) -> Results:
+    """Collect runs from their folders, rounded as they are published, so that figures drawn from either
+    are the same.
+    """
+    policies, runs, curves = [], [], []
+    for run, folder in folders.items():
+        described = {"run": run.name, **asdict(run)}
+        policies.append(pd.read_parquet(folder / "policies.parquet").assign(**described))
+        keys = {"key": run_key(profile, seed, run), "settings": settings_key(profile, seed, run)}
+        runs.append(described | {"origin": "this run"} | keys | _costs(folder))
+        if run.objective != REFERENCE:
+            log = pd.read_parquet(folder / "log.parquet")
+            curves.append(curves_of(log).assign(run=run.name))
+    rewards = reward_costs(store, profile, seed)
+    tables = _joined(policies), pd.DataFrame(runs), _joined([_empty().curves, *curves]), rewards
+    return Results(*(table.map(_rounded) for table in tables))
+
+
+def reward_costs(store: RunStore, profile: Profile, seed: int) -> pd.DataFrame:
+    """Return what the reward model and its ensemble of heads cost, where the store has made them."""
+    kept, rows = RunStore(store.root, reads_only=True), []
+    with suppress(NotKeptError):
+        model = prepare(kept, profile, seed, reference=reference(kept, profile, seed, "gpt2"))
+        heads = ensemble_folder(kept, profile, seed, Run(*ENSEMBLE_ROW))
+        folders = {
+            ("Table 6", "one reward model"): model.reward_model,
+            ("Table 8", f"{profile.ensembles.members} heads on its frozen backbone"): heads,
+        }
+        for (table, what), folder in folders.items():
+            record = kept.record(folder)
+            rows.append((table, what, record["seconds"], record["bytes"]))
+    return pd.DataFrame(rows, columns=_COSTS)
+
+
+def _costs(folder: Path) -> dict[str, Any]:
+    """Return what a stack cost, and, where its coefficient was looked for, what was found."""
+    found: dict[str, Any] = {}
+    if (folder / "resources.json").is_file():
+        found = json.loads((folder / "resources.json").read_text())
+    if (folder / "attempts.parquet").is_file():
+        attempts = pd.read_parquet(folder / "attempts.parquet")
+        last = attempts.iloc[-1]
+        found |= {"beta": last["beta"], "off": last["off"], "attempts": len(attempts)}
+    return found
+
+
+def curves_of(log: pd.DataFrame, measures: Sequence[str] = MEASURES) -> pd.DataFrame:
+    """Return a row per step: of every measure the mean over policies and the middle 80% of them
+    (`_low`, `_high`), each policy averaged over five steps.
+    """
+    found: dict[str, Any] = {}
+    for measure in measures:
+        if measure not in log:
+            continue
+        table = log.pivot(index="step", columns="policy", values=measure)
+        smooth = table.rolling(WINDOW, min_periods=1).mean()
+        found[measure] = smooth.mean(axis=1)
+        found[f"{measure}_low"], found[f"{measure}_high"] = np.quantile(smooth, (0.1, 0.9), axis=1)
+    return pd.DataFrame(found).reset_index()
+
+
+# --- what is published --------------------------------------------------------------------------------
+
+
+def published(profile: Profile, seed: int, folder: Path = PUBLISHED) -> Results:
+    """Return the published results that belong to these settings, of whatever profile.
+
+    They are known by their settings, not by their code: what was published by earlier code stays valid.
+    """
+    found = _empty()
+    for place in sorted(folder.glob("*/runs.parquet")):
+        results = read(place.parent, f"published, {place.parent.name}")
+        valid = [
+            row["run"]
+            for row in results.runs.to_dict("records")
+            if row["settings"] == settings_key(profile, seed, _run_of(row))
+        ]
+        found = found.joined(results.of(valid))
+    return found
+
+
+def publish(
+    store: RunStore, profile: Profile, seed: int, runs: Sequence[Run], folder: Path = PUBLISHED
+) -> list[str]:
+    """Publish those of some runs that are finished, beside what the profile has published before.
+
+    What was published with other settings goes.
+
+    Returns:
+        The names of the runs that were added or replaced.
+    """
+    finished = RunStore(store.root, reads_only=True)
+    folders: dict[Run, Path] = {}
+    for run in runs:
+        with suppress(NotKeptError):
+            folders[run] = train_run(finished, profile, seed, run)
+    if not folders:
+        return []
+    place = folder / profile.name
+    own = trained(store, folders, profile, seed)
+    before = _empty()
+    if (place / "runs.parquet").is_file():
+        before = published(profile, seed, folder)
+        before = before.of(before.runs.loc[before.runs["origin"].str.endswith(profile.name), "run"])
+    known = dict(zip(before.runs["run"], before.runs["key"], strict=True))
+    changed = [
+        row["run"] for row in own.runs.to_dict("records") if known.get(row["run"]) != row["key"]
+    ]
+    if changed or set(known) - own.names:
+        own.joined(before).write(place)
+    return changed
+
+
+def _empty() -> Results:
+    policies = pd.DataFrame(columns=["run", "policy", "kl", *_OF_A_RUN])
+    return Results(
+        policies,
+        pd.DataFrame(columns=["run", "origin", "key", "settings", *_OF_A_RUN]),
+        pd.DataFrame(columns=["run", "step"]),
+        pd.DataFrame(columns=_COSTS),
+    )
+
+
+def _joined(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """Append tables; empty ones have no say in the types of columns."""
+    filled = [table for table in tables if not table.empty]
+    return pd.concat(filled, ignore_index=True) if filled else tables[0]
+
+
+def _run_of(row: Mapping[Any, Any]) -> Run:
+    return Run(**{name: row[name] for name in _OF_A_RUN})
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, float) and np.isfinite(value):
+        return float(f"{value:.{DIGITS}g}")
+    return value
