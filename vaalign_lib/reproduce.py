@@ -153,15 +153,15 @@ def notebook_key(
     inputs = [
         path for path in sorted(DATA.rglob("*")) if path.is_file() and RESULTS not in path.parents
     ]
-    if notebook.reads_results:
-        others = sorted((RESULTS / "runs").glob("*/*.parquet"))
-        inputs += [path for path in others if path.parent.name != profile.name]
+    published = sorted((RESULTS / "runs").glob("*/*.parquet")) if notebook.reads_results else []
+    others = [path for path in published if path.parent.name != profile.name]
     library = sorted(PACKAGE.rglob("*.py"))
     return content_key(
         cells=[
             (cell["cell_type"], "".join(cell["source"])) for cell in notebook.content()["cells"]
         ],
         files={str(path.relative_to(ROOT)): file_hash(path) for path in library + inputs},
+        results={f"{path.parent.name}/{path.name}": file_hash(path) for path in others},
         profile=profile.model_dump(),
         seed=seed,
         needs=[(read_record(run_dir / book.name) or {}).get("key") for book in notebook.needs()],
