@@ -12,14 +12,21 @@ from vaalign_lib.policy_analysis import (
     MissingRunError,
     compared,
     comparison_table,
+    in_words,
+    interval_deviations,
+    judged_in_ranges,
     mean_ratio,
+    over_ranges,
     policies_of,
     primary_endpoint,
     range_slope,
     ratio_of,
     risk_difference,
+    standardized_gap,
 )
-from vaalign_lib.policy_study import JUDGE_ROW, PRIMARY, RANGES, ROWS, Run, plan
+from vaalign_lib.policy_study import JUDGE_ROW, PRIMARY, RANGES, ROWS, Run, plan, stretch_of
+from vaalign_lib.statistics import Estimate
+from vaalign_lib.synthetic.world import World
 
 COUNT = 400
 
@@ -136,3 +143,37 @@ def test_figures_show_every_policy_and_comparison(known):
     assert figures.range_ratios(by_range, dict.fromkeys(RANGES, 2.0)).axes[0].lines
     figures.interval_deviations({"rescaled": {10: np.ones(3), 20: np.arange(3.0)}})
     plt.close("all")
+
+
+def test_rescaled_judges_differ_only_in_scale_and_printed_widths_in_spread():
+    world = World(0)
+    assert standardized_gap(judged_in_ranges(world, "judge-b", "rescaled", 0, 200)) < 1e-9
+    assert standardized_gap(judged_in_ranges(world, "judge-b", "printed", 0, 200)) > 0.1
+    rescaled = interval_deviations(world, "judge-b", "rescaled", 0, 200)
+    printed = interval_deviations(world, "judge-b", "printed", 0, 200)
+    for top in RANGES:
+        np.testing.assert_allclose(rescaled[top], rescaled[100])
+        assert printed[top].std() / printed[100].std() == pytest.approx(
+            stretch_of(Run("", "judge-b", highest=top, widths="printed")), rel=0.1
+        )
+
+
+def test_what_is_the_same_in_every_range_is_repeated():
+    groups = plan(["ranges", "printed_widths", "rows"])
+    known = results(
+        [run for run in groups if (run.architecture, run.source) == JUDGE_ROW], lambda run: 0.4
+    )
+    runs = compared(known)
+    table = over_ranges(comparison_table(known, runs, np.random.default_rng(0)), RANGES)
+    lines = table.groupby(["regime", "widths"])["range"].agg(sorted)
+    assert len(lines) == 4 and all(line == sorted(RANGES) for line in lines)
+    even = table[(table["regime"] == "equal_mean_penalty") & (table["widths"] == "rescaled")]
+    assert even["ratio"].nunique() == 1
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "words"),
+    [(1.1, 2, "lower by"), (0.4, 0.9, "higher by"), (0.9, 1.2, "not shown to differ")],
+)
+def test_ratios_in_words(low, high, words):
+    assert in_words(Estimate(np.sqrt(low * high), low, high, 80)).startswith(words)

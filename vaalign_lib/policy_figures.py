@@ -55,7 +55,8 @@ def return_distributions(
 
     Args:
         panels: for each title the policies of `vanilla`, `variance_aware` and `reference`, with
-            `true_reward` and `kl`. The reference's mean is a bar, with two standard errors to each side.
+            `true_reward` and `kl`. The reference's mean is a bar, with two standard errors to each side,
+            or an arrow where it lies far from all policies.
         unit: of the returns.
         columns: of panels.
     """
@@ -76,17 +77,19 @@ def _returns(axes: Axes, stacks: Mapping[str, pd.DataFrame]) -> None:
     values = {
         name: stacks[name]["true_reward"].to_numpy() for name in ("vanilla", "variance_aware")
     }
-    every = np.concatenate([*values.values(), [bar.mean()]])
-    margin = 0.15 * np.ptp(every) + 1e-9
-    places = np.linspace(every.min() - margin, every.max() + margin, 300)
-    axes.axvspan(
-        bar.mean() - 2 * bar.sem(),
-        bar.mean() + 2 * bar.sem(),
-        color=REFERENCE,
-        alpha=0.25,
-        linewidth=0,
-    )
-    axes.axvline(bar.mean(), color=REFERENCE, linestyle="--", label="reference")
+    every = np.concatenate(list(values.values()))
+    span = np.ptp(every) + 1e-9
+    near = every.min() - span < bar.mean() < every.max() + span
+    shown_values = np.append(every, bar.mean()) if near else every
+    low, high = shown_values.min() - 0.15 * span, shown_values.max() + 0.15 * span
+    places = np.linspace(low, high, 300)
+    axes.set_xlim(low, high)
+    if near:
+        band = bar.mean() + np.array([-2, 2]) * bar.sem()
+        axes.axvspan(*band, color=REFERENCE, alpha=0.25, linewidth=0)
+        axes.axvline(bar.mean(), color=REFERENCE, linestyle="--", label="reference")
+    else:
+        _beyond(axes, f"reference {bar.mean():.3g}", right=bar.mean() > high)
     densities = {name: gaussian_kde(one)(places) for name, one in values.items()}
     top = max(density.max() for density in densities.values())
     lines = []
@@ -103,6 +106,20 @@ def _returns(axes: Axes, stacks: Mapping[str, pd.DataFrame]) -> None:
     axes.set_ylim(-0.26 * top, 1.35 * top)
     axes.text(
         0.99, 0.98, "\n".join(lines), transform=axes.transAxes, ha="right", va="top", fontsize=7
+    )
+
+
+def _beyond(axes: Axes, text: str, right: bool) -> None:
+    """Say what lies beyond the panel, and on which side."""
+    x, arrow = (0.98, f"{text} \u2192") if right else (0.02, f"\u2190 {text}")
+    axes.text(
+        x,
+        0.45,
+        arrow,
+        transform=axes.transAxes,
+        ha="right" if right else "left",
+        fontsize=8,
+        color=REFERENCE,
     )
 
 
