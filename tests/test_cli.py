@@ -61,6 +61,12 @@ def test_status_and_report_of_an_empty_folder(tmp_path, capsys):
     assert (tmp_path / "report.html").is_file() and (tmp_path / "scoreboard.json").is_file()
 
 
+def test_drawing_from_results_keeps_away_from_trained_runs(tmp_path, capsys):
+    (tmp_path / "store").mkdir()
+    assert main(["reproduce", "--from-results", "--run-dir", str(tmp_path)]) == 2
+    assert "holds runs that were trained" in capsys.readouterr().err
+
+
 def test_publishing_an_empty_folder_changes_nothing(tmp_path, capsys):
     assert main(["publish", "--profile", "smoke", "--run-dir", str(tmp_path)]) == 0
     assert capsys.readouterr().out.startswith("0 of ")

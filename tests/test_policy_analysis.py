@@ -9,20 +9,15 @@ from matplotlib import pyplot as plt
 
 from vaalign_lib import policy_figures as figures
 from vaalign_lib.policy_analysis import (
+    Comparisons,
     MissingRunError,
     compared,
-    comparison_table,
     in_words,
     interval_deviations,
     judged_in_ranges,
-    mean_ratio,
-    over_ranges,
     policies_of,
-    primary_endpoint,
-    range_slope,
-    ratio_of,
-    risk_difference,
     standardized_gap,
+    with_widest_range,
 )
 from vaalign_lib.policy_study import JUDGE_ROW, PRIMARY, RANGES, ROWS, Run, plan, stretch_of
 from vaalign_lib.statistics import Estimate
@@ -66,7 +61,7 @@ def known():
 def test_every_comparison_finds_its_vanilla_stack_and_reference(known):
     runs = compared(known)
     assert len(runs) == 7 + 4 + 1 and all(run.objective == "variance_aware" for run in runs)
-    table = comparison_table(known, runs, np.random.default_rng(0))
+    table = Comparisons(known).table(runs)
     assert table["row"].tolist()[:7] == ["-".join(row) for row in ROWS]
     assert (table["ratio_low"] < table["ratio"]).all() and (
         table["ratio"] < table["ratio_high"]
@@ -76,7 +71,8 @@ def test_every_comparison_finds_its_vanilla_stack_and_reference(known):
         table["variance_vanilla"], table["training_vanilla"] + table["noise_vanilla"]
     )
     np.testing.assert_allclose(table["noise_aware"], 0.01)
-    assert (table["p_holm"] >= table["p"]).all() and (table["p_holm"] < 0.01).all()
+    assert (table["p"] < 0.01).all() and (table["p_paired"] < 0.01).all()
+    assert not table["floored"].any()
     assert (table["risk_vanilla"] > table["risk_aware"]).all()
     from scipy.stats import norm
 
@@ -84,28 +80,48 @@ def test_every_comparison_finds_its_vanilla_stack_and_reference(known):
 
 
 def test_pooled_estimates_find_the_truth(known):
-    random = np.random.default_rng(1)
-    log_ratio, p, stacks = primary_endpoint(known, random)
-    assert stacks == 2 and log_ratio.low < np.log(2) < log_ratio.high and p < 1e-6
+    comparisons = Comparisons(known)
+    ratio, p, stacks = comparisons.primary_endpoint()
+    assert stacks == 2 and ratio.low < 2 < ratio.high and p < 1e-6
     runs = [run for run in compared(known) if run.protocol == "shared"]
-    pooled, single = mean_ratio(known, runs, random), ratio_of(known, runs[:1], random)
+    pooled, single = comparisons.mean_ratio(runs), comparisons.ratio(runs[0])
     assert pooled.low < 2 < pooled.high
     assert np.log(pooled.high / pooled.low) < 0.6 * np.log(single.high / single.low)
-    fall = risk_difference(known, runs, random)
+    fall = comparisons.risk_fall(runs)
     assert fall.low < 0.0685 < fall.high and fall.high - fall.low < 0.1
+
+
+def test_an_estimate_does_not_depend_on_what_else_is_shown(known):
+    runs = compared(known)
+    comparisons = Comparisons(known)
+    line = comparisons.table(runs[3:]).iloc[0]
+    alone = comparisons.ratio(runs[3])
+    assert (line["ratio_low"], line["ratio_high"]) == (alone.low, alone.high)
+
+
+def test_rows_that_share_their_policies_are_drawn_again_together(known):
+    """Two rows with the same returns are no better known than one."""
+    copied = known.copy()
+    first, second = compared(known)[:2]
+    for mine, theirs in ((first, second), (first.vanilla, second.vanilla)):
+        values = policies_of(known, mine)["true_reward"].to_numpy()
+        copied.loc[copied["run"] == theirs.name, "true_reward"] = values
+    comparisons = Comparisons(copied)
+    one, both = comparisons.ratio(first), comparisons.mean_ratio([first, second])
+    assert (both.low, both.high) == pytest.approx((one.low, one.high))
 
 
 def test_primary_endpoint_counts_the_stacks_it_has():
     known = results([PRIMARY[0], PRIMARY[0].vanilla, PRIMARY[0].start], lambda run: 0.2)
-    log_ratio, p, stacks = primary_endpoint(known, np.random.default_rng(0))
-    assert stacks == 1 and log_ratio.low < 0 < log_ratio.high and p > 0.01
+    ratio, p, stacks = Comparisons(known).primary_endpoint()
+    assert stacks == 1 and ratio.low < 1 < ratio.high and p > 0.01
 
 
 def test_the_slope_over_ranges():
     known = results(plan(["ranges"]), lambda run: 0.2 * (run.highest / 10) ** 0.5)
     runs = compared(known)
     assert [run.highest for run in runs] == list(RANGES)
-    slope = range_slope(known, runs, np.random.default_rng(0))
+    slope = Comparisons(known).range_slope(runs)
     assert slope.low < 0.5 < slope.high and slope.high - slope.low < 0.5
 
 
@@ -134,12 +150,12 @@ def test_figures_show_every_policy_and_comparison(known):
             COUNT,
             COUNT,
         ]
-    table = comparison_table(known, runs, np.random.default_rng(0))
+    table = Comparisons(known).table(runs)
     forest = figures.ratio_forest(table, {"gpt2-ensemble": 6.33})
     labels = [text.get_text() for text in forest.axes[0].get_yticklabels()]
     assert len(set(labels)) == len(runs)
     ranges = results(plan(["ranges"]), lambda run: 0.4)
-    by_range = comparison_table(ranges, compared(ranges), np.random.default_rng(0))
+    by_range = Comparisons(ranges).table(compared(ranges))
     assert figures.range_ratios(by_range, dict.fromkeys(RANGES, 2.0)).axes[0].lines
     figures.interval_deviations({"rescaled": {10: np.ones(3), 20: np.arange(3.0)}})
     plt.close("all")
@@ -158,22 +174,20 @@ def test_rescaled_judges_differ_only_in_scale_and_printed_widths_in_spread():
         )
 
 
-def test_what_is_the_same_in_every_range_is_repeated():
+def test_printed_widths_begin_at_the_widest_range():
     groups = plan(["ranges", "printed_widths", "rows"])
     known = results(
         [run for run in groups if (run.architecture, run.source) == JUDGE_ROW], lambda run: 0.4
     )
-    runs = compared(known)
-    table = over_ranges(comparison_table(known, runs, np.random.default_rng(0)), RANGES)
-    lines = table.groupby(["regime", "widths"])["range"].agg(sorted)
-    assert len(lines) == 4 and all(line == sorted(RANGES) for line in lines)
-    even = table[(table["regime"] == "equal_mean_penalty") & (table["widths"] == "rescaled")]
-    assert even["ratio"].nunique() == 1
+    table = with_widest_range(Comparisons(known).table(compared(known)))
+    lines = table.groupby(["regime", "widths"])["range"].agg(sorted).to_dict()
+    assert lines.pop(("equal_mean_penalty", "rescaled")) == [100]
+    assert len(lines) == 3 and all(line == sorted(RANGES) for line in lines.values())
 
 
 @pytest.mark.parametrize(
     ("low", "high", "words"),
-    [(1.1, 2, "lower by"), (0.4, 0.9, "higher by"), (0.9, 1.2, "not shown to differ")],
+    [(1.1, 2, "lower with"), (0.4, 0.9, "higher with"), (0.9, 1.2, "not shown to differ")],
 )
 def test_ratios_in_words(low, high, words):
     assert in_words(Estimate(np.sqrt(low * high), low, high, 80)).startswith(words)

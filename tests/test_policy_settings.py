@@ -69,6 +69,7 @@ def test_costs_are_shares_of_a_stack():
             "peak_bytes": [8e8, 8e8, 4e8, None],
             "bytes": [1e6, 1e6, 5e5, None],
             "weights": [1000, 1000, 10, None],
+            "device": "a core",
         }
     )
     rewards = pd.DataFrame([{"table": "Table 6", "what": "a model", "seconds": 9.0, "bytes": 2e6}])

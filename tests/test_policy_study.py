@@ -245,6 +245,8 @@ def test_what_is_published_is_read_again_and_not_trained(store, uninterrupted, t
     mine = found.policies.loc[found.policies["run"] == PLAIN.name, "true_reward"]
     np.testing.assert_allclose(mine, exact, rtol=1e-6)
     assert train_runs(RunStore(tmp_path / "new"), small(), 0, runs[:2], 1, found.kl()) == {}
+    nothing = trained(RunStore(tmp_path / "new"), {}, small(), 0).joined(found)
+    assert nothing.names == found.names
     assert not published(small(), 1, tmp_path).names  # of another world
     assert not published(small(iterations=5), 0, tmp_path).names  # other settings
 

@@ -6,10 +6,12 @@ from scipy.stats import binom, levene
 
 from vaalign_lib.statistics import (
     Returns,
+    _resampled,
     brown_forsythe,
     holm,
     mean,
     median,
+    paired_brown_forsythe,
     paired_variance_ratio,
     proportion,
     risk,
@@ -102,25 +104,54 @@ def test_the_variance_of_returns_falls_into_training_and_noise():
         Returns(np.array([1.0, 2.0]), np.array([0.1]))
 
 
+def draws(random, size, resamples=400, stacks=1):
+    return [random.integers(size, size=(resamples, size)) for _ in range(stacks)]
+
+
 def test_intervals_of_ratios_of_training_variances_cover():
     random, covered, above = np.random.default_rng(1), 0, 0
     for _ in range(300):
         first = [stack(random, 80, 0.4, 0.1), stack(random, 80, 0.4, 0.1)]
         second = [stack(random, 80, 0.2, 0.1), stack(random, 80, 0.2, 0.1)]
-        found = training_variance_ratio(first, second, random, resamples=400)
+        found = training_variance_ratio(first, second, draws(random, 80, stacks=2))
         covered += found.low <= 2 <= found.high
         above += found.value > 2
     assert 0.9 <= covered / 300 <= 0.985  # the bootstrap of 80 is a little short
     assert 0.38 <= above / 300 <= 0.62
 
 
+def test_resamples_are_centred_on_the_sample():
+    random = np.random.default_rng(5)
+    a, b = stack(random, 10, 1.0, 0.1), stack(random, 10, 0.5, 0.1)
+    rows = draws(random, 10, 20_000)
+    parts = [_resampled(one, rows[0])[0].mean() for one in (a, b)]
+    np.testing.assert_allclose(parts, [a.training, b.training], rtol=0.02)
+
+
 def test_the_ratio_of_the_same_policies_is_one_without_doubt():
+    random = np.random.default_rng(0)
     one = stack(np.random.default_rng(2), 50, 1.0, 0.1)
-    found = training_variance_ratio([one], [one], np.random.default_rng(0), 100)
-    assert (found.low, found.value, found.high) == (1, 1, 1)
+    found = training_variance_ratio([one], [one], draws(random, 50))
+    assert (found.low, found.value, found.high) == (1, 1, 1) and found.measurable
     short = stack(np.random.default_rng(2), 20, 1.0, 0.1)
     with pytest.raises(ValueError, match="same size"):
-        training_variance_ratio([one], [short], np.random.default_rng(0))
+        training_variance_ratio([one], [short], draws(random, 50))
+
+
+def test_a_training_variance_below_the_noise_is_not_called_measured():
+    random = np.random.default_rng(0)
+    one, noise = stack(random, 80, 1.0, 0.1), stack(random, 80, 0.001, 0.1)
+    found = training_variance_ratio([one], [noise], draws(random, 80))
+    assert found.floored > 0.2 and not found.measurable and "not above the noise" in str(found)
+
+
+def test_a_paired_test_sees_what_the_other_misses():
+    random = np.random.default_rng(4)
+    a = random.normal(size=80)
+    b = 1.15 * a + 0.05 * random.normal(size=80)
+    assert paired_brown_forsythe(a, b) < 1e-6 and brown_forsythe([a], [b]) > 0.05
+    null = [paired_brown_forsythe(*random.normal(size=(2, 80))) for _ in range(1000)]
+    assert 0.03 < np.mean(np.array(null) < 0.05) < 0.07
 
 
 def test_brown_forsythe_is_scipys_for_one_stack_and_keeps_its_size_for_two():

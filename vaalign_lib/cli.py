@@ -73,6 +73,10 @@ def _reproduce(options: argparse.Namespace, profile: Profile, run_dir: Path) -> 
             f"--from-results: published are the results of profile {PUBLISHED_PROFILE} with seed 0 and "
             "its own parameters; leave out --profile, --seed and --set"
         )
+    if options.from_results and (run_dir / "store").exists():
+        raise _UsageError(
+            f"--from-results: {run_dir} holds runs that were trained; choose another --run-dir"
+        )
     outcomes = reproduce(
         profile,
         profile_source=_source(options.profile),

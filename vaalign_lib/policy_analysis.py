@@ -6,17 +6,20 @@ from typing import Literal
 
 import numpy as np
 import pandas as pd
+from scipy.stats import ttest_1samp
 
-from vaalign_lib.policy_study import JUDGES, PRIMARY, RANGES, Run, stretch_of
+from vaalign_lib.policy_study import JUDGES, METHODS, PRIMARY, RANGES, Run, stretch_of
 from vaalign_lib.ppo import Unit
 from vaalign_lib.rewards.base import Interval
 from vaalign_lib.rewards.simulated import stand_ins
 from vaalign_lib.statistics import (
+    CONFIDENCE,
     Estimate,
+    Ratio,
     Returns,
     brown_forsythe,
-    holm,
-    mean,
+    paired_brown_forsythe,
+    percentiles,
     risk,
     training_variance_ratio,
 )
@@ -57,143 +60,178 @@ def compared(results: pd.DataFrame) -> list[Run]:
     return [Run(**row) for row in rows.to_dict("records")]
 
 
-def ratio_of(
-    results: pd.DataFrame, runs: Sequence[Run], random: np.random.Generator, measure: str = MEASURE
-) -> Estimate:
-    """Estimate the ratio of the training variances, vanilla over variance-aware, pooled over runs."""
-    return training_variance_ratio(
-        [returns_of(results, run.vanilla, measure) for run in runs],
-        [returns_of(results, run, measure) for run in runs],
-        random,
-    )
+class Comparisons:
+    """Variance-aware stacks beside vanilla ones; an estimate is the same wherever it is shown.
 
-
-def comparison_table(
-    results: pd.DataFrame, runs: Sequence[Run], random: np.random.Generator
-) -> pd.DataFrame:
-    """Return a row for each variance-aware run beside its vanilla one.
-
-    Means, risks and variances are of the true reward in its own unit; `gap` is by how much the
-    variance-aware mean is higher, with its 95% interval; `noise` is the evaluation's part of a variance,
-    `training` the rest; `ratio` is that of the training variances with its 95% interval, `f` that of the
-    totals as in the paper; `p` is by Brown and Forsythe, `p_holm` adjusted over the rows. `kl` is in
-    nats, `step` the root mean square movement of a weight, `length` in tokens.
+    Intervals come from one bootstrap over policies. Policy j of a repeat draws the same random numbers in
+    every stack, whatever its method or source, so policies are drawn again together in all of them.
     """
-    rows = [_comparison(results, run, random) for run in runs]
-    table = pd.DataFrame(rows)
-    table["p_holm"] = holm(table["p"])
-    return table
 
+    def __init__(
+        self,
+        policies: pd.DataFrame,
+        curves: pd.DataFrame | None = None,
+        seed: int = 0,
+        resamples: int = 10_000,
+    ) -> None:
+        """Take what is known.
 
-def _comparison(results: pd.DataFrame, run: Run, random: np.random.Generator) -> dict[str, object]:
-    bar = policies_of(results, run.start)[MEASURE].to_numpy()
-    ratio = ratio_of(results, [run], random)
-    row: dict[str, object] = {
-        "row": run.row,
-        "protocol": run.protocol,
-        "regime": run.regime,
-        "repeat": run.repeat,
-        "range": run.highest if run.source != "ensemble" else 0,
-        "widths": run.widths,
-        "disagreement": run.disagreement,
-        "reference": float(bar.mean()),
-    }
-    for name, one in (("vanilla", run.vanilla), ("aware", run)):
-        table, returns = policies_of(results, one), returns_of(results, one)
-        below = risk(returns.values, bar)
-        row |= {
-            f"mean_{name}": float(returns.values.mean()),
-            f"variance_{name}": returns.total,
-            f"noise_{name}": returns.noise,
-            f"training_{name}": returns.training,
-            f"risk_{name}": below.value,
-            f"risk_{name}_low": below.low,
-            f"risk_{name}_high": below.high,
-            f"kl_{name}": float(table["kl"].mean()),
-            f"step_{name}": float(table["step_length"].mean()),
-            f"length_{name}": float(table["length"].mean()),
-            f"gold_{name}": float(table["gold"].mean()),
+        Args:
+            policies: of `policy_results.Results`.
+            curves: of the same; gives the coefficients that training ended with.
+            seed: of the bootstrap.
+            resamples: of the bootstrap.
+        """
+        self.policies, self.seed, self.resamples = policies, seed, resamples
+        last = pd.DataFrame() if curves is None else curves.groupby("run").last()
+        self._coefficients = last["coefficient"].to_dict() if "coefficient" in last else {}
+
+    def _rows(self, run: Run) -> np.ndarray:
+        """Return which policies are drawn again (resamples, policies)."""
+        size = len(policies_of(self.policies, run))
+        random = np.random.default_rng([self.seed, run.repeat])
+        return random.integers(size, size=(self.resamples, size))
+
+    def panel(self, run: Run) -> dict[str, pd.DataFrame]:
+        """Return the policies of a comparison by method, and the reference's evaluations."""
+        stacks = {"vanilla": run.vanilla, "variance_aware": run, "reference": run.start}
+        return {name: policies_of(self.policies, one) for name, one in stacks.items()}
+
+    def ratio(self, *runs: Run) -> Ratio:
+        """Estimate the ratio of training variances, vanilla over variance-aware, pooled over runs."""
+        return training_variance_ratio(
+            [returns_of(self.policies, run.vanilla) for run in runs],
+            [returns_of(self.policies, run) for run in runs],
+            [self._rows(run) for run in runs],
+        )
+
+    def mean_ratio(self, runs: Sequence[Run]) -> Estimate:
+        """Estimate the geometric mean over rows of the ratios of training variances."""
+        ratios = [self.ratio(run) for run in runs]
+        value = np.exp(np.mean([np.log(one.value) for one in ratios]))
+        resampled = np.exp(np.mean([np.log(one.resampled) for one in ratios], axis=0))
+        return percentiles(value, resampled, sum(one.count for one in ratios))
+
+    def range_slope(self, runs: Sequence[Run]) -> Estimate:
+        """Estimate the slope of the ratio's logarithm on that of the range, by least squares weighted
+        with the ratios' precisions.
+        """
+        ratios = [self.ratio(run) for run in runs]
+        logs = np.log([one.resampled for one in ratios])
+        weights = np.nanvar(logs, axis=1) ** -1.0
+        x = np.log([run.highest for run in runs])
+        centred = weights * (x - np.average(x, weights=weights))
+        lever = centred / (centred * x).sum()
+        value = lever @ np.log([one.value for one in ratios])
+        return percentiles(value, lever @ logs, len(runs))
+
+    def risk_fall(self, runs: Sequence[Run]) -> Estimate:
+        """Estimate the mean over runs of vanilla's risk minus the variance-aware one's.
+
+        The reference's evaluations are drawn again as well.
+        """
+        falls, values, count = [], [], 0
+        for run in runs:
+            pair = self.panel(run)
+            bar = pair["reference"][MEASURE].to_numpy()
+            random = np.random.default_rng([self.seed, 10**6])
+            bars = bar[random.integers(bar.size, size=(self.resamples, bar.size))].mean(axis=1)
+            rows, known = self._rows(run), [pair[name][MEASURE].to_numpy() for name in METHODS]
+            risks = [(one[rows] <= bars[:, None]).mean(axis=1) for one in known]
+            falls.append(risks[0] - risks[1])
+            values.append((known[0] <= bar.mean()).mean() - (known[1] <= bar.mean()).mean())
+            count += known[0].size
+        return percentiles(float(np.mean(values)), np.mean(falls, axis=0), count)
+
+    def primary_endpoint(self) -> tuple[Ratio, float, int]:
+        """Return the pooled ratio, Brown and Forsythe's p, and how many whole stacks of each method they
+        rest on.
+        """
+        known = set(self.policies["run"])
+        runs = [run for run in PRIMARY if {run.name, run.vanilla.name} <= known]
+        sides = [
+            [returns_of(self.policies, one).values for one in side]
+            for side in ([run.vanilla for run in runs], runs)
+        ]
+        return self.ratio(*runs), brown_forsythe(*sides), len(runs)
+
+    def table(self, runs: Sequence[Run]) -> pd.DataFrame:
+        """Return a row for each variance-aware run beside its vanilla one.
+
+        Means, risks and variances are of the true reward in its own unit; `gap` is by how much the
+        variance-aware mean is higher, with its 95% interval; `noise` is the evaluation's part of a
+        variance, `training` the rest; `ratio` is that of the training variances with its 95% interval,
+        `floored` the share of resamples in which one of them did not stand out from the noise, `f` the
+        ratio of the totals as in the paper; `p` is by Brown and Forsythe, `p_paired` its paired version,
+        both of totals. `kl` is in nats, `step` the root mean square movement of a weight, `length` in
+        tokens, `coefficient` the last one of the penalty.
+        """
+        return pd.DataFrame([self._comparison(run) for run in runs])
+
+    def _comparison(self, run: Run) -> dict[str, object]:
+        pair, ratio = self.panel(run), self.ratio(run)
+        bar = pair["reference"][MEASURE].to_numpy()
+        row: dict[str, object] = {
+            "row": run.row,
+            "protocol": run.protocol,
+            "regime": run.regime,
+            "repeat": run.repeat,
+            "range": run.highest if run.source != "ensemble" else 0,
+            "widths": run.widths,
+            "disagreement": run.disagreement,
+            "reference": float(bar.mean()),
         }
-    values = [returns_of(results, one).values for one in (run.vanilla, run)]
-    gap = mean(values[1] - values[0])  # the same policy index draws the same numbers in both
-    return row | {
-        "gap": gap.value,
-        "gap_low": gap.low,
-        "gap_high": gap.high,
-        "f": float(values[0].var(ddof=1) / values[1].var(ddof=1)),
-        "ratio": ratio.value,
-        "ratio_low": ratio.low,
-        "ratio_high": ratio.high,
-        "p": brown_forsythe(values[:1], values[1:]),
-    }
+        for name, one in (("vanilla", run.vanilla), ("aware", run)):
+            row |= {f"{key}_{name}": value for key, value in self._stack(one, bar).items()}
+        values = [pair[name][MEASURE].to_numpy() for name in METHODS]
+        gap = ttest_1samp(values[1] - values[0], 0)  # the same index draws the same numbers in both
+        low, high = gap.confidence_interval(CONFIDENCE)
+        return row | {
+            "gap": float((values[1] - values[0]).mean()),
+            "gap_low": float(low),
+            "gap_high": float(high),
+            "f": float(values[0].var(ddof=1) / values[1].var(ddof=1)),
+            "ratio": ratio.value,
+            "ratio_low": ratio.low,
+            "ratio_high": ratio.high,
+            "floored": ratio.floored,
+            "p": brown_forsythe(values[:1], values[1:]),
+            "p_paired": paired_brown_forsythe(*values),
+        }
+
+    def _stack(self, run: Run, bar: np.ndarray) -> dict[str, float]:
+        """Return what is known of one stack, in the columns of `table`."""
+        table, returns = policies_of(self.policies, run), returns_of(self.policies, run)
+        below = risk(returns.values, bar)
+        return {
+            "mean": float(returns.values.mean()),
+            "variance": returns.total,
+            "noise": returns.noise,
+            "training": returns.training,
+            "risk": below.value,
+            "risk_low": below.low,
+            "risk_high": below.high,
+            "kl": float(table["kl"].mean()),
+            "step": float(table["step_length"].mean()),
+            "length": float(table["length"].mean()),
+            "gold": float(table["gold"].mean()),
+            "coefficient": self._coefficients.get(run.name, np.nan),
+        }
 
 
-def primary_endpoint(
-    results: pd.DataFrame, random: np.random.Generator
-) -> tuple[Estimate, float, int]:
-    """Return the logarithm of the pooled ratio with its interval, Brown and Forsythe's p, and how many
-    whole stacks of each method that rests on.
-    """
-    known = set(results["run"])
-    runs = [run for run in PRIMARY if {run.name, run.vanilla.name} <= known]
-    ratio = ratio_of(results, runs, random)
-    ends = np.log([ratio.value, ratio.low, ratio.high])
-    sides = [
-        [returns_of(results, one).values for one in side]
-        for side in ([run.vanilla for run in runs], runs)
-    ]
-    found = Estimate(float(ends[0]), float(ends[1]), float(ends[2]), ratio.count)
-    return found, brown_forsythe(*sides), len(runs)
-
-
-def mean_ratio(results: pd.DataFrame, runs: Sequence[Run], random: np.random.Generator) -> Estimate:
-    """Estimate the geometric mean over rows of the ratios of training variances.
-
-    The rows' errors are independent; that of each logarithm is taken from its interval.
-    """
-    ratios = [ratio_of(results, [run], random) for run in runs]
-    logs = np.log([one.value for one in ratios])
-    errors = np.array([np.log(one.high / one.low) / 2 for one in ratios])
-    half = np.sqrt((errors**2).sum()) / len(runs)
-    value, low, high = (float(np.exp(logs.mean() + shift)) for shift in (0, -half, half))
-    return Estimate(value, low, high, sum(one.count for one in ratios))
-
-
-def range_slope(
-    results: pd.DataFrame, runs: Sequence[Run], random: np.random.Generator
-) -> Estimate:
-    """Estimate the slope of the ratio's logarithm on that of the range, by weighted least squares."""
-    ratios = [ratio_of(results, [run], random) for run in runs]
-    x = np.log([run.highest for run in runs])
-    y = np.log([one.value for one in ratios])
-    errors = np.array([np.log(one.high / one.low) / 2 for one in ratios])
-    weights = errors**-2.0
-    centred = x - np.average(x, weights=weights)
-    slope = float((weights * centred * y).sum() / (weights * centred**2).sum())
-    half = float((weights * centred**2).sum() ** -0.5)
-    return Estimate(slope, slope - half, slope + half, len(runs))
-
-
-def risk_difference(
-    results: pd.DataFrame, runs: Sequence[Run], random: np.random.Generator, resamples: int = 4000
-) -> Estimate:
-    """Estimate the mean over runs of the risk's fall, vanilla minus variance-aware.
-
-    Policies and the reference's evaluations are drawn again, those of a pair of methods together.
-    """
-    falls, count = [], 0
-    for run in runs:
-        bar = policies_of(results, run.start)[MEASURE].to_numpy()
-        pair = [returns_of(results, one).values for one in (run.vanilla, run)]
-        rows = random.integers(pair[0].size, size=(resamples + 1, pair[0].size))
-        bars = bar[random.integers(bar.size, size=(resamples + 1, bar.size))].mean(axis=1)
-        rows[0], bars[0] = np.arange(pair[0].size), bar.mean()
-        risks = [(one[rows] <= bars[:, None]).mean(axis=1) for one in pair]
-        falls.append(risks[0] - risks[1])
-        count += pair[0].size
-    average = np.mean(falls, axis=0)
-    low, high = np.quantile(average[1:], (0.025, 0.975))
-    return Estimate(float(average[0]), float(low), float(high), count)
+def in_words(ratio: Estimate) -> str:
+    """Return what a ratio of training variances, vanilla over variance-aware, says."""
+    interval = f"(ratio {ratio.value:.2f}, 95% interval {ratio.low:.2f} to {ratio.high:.2f})"
+    if isinstance(ratio, Ratio) and not ratio.measurable:
+        return (
+            f"not measured well enough {interval}: in {ratio.floored:.0%} of resamples a training "
+            "variance does not stand out from the noise of the evaluation"
+        )
+    if ratio.low > 1:
+        return f"lower with the variance-aware method {interval}"
+    if ratio.high < 1:
+        return f"higher with the variance-aware method {interval}"
+    return f"not shown to differ {interval}"
 
 
 def interval_deviations(
@@ -240,30 +278,13 @@ def standardized_gap(judgements: Mapping[int, Interval]) -> float:
     return float(max(np.abs(np.subtract(one, units[0])).max() for one in units))
 
 
-def over_ranges(table: pd.DataFrame, ranges: Sequence[int]) -> pd.DataFrame:
-    """Complete the comparisons of one judge's ranges by those that are the same policies.
-
-    At equal mean penalty rescaled intervals train the same policies in every range, and the widths of
-    Table 4 are relative to those of the widest range.
+def with_widest_range(table: pd.DataFrame) -> pd.DataFrame:
+    """Begin the lines of Table 4's widths at the widest range, which they are relative to.
 
     Args:
-        table: of `comparison_table`.
-        ranges: upper ends, the widest first.
+        table: of `Comparisons.table`, one judge in several ranges.
     """
-    even = (table["regime"] == "equal_mean_penalty") & (table["widths"] == "rescaled")
-    widest = table["range"] == ranges[0]
-    copies = [table[even & widest].assign(range=top) for top in ranges[1:]]
-    for regime in table.loc[table["widths"] == "printed", "regime"].unique():
-        copies.append(table[(table["regime"] == regime) & widest].assign(widths="printed"))
-    return pd.concat([table, *copies], ignore_index=True)
-
-
-def in_words(ratio: Estimate) -> str:
-    """Return what a ratio of training variances, vanilla over variance-aware, says."""
-    if ratio.low > 1:
-        found = "lower by the variance-aware method"
-    elif ratio.high < 1:
-        found = "higher by the variance-aware method"
-    else:
-        found = "not shown to differ"
-    return f"{found} (ratio {ratio.value:.2f}, 95% interval {ratio.low:.2f} to {ratio.high:.2f})"
+    widest = table[(table["range"] == RANGES[0]) & (table["widths"] == "rescaled")]
+    regimes = table.loc[table["widths"] == "printed", "regime"].unique()
+    begun = widest[widest["regime"].isin(regimes)].assign(widths="printed")
+    return pd.concat([table, begun], ignore_index=True)

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy.stats import gaussian_kde
 
-from vaalign_lib.figures import POLICY_COLOURS, PRINTED, REFERENCE, canvas
+from vaalign_lib.figures import EXACT, GRPO, PESSIMIST, POLICY_COLOURS, PRINTED, REFERENCE, canvas
 
 LABELS = {
     "reward": "reward, SDs of the reference",
@@ -127,28 +127,34 @@ def ratio_forest(table: pd.DataFrame, printed: Mapping[Any, float] | None = None
     """Draw ratios of training variances with their intervals, one line for each comparison.
 
     Args:
-        table: of `policy_analysis.comparison_table`.
-        printed: the paper's ratios by row, marked beside comparisons in its own setting.
+        table: of `policy_analysis.Comparisons.table`.
+        printed: the paper's ratios by row, marked beside the plain comparison of each row.
     """
     labels = [_comparison_label(row) for row in table.to_dict("records")]
     with canvas(7.4, 0.32 * len(table) + 1.2) as (figure, [axes]):
         places = np.arange(len(table))[::-1]
-        known = table["ratio"].to_numpy()
-        spans = np.stack([known - table["ratio_low"], table["ratio_high"] - known])
-        axes.errorbar(
-            known, places, xerr=spans, fmt="o", color=POLICY_COLOURS["variance-aware"], markersize=4
-        )
-        if printed:
-            marks = [
-                (printed[row["row"]], place)
-                for row, place in zip(table.to_dict("records"), places, strict=True)
-                if row["row"] in printed
-                and (row["protocol"], row["regime"]) == ("shared", "equal_mean_penalty")
-            ]
+        for sure in (True, False):
+            chosen = (table["floored"] < 0.025).to_numpy() == sure
+            known, rows = table.loc[chosen, "ratio"], table[chosen]
+            axes.errorbar(
+                known,
+                places[chosen],
+                xerr=np.stack([known - rows["ratio_low"], rows["ratio_high"] - known]),
+                fmt="o",
+                color=POLICY_COLOURS["variance-aware"] if sure else REFERENCE,
+                markersize=4,
+                label="measured" if sure else "noise of the evaluation too large",
+            )
+        marks = [
+            ((printed or {})[row["row"]], place)
+            for row, place in zip(table.to_dict("records"), places, strict=True)
+            if row["row"] in (printed or {}) and _is_plain(row)
+        ]
+        if marks:
             axes.scatter(
                 *zip(*marks, strict=True), marker="x", color=PRINTED, label="printed", zorder=3
             )
-            axes.legend(fontsize="small")
+        axes.legend(fontsize="small")
         axes.axvline(1, color=REFERENCE, linewidth=1)
         axes.set_xscale("log")
         axes.set_xticks([0.5, 1, 2, 4, 8], ["0.5", "1", "2", "4", "8"])
@@ -156,6 +162,17 @@ def ratio_forest(table: pd.DataFrame, printed: Mapping[Any, float] | None = None
         axes.set_yticks(places, labels, fontsize=8)
         axes.set_xlabel("training variance, vanilla : variance-aware")
         return figure
+
+
+def _is_plain(row: Mapping[Any, Any]) -> bool:
+    """Whether a comparison is the plain one of its row."""
+    return (
+        (row["protocol"], row["regime"], row["widths"])
+        == ("shared", "equal_mean_penalty", "rescaled")
+        and row["range"] in (0, 100)
+        and row["disagreement"] == "none"
+        and row["repeat"] == 0
+    )
 
 
 def _comparison_label(row: Mapping[Any, Any]) -> str:
@@ -174,26 +191,38 @@ def _comparison_label(row: Mapping[Any, Any]) -> str:
 def range_ratios(table: pd.DataFrame, printed: Mapping[int, float]) -> Figure:
     """Draw the ratio of training variances over the reward range, beside the paper's printed ones.
 
+    At equal mean penalty rescaled intervals give the same policies in every range: a band, not points.
+
     Args:
-        table: rows of `policy_analysis.comparison_table` of several ranges.
+        table: rows of `policy_analysis.Comparisons.table` of several ranges.
         printed: ratio by R.
     """
-    with canvas(5.2, 3.4) as (figure, [axes]):
-        for (regime, widths), rows in table.groupby(["regime", "widths"], sort=False):
+    colours = iter((EXACT, GRPO, PESSIMIST))
+    with canvas(5.6, 3.6) as (figure, [axes]):
+        for k, ((regime, widths), rows) in enumerate(
+            table.groupby(["regime", "widths"], sort=False)
+        ):
             rows = rows.sort_values("range")
-            spans = np.stack(
-                [rows["ratio"] - rows["ratio_low"], rows["ratio_high"] - rows["ratio"]]
-            )
-            name = f"{regime}".replace("_", " ") + (
-                "" if widths == "rescaled" else ", Table 4's widths"
-            )
-            axes.errorbar(rows["range"], rows["ratio"], yerr=spans, fmt="o-", capsize=2, label=name)
+            name = str(regime).replace("_", " ")
+            if (regime, widths) == ("equal_mean_penalty", "rescaled"):
+                one = rows.iloc[-1]
+                axes.axhspan(one["ratio_low"], one["ratio_high"], color=REFERENCE, alpha=0.15)
+                axes.axhline(
+                    one["ratio"], color=REFERENCE, label=f"{name}, the same in every range"
+                )
+                continue
+            name += "" if widths == "rescaled" else ", Table 4's widths"
+            spans = [rows["ratio"] - rows["ratio_low"], rows["ratio_high"] - rows["ratio"]]
+            axes.errorbar(
+                rows["range"] * (1 + 0.03 * k), rows["ratio"], yerr=np.stack(spans), fmt="o-",
+                capsize=2, label=name, color=next(colours),
+            )  # fmt: skip
         axes.plot(list(printed), list(printed.values()), "x--", color=PRINTED, label="printed")
-        axes.axhline(1, color=REFERENCE, linewidth=1)
+        axes.axhline(1, color="black", linewidth=0.8)
         axes.set(xscale="log", yscale="log", xlabel="R, the upper end of the range",
-                 ylabel="variance, vanilla over variance-aware")  # fmt: skip
+                 ylabel="training variance, vanilla over variance-aware")  # fmt: skip
         axes.set_xticks(list(printed), [str(top) for top in printed])
-        axes.set_yticks([0.5, 1, 2, 4, 8], ["0.5", "1", "2", "4", "8"])
+        axes.set_yticks([0.25, 0.5, 1, 2, 4, 8], ["0.25", "0.5", "1", "2", "4", "8"])
         axes.minorticks_off()
         axes.legend(fontsize="small")
         return figure
@@ -213,4 +242,7 @@ def interval_deviations(deviations: Mapping[str, Mapping[int, np.ndarray]]) -> F
                 showfliers=False,
             )
             axes.set(title=kind, xlabel="R", ylabel="SD of U[a, b], share of R - 1")
+        top = max(axes.get_ylim()[1] for axes in panels)
+        for axes in panels:
+            axes.set_ylim(0, top)
         return figure

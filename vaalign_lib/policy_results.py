@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 
 from vaalign_lib.paths import RESULTS
 from vaalign_lib.policy_study import (
@@ -33,6 +34,7 @@ PUBLISHED = RESULTS / "runs"
 DIGITS = 7  # significant ones of what is published; standard errors are in the second
 WINDOW = 5  # steps that curves are averaged over
 MEASURES = ("reward", "true_reward", "gold", "kl", "length", "variance", "penalty", "coefficient")
+_FOUND = ["beta", "off", "attempts"]  # of runs whose coefficient was looked for
 _COSTS = ["table", "what", "seconds", "bytes"]
 _OF_A_RUN = [field.name for field in fields(Run)]
 
@@ -116,12 +118,19 @@ def trained(store: RunStore, folders: Mapping[Run, Path], profile: Profile, seed
         described = {"run": run.name, **asdict(run)}
         policies.append(pd.read_parquet(folder / "policies.parquet").assign(**described))
         keys = {"key": run_key(profile, seed, run), "settings": settings_key(profile, seed, run)}
-        runs.append(described | {"origin": "this run"} | keys | _costs(folder))
+        device = {"device": hardware()}
+        runs.append(described | {"origin": "this run"} | device | keys | _costs(folder))
         if run.objective != REFERENCE:
             log = pd.read_parquet(folder / "log.parquet")
             curves.append(curves_of(log).assign(run=run.name))
     rewards = reward_costs(store, profile, seed)
-    tables = _joined(policies), pd.DataFrame(runs), _joined([_empty().curves, *curves]), rewards
+    nothing = _empty()
+    tables = (
+        _joined([nothing.policies, *policies]),
+        _joined([nothing.runs, pd.DataFrame(runs)]),
+        _joined([nothing.curves, *curves]),
+        rewards,
+    )
     return Results(*(table.map(_rounded) for table in tables))
 
 
@@ -143,9 +152,9 @@ def reward_costs(store: RunStore, profile: Profile, seed: int) -> pd.DataFrame:
 
 def _costs(folder: Path) -> dict[str, Any]:
     """Return what a stack cost, and, where its coefficient was looked for, what was found."""
-    found: dict[str, Any] = {}
+    found: dict[str, Any] = dict.fromkeys(_FOUND, np.nan)
     if (folder / "resources.json").is_file():
-        found = json.loads((folder / "resources.json").read_text())
+        found |= json.loads((folder / "resources.json").read_text())
     if (folder / "attempts.parquet").is_file():
         attempts = pd.read_parquet(folder / "attempts.parquet")
         last = attempts.iloc[-1]
@@ -178,7 +187,7 @@ def published(profile: Profile, seed: int, folder: Path = PUBLISHED) -> Results:
     """
     found = _empty()
     for place in sorted(folder.glob("*/runs.parquet")):
-        results = read(place.parent, f"published, {place.parent.name}")
+        results = read(place.parent, _origin(place.parent.name))
         valid = [
             row["run"]
             for row in results.runs.to_dict("records")
@@ -210,7 +219,7 @@ def publish(
     before = _empty()
     if (place / "runs.parquet").is_file():
         before = published(profile, seed, folder)
-        before = before.of(before.runs.loc[before.runs["origin"].str.endswith(profile.name), "run"])
+        before = before.of(before.runs.loc[before.runs["origin"] == _origin(profile.name), "run"])
     known = dict(zip(before.runs["run"], before.runs["key"], strict=True))
     changed = [
         row["run"] for row in own.runs.to_dict("records") if known.get(row["run"]) != row["key"]
@@ -220,11 +229,20 @@ def publish(
     return changed
 
 
+def _origin(profile: str) -> str:
+    return f"published, {profile}"
+
+
+def hardware() -> str:
+    """Return the device that stacks are trained on here, in words."""
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else "one CPU core a stack"
+
+
 def _empty() -> Results:
     policies = pd.DataFrame(columns=["run", "policy", "kl", *_OF_A_RUN])
     return Results(
         policies,
-        pd.DataFrame(columns=["run", "origin", "key", "settings", *_OF_A_RUN]),
+        pd.DataFrame(columns=["run", "origin", "device", "key", "settings", *_OF_A_RUN]),
         pd.DataFrame(columns=["run", "step"]),
         pd.DataFrame(columns=_COSTS),
     )

@@ -5,7 +5,6 @@ from collections.abc import Callable
 from typing import Any
 
 import pandas as pd
-import torch
 from transformers import BitsAndBytesConfig, MistralConfig, MistralForCausalLM
 
 from vaalign_lib.policies.stack import PolicyStack
@@ -160,17 +159,15 @@ def _text(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def hardware() -> str:
-    """Return the device that policies are trained on, in words."""
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else "one CPU core a stack"
-
-
 def resources_table(runs: pd.DataFrame, rewards: pd.DataFrame) -> pd.DataFrame:
     """Return what a policy and a reward model cost here, beside the paper's tables.
 
     Args:
         runs: of `policy_results.Results`.
         rewards: rows with `table`, `what`, `seconds`, `bytes`.
+
+    Memory is the worker process's peak up to the end of a stack, so an upper bound; time is that of
+    training alone.
     """
     printed = published()["printed"]
     rows = [
@@ -178,7 +175,7 @@ def resources_table(runs: pd.DataFrame, rewards: pd.DataFrame) -> pd.DataFrame:
          "megabytes_of_disk": row["bytes"] / 1e6}
         for row in rewards.to_dict("records")
     ]  # fmt: skip
-    costly = runs[runs["objective"] != "reference"].assign(policies=lambda t: t["policies"])
+    costly = runs[runs["objective"] != "reference"]
     for number, architecture in (("11", "gpt2"), ("14", "qwen2"), ("15", "mistral")):
         mine = costly[costly["architecture"] == architecture]
         if mine.empty:
@@ -186,7 +183,8 @@ def resources_table(runs: pd.DataFrame, rewards: pd.DataFrame) -> pd.DataFrame:
         rows.append(
             {
                 "table": f"Table {number}",
-                "what": f"one {architecture} policy of {mine['policies'].median():.0f} in a stack",
+                "what": f"one {architecture} policy of {mine['policies'].median():.0f} in a stack, "
+                + ", ".join(mine["device"].unique()),
                 "seconds": (mine["training_seconds"] / mine["policies"]).median(),
                 "megabytes_of_memory": (mine["peak_bytes"] / mine["policies"]).median() / 1e6,
                 "megabytes_of_disk": mine["bytes"].median() / 1e6,

@@ -340,16 +340,21 @@ def _take(notebook: Notebook, key: str, run_dir: Path) -> Outcome:
     if not published.is_file():
         return Outcome(notebook.name, "skipped", message=f"nothing is published at {published}")
     record = json.loads(published.read_text(encoding="utf-8"))
-    with new_folder(run_dir / notebook.name) as partial:
+    files = {
+        f"{kind}/{entry['name']}{ending}": source / f"{entry['name']}{ending}"
         for kind, source, endings in (
             ("figures", FIGURES, (".png", ".pdf")),
             ("tables", RESULTS, (".parquet", ".md")),
-        ):
-            (partial / kind).mkdir()
-            for entry in record[kind]:
-                for ending in endings:
-                    name = f"{entry['name']}{ending}"
-                    shutil.copyfile(source / name, partial / kind / name)
+        )
+        for entry in record[kind]
+        for ending in endings
+    }
+    if lost := [str(path) for path in files.values() if not path.is_file()]:
+        return Outcome(notebook.name, "skipped", message=f"published, but missing: {lost[0]}")
+    with new_folder(run_dir / notebook.name) as partial:
+        for name, path in files.items():
+            (partial / name).parent.mkdir(exist_ok=True)
+            shutil.copyfile(path, partial / name)
         write_atomically(partial / FINDINGS, json.dumps(record | {"taken": True}, indent=1) + "\n")
         _write_record(partial, key, 0)
     return Outcome(notebook.name, "taken")

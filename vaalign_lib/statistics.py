@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.stats import binom, f_oneway, norm
+from scipy.stats import binom, f_oneway, norm, ttest_rel
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 
@@ -114,14 +114,34 @@ class Returns:
         return self.total - self.noise
 
 
+@dataclass(frozen=True)
+class Ratio(Estimate):
+    """A ratio of training variances with its bootstrap.
+
+    Attributes:
+        resampled: the ratio in every resample (resamples,); NaN where one policy was all that was drawn.
+        floored: share of resamples in which a training variance did not stand out from the noise.
+    """
+
+    resampled: np.ndarray
+    floored: float
+
+    @property
+    def measurable(self) -> bool:
+        """Whether the floor has no say in the interval."""
+        return self.floored < (1 - CONFIDENCE) / 2
+
+    def __str__(self) -> str:
+        note = (
+            "" if self.measurable else f"; not above the noise in {self.floored:.0%} of resamples"
+        )
+        return super().__str__() + note
+
+
 def training_variance_ratio(
-    numerator: Sequence[Returns],
-    denominator: Sequence[Returns],
-    random: np.random.Generator,
-    resamples: int = 10_000,
-    confidence: float = CONFIDENCE,
-) -> Estimate:
-    """Estimate a ratio of training variances, with a bootstrap interval over policies.
+    numerator: Sequence[Returns], denominator: Sequence[Returns], rows: Sequence[np.ndarray]
+) -> Ratio:
+    """Estimate a ratio of training variances, with a percentile bootstrap over policies.
 
     Stacks come in pairs whose policies share their random numbers, so they are drawn again together;
     variances are pooled over stacks. A training variance counts as at least a hundredth of the total.
@@ -129,36 +149,46 @@ def training_variance_ratio(
     Args:
         numerator: one or more stacks of one method.
         denominator: as many of the other.
-        random: draws the resamples.
-        resamples: of the bootstrap.
-        confidence: of the interval.
+        rows: for each pair the policies of every resample (resamples, policies).
     """
-    pairs = list(zip(numerator, denominator, strict=True))
-    sizes = [a.values.size for a, b in pairs if a.values.size == b.values.size]
-    if len(sizes) < len(pairs) or not pairs:
+    pairs = list(zip(numerator, denominator, rows, strict=True))
+    if not pairs or any(not a.values.size == b.values.size == r.shape[1] for a, b, r in pairs):
         raise ValueError("expected pairs of stacks of the same size, at least one")
-    drawn = [random.integers(size, size=(resamples, size)) for size in sizes]
-    sides = []
-    for side in (0, 1):
-        each = [_training(pair[side], rows) for pair, rows in zip(pairs, drawn, strict=True)]
-        pooled = np.sum(each, axis=0)
-        whole = sum(_training(pair[side], np.arange(pair[side].values.size)) for pair in pairs)
-        sides.append((whole, pooled))
-    varied = (sides[0][1] > 0) & (sides[1][1] > 0)  # not one policy drawn again and again
-    ratios = sides[0][1][varied] / sides[1][1][varied]
-    low, high = np.quantile(ratios, (0.5 - confidence / 2, 0.5 + confidence / 2))
-    return Estimate(float(sides[0][0] / sides[1][0]), float(low), float(high), sum(sizes))
+    whole, resampled, floored = [], [], np.zeros(len(rows[0]), dtype=bool)
+    for stacks in ([a for a, *_ in pairs], [b for _, b, _ in pairs]):
+        whole.append(sum(max(one.training, one.total / 100) for one in stacks))
+        parts = [_resampled(one, drawn) for one, drawn in zip(stacks, rows, strict=True)]
+        variances, lowest = (np.sum(list(kind), axis=0) for kind in zip(*parts, strict=True))
+        resampled.append(np.where(lowest > 0, np.maximum(variances, lowest), np.nan))
+        floored |= variances <= lowest
+    ratios = resampled[0] / resampled[1]
+    found = percentiles(whole[0] / whole[1], ratios, sum(a.values.size for a, *_ in pairs))
+    return Ratio(found.value, found.low, found.high, found.count, ratios, float(floored.mean()))
 
 
-def _training(returns: Returns, rows: np.ndarray) -> np.ndarray:
-    """Return the training variance of resamples, at least a hundredth of the total (resamples,)."""
-    total = returns.values[rows].var(axis=-1, ddof=1)
-    noise = (returns.errors[rows] ** 2).mean(axis=-1)
-    return np.asarray(np.maximum(total - noise, total / 100))
+def _resampled(returns: Returns, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the training variance of every resample, and the least that it counts as (resamples,).
+
+    A resample's variance is on average (n - 1) / n of the sample's; that is made good.
+    """
+    count = returns.values.size
+    total = returns.values[rows].var(axis=-1, ddof=1) * count / (count - 1)
+    return total - (returns.errors[rows] ** 2).mean(axis=-1), total / 100
+
+
+def percentiles(
+    value: float, resampled: np.ndarray, count: int, confidence: float = CONFIDENCE
+) -> Estimate:
+    """Return an estimate with the percentile interval of its resamples; NaN among them are left out."""
+    low, high = np.nanquantile(resampled, (0.5 - confidence / 2, 0.5 + confidence / 2))
+    return Estimate(float(value), float(low), float(high), count)
 
 
 def brown_forsythe(first: Sequence[ArrayLike], second: Sequence[ArrayLike]) -> float:
     """Return the p-value of Brown and Forsythe's test that two methods spread alike.
+
+    It is about total variances, with whatever noise is in them, and takes the methods to be independent:
+    where policies of both share random numbers, it is conservative.
 
     Args:
         first: values of one method, a vector for each stack; deviations are taken from its median.
@@ -169,6 +199,12 @@ def brown_forsythe(first: Sequence[ArrayLike], second: Sequence[ArrayLike]) -> f
         vectors = [_samples("values", stack) for stack in stacks]
         sides.append(np.concatenate([np.abs(one - np.median(one)) for one in vectors]))
     return float(f_oneway(*sides).pvalue)
+
+
+def paired_brown_forsythe(first: ArrayLike, second: ArrayLike) -> float:
+    """Return the p-value of the same question for pairs: a t test of the differences of deviations."""
+    a, b = _samples("first", first), _samples("second", second)
+    return float(ttest_rel(np.abs(a - np.median(a)), np.abs(b - np.median(b))).pvalue)
 
 
 def holm(p_values: ArrayLike) -> np.ndarray:
