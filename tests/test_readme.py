@@ -1,11 +1,13 @@
 """README: its Python runs as it stands, its commands and paths exist."""
 
+import json
+import math
 import re
 
 import pytest
 
 from vaalign_lib.cli import _parser
-from vaalign_lib.paths import ROOT
+from vaalign_lib.paths import RESULTS, ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 SECTIONS = re.split(r"\n(?=\*\*|## )", README)  # what stands in one goes together
@@ -34,3 +36,12 @@ def test_paths_exist():
         assert (ROOT / link).exists(), link
     for name in re.findall(r"`(vaalign_lib/\w+\.py|benchmarks/\w+\.py)`", README):
         assert (ROOT / name).is_file(), name
+
+
+def test_the_primary_endpoint_is_the_published_one():
+    record = json.loads((RESULTS / "findings" / "04_ppo_runs.json").read_text(encoding="utf-8"))
+    (found,) = [one for one in record["findings"] if one["rule"] == "primary.variance_ratio"]
+    ratio, low, high = (math.exp(found[name]) for name in ("value", "low", "high"))
+    assert "interim" not in found["reproduced"]
+    stated = f"ratio {ratio:.2f}, 95% interval {low:.2f} to {high:.2f}; {found['count']} policies"
+    assert stated in README

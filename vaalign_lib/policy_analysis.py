@@ -158,7 +158,8 @@ class Comparisons:
     def table(self, runs: Sequence[Run]) -> pd.DataFrame:
         """Return a row for each variance-aware run beside its vanilla one.
 
-        Means, risks and variances are of the true reward in its own unit; `gap` is by how much the
+        Means, risks and variances are of the true reward in its own unit; the variance of the reference's
+        evaluations is noise alone, `noise_reference` what their standard errors say of it; `gap` is by how much the
         variance-aware mean is higher, with its 95% interval; `noise` is the evaluation's part of a
         variance, `training` the rest; `ratio` is that of the training variances with its 95% interval,
         `floored` the share of resamples in which one of them did not stand out from the noise, `f` the
@@ -170,7 +171,8 @@ class Comparisons:
 
     def _comparison(self, run: Run) -> dict[str, object]:
         pair, ratio = self.panel(run), self.ratio(run)
-        bar = pair["reference"][MEASURE].to_numpy()
+        start = returns_of(self.policies, run.start)
+        bar = start.values
         row: dict[str, object] = {
             "row": run.row,
             "protocol": run.protocol,
@@ -180,6 +182,8 @@ class Comparisons:
             "widths": run.widths,
             "disagreement": run.disagreement,
             "reference": float(bar.mean()),
+            "variance_reference": start.total,
+            "noise_reference": start.noise,
         }
         for name, one in (("vanilla", run.vanilla), ("aware", run)):
             row |= {f"{key}_{name}": value for key, value in self._stack(one, bar).items()}

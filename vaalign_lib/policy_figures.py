@@ -220,7 +220,7 @@ def range_ratios(table: pd.DataFrame, printed: Mapping[int, float]) -> Figure:
         axes.plot(list(printed), list(printed.values()), "x--", color=PRINTED, label="printed")
         axes.axhline(1, color="black", linewidth=0.8)
         axes.set(xscale="log", yscale="log", xlabel="R, the upper end of the range",
-                 ylabel="training variance, vanilla over variance-aware")  # fmt: skip
+                 ylabel="ratio of training variances")  # fmt: skip
         axes.set_xticks(list(printed), [str(top) for top in printed])
         axes.set_yticks([0.25, 0.5, 1, 2, 4, 8], ["0.25", "0.5", "1", "2", "4", "8"])
         axes.minorticks_off()
