@@ -158,14 +158,13 @@ class Comparisons:
     def table(self, runs: Sequence[Run]) -> pd.DataFrame:
         """Return a row for each variance-aware run beside its vanilla one.
 
-        Means, risks and variances are of the true reward in its own unit; the variance of the reference's
-        evaluations is noise alone, `noise_reference` what their standard errors say of it; `gap` is by how much the
-        variance-aware mean is higher, with its 95% interval; `noise` is the evaluation's part of a
-        variance, `training` the rest; `ratio` is that of the training variances with its 95% interval,
-        `floored` the share of resamples in which one of them did not stand out from the noise, `f` the
-        ratio of the totals as in the paper; `p` is by Brown and Forsythe, `p_paired` its paired version,
-        both of totals. `kl` is in nats, `step` the root mean square movement of a weight, `length` in
-        tokens, `coefficient` the last one of the penalty.
+        Means, risks and variances are of the true reward in its own unit. `noise` is the evaluation's
+        part of a variance, `training` the rest; the reference's evaluations have only the first. `gap` is
+        by how much the variance-aware mean is higher, with its 95% interval. `ratio` is that of the
+        training variances with its 95% interval, `floored` the share of resamples in which one of them
+        did not stand out from the noise, `f` the ratio of the totals as in the paper. `p` is by Brown and
+        Forsythe, `p_paired` its paired version, both of totals. `kl` is in nats, `step` the root mean
+        square movement of a weight, `length` in tokens, `coefficient` the last one of the penalty.
         """
         return pd.DataFrame([self._comparison(run) for run in runs])
 
