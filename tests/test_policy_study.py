@@ -251,6 +251,19 @@ def test_what_is_published_is_read_again_and_not_trained(store, uninterrupted, t
     assert not published(small(iterations=5), 0, tmp_path).names  # other settings
 
 
+def test_a_run_is_published_once(store, tmp_path):
+    for one in (PLAIN, PLAIN.start):
+        train_run(store, small(), 0, one)
+    other = small().model_copy(update={"name": "other"})
+    publish(store, other, 0, [PLAIN], tmp_path)
+    assert publish(store, small(), 0, [PLAIN, PLAIN.start], tmp_path) == [PLAIN.start.name]
+    found = published(small(), 0, tmp_path).runs.set_index("run")["origin"]
+    assert found.to_dict() == {
+        PLAIN.name: "published, other",
+        PLAIN.start.name: f"published, {small().name}",
+    }
+
+
 def test_published_runs_stay_when_others_come(store, tmp_path):
     for one in (PLAIN, PLAIN.start):
         train_run(store, small(), 0, one)

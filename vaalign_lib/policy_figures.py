@@ -114,7 +114,7 @@ def _beyond(axes: Axes, text: str, right: bool) -> None:
     x, arrow = (0.98, f"{text} \u2192") if right else (0.02, f"\u2190 {text}")
     axes.text(
         x,
-        0.45,
+        0.7,
         arrow,
         transform=axes.transAxes,
         ha="right" if right else "left",

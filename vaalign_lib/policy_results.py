@@ -202,24 +202,24 @@ def publish(
 ) -> list[str]:
     """Publish those of some runs that are finished, beside what the profile has published before.
 
-    What was published with other settings goes.
+    What other profiles have published is left out. What was published with other settings goes.
 
     Returns:
         The names of the runs that were added or replaced.
     """
     finished = RunStore(store.root, reads_only=True)
+    known_here = published(profile, seed, folder)
+    mine = known_here.runs["origin"] == _origin(profile.name)
+    before = known_here.of(known_here.runs.loc[mine, "run"])
+    elsewhere = known_here.names - before.names
     folders: dict[Run, Path] = {}
-    for run in runs:
+    for run in (one for one in runs if one.name not in elsewhere):
         with suppress(NotKeptError):
             folders[run] = train_run(finished, profile, seed, run)
     if not folders:
         return []
     place = folder / profile.name
     own = trained(store, folders, profile, seed)
-    before = _empty()
-    if (place / "runs.parquet").is_file():
-        before = published(profile, seed, folder)
-        before = before.of(before.runs.loc[before.runs["origin"] == _origin(profile.name), "run"])
     known = dict(zip(before.runs["run"], before.runs["key"], strict=True))
     changed = [
         row["run"] for row in own.runs.to_dict("records") if known.get(row["run"]) != row["key"]
