@@ -11,6 +11,7 @@ from vaalign_lib import policy_figures as figures
 from vaalign_lib.policy_analysis import (
     Comparisons,
     MissingRunError,
+    brief,
     compared,
     in_words,
     interval_deviations,
@@ -18,6 +19,7 @@ from vaalign_lib.policy_analysis import (
     policies_of,
     standardized_gap,
     with_widest_range,
+    without_farthest,
 )
 from vaalign_lib.policy_study import JUDGE_ROW, PRIMARY, RANGES, ROWS, Run, plan, stretch_of
 from vaalign_lib.statistics import Estimate
@@ -125,6 +127,17 @@ def test_the_slope_over_ranges():
     assert slope.low < 0.5 < slope.high and slope.high - slope.low < 0.5
 
 
+def test_the_farthest_policy_goes_from_both_stacks():
+    known = results(plan(["ranges"]), lambda run: 0.2)
+    runs = compared(known)
+    far = (known["run"] == runs[1].name) & (known["policy"] == 17)
+    known.loc[far, "true_reward"] = 99.0
+    kept = without_farthest(known, runs)
+    for run in (runs[1], runs[1].vanilla):
+        assert 17 not in policies_of(kept, run)["policy"].tolist()
+    assert len(kept) == len(known) - 2 * len(runs)
+
+
 def test_missing_runs_are_named(known):
     with pytest.raises(MissingRunError, match="no results of the run qwen2-judge-b-vanilla-to-20"):
         policies_of(known, Run(*JUDGE_ROW, highest=20))
@@ -191,3 +204,18 @@ def test_printed_widths_begin_at_the_widest_range():
 )
 def test_ratios_in_words(low, high, words):
     assert in_words(Estimate(np.sqrt(low * high), low, high, 80)).startswith(words)
+
+
+def test_tables_to_read_keep_methods_and_intervals_together(known):
+    table = Comparisons(known).table(compared(known)[:2])
+    text = brief(table, ["row", "kl", "ratio", "floored", "regime"]).iloc[0]
+    line = table.iloc[0]
+    assert text["kl"] == f"{line['kl_vanilla']:.3g} → {line['kl_aware']:.3g}"
+    assert (
+        text["ratio"] == f"{line['ratio']:.2f} [{line['ratio_low']:.2f}, {line['ratio_high']:.2f}]"
+    )
+    assert (text["row"], text["floored"], text["regime"]) == (
+        line["row"],
+        "0",
+        "equal mean penalty",
+    )

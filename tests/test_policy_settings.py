@@ -22,7 +22,7 @@ def test_every_printed_setting_has_a_row_and_the_paper_profile_has_its_value():
         names = set(printed.loc[printed["item"] == f"Table {number}", "quantity"])
         ours = set(table.loc[table["table"] == f"Table {number}", "setting"].str.replace(" ", "_"))
         assert names - ours <= {"methods", "other_settings", "epochs"} and ours <= names
-    assert table["agrees"].all()
+    assert table["paper_agrees"].all()
     rates = table[table["setting"] == "learning rate"].set_index("table")
     assert rates["paper"].to_dict() == {
         "Table 9": "1.414e-05",
@@ -44,7 +44,7 @@ def test_a_setting_that_differs_is_seen(monkeypatch):
     )
     monkeypatch.setattr(policy_settings, "load_profile", lambda _: changed)
     table = settings_table(paper)
-    assert table.loc[~table["agrees"], "setting"].tolist() == ["top k"]
+    assert table.loc[~table["paper_agrees"], "setting"].tolist() == ["top k"]
 
 
 def test_quantization_is_read_back_from_what_was_loaded():

@@ -86,7 +86,7 @@ def test_notebooks_use_rules_that_exist_and_use_all_of_theirs():
         used = {
             name
             for name in re.findall(
-                r'"((?:figure|table|theorem|equation|remark)[0-9.]+\.?\w+)"', source
+                r'"((?:figure|table|theorem|equation|remark|algorithm)[0-9.]+\.?\w+)"', source
             )
             if name in rules()
         }

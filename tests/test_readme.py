@@ -45,3 +45,10 @@ def test_the_primary_endpoint_is_the_published_one():
     assert "interim" not in found["reproduced"]
     stated = f"ratio {ratio:.2f}, 95% interval {low:.2f} to {high:.2f}; {found['count']} policies"
     assert stated in README
+
+
+def test_published_runs_are_committed():
+    """`--from-results` and the second stack of the primary endpoint need them on a fresh clone."""
+    for profile in ("embedded", "extended"):
+        for name in ("policies", "runs", "curves", "rewards"):
+            assert (RESULTS / "runs" / profile / f"{name}.parquet").is_file()

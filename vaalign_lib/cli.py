@@ -167,7 +167,7 @@ def _parser() -> argparse.ArgumentParser:
     common.add_argument(
         "--profile",
         default="embedded",
-        help="embedded (default), smoke, paper, or the path of a YAML file",
+        help="embedded (default), extended, smoke, paper, or the path of a YAML file",
     )
     common.add_argument("--run-dir", metavar="DIR", help="run folder (default: runs/<profile>)")
     common.add_argument("--seed", type=_whole, default=0, help="of the whole study (default: 0)")

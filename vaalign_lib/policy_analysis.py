@@ -60,6 +60,23 @@ def compared(results: pd.DataFrame) -> list[Run]:
     return [Run(**row) for row in rows.to_dict("records")]
 
 
+def without_farthest(policies: pd.DataFrame, runs: Sequence[Run]) -> pd.DataFrame:
+    """Leave out the policy of each comparison, and its twin, that is farthest from its stack's median.
+
+    Args:
+        policies: of `policy_results.Results`.
+        runs: variance-aware ones.
+    """
+    kept = policies
+    for run in runs:
+        pair = [policies_of(policies, one) for one in (run.vanilla, run)]
+        distances = [(one[MEASURE] - one[MEASURE].median()).abs().to_numpy() for one in pair]
+        farthest = pair[0]["policy"].iloc[int(np.argmax(np.maximum(*distances)))]
+        mine = kept["run"].isin([run.name, run.vanilla.name])
+        kept = kept[~(mine & (kept["policy"] == farthest))]
+    return kept
+
+
 class Comparisons:
     """Variance-aware stacks beside vanilla ones; an estimate is the same wherever it is shown.
 
@@ -105,12 +122,16 @@ class Comparisons:
             [self._rows(run) for run in runs],
         )
 
-    def mean_ratio(self, runs: Sequence[Run]) -> Estimate:
-        """Estimate the geometric mean over rows of the ratios of training variances."""
+    def mean_ratio(self, runs: Sequence[Run]) -> Ratio:
+        """Estimate the geometric mean over rows of the ratios of training variances; `floored` is the
+        largest of the rows'.
+        """
         ratios = [self.ratio(run) for run in runs]
         value = np.exp(np.mean([np.log(one.value) for one in ratios]))
         resampled = np.exp(np.mean([np.log(one.resampled) for one in ratios], axis=0))
-        return percentiles(value, resampled, sum(one.count for one in ratios))
+        found = percentiles(value, resampled, sum(one.count for one in ratios))
+        floored = max(one.floored for one in ratios)
+        return Ratio(found.value, found.low, found.high, found.count, resampled, floored)
 
     def range_slope(self, runs: Sequence[Run]) -> Estimate:
         """Estimate the slope of the ratio's logarithm on that of the range, by least squares weighted
@@ -220,6 +241,29 @@ class Comparisons:
             "gold": float(table["gold"].mean()),
             "coefficient": self._coefficients.get(run.name, np.nan),
         }
+
+
+def brief(table: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
+    """Return columns of `Comparisons.table` as text to read.
+
+    Args:
+        table: of `Comparisons.table`.
+        columns: names; one that both methods have becomes `vanilla → variance-aware`, one with an
+            interval `value [low, high]`.
+    """
+    found = {}
+    for name in columns:
+        if f"{name}_vanilla" in table:
+            pairs = zip(table[f"{name}_vanilla"], table[f"{name}_aware"], strict=True)
+            found[name] = [f"{one:.3g} → {other:.3g}" for one, other in pairs]
+        elif f"{name}_low" in table:
+            ends = zip(table[name], table[f"{name}_low"], table[f"{name}_high"], strict=True)
+            found[name] = [f"{value:.2f} [{low:.2f}, {high:.2f}]" for value, low, high in ends]
+        elif table[name].dtype == float:
+            found[name] = ["" if np.isnan(value) else f"{value:.2g}" for value in table[name]]
+        else:
+            found[name] = [str(value).replace("_", " ") for value in table[name]]
+    return pd.DataFrame(found)
 
 
 def in_words(ratio: Estimate) -> str:

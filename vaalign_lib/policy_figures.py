@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from scipy.stats import gaussian_kde
 
 from vaalign_lib.figures import EXACT, GRPO, PESSIMIST, POLICY_COLOURS, PRINTED, REFERENCE, canvas
+from vaalign_lib.statistics import Ratio
 
 LABELS = {
     "reward": "reward, SDs of the reference",
@@ -55,8 +56,9 @@ def return_distributions(
 
     Args:
         panels: for each title the policies of `vanilla`, `variance_aware` and `reference`, with
-            `true_reward` and `kl`. The reference's mean is a bar, with two standard errors to each side,
-            or an arrow where it lies far from all policies.
+            `true_reward`, its error and `kl`; variances are written as training + noise. The reference's
+            mean is a bar, with two standard errors to each side, or an arrow where it lies far from all
+            policies.
         unit: of the returns.
         columns: of panels.
     """
@@ -100,8 +102,10 @@ def _returns(axes: Axes, stacks: Mapping[str, pd.DataFrame]) -> None:
         axes.plot(places, density, color=colour, label=shown)
         depth = np.full(values[name].size, -0.09 * lane * top)
         axes.scatter(values[name], depth, s=9, color=colour, alpha=0.5, linewidths=0)
+        noise = (stacks[name]["true_reward_error"] ** 2).mean()
+        rest = values[name].var(ddof=1) - noise
         lines.append(
-            f"{shown}: variance {values[name].var(ddof=1):.3g}, KL {stacks[name]['kl'].mean():.2f}"
+            f"{shown}: variance {rest:.2g} + {noise:.2g}, KL {stacks[name]['kl'].mean():.2f}"
         )
     axes.set_ylim(-0.26 * top, 1.35 * top)
     axes.text(
@@ -123,18 +127,27 @@ def _beyond(axes: Axes, text: str, right: bool) -> None:
     )
 
 
-def ratio_forest(table: pd.DataFrame, printed: Mapping[Any, float] | None = None) -> Figure:
+def ratio_forest(
+    table: pd.DataFrame,
+    printed: Mapping[Any, float] | None = None,
+    pooled: Mapping[str, Ratio] | None = None,
+) -> Figure:
     """Draw ratios of training variances with their intervals, one line for each comparison.
 
     Args:
         table: of `policy_analysis.Comparisons.table`.
         printed: the paper's ratios by row, marked beside the plain comparison of each row.
+        pooled: further ratios by label, at the end.
     """
     labels = [_comparison_label(row) for row in table.to_dict("records")]
-    with canvas(7.4, 0.32 * len(table) + 1.2) as (figure, [axes]):
+    with canvas(7.4, 0.32 * (len(table) + len(pooled or {})) + 1.6) as (figure, [axes]):
         places = np.arange(len(table))[::-1]
+        for k, (label, ratio) in enumerate((pooled or {}).items(), start=1):
+            axes.plot([ratio.low, ratio.high], [-k, -k], color="black", linewidth=2)
+            axes.plot(ratio.value, -k, "D", color="black", markersize=5)
+            labels.append(label)
         for sure in (True, False):
-            chosen = (table["floored"] < 0.025).to_numpy() == sure
+            chosen = (table["floored"] < Ratio.FLOORED).to_numpy() == sure
             known, rows = table.loc[chosen, "ratio"], table[chosen]
             axes.errorbar(
                 known,
@@ -152,14 +165,17 @@ def ratio_forest(table: pd.DataFrame, printed: Mapping[Any, float] | None = None
         ]
         if marks:
             axes.scatter(
-                *zip(*marks, strict=True), marker="x", color=PRINTED, label="printed", zorder=3
+                *zip(*marks, strict=True), marker="x", color=PRINTED, label="the paper's", zorder=3
             )
-        axes.legend(fontsize="small")
+        axes.legend(fontsize="small", loc="lower left", bbox_to_anchor=(0, 1), ncols=3)
         axes.axvline(1, color=REFERENCE, linewidth=1)
         axes.set_xscale("log")
-        axes.set_xticks([0.5, 1, 2, 4, 8], ["0.5", "1", "2", "4", "8"])
+        axes.set_xlim(0.1, 12)  # longer lines leave the panel
+        axes.set_xticks([0.125, 0.25, 0.5, 1, 2, 4, 8], ["1/8", "1/4", "1/2", "1", "2", "4", "8"])
         axes.minorticks_off()
-        axes.set_yticks(places, labels, fontsize=8)
+        axes.set_yticks(
+            [*places, *-np.arange(1, len(labels) - len(places) + 1)], labels, fontsize=8
+        )
         axes.set_xlabel("training variance, vanilla : variance-aware")
         return figure
 
@@ -203,7 +219,7 @@ def range_ratios(table: pd.DataFrame, printed: Mapping[int, float]) -> Figure:
             table.groupby(["regime", "widths"], sort=False)
         ):
             rows = rows.sort_values("range")
-            name = str(regime).replace("_", " ")
+            name = str(regime).replace("_", " ").replace("as printed", "printed coefficients")
             if (regime, widths) == ("equal_mean_penalty", "rescaled"):
                 one = rows.iloc[-1]
                 axes.axhspan(one["ratio_low"], one["ratio_high"], color=REFERENCE, alpha=0.15)
@@ -217,7 +233,9 @@ def range_ratios(table: pd.DataFrame, printed: Mapping[int, float]) -> Figure:
                 rows["range"] * (1 + 0.03 * k), rows["ratio"], yerr=np.stack(spans), fmt="o-",
                 capsize=2, label=name, color=next(colours),
             )  # fmt: skip
-        axes.plot(list(printed), list(printed.values()), "x--", color=PRINTED, label="printed")
+        axes.plot(
+            list(printed), list(printed.values()), "x--", color=PRINTED, label="the paper's ratios"
+        )
         axes.axhline(1, color="black", linewidth=0.8)
         axes.set(xscale="log", yscale="log", xlabel="R, the upper end of the range",
                  ylabel="ratio of training variances")  # fmt: skip

@@ -224,7 +224,8 @@ def publish(
     changed = [
         row["run"] for row in own.runs.to_dict("records") if known.get(row["run"]) != row["key"]
     ]
-    if changed or set(known) - own.names:
+    held = read(place, "").names if (place / "runs.parquet").is_file() else set()
+    if changed or held - own.names - before.names:
         own.joined(before).write(place)
     return changed
 

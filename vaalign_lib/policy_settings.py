@@ -1,5 +1,6 @@
 """The hyperparameters and costs of policies, beside the paper's Tables 9 to 18."""
 
+import re
 import tempfile
 from collections.abc import Callable
 from typing import Any
@@ -86,7 +87,7 @@ def settings_table(profile: Profile) -> pd.DataFrame:
     """Return a row for every printed setting of Tables 9, 10, 12, 13 and 16 to 18.
 
     Columns: `table`, `setting`, `printed`, `paper` (what the paper profile does), `here` (what this
-    profile does), `agrees` (whether `paper` is as printed).
+    profile does), `paper_agrees` (whether `paper` is as printed).
     """
     paper = load_profile("paper")
     rows = []
@@ -105,7 +106,7 @@ def settings_table(profile: Profile) -> pd.DataFrame:
                     "printed": value,
                     "paper": _text(theirs.get(setting)),
                     "here": _text(ours.get(setting)),
-                    "agrees": _same(value, theirs.get(setting)),
+                    "paper_agrees": _same(value, theirs.get(setting)),
                 }
             )
     return pd.DataFrame(rows)
@@ -149,7 +150,7 @@ def _same(printed: str, value: Any) -> bool:
     if value is None:
         return False
     if isinstance(value, bool) or not isinstance(value, int | float):
-        return str(value).lower() in printed.lower()
+        return str(value).lower() in re.findall(r"\w+", printed.lower())
     return bool(float(printed) == value)
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -126,10 +127,14 @@ class Ratio(Estimate):
     resampled: np.ndarray
     floored: float
 
+    FLOORED: ClassVar[float] = (
+        1 - CONFIDENCE
+    ) / 2  # from here on the floor has a say in the interval
+
     @property
     def measurable(self) -> bool:
         """Whether the floor has no say in the interval."""
-        return self.floored < (1 - CONFIDENCE) / 2
+        return self.floored < self.FLOORED
 
     def __str__(self) -> str:
         note = (
@@ -156,7 +161,7 @@ def training_variance_ratio(
         raise ValueError("expected pairs of stacks of the same size, at least one")
     whole, resampled, floored = [], [], np.zeros(len(rows[0]), dtype=bool)
     for stacks in ([a for a, *_ in pairs], [b for _, b, _ in pairs]):
-        whole.append(sum(max(one.training, one.total / 100) for one in stacks))
+        whole.append(max(sum(s.training for s in stacks), sum(s.total / 100 for s in stacks)))
         parts = [_resampled(one, drawn) for one, drawn in zip(stacks, rows, strict=True)]
         variances, lowest = (np.sum(list(kind), axis=0) for kind in zip(*parts, strict=True))
         resampled.append(np.where(lowest > 0, np.maximum(variances, lowest), np.nan))

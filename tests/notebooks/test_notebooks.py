@@ -85,3 +85,15 @@ def test_other_profiles_leave_the_committed_results_alone(smoke_run):
     assert all(
         "profile smoke" not in path.read_bytes().decode("latin-1") for path in FIGURES.glob("*.png")
     )
+
+
+@pytest.mark.xdist_group("smoke")
+def test_published_runs_draw_the_committed_figures_without_training(tmp_path):
+    profile = load_profile("embedded")
+    options = {"profile_source": "embedded", "run_dir": tmp_path, "only": "04"}
+    (outcome,) = reproduce(profile, from_results=True, **options)
+    assert outcome.state == "done", outcome.message
+    assert not (tmp_path / "store").exists()
+    made = tmp_path / outcome.notebook / "tables" / "comparisons.md"
+    ours, theirs = (path.read_text().split() for path in (made, RESULTS / "comparisons.md"))
+    assert ours == theirs
