@@ -167,7 +167,7 @@ def ratio_forest(
             axes.scatter(
                 *zip(*marks, strict=True), marker="x", color=PRINTED, label="the paper's", zorder=3
             )
-        axes.legend(fontsize="small", loc="lower left", bbox_to_anchor=(0, 1), ncols=3)
+        axes.legend(fontsize="small", loc="lower right", bbox_to_anchor=(1, 1), ncols=3)
         axes.axvline(1, color=REFERENCE, linewidth=1)
         axes.set_xscale("log")
         axes.set_xlim(0.1, 12)  # longer lines leave the panel
