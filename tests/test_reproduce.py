@@ -54,7 +54,6 @@ def run(tmp_path, **options):
     return [outcome.state for outcome in outcomes], outcomes
 
 
-@pytest.mark.xdist_group("kernels")
 def test_runs_once_then_keeps_then_follows_changes(study, tmp_path):
     write_notebook(study, "01_first", FIGURE)
     assert run(tmp_path)[0] == ["done"]
@@ -80,7 +79,6 @@ def test_runs_once_then_keeps_then_follows_changes(study, tmp_path):
     assert run(tmp_path, seed=1)[0] == ["done"]
 
 
-@pytest.mark.xdist_group("kernels")
 def test_a_failure_is_reported_and_contained(study, tmp_path):
     write_notebook(study, "01_good", FIGURE)
     write_notebook(study, "02_bad", "figure = 1", 'raise RuntimeError("the {name} broke")')
@@ -100,7 +98,6 @@ def test_a_failure_is_reported_and_contained(study, tmp_path):
     assert not failed.exists()
 
 
-@pytest.mark.xdist_group("kernels")
 def test_a_dead_kernel_is_a_failure_like_another(study, tmp_path):
     write_notebook(study, "01_dies", "import os\nos._exit(1)")
     write_notebook(study, "02_goes_on", "1")
@@ -110,7 +107,6 @@ def test_a_dead_kernel_is_a_failure_like_another(study, tmp_path):
     assert (tmp_path / "run" / "01_dies.failed" / EXECUTED).is_file()
 
 
-@pytest.mark.xdist_group("kernels")
 def test_needed_notebooks_are_demanded_and_decide_the_key(study, tmp_path):
     write_notebook(study, "01_first", "1")
     write_notebook(study, "02_second", "1", needs=["01"])
@@ -140,7 +136,6 @@ def test_leftovers_go_and_what_was_being_replaced_comes_back(tmp_path):
     assert (tmp_path / "store" / ".t-1.tmp").is_dir()  # a JupyterLab may be writing it
 
 
-@pytest.mark.xdist_group("kernels")
 def test_bars_reach_the_terminal_and_not_the_page(study, tmp_path):
     write_notebook(
         study,
@@ -201,7 +196,6 @@ def wait_for(path, seconds=60):
         time.sleep(0.05)
 
 
-@pytest.mark.xdist_group("kernels")
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_stopped_in_the_middle_and_started_again(study, tmp_path, how):
     marker, go_on = tmp_path / "started", tmp_path / "go_on"
@@ -239,7 +233,6 @@ while not Path({str(go_on)!r}).exists():
     assert json.loads((folder / "02_slow" / "done.json").read_text())["files"]
 
 
-@pytest.mark.xdist_group("kernels")
 def test_from_results_draws_what_can_be_drawn_and_takes_the_rest(study, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "FIGURES", tmp_path / "figures")
     monkeypatch.setattr(module, "RESULTS", tmp_path / "results")

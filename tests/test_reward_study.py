@@ -90,7 +90,6 @@ def test_a_pretrained_backbone_gets_its_own_settings(tmp_path):
     assert Study(RunStore(tmp_path), paper, 0, None, tmp_path, "x").settings == paper.reward_model
 
 
-@pytest.mark.xdist_group("smoke")
 def test_the_notebook_on_real_input_by_parameters_alone(file, tmp_path, capsys):
     ratings = tmp_path / "ratings.jsonl"
     rated = [
@@ -123,7 +122,6 @@ def test_the_notebook_on_real_input_by_parameters_alone(file, tmp_path, capsys):
     assert "label_loss" in kinds and "separate small backbones" not in kinds
 
 
-@pytest.mark.xdist_group("smoke")
 def test_bad_input_ends_with_file_line_and_reason(file, tmp_path, capsys):
     broken = tmp_path / "broken.jsonl"
     broken.write_text(file.read_text() + '\n{"prompt": "x"}\n')
@@ -141,7 +139,6 @@ def test_bad_input_ends_with_file_line_and_reason(file, tmp_path, capsys):
     assert "broken.jsonl:241: no field 'chosen'; expected prompt, chosen, rejected" in shown
 
 
-@pytest.mark.xdist_group("smoke")
 def test_every_kind_is_a_source_of_rewards_for_policies(tmp_path):
     store = RunStore(tmp_path)
     study = prepare(store, SMOKE, 0, reference=reference(store, SMOKE, 0, "gpt2"))

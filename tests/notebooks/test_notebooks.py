@@ -56,7 +56,6 @@ def smoke_run(tmp_path_factory):
     return folder, {outcome.notebook: outcome for outcome in outcomes}
 
 
-@pytest.mark.xdist_group("smoke")
 @pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
 def test_runs_in_the_smoke_profile(path, smoke_run):
     folder, outcomes = smoke_run
@@ -70,7 +69,6 @@ def test_runs_in_the_smoke_profile(path, smoke_run):
     assert page.count("data:image/png;base64") >= len(record["figures"])  # every figure is shown
 
 
-@pytest.mark.xdist_group("smoke")
 def test_committed_figures_and_tables_are_those_the_notebooks_make(smoke_run):
     folder, _ = smoke_run
     made = {path.name for part in ("figures", "tables") for path in folder.glob(f"*/{part}/*")}
@@ -78,7 +76,6 @@ def test_committed_figures_and_tables_are_those_the_notebooks_make(smoke_run):
     assert made == committed
 
 
-@pytest.mark.xdist_group("smoke")
 def test_other_profiles_leave_the_committed_results_alone(smoke_run):
     """The smoke run above wrote into its own folder only."""
     assert {path.stem for part in (FIGURES, RESULTS) for path in part.glob("*.*")} == COMMITTED_ONCE
@@ -87,7 +84,6 @@ def test_other_profiles_leave_the_committed_results_alone(smoke_run):
     )
 
 
-@pytest.mark.xdist_group("smoke")
 def test_published_runs_draw_the_committed_figures_without_training(tmp_path):
     profile = load_profile("embedded")
     options = {"profile_source": "embedded", "run_dir": tmp_path, "only": "04"}
