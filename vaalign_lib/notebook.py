@@ -10,6 +10,7 @@ import json
 import logging
 import os
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from vaalign_lib.paths import RUNS
 from vaalign_lib.profiles import Profile, load_profile
 from vaalign_lib.published import Finding, printed_text, rule_of, rules, verdict
 from vaalign_lib.runs import RunStore, write_atomically
-from vaalign_lib.statistics import Estimate
+from vaalign_lib.statistics import Estimate, rounded
 
 SIGNIFICANT_DIGITS = 10  # of tables; what lies below differs between processors
 
@@ -78,8 +79,8 @@ class NotebookRun:
         self, table: pd.DataFrame, name: str, *, item: str, caption: str
     ) -> pd.DataFrame:
         """Write a table as parquet and Markdown, rounded to ten significant digits, and return it."""
-        rounded = table.map(_rounded)
-        arrow = pa.Table.from_pandas(rounded, preserve_index=False)
+        rounded_table = table.map(partial(rounded, digits=SIGNIFICANT_DIGITS))
+        arrow = pa.Table.from_pandas(rounded_table, preserve_index=False)
         label = {
             "item": item,
             "caption": caption,
@@ -90,14 +91,14 @@ class NotebookRun:
         folder = self.figures_dir.parent / "tables"
         folder.mkdir(parents=True, exist_ok=True)
         pq.write_table(arrow, folder / f"{name}.parquet")
-        text = rounded.to_markdown(index=False, floatfmt=".4g")
+        text = rounded_table.to_markdown(index=False, floatfmt=".4g")
         write_atomically(
             folder / f"{name}.md",
             f"**{item}.** {caption} Profile: {self.profile.name}.\n\n{text}\n",
         )
         self._tables.append({"name": name, "item": item, "caption": caption})
         self._write_record()
-        return rounded
+        return rounded_table
 
     def finding(
         self,
@@ -119,9 +120,9 @@ class NotebookRun:
             {}
             if estimate is None
             else {
-                "value": _rounded(estimate.value),
-                "low": _rounded(estimate.low),
-                "high": _rounded(estimate.high),
+                "value": rounded(estimate.value, SIGNIFICANT_DIGITS),
+                "low": rounded(estimate.low, SIGNIFICANT_DIGITS),
+                "high": rounded(estimate.high, SIGNIFICANT_DIGITS),
                 "count": estimate.count,
             }
         )
@@ -206,9 +207,3 @@ def start(
         figures_dir=Path(figures_dir) if figures_dir else folder / "interactive" / name / "figures",
         workers=workers or os.cpu_count() or 1,
     )
-
-
-def _rounded(value: Any) -> Any:
-    if isinstance(value, float) and np.isfinite(value):
-        return float(f"{value:.{SIGNIFICANT_DIGITS}g}")
-    return value

@@ -47,10 +47,10 @@ def policies_of(results: pd.DataFrame, run: Run) -> pd.DataFrame:
     return chosen.sort_values("policy").reset_index(drop=True)
 
 
-def returns_of(results: pd.DataFrame, run: Run, measure: str = MEASURE) -> Returns:
+def returns_of(results: pd.DataFrame, run: Run) -> Returns:
     """Return the policies' returns with their standard errors."""
     table = policies_of(results, run)
-    return Returns(table[measure].to_numpy(), table[f"{measure}_error"].to_numpy())
+    return Returns(table[MEASURE].to_numpy(), table[f"{MEASURE}_error"].to_numpy())
 
 
 def compared(results: pd.DataFrame) -> list[Run]:

@@ -9,6 +9,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from vaalign_lib.policy_study import (
 from vaalign_lib.profiles import Profile
 from vaalign_lib.reward_study import prepare, reference
 from vaalign_lib.runs import NotKeptError, RunStore, new_folder
+from vaalign_lib.statistics import rounded
 
 PUBLISHED = RESULTS / "runs"
 DIGITS = 7  # significant ones of what is published; standard errors are in the second
@@ -131,7 +133,7 @@ def trained(store: RunStore, folders: Mapping[Run, Path], profile: Profile, seed
         _joined([nothing.curves, *curves]),
         rewards,
     )
-    return Results(*(table.map(_rounded) for table in tables))
+    return Results(*(table.map(partial(rounded, digits=DIGITS)) for table in tables))
 
 
 def reward_costs(store: RunStore, profile: Profile, seed: int) -> pd.DataFrame:
@@ -257,9 +259,3 @@ def _joined(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
 
 def _run_of(row: Mapping[Any, Any]) -> Run:
     return Run(**{name: row[name] for name in _OF_A_RUN})
-
-
-def _rounded(value: Any) -> Any:
-    if isinstance(value, float) and np.isfinite(value):
-        return float(f"{value:.{DIGITS}g}")
-    return value

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -24,6 +24,13 @@ class Estimate:
 
     def __str__(self) -> str:
         return f"{self.value:.4g} [{self.low:.4g}, {self.high:.4g}]"
+
+
+def rounded(value: Any, digits: int) -> Any:
+    """Return a finite float with so many significant digits, and anything else as it is."""
+    if isinstance(value, float) and np.isfinite(value):
+        return float(f"{value:.{digits}g}")
+    return value
 
 
 def proportion(events: ArrayLike, confidence: float = CONFIDENCE) -> Estimate:
