@@ -1,21 +1,29 @@
-"""Estimates and intervals against known values and simulated coverage."""
+"""Estimates, intervals and tests against known values and simulated coverage and size."""
 
 import numpy as np
 import pytest
-from scipy.stats import binom, levene
+from scipy.stats import binom, hypergeom, levene, norm
+from statsmodels.stats.weightstats import ttost_ind
 
 from vaalign_lib.statistics import (
-    Returns,
-    _resampled,
+    bca,
+    boschloo,
     brown_forsythe,
+    equivalence,
+    f_test,
     holm,
     mean,
+    mean_of,
     median,
     paired_brown_forsythe,
     paired_variance_ratio,
+    permuted_variance_ratio,
     proportion,
-    risk,
-    training_variance_ratio,
+    proportion_difference,
+    smallest_margin,
+    two_proportions,
+    variance_ratio,
+    welch,
 )
 
 
@@ -87,64 +95,6 @@ def test_bad_input_is_refused_by_name(call, words):
         call()
 
 
-# --- returns of trained policies ----------------------------------------------------------------------
-
-
-def stack(random, size, training, noise):
-    error = np.full(size, np.sqrt(noise))
-    values = random.normal(3, np.sqrt(training), size) + random.normal(0, error)
-    return Returns(values, error)
-
-
-def test_the_variance_of_returns_falls_into_training_and_noise():
-    parts = stack(np.random.default_rng(0), 200_000, 0.4, 0.1)
-    assert parts.total == pytest.approx(0.5, rel=0.02)
-    assert parts.noise == pytest.approx(0.1) and parts.training == pytest.approx(0.4, rel=0.02)
-    with pytest.raises(ValueError, match="errors: expected 2 numbers"):
-        Returns(np.array([1.0, 2.0]), np.array([0.1]))
-
-
-def draws(random, size, resamples=400, stacks=1):
-    return [random.integers(size, size=(resamples, size)) for _ in range(stacks)]
-
-
-def test_intervals_of_ratios_of_training_variances_cover():
-    random, covered, above = np.random.default_rng(1), 0, 0
-    for _ in range(300):
-        first = [stack(random, 80, 0.4, 0.1), stack(random, 80, 0.4, 0.1)]
-        second = [stack(random, 80, 0.2, 0.1), stack(random, 80, 0.2, 0.1)]
-        found = training_variance_ratio(first, second, draws(random, 80, stacks=2))
-        covered += found.low <= 2 <= found.high
-        above += found.value > 2
-    assert 0.9 <= covered / 300 <= 0.985  # the bootstrap of 80 is a little short
-    assert 0.38 <= above / 300 <= 0.62
-
-
-def test_resamples_are_centred_on_the_sample():
-    random = np.random.default_rng(5)
-    a, b = stack(random, 10, 1.0, 0.1), stack(random, 10, 0.5, 0.1)
-    rows = draws(random, 10, 20_000)
-    parts = [_resampled(one, rows[0])[0].mean() for one in (a, b)]
-    np.testing.assert_allclose(parts, [a.training, b.training], rtol=0.02)
-
-
-def test_the_ratio_of_the_same_policies_is_one_without_doubt():
-    random = np.random.default_rng(0)
-    one = stack(np.random.default_rng(2), 50, 1.0, 0.1)
-    found = training_variance_ratio([one], [one], draws(random, 50))
-    assert (found.low, found.value, found.high) == (1, 1, 1) and found.measurable
-    short = stack(np.random.default_rng(2), 20, 1.0, 0.1)
-    with pytest.raises(ValueError, match="same size"):
-        training_variance_ratio([one], [short], draws(random, 50))
-
-
-def test_a_training_variance_below_the_noise_is_not_called_measured():
-    random = np.random.default_rng(0)
-    one, noise = stack(random, 80, 1.0, 0.1), stack(random, 80, 0.001, 0.1)
-    found = training_variance_ratio([one], [noise], draws(random, 80))
-    assert found.floored > 0.2 and not found.measurable and "not above the noise" in str(found)
-
-
 def test_a_paired_test_sees_what_the_other_misses():
     random = np.random.default_rng(4)
     a = random.normal(size=80)
@@ -169,11 +119,178 @@ def test_holm_by_hand():
     np.testing.assert_allclose(holm([0.01, 0.04, 0.03, 0.005]), [0.03, 0.06, 0.06, 0.02])
 
 
-def test_risk_carries_the_error_of_the_bar():
-    returns, reference = np.linspace(-1, 1, 80), np.full(80, -0.5) + np.tile([-1e-9, 1e-9], 40)
-    sharp = risk(returns, reference)
-    assert sharp.value == (returns <= -0.5).mean()
-    exact = proportion(returns <= -0.5)
-    assert (sharp.low, sharp.high) == (exact.low, exact.high)
-    vague = risk(returns, reference + np.tile([-1.0, 1.0], 40))
-    assert vague.low < sharp.low and vague.high > sharp.high
+# --- differences, ratios, tests -----------------------------------------------------------------------
+
+# R's `sleep` (Student 1908); t.test and var.test of extra ~ group print what is compared with
+SLEEP = (
+    [0.7, -1.6, -0.2, -1.2, -0.1, 3.4, 3.7, 0.8, 0.0, 2.0],
+    [1.9, 0.8, 1.1, 0.1, -0.1, 4.4, 5.5, 1.6, 4.6, 3.4],
+)
+
+
+def summary(*samples):
+    return [number for one in samples for number in (np.mean(one), np.var(one, ddof=1), len(one))]
+
+
+def variances(*samples):
+    return [number for one in samples for number in (np.var(one, ddof=1), len(one))]
+
+
+def test_welch_and_f_as_r_prints_them():
+    found = welch(*summary(*SLEEP))
+    assert (found.statistic, found.degrees) == pytest.approx((-1.8608, 17.776), rel=1e-4)
+    assert found.p == pytest.approx(0.07939, rel=1e-3)
+    ratio, tested = variance_ratio(*variances(*SLEEP)), f_test(*variances(*SLEEP))
+    assert (ratio.value, ratio.low, ratio.high) == pytest.approx(
+        (0.79834, 0.198297, 3.214123), rel=1e-4
+    )
+    assert tested.p == pytest.approx(0.7427, rel=1e-3)
+    # tables of the t and F distributions
+    assert welch(0, 1, 80, 1, 1, 80).critical == pytest.approx(1.975, abs=5e-4)
+    assert f_test(1, 61, 1, 61).critical == pytest.approx(1.67, abs=5e-3)
+
+
+def test_f_and_its_interval_agree_and_do_not_depend_on_the_order():
+    a, b = np.random.default_rng(0).normal(size=(2, 30)) * [[1.7], [1]]
+    there, back = f_test(*variances(a, b)), f_test(*variances(b, a))
+    assert there.p == pytest.approx(back.p) and there.statistic == pytest.approx(1 / back.statistic)
+    edge = variance_ratio(*variances(a, b)).low  # at the end of the interval p is 5%
+    assert f_test(a.var(ddof=1) / edge, 30, b.var(ddof=1), 30).p == pytest.approx(0.05)
+
+
+def test_two_proportions_by_hand():
+    found = two_proportions(15, 50, 5, 50)  # pooled 0.2, error sqrt(0.16 / 25) = 0.08, z = 2.5
+    assert (found.statistic, found.p) == pytest.approx((2.5, norm.sf(2.5)))
+    assert two_proportions(0, 80, 0, 80).p == 0.5
+
+
+def test_newcombes_interval_as_published():
+    """Newcombe (1998), Statistics in Medicine 17, 873-890, Table II, method 10."""
+    for events, low, high in (
+        ((56, 70, 48, 80), 0.0524, 0.3339),
+        ((9, 10, 3, 10), 0.1705, 0.8090),
+        ((5, 56, 0, 29), -0.0381, 0.1926),
+    ):
+        found = proportion_difference(*events)
+        assert (found.low, found.high) == pytest.approx((low, high), abs=6e-5)
+
+
+def test_the_mean_of_intervals_covers():
+    random, truth, covered = np.random.default_rng(2), [0.3, 0.05, 0.0, -0.1], 0
+    others = np.array([0.1, 0.02, 0.01, 0.3])
+    for _ in range(1000):
+        first, second = random.binomial(80, others + truth), random.binomial(80, others)
+        pairs = zip(first.tolist(), second.tolist(), strict=True)
+        found = mean_of([proportion_difference(a, 80, b, 80) for a, b in pairs])
+        covered += found.low <= np.mean(truth) <= found.high
+    assert 0.93 < covered / 1000 < 0.98
+    one = proportion_difference(3, 10, 2, 10)
+    assert mean_of([one]) == one
+    nothing = mean_of([proportion_difference(0, 80, 0, 80)] * 7)
+    assert nothing.low < 0 == nothing.value < nothing.high
+
+
+def test_equivalence_is_statsmodels_tost():
+    random = np.random.default_rng(3)
+    for shift in (0.0, 0.2, -0.6):
+        a, b = random.normal(size=40), 2 * random.normal(size=60) + shift
+        found = equivalence(*summary(a, b), margin=0.7)
+        p, *_ = ttost_ind(a, b, -0.7, 0.7, usevar="unequal")
+        assert found.p == pytest.approx(p)
+        edge = smallest_margin(*summary(a, b))
+        assert equivalence(*summary(a, b), margin=edge).p == pytest.approx(0.05)
+
+
+def boschloo_by_enumeration(a, n, b, m):
+    """sup over p of the probability that Fisher's p is at most the one observed."""
+
+    def fisher(i, j):
+        return hypergeom.sf(i - 1, n + m, i + j, n)
+
+    grid = np.linspace(0, 1, 2001)
+    chance = np.zeros_like(grid)
+    for i in range(n + 1):
+        for j in range(m + 1):
+            if fisher(i, j) <= fisher(a, b) * (1 + 1e-9):
+                chance += binom.pmf(i, n, grid) * binom.pmf(j, m, grid)
+    return chance.max()
+
+
+@pytest.mark.parametrize("events", [(7, 10, 2, 12), (4, 9, 4, 9), (1, 8, 6, 8), (0, 5, 0, 7)])
+def test_boschloo_by_enumeration(events):
+    assert boschloo(*events) == pytest.approx(boschloo_by_enumeration(*events), abs=2e-3)
+
+
+def test_tests_keep_their_size():
+    """Under the null hypothesis p is below 5% in 5% of samples: 4 Monte Carlo errors to either side."""
+    random, repeats = np.random.default_rng(4), 2000
+    margin = 4 * np.sqrt(0.05 * 0.95 / repeats)
+    found = {"f": [], "welch": [], "equivalence": []}
+    for _ in range(repeats):
+        a, b = random.normal(size=80), 1.3 * random.normal(size=80)
+        found["f"].append(f_test(*variances(1.3 * a, b)).p)
+        found["welch"].append(welch(*summary(a, b)).p)
+        found["equivalence"].append(equivalence(*summary(a, b + 0.6), margin=0.6).p)
+    for name, p_values in found.items():
+        assert abs(np.mean(np.array(p_values) < 0.05) - 0.05) < margin, name
+
+
+def test_the_permutation_test_keeps_its_size_where_f_does_not():
+    random, p_values, f_values = np.random.default_rng(5), [], []
+    for _ in range(400):
+        a, b = random.standard_t(4, size=(2, 80))
+        p_values.append(permuted_variance_ratio(a, b, permutations=199).p)
+        f_values.append(f_test(*variances(a, b)).p)
+    margin = 4 * np.sqrt(0.05 * 0.95 / 400)
+    assert abs(np.mean(np.array(p_values) <= 0.05) - 0.05) < margin
+    assert np.mean(np.array(f_values) < 0.05) > 0.1  # heavy tails
+    powerful = permuted_variance_ratio(2 * random.normal(size=80), random.normal(size=80))
+    assert powerful.p < 0.001 and powerful.statistic > powerful.critical
+
+
+def test_bca_intervals_cover_and_know_skewness():
+    random, covered, above = np.random.default_rng(6), 0, 0
+    for k in range(400):
+        values = random.exponential(size=(1, 60))
+        value, low, high = bca([values], lambda x: x.mean(axis=-1), resamples=1000, seed=k)
+        covered += low[0] <= 1 <= high[0]
+        above += high[0] - value[0] > value[0] - low[0]
+    assert 0.91 < covered / 400 < 0.975
+    assert above >= 390
+
+
+def test_bca_draws_strata_apart_and_pairs_together():
+    a = np.random.default_rng(7).normal(size=50)
+
+    def gap(x, y):
+        return 1.001 * x.mean(axis=-1) - y.mean(axis=-1)
+
+    widths = []
+    for paired in (True, False):
+        _, low, high = bca([a, a + 1], gap, paired=paired, resamples=2000)
+        widths.append(high - low)
+    assert widths[0] < 0.05 * widths[1]
+    _, low, high = bca([np.ones(5)], lambda x: x.mean(axis=-1))
+    assert np.isnan([low, high]).all()
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: f_test(0.0, 80, 1.0, 80), "first: expected a variance above 0, got 0"),
+        (lambda: f_test(1.0, 80, np.nan, 80), "second: expected a variance above 0, got nan"),
+        (lambda: welch(0, 1, 1, 0, 1, 80), "first: expected at least two samples, got 1"),
+        (lambda: equivalence(0, 1, 80, 0, 1, 80, margin=0), "margin: expected a number above 0"),
+        (lambda: two_proportions(-1, 80, 3, 80), "first: expected 0 to 80 events, got -1"),
+        (lambda: two_proportions(1, 80, 81, 80), "second: expected 0 to 80 events, got 81"),
+        (lambda: boschloo(1, 0, 0, 80), "first: expected at least one trial, got 0"),
+        (lambda: proportion_difference(np.nan, 80, 1, 80), "first: expected 0 to 80"),
+        (lambda: permuted_variance_ratio([1, 1, 1], [1, 2, 3]), "all samples are equal"),
+        (lambda: bca([[1.0]], np.mean), "at least two samples"),
+        (lambda: bca([[1.0, np.nan]], np.mean), "finite"),
+        (lambda: mean_of([]), "at least one"),
+    ],
+)
+def test_bad_input_to_tests_is_refused_by_name(call, words):
+    with pytest.raises(ValueError, match=words):
+        call()

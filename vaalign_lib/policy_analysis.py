@@ -10,18 +10,15 @@ from scipy.stats import ttest_1samp
 
 from vaalign_lib.policy_study import JUDGES, METHODS, PRIMARY, RANGES, Run, stretch_of
 from vaalign_lib.ppo import Unit
+from vaalign_lib.returns import Ratio, Returns, risk, training_variance_ratio
 from vaalign_lib.rewards.base import Interval
 from vaalign_lib.rewards.simulated import stand_ins
 from vaalign_lib.statistics import (
     CONFIDENCE,
     Estimate,
-    Ratio,
-    Returns,
     brown_forsythe,
     paired_brown_forsythe,
     percentiles,
-    risk,
-    training_variance_ratio,
 )
 from vaalign_lib.synthetic.world import World
 

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from scipy.stats import gaussian_kde
 
 from vaalign_lib.figures import EXACT, GRPO, PESSIMIST, POLICY_COLOURS, PRINTED, REFERENCE, canvas
-from vaalign_lib.statistics import Ratio
+from vaalign_lib.returns import Ratio
 
 LABELS = {
     "reward": "reward, SDs of the reference",

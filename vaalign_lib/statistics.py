@@ -1,14 +1,35 @@
-"""Estimates with intervals, from scipy and statsmodels."""
+"""Estimates with intervals, and tests, from scipy and statsmodels.
 
-from collections.abc import Sequence
+Tests take variances, means and counts where those are enough, so that printed numbers can be tested like
+measured ones.
+"""
+
+import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.stats import binom, f_oneway, norm, ttest_rel
+from scipy.stats import (
+    DegenerateDataWarning,
+    binom,
+    bootstrap,
+    boschloo_exact,
+    f,
+    f_oneway,
+    norm,
+    permutation_test,
+    t,
+    ttest_ind_from_stats,
+    ttest_rel,
+)
 from statsmodels.stats.multitest import multipletests
-from statsmodels.stats.proportion import proportion_confint
+from statsmodels.stats.proportion import (
+    confint_proportions_2indep,
+    proportion_confint,
+    proportions_ztest,
+)
 
 CONFIDENCE = 0.95
 
@@ -45,7 +66,7 @@ def proportion(events: ArrayLike, confidence: float = CONFIDENCE) -> Estimate:
 
 def mean(samples: ArrayLike, confidence: float = CONFIDENCE) -> Estimate:
     """Estimate a mean from independent samples (count,), with the normal interval."""
-    values = _samples("samples", samples)
+    values = checked("samples", samples)
     half = norm.ppf(0.5 + confidence / 2) * values.std(ddof=1) / np.sqrt(values.size)
     centre = values.mean()
     return Estimate(float(centre), float(centre - half), float(centre + half), values.size)
@@ -53,7 +74,7 @@ def mean(samples: ArrayLike, confidence: float = CONFIDENCE) -> Estimate:
 
 def median(samples: ArrayLike, confidence: float = CONFIDENCE) -> Estimate:
     """Estimate a median from independent samples (count,), with the order-statistics interval."""
-    values = np.sort(_samples("samples", samples))
+    values = np.sort(checked("samples", samples))
     low = int(binom.ppf(0.5 - confidence / 2, values.size, 0.5))  # P(fewer than low below) < 2.5%
     if low < 1:
         raise ValueError(f"samples: {values.size} are too few for a {confidence:.0%} interval")
@@ -70,7 +91,7 @@ def paired_variance_ratio(
     (a_i - mean)^2 / Var(a) - (b_i - mean)^2 / Var(b), over the count. It needs no normality and
     allows for the pairing, but the count must be large.
     """
-    a, b = _samples("numerator", numerator), _samples("denominator", denominator)
+    a, b = checked("numerator", numerator), checked("denominator", denominator)
     if a.size != b.size:
         raise ValueError(
             f"denominator: expected {a.size} samples as in the numerator, got {b.size}"
@@ -84,116 +105,273 @@ def paired_variance_ratio(
     return Estimate(float(ratio), float(ratio * np.exp(-half)), float(ratio * np.exp(half)), a.size)
 
 
-# --- returns of trained policies ----------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Returns:
-    """The returns of one stack of policies.
-
-    Attributes:
-        values: of the policies (policies,).
-        errors: their standard errors, from the evaluation alone (policies,).
-    """
-
-    values: np.ndarray
-    errors: np.ndarray
-
-    def __post_init__(self) -> None:
-        _samples("values", self.values)
-        if self.errors.shape != self.values.shape or not (self.errors >= 0).all():
-            raise ValueError(
-                f"errors: expected {self.values.size} numbers of at least 0, got {self.errors!r}"
-            )
-
-    @property
-    def total(self) -> float:
-        """The sample variance over policies."""
-        return float(self.values.var(ddof=1))
-
-    @property
-    def noise(self) -> float:
-        """The part of it that the evaluation makes."""
-        return float((self.errors**2).mean())
-
-    @property
-    def training(self) -> float:
-        """The rest, which training makes; an estimate, negative if there is only noise."""
-        return self.total - self.noise
-
-
-@dataclass(frozen=True)
-class Ratio(Estimate):
-    """A ratio of training variances with its bootstrap.
-
-    Attributes:
-        resampled: the ratio in every resample (resamples,); NaN where one policy was all that was drawn.
-        floored: share of resamples in which a training variance did not stand out from the noise.
-    """
-
-    resampled: np.ndarray
-    floored: float
-
-    FLOORED: ClassVar[float] = (
-        1 - CONFIDENCE
-    ) / 2  # from here on the floor has a say in the interval
-
-    @property
-    def measurable(self) -> bool:
-        """Whether the floor has no say in the interval."""
-        return self.floored < self.FLOORED
-
-    def __str__(self) -> str:
-        note = (
-            "" if self.measurable else f"; not above the noise in {self.floored:.0%} of resamples"
-        )
-        return super().__str__() + note
-
-
-def training_variance_ratio(
-    numerator: Sequence[Returns], denominator: Sequence[Returns], rows: Sequence[np.ndarray]
-) -> Ratio:
-    """Estimate a ratio of training variances, with a percentile bootstrap over policies.
-
-    Stacks come in pairs whose policies share their random numbers, so they are drawn again together;
-    variances are pooled over stacks. A training variance counts as at least a hundredth of the total.
-
-    Args:
-        numerator: one or more stacks of one method.
-        denominator: as many of the other.
-        rows: for each pair the policies of every resample (resamples, policies).
-    """
-    pairs = list(zip(numerator, denominator, rows, strict=True))
-    if not pairs or any(not a.values.size == b.values.size == r.shape[1] for a, b, r in pairs):
-        raise ValueError("expected pairs of stacks of the same size, at least one")
-    whole, resampled, floored = [], [], np.zeros(len(rows[0]), dtype=bool)
-    for stacks in ([a for a, *_ in pairs], [b for _, b, _ in pairs]):
-        whole.append(max(sum(s.training for s in stacks), sum(s.total / 100 for s in stacks)))
-        parts = [_resampled(one, drawn) for one, drawn in zip(stacks, rows, strict=True)]
-        variances, lowest = (np.sum(list(kind), axis=0) for kind in zip(*parts, strict=True))
-        resampled.append(np.where(lowest > 0, np.maximum(variances, lowest), np.nan))
-        floored |= variances <= lowest
-    ratios = resampled[0] / resampled[1]
-    found = percentiles(whole[0] / whole[1], ratios, sum(a.values.size for a, *_ in pairs))
-    return Ratio(found.value, found.low, found.high, found.count, ratios, float(floored.mean()))
-
-
-def _resampled(returns: Returns, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the training variance of every resample, and the least that it counts as (resamples,).
-
-    A resample's variance is on average (n - 1) / n of the sample's; that is made good.
-    """
-    count = returns.values.size
-    total = returns.values[rows].var(axis=-1, ddof=1) * count / (count - 1)
-    return total - (returns.errors[rows] ** 2).mean(axis=-1), total / 100
-
-
 def percentiles(
     value: float, resampled: np.ndarray, count: int, confidence: float = CONFIDENCE
 ) -> Estimate:
     """Return an estimate with the percentile interval of its resamples; NaN among them are left out."""
     low, high = np.nanquantile(resampled, (0.5 - confidence / 2, 0.5 + confidence / 2))
     return Estimate(float(value), float(low), float(high), count)
+
+
+def bca(
+    samples: Sequence[ArrayLike],
+    statistic: Callable[..., np.ndarray],
+    *,
+    paired: bool = False,
+    resamples: int = 10_000,
+    seed: int = 0,
+    confidence: float = CONFIDENCE,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return a statistic with its bias-corrected and accelerated bootstrap interval.
+
+    Samples are drawn again each on its own, as strata are; those of one array (..., count) together.
+
+    Args:
+        samples: one or more arrays (..., count).
+        statistic: of the samples, vectorized over all but the last axis; may add axes in front.
+        paired: whether all samples are drawn again together.
+        resamples: how many.
+        seed: of the resamples.
+        confidence: of the interval.
+
+    Returns:
+        Value, lower and upper end, of the statistic's shape. Where it is the same in every resample there
+        is no interval: both ends are NaN.
+    """
+    data = [np.asarray(one, dtype=float) for one in samples]
+    if not data or any(one.ndim == 0 or one.shape[-1] < 2 for one in data):
+        raise ValueError("samples: expected arrays with at least two samples along the last axis")
+    if not all(np.isfinite(one).all() for one in data):
+        raise ValueError("samples: must be finite, got NaN or infinity")
+    with np.errstate(invalid="ignore", divide="ignore"), warnings.catch_warnings():
+        warnings.simplefilter("ignore", DegenerateDataWarning)
+        interval = bootstrap(
+            data,
+            lambda *parts, axis: statistic(*parts),
+            vectorized=True,
+            axis=-1,
+            paired=paired,
+            n_resamples=resamples,
+            confidence_level=confidence,
+            method="BCa",
+            rng=np.random.default_rng(seed),
+        ).confidence_interval
+    return np.asarray(statistic(*data)), np.asarray(interval.low), np.asarray(interval.high)
+
+
+# --- differences and ratios ---------------------------------------------------------------------------
+
+
+def variance_ratio(
+    first: float, first_count: int, second: float, second_count: int, confidence: float = CONFIDENCE
+) -> Estimate:
+    """Estimate a ratio of variances of normal samples, with the exact interval."""
+    _variance("first", first, first_count)
+    _variance("second", second, second_count)
+    ratio, ends = first / second, (0.5 + confidence / 2, 0.5 - confidence / 2)
+    low, high = (ratio / f.ppf(end, first_count - 1, second_count - 1) for end in ends)
+    return Estimate(ratio, float(low), float(high), first_count + second_count)
+
+
+def proportion_difference(
+    first: float, first_count: int, second: float, second_count: int, confidence: float = CONFIDENCE
+) -> Estimate:
+    """Estimate the first proportion minus the second, from events, with Newcombe's interval."""
+    _events("first", first, first_count)
+    _events("second", second, second_count)
+    low, high = confint_proportions_2indep(
+        first, first_count, second, second_count, method="newcomb", alpha=1 - confidence
+    )
+    difference = first / first_count - second / second_count
+    return Estimate(difference, float(low), float(high), first_count + second_count)
+
+
+def mean_of(estimates: Sequence[Estimate]) -> Estimate:
+    """Return the mean of independent estimates, with an interval from theirs.
+
+    The distances to the ends add up in squares (Zou and Donner 2008), as in Newcombe's interval; those of
+    proportions stay honest at 0 and 1, where a bootstrap has nothing to say.
+    """
+    if not estimates:
+        raise ValueError("estimates: expected at least one")
+    values, lows, highs = (
+        np.array([getattr(one, end) for one in estimates]) for end in ("value", "low", "high")
+    )
+    count = len(values)
+    below, above = (np.sqrt((gap**2).sum()) / count for gap in (values - lows, highs - values))
+    centre = float(values.mean())
+    return Estimate(
+        centre, centre - float(below), centre + float(above), sum(e.count for e in estimates)
+    )
+
+
+# --- tests --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Tested:
+    """What a test found.
+
+    Attributes:
+        statistic: of the test.
+        critical: what it is compared with at 5%; for two-sided tests the upper end.
+        p: the p-value.
+        degrees: of freedom, NaN where there are none.
+    """
+
+    statistic: float
+    critical: float
+    p: float
+    degrees: float = float("nan")
+
+
+def f_test(first: float, first_count: int, second: float, second_count: int) -> Tested:
+    """Test two-sided that two normal samples have one variance; `critical` is the 0.975 quantile of F."""
+    ratio = variance_ratio(first, first_count, second, second_count).value
+    law = f(first_count - 1, second_count - 1)
+    p = min(1.0, 2 * min(law.cdf(ratio), law.sf(ratio)))
+    return Tested(ratio, float(law.ppf(0.5 + CONFIDENCE / 2)), float(p), first_count - 1)
+
+
+def welch(
+    first_mean: float,
+    first_variance: float,
+    first_count: int,
+    second_mean: float,
+    second_variance: float,
+    second_count: int,
+) -> Tested:
+    """Test two-sided that two means, first minus second, are equal, by Welch's t."""
+    parts = (first_mean, first_variance, first_count, second_mean, second_variance, second_count)
+    _, degrees = _welch_error(*parts[1:3], *parts[4:])
+    spreads = np.sqrt([first_variance, second_variance])
+    found = ttest_ind_from_stats(
+        first_mean,
+        spreads[0],
+        first_count,
+        second_mean,
+        spreads[1],
+        second_count,
+        equal_var=False,
+    )
+    critical = float(t.ppf(0.5 + CONFIDENCE / 2, degrees))
+    return Tested(float(found.statistic), critical, float(found.pvalue), degrees)
+
+
+def equivalence(
+    first_mean: float,
+    first_variance: float,
+    first_count: int,
+    second_mean: float,
+    second_variance: float,
+    second_count: int,
+    margin: float,
+) -> Tested:
+    """Test that two means differ by less than a margin: two one-sided Welch tests (Schuirmann 1987).
+
+    `statistic` is the smaller of the two; both must exceed `critical`. `p` is the larger of the two.
+    """
+    if not margin > 0:
+        raise ValueError(f"margin: expected a number above 0, got {margin}")
+    error, degrees = _welch_error(first_variance, first_count, second_variance, second_count)
+    statistic = (margin - abs(first_mean - second_mean)) / error
+    critical = float(t.ppf(CONFIDENCE, degrees))
+    return Tested(statistic, critical, float(t.sf(statistic, degrees)), degrees)
+
+
+def smallest_margin(
+    first_mean: float,
+    first_variance: float,
+    first_count: int,
+    second_mean: float,
+    second_variance: float,
+    second_count: int,
+) -> float:
+    """Return the margin from which on `equivalence` says at 5% that two means are equivalent."""
+    error, degrees = _welch_error(first_variance, first_count, second_variance, second_count)
+    return abs(first_mean - second_mean) + error * float(t.ppf(CONFIDENCE, degrees))
+
+
+def _welch_error(
+    first: float, first_count: int, second: float, second_count: int
+) -> tuple[float, float]:
+    """Return the standard error of a difference of means and its degrees of freedom."""
+    _variance("first", first, first_count)
+    _variance("second", second, second_count)
+    parts = np.array([first / first_count, second / second_count])
+    degrees = parts.sum() ** 2 / (parts**2 / [first_count - 1, second_count - 1]).sum()
+    return float(np.sqrt(parts.sum())), float(degrees)
+
+
+def two_proportions(first: float, first_count: int, second: float, second_count: int) -> Tested:
+    """Test one-sided that the first proportion is larger, by the z test with a pooled error.
+
+    Args:
+        first: events, out of `first_count`; need not be whole, for printed proportions are rounded.
+        first_count: trials.
+        second: events, out of `second_count`.
+        second_count: trials.
+    """
+    _events("first", first, first_count)
+    _events("second", second, second_count)
+    critical = float(norm.ppf(CONFIDENCE))
+    if first + second in (0, first_count + second_count):
+        return Tested(0.0, critical, 0.5)  # nothing varies, nothing can be told
+    z, p = proportions_ztest([first, second], [first_count, second_count], alternative="larger")
+    return Tested(float(z), critical, float(p))
+
+
+def boschloo(first: int, first_count: int, second: int, second_count: int) -> float:
+    """Return the p-value of Boschloo's exact test that the first proportion is larger."""
+    _events("first", first, first_count)
+    _events("second", second, second_count)
+    if first + second in (0, first_count + second_count):
+        return 1.0
+    table = [[first, second], [first_count - first, second_count - second]]
+    return float(boschloo_exact(table, alternative="greater").pvalue)
+
+
+def permuted_variance_ratio(
+    first: ArrayLike, second: ArrayLike, permutations: int = 9_999, seed: int = 0
+) -> Tested:
+    """Test two-sided that two samples spread alike, by permuting deviations from their own medians.
+
+    The statistic is the absolute logarithm of the ratio of mean squared deviations; `critical` is its
+    0.95 quantile under permutation. It needs no normality; exact only where the
+    medians are known.
+    """
+    a, b = checked("first", first), checked("second", second)
+    deviations = a - np.median(a), b - np.median(b)
+    if not all(one.any() for one in deviations):
+        raise ValueError("first, second: all samples are equal, there is no spread to compare")
+
+    def ratio(one: np.ndarray, other: np.ndarray, axis: int) -> np.ndarray:
+        return np.abs(np.log((one**2).mean(axis=axis) / (other**2).mean(axis=axis)))
+
+    found = permutation_test(
+        deviations,
+        ratio,
+        vectorized=True,
+        n_resamples=permutations,
+        alternative="greater",
+        rng=np.random.default_rng(seed),
+    )
+    critical = np.quantile(found.null_distribution, CONFIDENCE)
+    return Tested(float(found.statistic), float(critical), float(found.pvalue))
+
+
+def _variance(name: str, variance: float, count: int) -> None:
+    if not (np.isfinite(variance) and variance > 0):
+        raise ValueError(f"{name}: expected a variance above 0, got {variance}")
+    if count < 2:
+        raise ValueError(f"{name}: expected at least two samples, got {count}")
+
+
+def _events(name: str, events: float, count: int) -> None:
+    if count < 1:
+        raise ValueError(f"{name}: expected at least one trial, got {count}")
+    if not 0 <= events <= count:
+        raise ValueError(f"{name}: expected 0 to {count} events, got {events}")
 
 
 def brown_forsythe(first: Sequence[ArrayLike], second: Sequence[ArrayLike]) -> float:
@@ -208,14 +386,14 @@ def brown_forsythe(first: Sequence[ArrayLike], second: Sequence[ArrayLike]) -> f
     """
     sides = []
     for stacks in (first, second):
-        vectors = [_samples("values", stack) for stack in stacks]
+        vectors = [checked("values", stack) for stack in stacks]
         sides.append(np.concatenate([np.abs(one - np.median(one)) for one in vectors]))
     return float(f_oneway(*sides).pvalue)
 
 
 def paired_brown_forsythe(first: ArrayLike, second: ArrayLike) -> float:
     """Return the p-value of the same question for pairs: a t test of the differences of deviations."""
-    a, b = _samples("first", first), _samples("second", second)
+    a, b = checked("first", first), checked("second", second)
     return float(ttest_rel(np.abs(a - np.median(a)), np.abs(b - np.median(b))).pvalue)
 
 
@@ -224,24 +402,12 @@ def holm(p_values: ArrayLike) -> np.ndarray:
     return np.asarray(multipletests(np.asarray(p_values, dtype=float), method="holm")[1])
 
 
-def risk(returns: ArrayLike, reference: ArrayLike, confidence: float = CONFIDENCE) -> Estimate:
-    """Estimate the probability that a policy returns no more than the reference does.
+def checked(name: str, samples: ArrayLike) -> np.ndarray:
+    """Return samples as a vector of numbers.
 
-    The bar is the mean of evaluations of the reference; the interval is Clopper and Pearson's with the
-    bar moved by its own error against it.
-
-    Args:
-        returns: of policies.
-        reference: evaluations of the reference policy.
-        confidence: of the interval.
+    Raises:
+        ValueError: they are no vector of at least two finite numbers.
     """
-    values, bar = _samples("returns", returns), mean(reference, confidence)
-    low = proportion(values <= bar.low, confidence).low
-    high = proportion(values <= bar.high, confidence).high
-    return Estimate(float((values <= bar.value).mean()), low, high, values.size)
-
-
-def _samples(name: str, samples: ArrayLike) -> np.ndarray:
     values = np.asarray(samples, dtype=float)
     if values.ndim != 1 or values.size < 2:
         raise ValueError(

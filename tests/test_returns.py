@@ -1,0 +1,185 @@
+"""Variances of returns and their ratios, decomposition and risk, against simulations and definitions."""
+
+import numpy as np
+import pytest
+from scipy.stats import norm
+
+from vaalign_lib.returns import (
+    LEVELS,
+    RISK_MEASURES,
+    Returns,
+    _resampled,
+    decomposition,
+    risk,
+    risk_measures,
+    risk_table,
+    training_variance_test,
+    training_variance_ratio,
+)
+from vaalign_lib.statistics import f_test, proportion
+
+
+def stack(random, size, training, noise):
+    error = np.full(size, np.sqrt(noise))
+    values = random.normal(3, np.sqrt(training), size) + random.normal(0, error)
+    return Returns(values, error)
+
+
+def test_the_variance_of_returns_falls_into_training_and_noise():
+    parts = stack(np.random.default_rng(0), 200_000, 0.4, 0.1)
+    assert parts.total == pytest.approx(0.5, rel=0.02)
+    assert parts.noise == pytest.approx(0.1) and parts.training == pytest.approx(0.4, rel=0.02)
+    with pytest.raises(ValueError, match="errors: expected 2 numbers"):
+        Returns(np.array([1.0, 2.0]), np.array([0.1]))
+
+
+def draws(random, size, resamples=400, stacks=1):
+    return [random.integers(size, size=(resamples, size)) for _ in range(stacks)]
+
+
+def test_intervals_of_ratios_of_training_variances_cover():
+    random, covered, above = np.random.default_rng(1), 0, 0
+    for _ in range(300):
+        first = [stack(random, 80, 0.4, 0.1), stack(random, 80, 0.4, 0.1)]
+        second = [stack(random, 80, 0.2, 0.1), stack(random, 80, 0.2, 0.1)]
+        found = training_variance_ratio(first, second, draws(random, 80, stacks=2))
+        covered += found.low <= 2 <= found.high
+        above += found.value > 2
+    assert 0.9 <= covered / 300 <= 0.985  # the bootstrap of 80 is a little short
+    assert 0.38 <= above / 300 <= 0.62
+
+
+def test_resamples_are_centred_on_the_sample():
+    random = np.random.default_rng(5)
+    a, b = stack(random, 10, 1.0, 0.1), stack(random, 10, 0.5, 0.1)
+    rows = draws(random, 10, 20_000)
+    parts = [_resampled(one, rows[0])[0].mean() for one in (a, b)]
+    np.testing.assert_allclose(parts, [a.training, b.training], rtol=0.02)
+
+
+def test_the_ratio_of_the_same_policies_is_one_without_doubt():
+    random = np.random.default_rng(0)
+    one = stack(np.random.default_rng(2), 50, 1.0, 0.1)
+    found = training_variance_ratio([one], [one], draws(random, 50))
+    assert (found.low, found.value, found.high) == (1, 1, 1) and found.measurable
+    short = stack(np.random.default_rng(2), 20, 1.0, 0.1)
+    with pytest.raises(ValueError, match="same size"):
+        training_variance_ratio([one], [short], draws(random, 50))
+
+
+def test_a_training_variance_below_the_noise_is_not_called_measured():
+    random = np.random.default_rng(0)
+    one, noise = stack(random, 80, 1.0, 0.1), stack(random, 80, 0.001, 0.1)
+    found = training_variance_ratio([one], [noise], draws(random, 80))
+    assert found.floored > 0.2 and not found.measurable and "not above the noise" in str(found)
+
+
+def test_risk_carries_the_error_of_the_bar():
+    returns, reference = np.linspace(-1, 1, 80), np.full(80, -0.5) + np.tile([-1e-9, 1e-9], 40)
+    sharp = risk(returns, reference)
+    assert sharp.value == (returns <= -0.5).mean()
+    exact = proportion(returns <= -0.5)
+    assert (sharp.low, sharp.high) == (exact.low, exact.high)
+    vague = risk(returns, reference + np.tile([-1.0, 1.0], 40))
+    assert vague.low < sharp.low and vague.high > sharp.high
+
+
+# --- decomposition and tests --------------------------------------------------------------------------
+
+
+def test_the_decomposition_covers():
+    random, covered = np.random.default_rng(6), np.zeros(3)
+    for seed in range(200):
+        parts = decomposition(stack(random, 80, 0.4, 0.1), resamples=1000, seed=seed)
+        truth = {"total": 0.5, "training": 0.4}
+        covered[0] += parts["total"].low <= truth["total"] <= parts["total"].high
+        covered[1] += parts["training"].low <= truth["training"] <= parts["training"].high
+        assert parts["training"].value == pytest.approx(parts["total"].value - 0.1)
+    assert (covered[:2] / 200 > 0.88).all() and (covered[:2] / 200 < 0.985).all()
+
+
+def test_the_test_of_training_variances_keeps_its_size_where_f_of_totals_does_not():
+    random, p_values, of_totals = np.random.default_rng(7), [], []
+    for _ in range(2000):
+        a, b = stack(random, 80, 0.2, 0.05), stack(random, 80, 0.2, 0.3)
+        p_values.append(training_variance_test(a, b).p)
+        of_totals.append(f_test(a.total, 80, b.total, 80).p)
+    assert abs(np.mean(np.array(p_values) < 0.05) - 0.05) < 4 * np.sqrt(0.05 * 0.95 / 2000)
+    assert np.mean(np.array(of_totals) < 0.05) > 0.5
+    a, b = stack(random, 80, 0.5, 0.1), stack(random, 80, 0.1, 0.1)
+    for other in (b, stack(random, 80, 0.4, 0.1), stack(random, 80, 0.7, 0.1)):
+        p = f_test(a.total, 80, other.total, 80).p
+        assert training_variance_test(a, other).p == pytest.approx(p, rel=0.15, abs=1e-6)
+    assert training_variance_test(a, b).p < 1e-3
+    only_noise = stack(random, 80, 0, 0.1)
+    assert training_variance_test(only_noise, stack(random, 80, 0, 0.1)).p > 1e-3
+
+
+# --- risk ---------------------------------------------------------------------------------------------
+
+
+def test_risk_measures_by_their_definitions():
+    random = np.random.default_rng(8)
+    returns, reference = random.normal(1, 2, 83), random.normal(0, 1, 80)
+    gains = returns - reference.mean()
+    found = dict(zip(RISK_MEASURES, risk_measures(returns, reference), strict=True))
+    for level in LEVELS:
+        # Rockafellar and Uryasev: the largest t - E[(t - X)+] / level, attained at a sample
+        tail = max(t - np.maximum(t - gains, 0).mean() / level for t in gains)
+        assert found[f"cvar_{100 * level:.0f}"] == pytest.approx(tail)
+        assert found[f"quantile_{100 * level:.0f}"] == pytest.approx(np.quantile(gains, level))
+    assert found["mean_regret"] == pytest.approx(-gains[gains < 0].sum() / 83)
+    assert found["sharpe"] == pytest.approx(gains.mean() / returns.std(ddof=1))
+
+
+def test_risk_measures_of_many_resamples_are_those_of_each():
+    random = np.random.default_rng(9)
+    returns, reference = random.normal(size=(3, 5, 20)), random.normal(size=(3, 5, 30))
+    everything = risk_measures(returns, reference)
+    assert everything.shape == (len(RISK_MEASURES), 3, 5)
+    one = risk_measures(returns[2, 1], reference[2, 1])
+    np.testing.assert_allclose(everything[:, 2, 1], one)
+
+
+def test_intervals_of_risk_measures_cover():
+    """For normal gains: CVaR = mean - SD phi(z) / level, Sharpe = mean / SD."""
+    random, level = np.random.default_rng(10), 0.25
+    truth = {
+        "cvar_25": 1 - norm.pdf(norm.ppf(level)) / level,
+        "quantile_25": 1 + norm.ppf(level),
+        "sharpe": 1.0,
+    }
+    covered = dict.fromkeys(truth, 0)
+    for seed in range(200):
+        pair = random.normal(1, 1, 80), random.normal(0, 0.2, 80)
+        table = risk_table({"one": pair}, resamples=1000, seed=seed).set_index("measure")
+        for name, value in truth.items():
+            covered[name] += table.loc[name, "low"] <= value <= table.loc[name, "high"]
+    assert all(0.88 < count / 200 < 0.99 for count in covered.values()), covered
+
+
+def test_the_worst_is_what_was_seen_and_may_be_worse():
+    values = np.linspace(-1, 1, 80)
+    table = risk_table({"a": (values, np.zeros(80)), "b": (values + 5, np.zeros(80))})
+    worst = table[table["measure"] == "worst_regret"].set_index("stack")
+    assert worst.loc["a", "value"] == 1 and worst.loc["b", "value"] == -4
+    assert np.isinf(worst["high"]).all()
+    no_loss = table.set_index(["stack", "measure"]).loc[("b", "mean_regret")]
+    assert no_loss["value"] == 0 and np.isnan(no_loss["low"])
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: risk_table({}), "stacks: expected at least one"),
+        (lambda: risk_table({"a": ([1.0], [0.0, 1.0])}), "returns of a: .*at least two"),
+        (lambda: risk_table({"a": ([1.0, 2.0], [0.0, np.nan])}), "reference of a: must be finite"),
+        (
+            lambda: training_variance_test(Returns(np.ones(4), np.zeros(4)), Returns(*np.eye(2))),
+            "first, second: all returns are equal",
+        ),
+    ],
+)
+def test_bad_returns_are_refused_by_name(call, words):
+    with pytest.raises(ValueError, match=words):
+        call()
