@@ -13,8 +13,8 @@ from vaalign_lib.returns import (
     risk,
     risk_measures,
     risk_table,
-    training_variance_test,
     training_variance_ratio,
+    training_variance_test,
 )
 from vaalign_lib.statistics import f_test, proportion
 

@@ -9,6 +9,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -76,9 +77,23 @@ class NotebookRun:
         self._write_record()
 
     def save_table(
-        self, table: pd.DataFrame, name: str, *, item: str, caption: str
+        self,
+        table: pd.DataFrame,
+        name: str,
+        *,
+        item: str,
+        caption: str,
+        layout: pd.DataFrame | None = None,
     ) -> pd.DataFrame:
-        """Write a table as parquet and Markdown, rounded to ten significant digits, and return it."""
+        """Write a table as parquet and Markdown, rounded to ten significant digits, and return it.
+
+        Args:
+            table: numbers, for programs.
+            name: of the files.
+            item: of the paper.
+            caption: of the table.
+            layout: the same as text, for readers: then Markdown shows it, and LaTeX (booktabs) as well.
+        """
         rounded_table = table.map(partial(rounded, digits=SIGNIFICANT_DIGITS))
         arrow = pa.Table.from_pandas(rounded_table, preserve_index=False)
         label = {
@@ -91,11 +106,15 @@ class NotebookRun:
         folder = self.figures_dir.parent / "tables"
         folder.mkdir(parents=True, exist_ok=True)
         pq.write_table(arrow, folder / f"{name}.parquet")
-        text = rounded_table.to_markdown(index=False, floatfmt=".4g")
+        shown = rounded_table if layout is None else layout
+        text = shown.to_markdown(index=False, floatfmt=".4g")
         write_atomically(
             folder / f"{name}.md",
             f"**{item}.** {caption} Profile: {self.profile.name}.\n\n{text}\n",
         )
+        if layout is not None:
+            told = f"{caption} Profile: {self.profile.name}."
+            write_atomically(folder / f"{name}.tex", latex(layout, told, name))
         self._tables.append({"name": name, "item": item, "caption": caption})
         self._write_record()
         return rounded_table
@@ -167,6 +186,30 @@ class NotebookRun:
             self.figures_dir.parent / "findings.json",
             json.dumps(record, indent=1) + "\n",
         )
+
+
+_LATEX = {
+    "σ₁²": r"$\sigma_1^2$",
+    "σ₂²": r"$\sigma_2^2$",
+    "μ₁": r"$\mu_1$",
+    "μ₂": r"$\mu_2$",
+    "p̂₁": r"$\hat{p}_1$",
+    "p̂₂": r"$\hat{p}_2$",
+}
+
+
+def latex(layout: pd.DataFrame, caption: str, label: str) -> str:
+    """Return a table of texts for LaTeX with booktabs; Greek headings become formulas."""
+    escaped = layout.rename(columns=str).to_latex(
+        index=False, escape=True, caption=_escaped(caption), label=f"tab:{label}", position="htbp"
+    )
+    for text, formula in _LATEX.items():
+        escaped = escaped.replace(text, formula)
+    return escaped
+
+
+def _escaped(text: str) -> str:
+    return re.sub(r"([&%$#_{}])", r"\\\1", text)
 
 
 def start(

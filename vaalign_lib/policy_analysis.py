@@ -143,6 +143,15 @@ class Comparisons:
         value = lever @ np.log([one.value for one in ratios])
         return percentiles(value, lever @ logs, len(runs))
 
+    def gap(self, run: Run) -> Estimate:
+        """Estimate the variance-aware mean minus vanilla's, by pairs of policies that drew the same
+        random numbers.
+        """
+        pair = self.panel(run)
+        vanilla, aware = (pair[name][MEASURE].to_numpy() for name in METHODS)
+        low, high = ttest_1samp(aware - vanilla, 0).confidence_interval(CONFIDENCE)
+        return Estimate(float((aware - vanilla).mean()), float(low), float(high), aware.size)
+
     def risk_fall(self, runs: Sequence[Run]) -> Estimate:
         """Estimate the mean over runs of vanilla's risk minus the variance-aware one's.
 
@@ -205,12 +214,11 @@ class Comparisons:
         for name, one in (("vanilla", run.vanilla), ("aware", run)):
             row |= {f"{key}_{name}": value for key, value in self._stack(one, bar).items()}
         values = [pair[name][MEASURE].to_numpy() for name in METHODS]
-        gap = ttest_1samp(values[1] - values[0], 0)  # the same index draws the same numbers in both
-        low, high = gap.confidence_interval(CONFIDENCE)
+        gap = self.gap(run)
         return row | {
-            "gap": float((values[1] - values[0]).mean()),
-            "gap_low": float(low),
-            "gap_high": float(high),
+            "gap": gap.value,
+            "gap_low": gap.low,
+            "gap_high": gap.high,
             "f": float(values[0].var(ddof=1) / values[1].var(ddof=1)),
             "ratio": ratio.value,
             "ratio_low": ratio.low,

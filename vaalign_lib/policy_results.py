@@ -23,16 +23,21 @@ from vaalign_lib.policy_study import (
     REFERENCE,
     Run,
     ensemble_folder,
+    plan,
     run_key,
     settings_key,
     train_run,
+    train_runs,
 )
-from vaalign_lib.profiles import Profile
+from vaalign_lib.profiles import Profile, RunGroup
+from vaalign_lib.reproduce import PUBLISHED_PROFILE
 from vaalign_lib.reward_study import prepare, reference
 from vaalign_lib.runs import NotKeptError, RunStore, new_folder
 from vaalign_lib.statistics import rounded
 
 PUBLISHED = RESULTS / "runs"
+COMPARED_GROUPS: tuple[RunGroup, ...] = ("rows", "matched_kl", "independent", "ranges")
+HERE = "this run"  # the origin of what was trained, not published
 DIGITS = 7  # significant ones of what is published; standard errors are in the second
 WINDOW = 5  # steps that curves are averaged over
 MEASURES = ("reward", "true_reward", "gold", "kl", "length", "variance", "penalty", "coefficient")
@@ -61,6 +66,11 @@ class Results:
     def names(self) -> set[str]:
         """The names of the runs."""
         return set(self.runs["run"])
+
+    @property
+    def trained_here(self) -> "Results":
+        """What is known of the runs that were not published before."""
+        return self.of(self.runs.loc[self.runs["origin"] == HERE, "run"])
 
     def kl(self) -> dict[Run, float]:
         """Return the mean KL of every run's policies."""
@@ -121,7 +131,7 @@ def trained(store: RunStore, folders: Mapping[Run, Path], profile: Profile, seed
         policies.append(pd.read_parquet(folder / "policies.parquet").assign(**described))
         keys = {"key": run_key(profile, seed, run), "settings": settings_key(profile, seed, run)}
         device = {"device": hardware()}
-        runs.append(described | {"origin": "this run"} | device | keys | _costs(folder))
+        runs.append(described | {"origin": HERE} | device | keys | _costs(folder))
         if run.objective != REFERENCE:
             log = pd.read_parquet(folder / "log.parquet")
             curves.append(curves_of(log).assign(run=run.name))
@@ -177,6 +187,39 @@ def curves_of(log: pd.DataFrame, measures: Sequence[str] = MEASURES) -> pd.DataF
         found[measure] = smooth.mean(axis=1)
         found[f"{measure}_low"], found[f"{measure}_high"] = np.quantile(smooth, (0.1, 0.9), axis=1)
     return pd.DataFrame(found).reset_index()
+
+
+def collect(
+    store: RunStore, profile: Profile, seed: int, workers: int, from_results: bool = False
+) -> Results:
+    """Return the results of the profile's runs and of what else is published with its settings.
+
+    What is neither in the store nor published is trained.
+
+    Args:
+        store: keeps the runs.
+        profile: its settings.
+        seed: of the study.
+        workers: processes.
+        from_results: train nothing, take what is published.
+
+    Raises:
+        LookupError: runs that the notebooks compare are not among them.
+    """
+    planned = plan(profile.policies.runs)
+    known = published(profile, seed)
+    if not from_results:
+        # the profile whose results are committed trains its own runs; others what is not published yet
+        own_profile = profile.name == PUBLISHED_PROFILE
+        others = known.without([one.name for one in planned]) if own_profile else known
+        folders = train_runs(store, profile, seed, planned, workers, others.kl())
+        known = trained(store, folders, profile, seed).joined(others)
+    if missing := [one.name for one in plan(COMPARED_GROUPS) if one.name not in known.names]:
+        raise LookupError(
+            f"policies.runs: the notebooks need {', '.join(COMPARED_GROUPS)}, trained or published with "
+            f"these settings; missing: {', '.join(missing)}"
+        )
+    return known
 
 
 # --- what is published --------------------------------------------------------------------------------
