@@ -28,23 +28,23 @@ from vaalign_lib.synthetic.world import World
 COUNT = 400
 
 
-def results(runs, spread, shift=0.3, seed=0):
+def results(runs, spread, shift=0.3, seed=0, count=COUNT):
     """Return made-up results: vanilla's training variance is spread(run), the other's 0.2."""
     random, tables = np.random.default_rng(seed), []
     for run in runs:
         variance = {"vanilla": spread(run), "variance_aware": 0.2, "reference": 0.0}[run.objective]
-        error = np.full(COUNT, 0.1)
+        error = np.full(count, 0.1)
         centre = 0.0 if run.objective == "reference" else shift
-        values = centre + random.normal(0, np.sqrt(variance), COUNT) + random.normal(0, error)
+        values = centre + random.normal(0, np.sqrt(variance), count) + random.normal(0, error)
         tables.append(
             pd.DataFrame(
                 {
-                    "policy": range(COUNT),
+                    "policy": range(count),
                     "true_reward": values,
                     "true_reward_error": error,
                     "gold": values,
                     "gold_error": error,
-                    "kl": random.normal(2, 0.1, COUNT) * (run.objective != "reference"),
+                    "kl": random.normal(2, 0.1, count) * (run.objective != "reference"),
                     "step_length": 0.01,
                     "length": 20.0,
                     "run": run.name,

@@ -268,10 +268,11 @@ def table_3(comparisons: Comparisons, runs: Sequence[Run]) -> pd.DataFrame:
     `count_...` are policies, `p` of the paper's one-sided z test, `p_boschloo` exact, `fall` vanilla's
     risk minus the variance-aware one's with Newcombe's interval. The reference's mean is taken as known.
     """
-    return _table(runs, lambda run: _risks(comparisons, run), ["p", "p_boschloo"])
+    printed = audit.risk_tests().set_index("row")
+    return _table(runs, lambda run: _risks(comparisons, run, printed), ["p", "p_boschloo"])
 
 
-def _risks(comparisons: Comparisons, run: Run) -> Mapping[str, object]:
+def _risks(comparisons: Comparisons, run: Run, printed: pd.DataFrame) -> Mapping[str, object]:
     pair = comparisons.panel(run)
     bar = pair["reference"][MEASURE].mean()
     vanilla, aware = (
@@ -283,15 +284,15 @@ def _risks(comparisons: Comparisons, run: Run) -> Mapping[str, object]:
         | {"p": two_proportions(*vanilla, *aware).p, "p_boschloo": boschloo(*vanilla, *aware)}
         | _interval("fall", proportion_difference(*vanilla, *aware))
         | {"reference": float(bar)}
-        | _interval("fall_printed", _printed_fall(run))
+        | _interval("fall_printed", _printed_fall(run, printed))
     )
 
 
-def _printed_fall(run: Run) -> Estimate:
+def _printed_fall(run: Run, printed: pd.DataFrame) -> Estimate:
     """Return the paper's difference in risk for a row of Table 3, from the nearest counts of 80."""
     if run not in main_rows():
         return NOTHING
-    line = audit.risk_tests().set_index("row").loc[PRINTED_ROWS[run.row]]
+    line = printed.loc[PRINTED_ROWS[run.row]]
     return Estimate(
         float(line["fall"]), float(line["low"]), float(line["high"]), 2 * audit.POLICIES
     )
