@@ -12,15 +12,17 @@ from pydantic import ValidationError
 from vaalign_lib.paths import NOTEBOOKS, RUNS
 from vaalign_lib.profiles import Profile, ProfileError, load_profile
 from vaalign_lib.published import UnknownRuleError
-from vaalign_lib.report import write_report
+from vaalign_lib.report import published_rows, write_report
 from vaalign_lib.reproduce import (
     PUBLISHED_PROFILE,
     UnknownNotebookError,
     UnknownParameterError,
+    publishes,
     reproduce,
     status,
 )
 from vaalign_lib.runs import RunDirectoryBusyError, content_key
+from vaalign_lib.summary import write_into_readme
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -89,6 +91,8 @@ def _reproduce(options: argparse.Namespace, profile: Profile, run_dir: Path) -> 
         from_results=options.from_results,
     )
     _report(options, profile, run_dir)
+    if publishes(profile, run_dir, options.seed) and not options.set:
+        write_into_readme(published_rows())
     return 1 if any(outcome.state in ("failed", "skipped") for outcome in outcomes) else 0
 
 

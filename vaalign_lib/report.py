@@ -8,6 +8,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, select_autoescape
 
+from vaalign_lib.paths import RESULTS
 from vaalign_lib.profiles import Profile
 from vaalign_lib.published import (
     FURTHER_ITEMS,
@@ -22,6 +23,7 @@ from vaalign_lib.published import (
 )
 from vaalign_lib.reproduce import FINDINGS, PAGE, is_done, notebooks, read_record
 from vaalign_lib.runs import write_atomically
+from vaalign_lib.summary import settings, summary
 
 TEMPLATE = "report.html.jinja"
 
@@ -45,6 +47,9 @@ def write_report(profile: Profile, run_dir: Path, seed: int = 0) -> Path:
     )
     page = environment.get_template(TEMPLATE).render(
         profile=profile,
+        summary=summary(rows),
+        stand_ins=settings().stand_ins,
+        headline=[one for name in settings().figures for one in _named(name, records, run_dir)],
         items=[_item(name, rows, records, run_dir) for name in ITEMS + FURTHER_ITEMS],
         counts=Counter(row["verdict"] for row in rows),
         notebooks=[record["notebook"] for record in records],
@@ -59,6 +64,12 @@ def write_report(profile: Profile, run_dir: Path, seed: int = 0) -> Path:
 def _read(folder: Path) -> dict[str, Any]:
     record: dict[str, Any] = json.loads((folder / FINDINGS).read_text(encoding="utf-8"))
     return record
+
+
+def published_rows() -> list[dict[str, Any]]:
+    """Return the scoreboard of the findings that are committed."""
+    paths = sorted((RESULTS / "findings").glob("*.json"))
+    return scoreboard([json.loads(path.read_text(encoding="utf-8")) for path in paths])
 
 
 def scoreboard(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -110,6 +121,16 @@ def _in_words(rule: Rule) -> str:
     if rule.criterion.kind in ("above", "below"):
         text += f"; {rule.unclear} if the interval straddles it"
     return text
+
+
+def _named(name: str, records: list[dict[str, Any]], run_dir: Path) -> list[dict[str, Any]]:
+    """Return a figure by its name, if a notebook has made it."""
+    return [
+        _figure(run_dir / record["notebook"] / "figures" / f"{name}.png", entry["caption"])
+        for record in records
+        for entry in record["figures"]
+        if entry["name"] == name
+    ]
 
 
 def _item(
