@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from matplotlib import pyplot as plt
-from scipy.stats import f, norm, t, ttest_ind
+from scipy.stats import f, norm, t, ttest_ind, ttest_rel
 
 from tests.test_policy_analysis import results
 from vaalign_lib import audit
@@ -51,7 +51,9 @@ def test_table_1(known, runs):
     assert inside.mean() > 0.7
     assert (table[["p_f", "p_brown_forsythe", "p_permutation", "p_training"]] < 0.01).all().all()
     assert table["p_f_holm"].notna().sum() == 7 == table["main"].sum()
-    assert (table["p_f_holm"] >= table["p_f"])[:7].all()
+    ordered = np.sort(table["p_f"][:7])
+    by_hand = np.maximum.accumulate(ordered * np.arange(7, 0, -1)).clip(max=1)
+    np.testing.assert_allclose(np.sort(table["p_f_holm"][:7]), by_hand)
     assert first["f_printed"] == printed_value("table1.gpt2-ensemble.variance_ratio_f")
     in_range = table.loc[("qwen2-judge-b", "shared source, as printed, 1 to 10")]
     assert in_range["f_printed"] == 1.79
@@ -68,6 +70,8 @@ def test_table_2(known, runs):
     ends = theirs.confidence_interval(0.95)
     assert (first["t"], first["p"]) == pytest.approx((abs(theirs.statistic), theirs.pvalue))
     assert (first["difference_low"], first["difference_high"]) == pytest.approx(tuple(ends))
+    paired = ttest_rel(*pair).confidence_interval(0.95)
+    assert (first["gap_low"], first["gap_high"]) == pytest.approx(tuple(paired))
     assert first["margin"] == pytest.approx(0.1 * first["gain_vanilla"])
     assert (table["p_equivalence"] > 0.05).all()  # a tenth of 0.3 is too little for 100 policies
     error = (ends.high - ends.low) / 2 / t.ppf(0.975, theirs.df)
@@ -87,7 +91,9 @@ def test_table_3(known, runs):
     assert first["p_boschloo"] == exact
     fall = tables.mean_fall(table)
     assert fall.low < expected[0] - expected[1] < fall.high
-    assert fall.high - fall.low < (first["fall_high"] - first["fall_low"]) / 2
+    assert (fall.low, fall.high) == pytest.approx(
+        tuple(table.loc[table["main"], ["fall_low", "fall_high"]].mean())
+    )
     assert first["fall_printed"] == pytest.approx(19 / 80)
     assert "By unadjusted intervals it is lower in" in tables.sentence_3(table)
 
@@ -134,6 +140,19 @@ def test_layouts_and_latex(known, runs):
     assert len(tables.layout_3(tables.table_3(known, runs))) == len(runs)
     table["floored"] = 0.5
     assert tables.layout_1(table)["training variance ratio"].str.startswith("(").all()
+
+
+def test_forests_show_the_numbers_of_the_tables(known, runs):
+    ratios, risks = tables.table_1(known, runs), tables.table_3(known, runs)
+    shown = {
+        "F": (figures.variance_forest(ratios), 0, ratios["f"]),
+        "training": (figures.variance_forest(ratios), 1, ratios["ratio"]),
+        "printed": (figures.variance_forest(ratios), 2, ratios["f_printed"].dropna()),
+        "risks": (figures.risk_forest(risks), 0, risks["fall"]),
+    }
+    for name, (figure, place, values) in shown.items():
+        points = np.asarray(figure.axes[0].containers[place].lines[0].get_xdata(), dtype=float)
+        np.testing.assert_allclose(points, values.to_numpy(dtype=float), err_msg=name)
 
 
 def test_figures_draw(known, runs, tmp_path):

@@ -54,6 +54,8 @@ def test_ratios_seen_by_simulation():
         (lambda: risk_power(0.2, 0.1, 0), "policies: expected at least one"),
         (lambda: policies_for_risks(0.1, 0.2), "expected 0 <= second < first"),
         (lambda: policies_for_p(0.1, 0.1, 0.05), "expected 0 <= second < first"),
+        (lambda: policies_for_p(0.2, 0.1, 0.5), "p: expected a number between 0 and 0.5"),
+        (lambda: smallest_variance_ratio_seen(1), "policies: expected at least two"),
     ],
 )
 def test_bad_input_is_refused_by_name(call, words):

@@ -94,6 +94,8 @@ def test_the_decomposition_covers():
         truth = {"total": 0.5, "training": 0.4}
         covered[0] += parts["total"].low <= truth["total"] <= parts["total"].high
         covered[1] += parts["training"].low <= truth["training"] <= parts["training"].high
+        assert np.isnan(parts["noise"].low)  # all errors are alike here
+        assert parts["noise"].value == pytest.approx(0.1)
         assert parts["training"].value == pytest.approx(parts["total"].value - 0.1)
     assert (covered[:2] / 200 > 0.88).all() and (covered[:2] / 200 < 0.985).all()
 
@@ -143,18 +145,18 @@ def test_risk_measures_of_many_resamples_are_those_of_each():
 
 def test_intervals_of_risk_measures_cover():
     """For normal gains: CVaR = mean - SD phi(z) / level, Sharpe = mean / SD."""
-    random, level = np.random.default_rng(10), 0.25
-    truth = {
-        "cvar_25": 1 - norm.pdf(norm.ppf(level)) / level,
-        "quantile_25": 1 + norm.ppf(level),
-        "sharpe": 1.0,
-    }
+    random, truth = np.random.default_rng(10), {"sharpe": 1.0}
+    for level in LEVELS:
+        z = norm.ppf(level)
+        truth[f"cvar_{100 * level:.0f}"] = 1 - norm.pdf(z) / level
+        truth[f"quantile_{100 * level:.0f}"] = 1 + z
     covered = dict.fromkeys(truth, 0)
     for seed in range(200):
         pair = random.normal(1, 1, 80), random.normal(0, 0.2, 80)
         table = risk_table({"one": pair}, resamples=1000, seed=seed).set_index("measure")
         for name, value in truth.items():
             covered[name] += table.loc[name, "low"] <= value <= table.loc[name, "high"]
+    assert 0.7 < covered.pop("cvar_5") / 200 < 0.9  # as its docstring says
     assert all(0.88 < count / 200 < 0.99 for count in covered.values()), covered
 
 
@@ -174,6 +176,10 @@ def test_the_worst_is_what_was_seen_and_may_be_worse():
         (lambda: risk_table({}), "stacks: expected at least one"),
         (lambda: risk_table({"a": ([1.0], [0.0, 1.0])}), "returns of a: .*at least two"),
         (lambda: risk_table({"a": ([1.0, 2.0], [0.0, np.nan])}), "reference of a: must be finite"),
+        (
+            lambda: risk_table({"a": (np.eye(3)[0], np.eye(2)[0]), "b": (np.eye(2)[0],) * 2}),
+            "stacks: expected the same sizes .*'a': \\(3, 2\\)",
+        ),
         (
             lambda: training_variance_test(Returns(np.ones(4), np.zeros(4)), Returns(*np.eye(2))),
             "first, second: all returns are equal",

@@ -175,15 +175,19 @@ def test_newcombes_interval_as_published():
         assert (found.low, found.high) == pytest.approx((low, high), abs=6e-5)
 
 
-def test_the_mean_of_intervals_covers():
-    random, truth, covered = np.random.default_rng(2), [0.3, 0.05, 0.0, -0.1], 0
+def test_the_mean_of_intervals_covers_also_rows_that_err_together():
+    random, truth = np.random.default_rng(2), np.array([0.3, 0.05, 0.0, 0.1])
     others = np.array([0.1, 0.02, 0.01, 0.3])
+    covered = {"independent": 0, "together": 0}
     for _ in range(1000):
-        first, second = random.binomial(80, others + truth), random.binomial(80, others)
-        pairs = zip(first.tolist(), second.tolist(), strict=True)
-        found = mean_of([proportion_difference(a, 80, b, 80) for a, b in pairs])
-        covered += found.low <= np.mean(truth) <= found.high
-    assert 0.93 < covered / 1000 < 0.98
+        for kind in covered:
+            shape = (2, 4, 80) if kind == "independent" else (2, 1, 80)
+            drawn = random.random(shape)
+            first, second = (drawn < np.stack([others + truth, others])[..., None]).sum(axis=-1)
+            pairs = zip(first.tolist(), second.tolist(), strict=True)
+            found = mean_of([proportion_difference(a, 80, b, 80) for a, b in pairs])
+            covered[kind] += found.low <= truth.mean() <= found.high
+    assert covered["together"] / 1000 > 0.93 and covered["independent"] / 1000 > 0.97
     one = proportion_difference(3, 10, 2, 10)
     assert mean_of([one]) == one
     nothing = mean_of([proportion_difference(0, 80, 0, 80)] * 7)
@@ -236,12 +240,12 @@ def test_tests_keep_their_size():
 
 
 def test_the_permutation_test_keeps_its_size_where_f_does_not():
-    random, p_values, f_values = np.random.default_rng(5), [], []
-    for _ in range(400):
+    random, p_values, f_values, repeats = np.random.default_rng(5), [], [], 2000
+    for _ in range(repeats):
         a, b = random.standard_t(4, size=(2, 80))
         p_values.append(permuted_variance_ratio(a, b, permutations=199).p)
         f_values.append(f_test(*variances(a, b)).p)
-    margin = 4 * np.sqrt(0.05 * 0.95 / 400)
+    margin = 4 * np.sqrt(0.05 * 0.95 / repeats)
     assert abs(np.mean(np.array(p_values) <= 0.05) - 0.05) < margin
     assert np.mean(np.array(f_values) < 0.05) > 0.1  # heavy tails
     powerful = permuted_variance_ratio(2 * random.normal(size=80), random.normal(size=80))
@@ -279,6 +283,7 @@ def test_bca_draws_strata_apart_and_pairs_together():
     [
         (lambda: f_test(0.0, 80, 1.0, 80), "first: expected a variance above 0, got 0"),
         (lambda: f_test(1.0, 80, np.nan, 80), "second: expected a variance above 0, got nan"),
+        (lambda: welch(np.nan, 1, 80, 0, 1, 80), "means: must be finite"),
         (lambda: welch(0, 1, 1, 0, 1, 80), "first: expected at least two samples, got 1"),
         (lambda: equivalence(0, 1, 80, 0, 1, 80, margin=0), "margin: expected a number above 0"),
         (lambda: two_proportions(-1, 80, 3, 80), "first: expected 0 to 80 events, got -1"),

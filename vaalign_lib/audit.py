@@ -5,8 +5,15 @@ everything that rounds to the printed inputs. A printed result is consistent if 
 overlaps that.
 """
 
-from collections.abc import Callable, Iterable, Sequence
-from decimal import ROUND_HALF_DOWN, ROUND_HALF_EVEN, ROUND_HALF_UP, Decimal
+from collections.abc import Callable, Iterable
+from decimal import (
+    ROUND_CEILING,
+    ROUND_FLOOR,
+    ROUND_HALF_DOWN,
+    ROUND_HALF_EVEN,
+    ROUND_HALF_UP,
+    Decimal,
+)
 from itertools import product
 
 import numpy as np
@@ -32,7 +39,13 @@ from vaalign_lib.statistics import (
 )
 
 POLICIES = 80  # of each method in every row
-ROUNDINGS = {"half up": ROUND_HALF_UP, "half even": ROUND_HALF_EVEN, "half down": ROUND_HALF_DOWN}
+ROUNDINGS = {
+    "half up": ROUND_HALF_UP,
+    "half even": ROUND_HALF_EVEN,
+    "half down": ROUND_HALF_DOWN,
+    "down": ROUND_FLOOR,
+    "up": ROUND_CEILING,
+}
 
 
 def rows() -> list[str]:
@@ -48,7 +61,11 @@ def over_rounding(function: Callable[..., float], keys: Iterable[str]) -> tuple[
     What depends on the ratio of two variances alone (degrees of freedom, p of F) is, for vanilla's is
     larger in every row however they are rounded.
     """
+    keys = list(keys)
     ranges = [printed_range(key) for key in keys]
+    variances = [ends for key, ends in zip(keys, ranges, strict=True) if ".variance_v" in key]
+    if len(variances) == 2 and variances[0][0] <= variances[1][1]:
+        raise ValueError(f"{keys}: either variance may be the larger one, the ends are not enough")
     values = [function(*numbers) for numbers in product(*ranges)]
     return min(values), max(values)
 
@@ -120,7 +137,8 @@ def table_2() -> pd.DataFrame:
 
         low, high = over_rounding(lambda *numbers: test(*numbers)[0], _moments(row))
         absolute = sorted((abs(low), abs(high)))
-        ends = (0.0, absolute[1]) if low < 0 < high else (absolute[0], absolute[1])
+        crosses = low < 1e-9 and high > -1e-9  # printed means may round to the same number
+        ends = (0.0 if crosses else absolute[0], absolute[1])
         found.append(_judged("Table 2", row, "|t|", f"table2.{row}.t_score", *ends))
         keys = [key for key in _moments(row) if key.startswith("table1")]
         critical = over_rounding(lambda a, b: test(0, a, 0, b)[1], keys)
@@ -130,16 +148,18 @@ def table_2() -> pd.DataFrame:
 
 def table_3() -> pd.DataFrame:
     """Return the check of Table 3: every p of the one-sided two-proportion z test; see `table_1`."""
-
-    def p(first: float, second: float) -> float:
-        return two_proportions(first * POLICIES, POLICIES, second * POLICIES, POLICIES).p
-
     return pd.DataFrame(
         [
-            _judged("Table 3", row, "p", f"table3.{row}.p_value", *over_rounding(p, _risks(row)))
+            _judged(
+                "Table 3", row, "p", f"table3.{row}.p_value", *over_rounding(_risk_p, _risks(row))
+            )
             for row in rows()
         ]
     )
+
+
+def _risk_p(first: float, second: float) -> float:
+    return two_proportions(first * POLICIES, POLICIES, second * POLICIES, POLICIES).p
 
 
 def table_4() -> pd.DataFrame:
@@ -175,8 +195,11 @@ def variance_tests() -> pd.DataFrame:
     """Return the F tests of the printed variances, 80 normal returns each, a row for each of Table 1.
 
     `ratio` with its exact interval, `p` two-sided, `p_worst` at the rounding least in favour of a
-    difference, `p_holm` that one adjusted over the rows.
+    difference, `p_holm` that one adjusted over the rows. `kurtosis` is the excess kurtosis of the returns
+    from which on such a ratio would not be significant at 5% (delta method: the logarithm of a sample
+    variance has the variance (kurtosis + 2) / n).
     """
+    z = norm.ppf(0.5 + CONFIDENCE / 2)
     found = []
     for row in rows():
         keys = _keys(1, row, "variance_vanilla", "variance_variance_aware")
@@ -186,6 +209,7 @@ def variance_tests() -> pd.DataFrame:
         found.append(
             {"row": row, "ratio": ratio.value, "low": ratio.low, "high": ratio.high}
             | {"p": f_test(first, POLICIES, second, POLICIES).p, "p_worst": worst}
+            | {"kurtosis": POLICIES * np.log(ratio.value) ** 2 / (2 * z**2) - 2}
         )
     table = pd.DataFrame(found)
     return table.assign(p_holm=holm(table["p_worst"]))
@@ -195,9 +219,12 @@ def mean_tests() -> pd.DataFrame:
     """Return Welch's tests of the printed means, a row for each of Table 2.
 
     `difference` of variance-aware minus vanilla with its interval, `margin` from which on an equivalence
-    test at 5% would call the means equivalent, and the same in standard deviations of vanilla's returns.
+    test at 5% would call the means equivalent, `margin_in_sds` the same in standard deviations of
+    vanilla's returns, at most, over the rounding of means and variances, and `margin_in_gains` in what
+    vanilla gains over the reference, by `implied_references`.
     """
     found = []
+    gains = implied_references().set_index("row")["gain_vanilla"]
     for row in rows():
         mean, variance, other, others = (printed_value(key) for key in _moments(row))
         numbers = (mean, variance, POLICIES, other, others, POLICIES)
@@ -207,37 +234,47 @@ def mean_tests() -> pd.DataFrame:
         found.append(
             {"row": row, "difference": other - mean, "low": other - mean - half}
             | {"high": other - mean + half, "degrees": tested.degrees, "p": tested.p}
-            | {"margin": margin, "margin_in_sds": margin / np.sqrt(variance)}
+            | {"margin": margin, "margin_in_sds": over_rounding(_margin_in_sds, _moments(row))[1]}
+            | {"margin_in_gains": margin / gains[row]}
         )
     return pd.DataFrame(found)
+
+
+def _margin_in_sds(mean: float, variance: float, other: float, others: float) -> float:
+    margin = smallest_margin(mean, variance, POLICIES, other, others, POLICIES)
+    return margin / float(np.sqrt(variance))
 
 
 def risk_tests() -> pd.DataFrame:
     """Return the tests of the printed risks, a row for each of Table 3.
 
-    `vanilla` and `variance_aware` are counts of 80 that round to the printed risks, nearest first, `p`
-    that of the printed risks, `p_holm` adjusted, `p_printed_holm` the printed p adjusted, `boschloo`
-    exact, `fall` vanilla's risk minus the other's with its interval (both from counts). `power` is that
-    of 80 policies for risks like these, `needed` how many would have 80% power, and `needed_for_p` how
-    many such risks would give the printed p.
+    `vanilla` and `variance_aware` are counts of 80 that round to the printed risks, nearest first. `p` is
+    that of the printed risks, `p_worst` at the rounding least in favour of a difference, `boschloo` exact
+    from the counts; `..._holm` are adjusted over the rows, so is the printed p. `fall` is vanilla's risk
+    minus the other's with its interval (from counts). `power` is that of 80 policies for risks like
+    these, `needed` how many would have 80% power, `needed_for_p` how many with such risks would give the
+    printed p.
     """
     found = []
     for row in rows():
         first, second = (printed_value(key) for key in _risks(row))
         counts = [_nearest(key) for key in _risks(row)]
+        worst = over_rounding(_risk_p, _risks(row))[1]
         fall = proportion_difference(counts[0], POLICIES, counts[1], POLICIES)
         printed = printed_value(f"table3.{row}.p_value")
         found.append(
             {"row": row, "vanilla": counts[0], "variance_aware": counts[1]}
             | {"fall": fall.value, "low": fall.low, "high": fall.high}
-            | {"p": two_proportions(first * POLICIES, POLICIES, second * POLICIES, POLICIES).p}
+            | {"p": _risk_p(first, second), "p_worst": worst}
             | {"boschloo": boschloo(counts[0], POLICIES, counts[1], POLICIES)}
             | {"p_printed": printed, "power": risk_power(first, second, POLICIES)}
             | {"needed": policies_for_risks(first, second)}
             | {"needed_for_p": policies_for_p(first, second, printed)}
         )
     table = pd.DataFrame(found)
-    adjusted = {f"{name}_holm": holm(table[name]) for name in ("p", "p_printed", "boschloo")}
+    adjusted = {
+        f"{name}_holm": holm(table[name]) for name in ("p", "p_worst", "p_printed", "boschloo")
+    }
     return table.assign(**adjusted)
 
 
@@ -280,35 +317,35 @@ def implied_references() -> pd.DataFrame:
     """Return the reference return that each method's mean, variance and risk imply, for normal returns.
 
     It is mean + SD z(risk); `gain` is the mean over it. `z` is the difference between the methods over
-    its standard error, `z_low` and `z_high` its range over the rounding of variances and risks.
+    its standard error, `z_low` and `z_high` its range over the rounding of all six numbers.
     """
     found = []
     for row in rows():
-        means = tuple(printed_value(key) for key in _moments(row)[::2])
-        keys = [*_moments(row)[1::2], *_risks(row)]
-
-        def z(
-            variance: float,
-            other: float,
-            risk: float,
-            others: float,
-            means: Sequence[float] = means,
-        ) -> float:
-            pairs = zip(means, (variance, other), (risk, others), strict=True)
-            values = [mean + np.sqrt(spread) * norm.ppf(p) for mean, spread, p in pairs]
-            error = np.hypot(implied_error(variance, risk), implied_error(other, others))
-            return float((values[1] - values[0]) / error)
-
+        keys = [*_moments(row), *_risks(row)]
+        mean, variance, other, others, *risks = (printed_value(key) for key in keys)
         line: dict[str, object] = {"row": row}
-        for k, name in enumerate(("vanilla", "variance_aware")):
-            spread, risk = (printed_value(key) for key in (keys[k], keys[2 + k]))
-            reference = means[k] + float(np.sqrt(spread) * norm.ppf(risk))
-            line |= {f"reference_{name}": reference, f"gain_{name}": means[k] - reference}
-        low, high = over_rounding(z, keys)
-        variance, other, risk, others = (printed_value(key) for key in keys)
-        central = z(variance, other, risk, others)
-        found.append(line | {"z": central, "z_low": low, "z_high": high})
+        for name, centre, spread, risk in (
+            ("vanilla", mean, variance, risks[0]),
+            ("variance_aware", other, others, risks[1]),
+        ):
+            reference = centre + float(np.sqrt(spread) * norm.ppf(risk))
+            line |= {f"reference_{name}": reference, f"gain_{name}": centre - reference}
+        low, high = over_rounding(_reference_gap, keys)
+        gap = _reference_gap(mean, variance, other, others, *risks)
+        found.append(line | {"z": gap, "z_low": low, "z_high": high})
     return pd.DataFrame(found)
+
+
+def _reference_gap(
+    mean: float, variance: float, other: float, others: float, risk: float, other_risk: float
+) -> float:
+    """Return by how many standard errors two implied references differ."""
+    first, second = (
+        mean + np.sqrt(variance) * norm.ppf(risk),
+        other + np.sqrt(others) * norm.ppf(other_risk),
+    )
+    error = np.hypot(implied_error(variance, risk), implied_error(others, other_risk))
+    return float((second - first) / error)
 
 
 def implied_error(variance: float, risk: float, policies: int = POLICIES) -> float:
@@ -345,12 +382,15 @@ def widths_fit() -> bool:
 
 def equal_degrees(critical: float) -> float:
     """Return the degrees of freedom, the same for both variances, whose 0.975 quantile of F is given."""
+    if critical <= 1:
+        raise ValueError(f"critical: expected a quantile above 1, got {critical}")
     found = brentq(lambda degrees: f.ppf(0.5 + CONFIDENCE / 2, degrees, degrees) - critical, 2, 1e4)
     return float(found)
 
 
 # --- settings -------------------------------------------------------------------------------------------
 
+TYPICAL_WEIGHT = 0.02  # initializer_range of the GPT-2, Qwen2 and Mistral configurations
 PPO_EPOCHS = 4  # of trl 0.11, which the paper's settings are named after
 
 
@@ -364,11 +404,19 @@ def qwen_updates() -> int:
 def adam_bound(
     learning_rate: float, updates: int, betas: tuple[float, float] = (0.9, 0.999)
 ) -> float:
-    """Return how far Adam moves a weight at most (Kingma and Ba 2015, Section 2.1)."""
-    return learning_rate * updates * max(1.0, (1 - betas[0]) / np.sqrt(1 - betas[1]))
+    """Return how far Adam moves a weight at most.
+
+    A step is the learning rate times m / sqrt(v), two sums over the same past gradients. By Cauchy and
+    Schwarz |m| / sqrt(v) <= (1 - b1) / sqrt((1 - b2) (1 - b1^2 / b2)), also after the correction of the
+    start, which divides m by 1 - b1^t and v by less; typical steps are a seventh of that.
+    """
+    first, second = betas
+    return learning_rate * updates * (1 - first) / np.sqrt((1 - second) * (1 - first**2 / second))
 
 
 def half_spacing(weight: float, dtype: torch.dtype = torch.bfloat16) -> float:
     """Return half the distance from a weight to the next number that a type holds."""
+    if not weight:
+        raise ValueError("weight: expected a number other than 0")
     spacing = 2.0 ** np.floor(np.log2(abs(weight))) * torch.finfo(dtype).eps
     return float(spacing / 2)

@@ -47,6 +47,8 @@ def policies_for_p(first: float, second: float, p: float) -> int:
     """Return from how many policies of each method on two observed risks have so small a p-value."""
     if not 0 <= second < first <= 1:
         raise ValueError(f"first, second: expected 0 <= second < first <= 1, got {first}, {second}")
+    if not 0 < p < 0.5:  # the larger risk was observed to be larger
+        raise ValueError(f"p: expected a number between 0 and 0.5, got {p}")
     pooled = (first + second) / 2
     return int(np.ceil((norm.isf(p) / (first - second)) ** 2 * 2 * pooled * (1 - pooled)))
 
@@ -68,5 +70,7 @@ def smallest_variance_ratio_seen(
     policies: int, power: float = POWER, level: float = LEVEL
 ) -> float:
     """Return the smallest ratio of variances of normal returns that the two-sided F test sees."""
+    if policies < 2:
+        raise ValueError(f"policies: expected at least two, got {policies}")
     law = f(policies - 1, policies - 1)
     return float(law.ppf(1 - level / 2) / law.ppf(1 - power))

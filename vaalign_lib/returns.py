@@ -219,13 +219,15 @@ def _order_weights(count: int) -> np.ndarray:
 
 
 def risk_table(
-    stacks: Mapping[str, tuple[ArrayLike, ArrayLike]], resamples: int = 10_000, seed: int = 0
+    stacks: Mapping[str, tuple[np.ndarray, np.ndarray]], resamples: int = 10_000, seed: int = 0
 ) -> pd.DataFrame:
     """Return measures of risk of stacks of policies with BCa intervals, a row for each stack and measure.
 
-    Policies and the reference's evaluations are drawn again. `worst_regret` is the largest loss that was
-    seen, negative if all gained; a bootstrap cannot say how much worse there is, so its upper end is
-    infinite: with 95% confidence at most a share 1 - 0.05^(1/policies) of all policies does worse.
+    Policies and the reference's evaluations are drawn again. With 80 policies the interval of `cvar_5`, a
+    mean of four, holds the truth in only about 80% of samples; those of the others in 92% or more.
+    `worst_regret` is the largest loss that was seen, negative if all gained; a bootstrap cannot say how
+    much worse there is, so its upper end is infinite: with 95% confidence at most a share
+    1 - 0.05^(1/policies) of all policies does worse.
 
     Args:
         stacks: returns (policies,) and evaluations of the reference, by name; all of the same sizes.
@@ -237,6 +239,9 @@ def risk_table(
     for name, (values, reference) in stacks.items():
         checked(f"returns of {name}", values)
         checked(f"reference of {name}", reference)
+    sizes = {name: (len(values), len(reference)) for name, (values, reference) in stacks.items()}
+    if len(set(sizes.values())) > 1:
+        raise ValueError(f"stacks: expected the same sizes (returns, reference), got {sizes}")
     returns, bars = (np.array([pair[k] for pair in stacks.values()], dtype=float) for k in (0, 1))
     found = bca([returns, bars], risk_measures, resamples=resamples, seed=seed)
     rows = [

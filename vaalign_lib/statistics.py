@@ -108,7 +108,7 @@ def paired_variance_ratio(
 def percentiles(
     value: float, resampled: np.ndarray, count: int, confidence: float = CONFIDENCE
 ) -> Estimate:
-    """Return an estimate with the percentile interval of its resamples; NaN among them are left out."""
+    """Return an estimate with the percentile interval of its resamples (resamples,), NaN left out."""
     low, high = np.nanquantile(resampled, (0.5 - confidence / 2, 0.5 + confidence / 2))
     return Estimate(float(value), float(low), float(high), count)
 
@@ -187,22 +187,17 @@ def proportion_difference(
 
 
 def mean_of(estimates: Sequence[Estimate]) -> Estimate:
-    """Return the mean of independent estimates, with an interval from theirs.
+    """Return the mean of estimates, with the mean of their intervals.
 
-    The distances to the ends add up in squares (Zou and Donner 2008), as in Newcombe's interval; those of
-    proportions stay honest at 0 and 1, where a bootstrap has nothing to say.
+    Right for estimates that err together, and on the safe side for independent ones. Intervals of
+    proportions stay honest at 0 and 1 in this way, where a bootstrap has nothing to say.
     """
     if not estimates:
         raise ValueError("estimates: expected at least one")
-    values, lows, highs = (
-        np.array([getattr(one, end) for one in estimates]) for end in ("value", "low", "high")
+    value, low, high = (
+        float(np.mean([getattr(one, end) for one in estimates])) for end in ("value", "low", "high")
     )
-    count = len(values)
-    below, above = (np.sqrt((gap**2).sum()) / count for gap in (values - lows, highs - values))
-    centre = float(values.mean())
-    return Estimate(
-        centre, centre - float(below), centre + float(above), sum(e.count for e in estimates)
-    )
+    return Estimate(value, low, high, sum(one.count for one in estimates))
 
 
 # --- tests --------------------------------------------------------------------------------------------
@@ -216,7 +211,7 @@ class Tested:
         statistic: of the test.
         critical: what it is compared with at 5%; for two-sided tests the upper end.
         p: the p-value.
-        degrees: of freedom, NaN where there are none.
+        degrees: of freedom (of F those of the numerator), NaN where there are none.
     """
 
     statistic: float
@@ -243,6 +238,8 @@ def welch(
 ) -> Tested:
     """Test two-sided that two means, first minus second, are equal, by Welch's t."""
     parts = (first_mean, first_variance, first_count, second_mean, second_variance, second_count)
+    if not np.isfinite([first_mean, second_mean]).all():
+        raise ValueError(f"means: must be finite, got {first_mean} and {second_mean}")
     _, degrees = _welch_error(*parts[1:3], *parts[4:])
     spreads = np.sqrt([first_variance, second_variance])
     found = ttest_ind_from_stats(

@@ -14,12 +14,12 @@ from vaalign_lib.published import rule_of
 from vaalign_lib.runs import write_atomically
 
 VERDICTS = {  # heading by verdict, in their order
+    "measured here instead": "Measured here",
     "reproduced": "Reproduced",
     "reproduced in kind": "Reproduced in kind",
     "corrected": "Corrected",
     "contradicted": "Contradicted",
     "not determinable": "Not determinable",
-    "measured here instead": "Measured here, not in the paper",
 }
 README = ROOT / "README.md"
 BEGIN, END = "<!-- summary, written by vaalign reproduce -->", "<!-- end of the summary -->"
@@ -80,7 +80,7 @@ def summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[dict[str, str]]
         if row["verdict"] in VERDICTS:
             found[VERDICTS[row["verdict"]]].append(
                 {
-                    "text": line.text,
+                    "text": line.text.format(printed=row["published"]),
                     "found": _written(line, row),
                     "command": f"vaalign reproduce --only {row['notebook'].split('_')[0]}",
                     "item": row["item"],
