@@ -83,7 +83,7 @@ def _reproduce(options: argparse.Namespace, profile: Profile, run_dir: Path) -> 
         profile,
         profile_source=_source(options.profile),
         only=options.only,
-        workers=options.workers,
+        workers=options.dask or options.workers,
         run_dir=run_dir,
         seed=options.seed,
         force=options.force,
@@ -185,6 +185,13 @@ def _parser() -> argparse.ArgumentParser:
         type=_whole,
         default=0,
         help="processes for long work (default: one per core)",
+    )
+    run.add_argument(
+        "--dask",
+        metavar="ADDRESS",
+        default="",
+        help="train the policies on a dask.distributed cluster, such as tcp://host:8786; its workers "
+        "must see the run folder under the same path",
     )
     run.add_argument(
         "--force",

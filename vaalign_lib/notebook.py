@@ -35,7 +35,17 @@ SIGNIFICANT_DIGITS = 10  # of tables; what lies below differs between processors
 
 @dataclass
 class NotebookRun:
-    """One run of one notebook."""
+    """One run of one notebook.
+
+    Attributes:
+        name: of the notebook.
+        profile: its sizes.
+        seed: of the study.
+        run_dir: the run folder.
+        figures_dir: where figures go; tables and findings go beside it.
+        workers: processes of this machine for long work.
+        cluster: address of a dask scheduler that takes the longest work instead; empty: none.
+    """
 
     name: str
     profile: Profile
@@ -43,6 +53,7 @@ class NotebookRun:
     run_dir: Path
     figures_dir: Path
     workers: int
+    cluster: str = ""
     _figures: list[dict[str, str]] = field(default_factory=list)
     _tables: list[dict[str, str]] = field(default_factory=list)
     _findings: dict[str, Finding] = field(default_factory=dict)
@@ -219,7 +230,7 @@ def start(
     seed: int = 0,
     run_dir: str | Path = "",
     figures_dir: str | Path = "",
-    workers: int = 0,
+    workers: int | str = 0,
 ) -> NotebookRun:
     """Begin a notebook with its parameters.
 
@@ -230,7 +241,8 @@ def start(
         run_dir: run folder; empty means runs/<profile> of the project.
         figures_dir: folder of the figures; tables and findings go beside it. Empty means
             <run_dir>/interactive/<name>/figures, apart from what `vaalign reproduce` made.
-        workers: processes for long work; 0 means one per core.
+        workers: processes for long work, 0 means one per core; or the address of a dask scheduler,
+            whose workers train the policies.
 
     Raises:
         ProfileError, ValueError: a parameter is not allowed.
@@ -238,8 +250,12 @@ def start(
     loaded = load_profile(profile)
     if not isinstance(seed, int) or seed < 0:
         raise ValueError(f"seed: expected a whole number of at least 0, got {seed!r}")
-    if not isinstance(workers, int) or workers < 0:
-        raise ValueError(f"workers: expected a whole number of at least 0, got {workers!r}")
+    address = isinstance(workers, str) and re.fullmatch(r"(\w+://)?[^\s/]+:\d+", workers)
+    if not address and (not isinstance(workers, int) or workers < 0):
+        raise ValueError(
+            "workers: expected a whole number of at least 0, or the address of a dask scheduler such as "
+            f"tcp://host:8786, got {workers!r}"
+        )
     logging.basicConfig(level=logging.WARNING)
     folder = Path(run_dir) if run_dir else RUNS / loaded.name
     return NotebookRun(
@@ -248,5 +264,6 @@ def start(
         seed=seed,
         run_dir=folder,
         figures_dir=Path(figures_dir) if figures_dir else folder / "interactive" / name / "figures",
-        workers=workers or os.cpu_count() or 1,
+        workers=(workers if isinstance(workers, int) else 0) or os.cpu_count() or 1,
+        cluster=workers if isinstance(workers, str) else "",
     )

@@ -190,7 +190,7 @@ def curves_of(log: pd.DataFrame, measures: Sequence[str] = MEASURES) -> pd.DataF
 
 
 def collect(
-    store: RunStore, profile: Profile, seed: int, workers: int, from_results: bool = False
+    store: RunStore, profile: Profile, seed: int, workers: int | str, from_results: bool = False
 ) -> Results:
     """Return the results of the profile's runs and of what else is published with its settings.
 
@@ -200,7 +200,7 @@ def collect(
         store: keeps the runs.
         profile: its settings.
         seed: of the study.
-        workers: processes.
+        workers: processes of this machine, or the address of a dask scheduler.
         from_results: train nothing, take what is published.
 
     Raises:

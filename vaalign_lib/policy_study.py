@@ -579,7 +579,7 @@ def train_runs(
     profile: Profile,
     seed: int,
     runs: Sequence[Run],
-    workers: int,
+    workers: int | str,
     published: Mapping[Run, float] | None = None,
 ) -> dict[Run, Path]:
     """Return the folder of every run; what is not there yet is trained in worker processes.
@@ -591,7 +591,7 @@ def train_runs(
         profile: its settings.
         seed: of the study.
         runs: which.
-        workers: processes.
+        workers: processes of this machine, or the address of a dask scheduler.
         published: the KL of runs whose results are known already; they are not trained.
     """
     targets = published or {}
@@ -617,7 +617,8 @@ def train_runs(
         steps = sum(
             _iterations(profile, name[1] if isinstance(name, tuple) else name) for name in trained
         )
-        folders |= run_jobs(jobs, workers, steps, f"{len(trained)} stacks of policies")
+        description = f"{len(trained)} stacks of policies"
+        folders |= run_jobs(jobs, workers, steps, description, store.root)
     return {run: folders[run] for run in runs}
 
 

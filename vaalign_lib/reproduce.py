@@ -222,7 +222,7 @@ def reproduce(
     *,
     profile_source: str,
     only: str | None = None,
-    workers: int = 0,
+    workers: int | str = 0,
     run_dir: Path,
     seed: int = 0,
     force: bool = False,
@@ -235,7 +235,7 @@ def reproduce(
         profile: the validated profile.
         profile_source: the name or path it came from, handed to the notebooks.
         only: numbers or names of notebooks, separated by commas; all if empty.
-        workers: processes for long work; 0 means one per core.
+        workers: processes for long work, 0 means one per core; or the address of a dask scheduler.
         run_dir: the run folder.
         seed: of the study.
         force: run also what ran before with the same inputs.

@@ -40,7 +40,7 @@ def variance_forest(table: pd.DataFrame) -> Figure:
         axes.set_xlim(0.1, 20)  # longer lines leave the panel
         axes.set_xticks(OCTAVES, ["1/8", "1/4", "1/2", "1", "2", "4", "8"])
         axes.minorticks_off()
-        axes.set_xlabel("variance over policies, vanilla : variance-aware; 95% intervals")
+        axes.set_xlabel("variance, vanilla : variance-aware; 95% intervals")
         axes.legend(fontsize="small", loc="lower right", bbox_to_anchor=(1, 1), ncols=4)
         return figure
 

@@ -46,22 +46,37 @@ def report(steps: int) -> None:
         _steps.put(steps)
 
 
+def report_to(place: Any) -> None:
+    """Let reports of this process go to a place with a method `put`."""
+    global _steps
+    _steps = place
+
+
 def run_jobs(
-    jobs: Mapping[Name, Callable[[], Result]], workers: int, steps: int, description: str
+    jobs: Mapping[Name, Callable[[], Result]],
+    workers: int | str,
+    steps: int,
+    description: str,
+    shared: Path,
 ) -> dict[Name, Result]:
     """Run jobs in worker processes, in their order, under one bar.
 
     Args:
         jobs: picklable functions; they may call `report`.
-        workers: processes.
+        workers: processes of this machine, or the address of a dask scheduler.
         steps: that all jobs together are going to report.
         description: of the bar.
+        shared: a folder that all workers see, here or elsewhere.
 
     Raises:
         Exception: what the first failing job raised; jobs that have not begun are given up.
     """
     if not jobs:
         return {}
+    if isinstance(workers, str):
+        from vaalign_lib import cluster  # needs an optional package
+
+        return cluster.run_jobs(workers, jobs, steps, description, shared)
     context = get_context("spawn")
     queue = context.Queue()
     pool = ProcessPoolExecutor(
@@ -69,7 +84,7 @@ def run_jobs(
     )
     try:
         futures = {pool.submit(job): name for name, job in jobs.items()}
-        with _shown(queue, steps, description):
+        with shown(queue, steps, description):
             done = {futures[one]: one.result() for one in as_completed(futures)}
         return {name: done[name] for name in jobs}
     except BaseException:
@@ -86,20 +101,20 @@ def _end(pool: ProcessPoolExecutor) -> None:
 
 
 @contextmanager
-def _shown(queue: Any, steps: int, description: str) -> Iterator[None]:
-    """Show a bar of what arrives in the queue."""
+def shown(queue: Any, steps: int, description: str) -> Iterator[None]:
+    """Show a bar of what arrives in a queue."""
     over = threading.Event()
 
     def follow() -> None:
-        with bar(steps, description) as shown:
+        with bar(steps, description) as progress:
             while not over.is_set():
                 try:
                     taken = queue.get(timeout=0.5)
                 except Empty:
                     continue
-                shown.total += max(-taken, 0)
-                shown.update(max(taken, 0))
-                shown.refresh()
+                progress.total += max(-taken, 0)
+                progress.update(max(taken, 0))
+                progress.refresh()
 
     thread = threading.Thread(target=follow, daemon=True)
     thread.start()
@@ -119,8 +134,7 @@ def be_quiet(threads: int = 1) -> None:
 
 def _begin(queue: Any, parent: int, workers: int) -> None:
     """Set up a worker: its share of the cores, silence, and an end when nobody waits for it any more."""
-    global _steps
-    _steps = queue
+    report_to(queue)
     be_quiet(max(1, (os.cpu_count() or 1) // workers))
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
 

@@ -1,0 +1,204 @@
+"""The policies' stacks on a real dask scheduler with worker processes, one of which is killed."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from vaalign_lib import cluster
+from vaalign_lib.notebook import start
+from vaalign_lib.paths import ROOT
+from vaalign_lib.policy_study import Run, train_runs
+from vaalign_lib.profiles import load_profile
+from vaalign_lib.runs import RunStore
+from vaalign_lib.workers import report, run_jobs
+
+STEPS = 12
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT)}  # workers know the jobs of this module
+
+
+@pytest.fixture(scope="module")
+def scheduler():
+    command = [
+        sys.executable,
+        "-m",
+        "distributed.cli.dask_scheduler",
+        "--port",
+        "0",
+        "--no-dashboard",
+    ]
+    process = subprocess.Popen(
+        [*command, "--host", "127.0.0.1"], stderr=subprocess.PIPE, text=True, env=ENVIRONMENT
+    )
+    assert process.stderr is not None
+    for line in process.stderr:
+        if found := re.search(r"tcp://127\.0\.0\.1:\d+", line):
+            break
+    yield found[0]
+    process.terminate()
+    process.wait(20)
+
+
+@pytest.fixture
+def add_worker(scheduler, tmp_path):
+    started = []
+
+    def add(name):
+        command = [sys.executable, "-m", "distributed.cli.dask_worker", scheduler, "--name", name]
+        options = ["--nthreads", "1", "--no-nanny", "--no-dashboard", "--memory-limit", "0"]
+        place = ["--local-directory", str(tmp_path / name)]
+        log = (tmp_path / f"{name}.log").open("w")
+        process = subprocess.Popen(
+            [*command, *options, *place], stderr=log, stdout=log, env=ENVIRONMENT
+        )
+        started.append(process)
+        return process
+
+    yield add
+    for process in started:
+        process.kill()
+        process.wait(20)
+
+
+def small():
+    profile = load_profile("smoke")
+    training = dict(profile.policies.training)
+    longer = training["qwen2"].ppo.model_copy(update={"iterations": STEPS})
+    training["qwen2"] = training["qwen2"].model_copy(update={"ppo": longer})
+    return profile.model_copy(
+        update={"policies": profile.policies.model_copy(update={"training": training})}
+    )
+
+
+def stacks():
+    first = Run("qwen2", "judge-a")
+    methods = [replace(first, objective=name) for name in ("vanilla", "variance_aware")]
+    return [*methods, *(replace(one, source="judge-b") for one in methods), first.start]
+
+
+def contents(folders):
+    return {
+        run.name: (
+            pd.read_parquet(folder / "policies.parquet"),
+            pd.read_parquet(folder / "log.parquet") if (folder / "log.parquet").is_file() else None,
+            sorted(path.name for path in folder.iterdir()),
+        )
+        for run, folder in folders.items()
+    }
+
+
+def kill_when_busy(process, name, address):
+    """Kill a worker that has begun with a job."""
+    from distributed import Client
+
+    with Client(address, set_as_default=False) as client:
+        for _ in range(600):
+            workers = client.scheduler_info(n_workers=-1).get("workers", {})
+            mine = [key for key, one in workers.items() if one["name"] == name]
+            if mine and client.processing().get(mine[0]):
+                break
+            time.sleep(0.1)
+        time.sleep(3)
+    process.send_signal(signal.SIGKILL)
+
+
+def test_a_worker_may_die_and_another_join(scheduler, add_worker, tmp_path):
+    profile, runs = small(), stacks()
+    here = train_runs(RunStore(tmp_path / "here"), profile, 0, runs, os.cpu_count() or 1)
+    first = add_worker("first")
+    add_worker("second")
+
+    def trouble():
+        kill_when_busy(first, "first", scheduler)
+        add_worker("third")
+
+    thread = threading.Thread(target=trouble)
+    thread.start()
+    there = train_runs(RunStore(tmp_path / "there"), profile, 0, runs, scheduler)
+    thread.join()
+    assert first.wait(20) == -signal.SIGKILL
+    assert list(there) == runs
+    ours, theirs = contents(here), contents(there)
+    for name, (policies, log, files) in ours.items():
+        pd.testing.assert_frame_equal(policies, theirs[name][0], check_exact=True)
+        assert files == theirs[name][2]
+        if log is not None:
+            assert not theirs[name][1].duplicated(["policy", "step"]).any()
+            seconds = [column for column in log if "seconds" in column]
+            pd.testing.assert_frame_equal(
+                log.drop(columns=seconds), theirs[name][1].drop(columns=seconds), check_exact=True
+            )
+    assert not list((tmp_path / "there").glob(".seen-*"))
+
+
+def job(folder, number):
+    report(1)
+    (Path(folder) / f"{number}-{os.getpid()}").touch()
+    if number < 0:
+        raise ValueError(f"job {number}")
+    return number, os.getpid()
+
+
+def test_jobs_go_to_the_workers_in_their_order_of_names(scheduler, add_worker, tmp_path):
+    process = add_worker("only")
+    jobs = {f"job {k}": partial(job, tmp_path, k) for k in range(5)}
+    found = run_jobs(jobs, scheduler, 5, "jobs", tmp_path / "store")
+    assert found == {f"job {k}": (k, process.pid) for k in range(5)}
+
+
+def test_what_fails_there_fails_here(scheduler, add_worker, tmp_path, monkeypatch):
+    add_worker("only")
+    monkeypatch.setattr(cluster, "RETRIES", 1)
+    with pytest.raises(ValueError, match="job -1"):
+        run_jobs({"bad": partial(job, tmp_path, -1)}, scheduler, 1, "jobs", tmp_path / "store")
+    assert len(list(tmp_path.glob("-1-*"))) == 1  # the same worker, tried twice
+
+
+def test_workers_that_cannot_take_the_jobs_are_named(scheduler, add_worker, tmp_path, monkeypatch):
+    add_worker("only")
+    monkeypatch.setattr(cluster, "code_key", lambda: "of another version")
+    with pytest.raises(cluster.ClusterError, match="has another version of the library"):
+        run_jobs({"one": partial(job, tmp_path, 1)}, scheduler, 1, "jobs", tmp_path / "store")
+    with pytest.raises(cluster.ClusterError, match=r"does not see .*nowhere"):
+        _run_without_folder(scheduler, tmp_path)
+
+
+def _run_without_folder(scheduler, tmp_path):
+    from distributed import Client
+
+    with Client(scheduler, set_as_default=False) as client:
+        mark = str(tmp_path / "nowhere" / "mark")
+        client.submit(cluster._run, partial(job, tmp_path, 1), _code(), mark, pure=False).result()
+
+
+def _code():
+    from vaalign_lib.runs import content_key, package_versions, source_hashes
+
+    return content_key(
+        source=source_hashes("vaalign_lib.policy_study"), packages=package_versions()
+    )
+
+
+def test_nobody_answers(tmp_path, monkeypatch):
+    monkeypatch.setattr(cluster, "CONNECT_SECONDS", 1)
+    with pytest.raises(
+        cluster.ClusterError, match=r"no dask scheduler answers at tcp://127\.0\.0\.1:9"
+    ):
+        run_jobs({"one": partial(job, tmp_path, 1)}, "tcp://127.0.0.1:9", 1, "jobs", tmp_path)
+
+
+def test_notebooks_take_an_address_as_workers(tmp_path):
+    run = start("04_ppo_runs", profile="smoke", run_dir=tmp_path, workers="tcp://host:8786")
+    assert run.cluster == "tcp://host:8786" and run.workers == (os.cpu_count() or 1)
+    assert start("04_ppo_runs", profile="smoke", run_dir=tmp_path, workers=3).cluster == ""
+    with pytest.raises(ValueError, match="the address of a dask scheduler such as"):
+        start("04_ppo_runs", profile="smoke", run_dir=tmp_path, workers="two")

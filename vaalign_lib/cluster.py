@@ -1,0 +1,125 @@
+"""Long jobs on a dask.distributed cluster, instead of processes of this machine.
+
+All machines see the same run store, where checkpoints and results go. A job whose worker dies is given to
+another one, which goes on from the last checkpoint. Needs `pip install 'vaalign[cluster]'`.
+"""
+
+import queue
+import threading
+import uuid
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from vaalign_lib import workers
+from vaalign_lib.runs import content_key, package_versions, source_hashes
+from vaalign_lib.trainers import silence_libraries
+
+Name = TypeVar("Name")
+Result = TypeVar("Result")
+
+TOPIC = "vaalign steps"
+RETRIES = 3  # of a job that failed, for a worker may have lost its machine
+CONNECT_SECONDS = 20
+
+_one_at_a_time = threading.Lock()  # in a worker
+
+
+class ClusterError(RuntimeError):
+    """The cluster cannot be used as it is."""
+
+
+def run_jobs(
+    address: str,
+    jobs: Mapping[Name, Callable[[], Result]],
+    steps: int,
+    description: str,
+    shared: Path,
+) -> dict[Name, Result]:
+    """Run jobs on a cluster, in their order, under one bar.
+
+    Args:
+        address: of the scheduler, such as tcp://host:8786.
+        jobs: picklable functions; they may call `workers.report`.
+        steps: that all jobs together are going to report.
+        description: of the bar.
+        shared: a folder that all workers must see.
+
+    Raises:
+        ClusterError: no scheduler answers, or a worker cannot take the jobs.
+        Exception: what the first failing job raised.
+    """
+    try:
+        import distributed
+    except ImportError:
+        raise ClusterError(
+            "dask.distributed is not installed; install it with `pip install 'vaalign[cluster]'`"
+        ) from None
+    reports: queue.Queue[int] = queue.Queue()
+    mark = shared.resolve() / f".seen-{uuid.uuid4().hex}"
+    mark.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        client = distributed.Client(address, timeout=CONNECT_SECONDS, set_as_default=False)
+    except (OSError, ValueError) as error:
+        raise ClusterError(f"no dask scheduler answers at {address}: {error}") from None
+    mark.touch()
+    try:
+        with client, client.as_current(), workers.shown(reports, steps, description):
+            client.subscribe_topic(TOPIC, lambda event: reports.put(int(event[1])))
+            futures = {
+                client.submit(
+                    _run, job, code_key(), str(mark), key=f"vaalign-{uuid.uuid4().hex}",
+                    pure=False, retries=RETRIES, priority=-k,
+                ): name
+                for k, (name, job) in enumerate(jobs.items())
+            }  # fmt: skip
+            try:
+                for one in distributed.as_completed(list(futures)):
+                    one.result()
+            except BaseException:
+                client.cancel(list(futures), force=True)
+                raise
+            done = {name: one.result() for one, name in futures.items()}
+        return {name: done[name] for name in jobs}
+    finally:
+        mark.unlink(missing_ok=True)
+
+
+def code_key() -> str:
+    """Return a key of the code and packages that jobs run with, which must be the same everywhere."""
+    return content_key(
+        source=source_hashes("vaalign_lib.policy_study"), packages=package_versions()
+    )
+
+
+def _run(job: Callable[[], Result], code: str, mark: str) -> Result:
+    """Run a job in a worker, one at a time, with one thread."""
+    from distributed import get_worker
+
+    worker = get_worker()
+    if code_key() != code:
+        raise ClusterError(
+            f"worker {worker.address} has another version of the library or of its packages"
+        )
+    if not Path(mark).is_file():
+        raise ClusterError(
+            f"worker {worker.address} does not see {Path(mark).parent}: the run folder must be on a "
+            "shared file system, under the same path"
+        )
+    with _one_at_a_time:
+        torch.set_num_threads(1)
+        silence_libraries()
+        workers.report_to(_Topic(worker))
+        return job()
+
+
+class _Topic:
+    """Where a worker's reports go."""
+
+    def __init__(self, worker: Any) -> None:
+        self.worker = worker
+
+    def put(self, steps: int) -> None:
+        self.worker.log_event(TOPIC, steps)
