@@ -25,15 +25,20 @@ from transformers import AutoModelForCausalLM
 
 from vaalign_lib.checkpoints import Checkpoints
 from vaalign_lib.conversation import load_tokenizer
+from vaalign_lib.data import EMBEDDED, read_prompts
 from vaalign_lib.evaluation import Evaluator
 from vaalign_lib.pilots import Grid, match_kl
 from vaalign_lib.policies.frozen import ReferencePolicy
 from vaalign_lib.policies.stack import PolicyStack
 from vaalign_lib.ppo import Method, Task, Trainer
-from vaalign_lib.profiles import Profile, RunGroup, Sampling, load_profile
-from vaalign_lib.reward_study import prepare, reference, reward_source, stack_seed
-from vaalign_lib.rewards.base import RewardSource
+from vaalign_lib.profiles import Policies, Profile, RunGroup, Sampling, load_profile
+from vaalign_lib.reward_study import Study as RewardStudy
+from vaalign_lib.reward_study import prepare, reference, reward_source, stack_seed, true_reward
+from vaalign_lib.rewards.base import RewardSource, Truth
 from vaalign_lib.rewards.ensemble import EnsembleReward, load_ensemble
+from vaalign_lib.rewards.heads import Kind
+from vaalign_lib.rewards.prompted import PromptedJudge
+from vaalign_lib.rewards.records import JudgementStore
 from vaalign_lib.rewards.simulated import PersistentJudges, stand_ins
 from vaalign_lib.runs import NotKeptError, RunStore, content_key, package_versions, source_hashes
 from vaalign_lib.study import policy_trainer
@@ -56,6 +61,7 @@ ROWS = (ENSEMBLE_ROW, *product(("mistral", "qwen2"), JUDGES))
 RANGES = (100, 50, 20, 10)  # R of Table 4
 PRINTED_WIDTHS = dict(zip(RANGES, (17, 5.6, 0.92, 0.11), strict=True))  # its second column
 CHECKPOINT_SECONDS = 30.0  # of work that is lost at most when a run is killed
+JUDGEMENTS = "judgements.sqlite"  # in the run folder: what prompted judges said
 REFERENCE = "reference"  # in place of a method: the policy that all start from, evaluated as often
 
 
@@ -145,6 +151,10 @@ def _rows() -> list[Run]:
     return [run for row in ROWS for run in _pair(Run(*row))]
 
 
+def _printed_rows() -> list[Run]:
+    return [run for row in ROWS for run in _pair(Run(*row, regime="as_printed"))]
+
+
 def _matched() -> list[Run]:
     return [
         run for row in (ENSEMBLE_ROW, JUDGE_ROW) for run in _pair(Run(*row, regime="matched_kl"))
@@ -208,6 +218,7 @@ def _every_row() -> list[Run]:
 
 GROUPS: dict[RunGroup, Callable[[], list[Run]]] = {
     "rows": _rows,
+    "printed_rows": _printed_rows,
     "matched_kl": _matched,
     "independent": _independent,
     "ranges": _ranges,
@@ -240,19 +251,54 @@ def stretch_of(run: Run) -> float:
     return float(relative[run.highest] / relative[100])
 
 
+@dataclass(frozen=True)
+class Questions:
+    """What policies are asked, and what is known of the answers.
+
+    Attributes:
+        training: prompts that training draws from.
+        evaluation: prompts that returns are means over.
+        gold: the reward behind all others; None where nobody knows it.
+    """
+
+    training: list[str]
+    evaluation: list[str]
+    gold: Truth | None
+
+
+def questions_of(profile: Profile, seed: int) -> Questions:
+    """Return the prompts of a profile: of the embedded world, or of a data set.
+
+    Of a data set training and evaluation take the same prompts, as in the paper.
+
+    Raises:
+        DataError: the prompts cannot be read.
+    """
+    sizes = profile.policies
+    if sizes.data == EMBEDDED:
+        world = World(seed)
+        training = world.prompts(sizes.prompts, world.rng("policy prompts"))
+        evaluation = world.prompts(sizes.evaluation.prompts, world.rng("evaluation prompts"))
+        return Questions(training, evaluation, world.gold)
+    prompts = list(dict.fromkeys(read_prompts(sizes.data)["prompt"]))
+    return Questions(prompts[: sizes.prompts], prompts[: sizes.evaluation.prompts], None)
+
+
 def source_of(store: RunStore, profile: Profile, seed: int, run: Run) -> RewardSource:
     """Return what judges a run's policies, made now or before.
 
     Raises:
-        ValueError: the profile's models and judges are not those of the embedded world.
+        ValueError: the run needs what only the embedded world has.
     """
-    if profile.true_reward != "gold":
-        raise ValueError(
-            f"profile {profile.name}: its reward models and judges are not at hand; policies are trained "
-            "in the embedded world so far"
-        )
     if run.source == "ensemble":
-        return load_ensemble(ensemble_folder(store, profile, seed, run), World(seed).gold)
+        truth = true_reward(_study(store, profile, seed))
+        return load_ensemble(ensemble_folder(store, profile, seed, run), truth)
+    if run.source in profile.policies.judges:
+        return prompted_judge(store, profile, run)
+    if profile.policies.data != EMBEDDED:
+        raise ValueError(
+            f"policies.judges: {run.source} is simulated in the embedded world only; name a model for it"
+        )
     world = World(seed, run.disagreement)
     judge = stand_ins(world, float(run.highest), stretch_of(run))[JUDGES[run.source]]
     if run.protocol == "independent":
@@ -260,17 +306,48 @@ def source_of(store: RunStore, profile: Profile, seed: int, run: Run) -> RewardS
     return judge
 
 
+def prompted_judge(store: RunStore, profile: Profile, run: Run) -> PromptedJudge:
+    """Return the judge of a run behind its endpoint; all it says is recorded beside the store.
+
+    Raises:
+        ValueError: the run needs a judge of the embedded world.
+    """
+    if run.protocol != "shared" or run.widths != "rescaled" or run.disagreement != "none":
+        raise ValueError(
+            f"{run.name}: only simulated judges can be independent, stretched, or disagree elsewhere"
+        )
+    named = profile.policies.judges[run.source]
+    return PromptedJudge(
+        JudgementStore(store.root.parent / JUDGEMENTS),
+        model=named.model,
+        base_url=named.base_url,
+        key_variable=named.key_variable,
+        highest=run.highest,
+        workers=named.requests,
+    )
+
+
+def _study(store: RunStore, profile: Profile, seed: int) -> RewardStudy:
+    """Return the reward models' study; part of the embedded pairs are the reference's responses."""
+    embedded = profile.reward_data.pairs == EMBEDDED
+    start = reference(store, profile, seed, "gpt2") if embedded else None
+    return prepare(store, profile, seed, reference=start)
+
+
 def ensemble_folder(store: RunStore, profile: Profile, seed: int, run: Run) -> Path:
-    """Return the folder of bootstrap heads trained to the end: ten, or ten for every policy."""
-    start = reference(store, profile, seed, "gpt2")  # part of the pairs are its responses
-    study = prepare(store, profile, seed, reference=start)
+    """Return the folder of a run's heads on one frozen backbone: ten, or ten for every policy.
+
+    In the embedded world they are bootstrap heads trained to the end, elsewhere those of Table 7.
+    """
+    study = _study(store, profile, seed)
+    kind: Kind = "bootstrap" if study.embedded else "paper"
     options = {
         "independent": run.protocol == "independent",
         "repeat": run.repeat if run.protocol == "independent" else 0,
     }
 
     def write(folder: Path, **_: Any) -> None:
-        source = reward_source(study, "bootstrap", **options)  # type: ignore[arg-type]
+        source = reward_source(study, kind, **options)  # type: ignore[arg-type]
         assert isinstance(source, EnsembleReward)
         source.save(folder)
 
@@ -311,6 +388,12 @@ def _config(profile: Profile, seed: int, run: Run) -> dict[str, Any]:
     sections = {"reward_data", "reference", "reward_model", "ensembles", "policies", "true_reward"}
     settings = profile.model_dump(include=sections)
     del settings["policies"]["runs"]
+    for name in (
+        "data",
+        "judges",
+    ):  # came later; where they say nothing new, keys stay as they were
+        if settings["policies"][name] == Policies.model_fields[name].default:
+            del settings["policies"][name]
     return {"run": asdict(run), "seed": seed, "settings": settings}
 
 
@@ -428,13 +511,9 @@ def trainer_of(
     policies: Sequence[int],
 ) -> Trainer:
     """Return the trainer of some of a run's policies."""
-    world = World(seed)
-    task = Task(
-        world.prompts(profile.policies.prompts, world.rng("policy prompts")),
-        source_of(store, profile, seed, run),
-        world.gold,
-        population=profile.policies.count,
-    )
+    asked = questions_of(profile, seed)
+    source = source_of(store, profile, seed, run)
+    task = Task(asked.training, source, asked.gold, population=profile.policies.count)
     changes: dict[str, Any] = {}
     if run.regime == "as_printed":
         printed = load_profile("paper").policies.training[run.architecture].settings(run.objective)
@@ -478,6 +557,7 @@ def write_stack(
     log, seconds = _train(trainer, Checkpoints(scratch))
     table = evaluator_of(store, profile, seed, run, trainer).policies(trainer.stack, index)
     table["step_length"] = step_lengths(start, trainer.stack)
+    _without_gold(table)
     trainer.stack.export(0, folder / "policy")
     log.to_parquet(folder / "log.parquet")
     table.to_parquet(folder / "policies.parquet")
@@ -509,7 +589,15 @@ def write_references(folder: Path, store: RunStore, profile: Profile, seed: int,
     """Evaluate the policy that a run's policies start from as often as there are policies."""
     evaluator = evaluator_of(store, profile, seed, run)
     table = evaluator.references(range(profile.policies.count)).assign(step_length=0.0)
+    _without_gold(table)
     table.to_parquet(folder / "policies.parquet")
+
+
+def _without_gold(table: pd.DataFrame) -> None:
+    """Say that a gold reward is unknown."""
+    for name in ("gold", "gold_error"):
+        if name not in table:
+            table[name] = np.nan
 
 
 def _train(trainer: Trainer, checkpoints: Checkpoints) -> tuple[pd.DataFrame, float]:
@@ -550,7 +638,7 @@ def evaluator_of(
     store: RunStore, profile: Profile, seed: int, run: Run, trainer: Trainer | None = None
 ) -> Evaluator:
     """Return what evaluates a run's policies; all runs answer the same prompts."""
-    world, where = World(seed), device()
+    asked, where = questions_of(profile, seed), device()
     start = reference(store, profile, seed, run.architecture)
     if trainer is None:
         source, tokenizer = source_of(store, profile, seed, run), load_tokenizer(start)
@@ -558,14 +646,12 @@ def evaluator_of(
         compared = ReferencePolicy(model)
     else:
         source, tokenizer, compared = trainer.task.source, trainer.tokenizer, trainer.reference
-    sizes = profile.policies.evaluation
-    prompts = world.prompts(sizes.prompts, world.rng("evaluation prompts"))
     return Evaluator(
         compared,
         tokenizer,
-        Task(prompts, source, world.gold),
+        Task(asked.evaluation, source, asked.gold),
         sampling_of(profile, run),
-        sizes.samples,
+        profile.policies.evaluation.samples,
         stack_seed(seed, run.repeat),
         where,
     )

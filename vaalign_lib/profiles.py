@@ -226,6 +226,7 @@ class PolicyTraining(Section):
 
 RunGroup = Literal[
     "rows",
+    "printed_rows",
     "matched_kl",
     "independent",
     "ranges",
@@ -240,7 +241,9 @@ RunGroup = Literal[
 class Evaluation(Section):
     """What a policy's return is the mean of."""
 
-    prompts: Annotated[int, Field(ge=2, strict=True)] = Field(description="the same for all")
+    prompts: Annotated[int, Field(ge=2, strict=True)] = Field(
+        description="the same for all, at most"
+    )
     samples: Annotated[int, Field(ge=2, strict=True)] = Field(description="of each prompt")
 
 
@@ -252,6 +255,17 @@ class Matching(Section):
     attempts: Count = Field(default=4, description="stacks that may be trained")
 
 
+class Judge(Section):
+    """A prompted judge behind an OpenAI-compatible endpoint."""
+
+    model: str = Field(description="its name at the endpoint")
+    base_url: str | None = Field(default=None, description="of the endpoint; None is OpenAI's")
+    key_variable: str = Field(
+        default="OPENAI_API_KEY", description="environment variable that holds the key"
+    )
+    requests: Count = Field(default=8, description="at a time")
+
+
 class Policies(Section):
     """The policies that are trained, and what they are asked."""
 
@@ -259,7 +273,14 @@ class Policies(Section):
     runs: list[RunGroup] = Field(
         description="which are trained; see `vaalign_lib.policy_study.GROUPS`"
     )
-    prompts: Count = Field(description="embedded prompts that training draws from")
+    data: str = Field(
+        default="embedded",
+        description="where prompts come from: `embedded`, a .jsonl file, or a hub data set",
+    )
+    judges: dict[str, Judge] = Field(
+        default={}, description="by name, judge-a to judge-c; simulated ones where there are none"
+    )
+    prompts: Count = Field(description="prompts that training draws from, at most")
     warm_up: Count = Field(description="reference responses for the critic and the unit of reward")
     evaluation: Evaluation
     matching: Matching

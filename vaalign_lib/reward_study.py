@@ -52,15 +52,11 @@ REAL_SHARES = (
 
 
 def reference(store: RunStore, profile: Profile, seed: int, architecture: str) -> Path:
-    """Return the folder of a reference policy, trained now or before.
-
-    Raises:
-        ValueError: the profile names a model that exists; only tiny ones speak the world's language.
+    """Return a reference policy: the folder of a tiny one, trained now or before, or what the profile
+    names, a folder or a model of the hub.
     """
     if (name := profile.reference.models[architecture]) != "tiny":
-        raise ValueError(
-            f"reference.models.{architecture}: the embedded world needs tiny, got {name}"
-        )
+        return Path(name)
     sizes = profile.reference.model_dump(exclude={"models", "prompts", "samples"})
     config = {"architecture": architecture, "world_seed": seed, "seed": seed, **sizes}
     return store.folder(f"reference-{architecture}", write_reference, config)

@@ -20,10 +20,11 @@ BAD_REPLIES = {
 
 
 class JudgeServer:
-    """Answers by a plan: text -> the faults to commit before the good answer."""
+    """Answers by a plan: text -> faults to commit before the good answer, `reply(prompt)`."""
 
     def __init__(self):
         self.plan = {}
+        self.reply = lambda prompt: GOOD
         self.asked, self.answered = Counter(), Counter()
         self.keys, self.bodies = set(), []
         self.active, self.most_active = 0, 0
@@ -68,9 +69,9 @@ def _handler(server):
             prompt = body["messages"][0]["content"]
             text = prompt.split('Text: "')[1].split('"\n\na:')[0]
             with server.working():
-                self.answer(server.next_fault(text), text)
+                self.answer(server.next_fault(text), text, prompt)
 
-        def answer(self, fault, text):
+        def answer(self, fault, text, prompt):
             if fault == "close":
                 self.close_connection = True
                 self.connection.close()
@@ -91,7 +92,7 @@ def _handler(server):
             if fault == "odd choices":
                 nothing = {"id": "x", "object": "chat.completion", "model": "m", "choices": ["a"]}
                 return self.send(200, nothing)
-            reply = BAD_REPLIES.get(fault, GOOD)
+            reply = BAD_REPLIES[fault] if fault in BAD_REPLIES else server.reply(prompt)
             if fault in ("good", "late"):
                 server.answered[text] += 1
             if fault == "odd content":
