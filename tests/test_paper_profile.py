@@ -20,6 +20,7 @@ from transformers import (
 )
 
 from tests.rewards.judge_server import judge_server
+from vaalign_lib import cli
 from vaalign_lib.policy_study import plan, train_runs
 from vaalign_lib.profiles import load_profile
 from vaalign_lib.runs import RunStore
@@ -141,15 +142,43 @@ def test_only_paths_and_sizes_differ(paper):
     assert ours.policies.judges["judge-b"].model == "gemini-2.0-flash"
 
 
-def test_every_run_of_the_paper(paper, tmp_path):
+def test_the_plan_comes_first_and_says_what_is_missing(paper, tmp_path, capsys, monkeypatch):
+    command = ["reproduce", "--profile", str(paper), "--run-dir", str(tmp_path), "--only", "04"]
+    monkeypatch.delenv("TEST_JUDGE_KEY")
+    assert cli.main(command) == 2
+    told = capsys.readouterr().err
+    assert told.count("the environment variable TEST_JUDGE_KEY is not set") == 3
+    assert not list(tmp_path.glob("0*"))
+    monkeypatch.setenv("TEST_JUDGE_KEY", "secret")
+    assert cli.main(command) == 3
+    shown = capsys.readouterr()
+    assert "22 runs" not in shown.err and "runs: 0 done" in shown.out
+    assert "paid calls" in shown.out and "the same command again starts it" in shown.err
+    assert not list(tmp_path.glob("0*"))
+
+
+def test_everything_of_the_paper(paper, tmp_path, capsys):
+    """From the reward model to Tables 1 to 4, by the command that users type; the theory of notebooks 01
+    and 02 uses none of the paper's models.
+    """
+    options = ["--profile", str(paper), "--run-dir", str(tmp_path)]
+    assert cli.main(["plan", *options]) == 0
+    assert cli.main(["reproduce", *options, "--only", "03,04,05"]) == 0, capsys.readouterr().err
+    rows = {row["id"]: row for row in json.loads((tmp_path / "scoreboard.json").read_text())}
+    assert rows["table1.variance_ratios"]["verdict"] != "not yet"
+    assert rows["table3.risks"]["value"] is not None and rows["table4.ranges"]["low"] is not None
     profile = load_profile(paper)
-    runs = plan(profile.policies.runs)
-    folders = train_runs(RunStore(tmp_path / "store"), profile, 0, runs, 2)
-    assert list(folders) == runs
+    folders = train_runs(
+        RunStore(tmp_path / "store", reads_only=True), profile, 0, plan(profile.policies.runs), 1
+    )
     for run, folder in folders.items():
         table = pd.read_parquet(folder / "policies.parquet")
         assert len(table) == 3 and table["gold"].isna().all()
         assert table.drop(columns=["gold", "gold_error"]).notna().all().all()
         if run.source != "ensemble":
             assert table["true_reward"].between(1, run.highest).all()
-    assert (tmp_path / "judgements.sqlite").is_file()
+    assert "secret" not in "".join(
+        path.read_text(errors="ignore") for path in tmp_path.glob("0*/*") if path.is_file()
+    )
+    layout = (tmp_path / "05_statistics" / "tables" / "table_1.md").read_text()
+    assert "gemini-2.0-flash" in layout and "as printed" in layout

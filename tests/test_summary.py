@@ -27,16 +27,16 @@ def findings(**values):
 
 def test_a_line_stands_under_its_verdict_and_moves_with_it():
     for low, high, heading in (
-        (1.2, 2.0, "Reproduced in kind"),
-        (0.2, 0.9, "Contradicted"),
-        (0.2, 2.0, "Not determinable"),
+        (0.2, 2.0, "Reproduced in kind"),
+        (-2.0, -0.2, "Contradicted"),
+        (-0.2, 2.0, "Not determinable"),
     ):
-        record = findings(rule="table1.variance_ratios", value=1.5, low=low, high=high)
+        record = findings(rule="table4.ranges", value=1.5, low=low, high=high)
         found = summary(scoreboard(record))
         assert list(found) == [heading]
         (line,) = found[heading]
         assert line["found"] == f"1.50 [{low:.2f}, {high:.2f}]"
-        assert line["command"] == "vaalign reproduce --only 05" and line["item"] == "Table 1"
+        assert line["command"] == "vaalign reproduce --only 05" and line["item"] == "Table 4"
 
 
 def test_logarithms_are_written_as_ratios():
@@ -68,10 +68,10 @@ def test_the_readme_holds_the_published_summary():
 
 def test_writing_changes_only_what_is_between_the_marks(tmp_path):
     readme = tmp_path / "README.md"
-    readme.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
+    readme.write_text(f"before\n{BEGIN}\nOUTDATED\n{END}\nafter\n")
     assert write_into_readme(published_rows(), readme)
     text = readme.read_text()
-    assert text.startswith("before\n") and text.endswith("\nafter\n") and "old" not in text
+    assert text.startswith("before\n") and text.endswith("\nafter\n") and "OUTDATED" not in text
     assert not write_into_readme(published_rows(), readme)
     readme.write_text("no marks")
     with pytest.raises(ValueError, match="once each"):

@@ -1,4 +1,4 @@
-"""The `vaalign` command: reproduce, publish, report, status."""
+"""The `vaalign` command: reproduce, plan, publish, report, status."""
 
 import argparse
 import logging
@@ -19,10 +19,14 @@ from vaalign_lib.reproduce import (
     UnknownParameterError,
     publishes,
     reproduce,
+    select,
     status,
 )
-from vaalign_lib.runs import RunDirectoryBusyError, content_key
+from vaalign_lib.runs import PlanError, RunDirectoryBusyError, content_key, write_atomically
 from vaalign_lib.summary import write_into_readme
+
+_PLAN = ".plan"  # in a run folder: the key of the plan that was shown
+_WITH_POLICIES = ("04_ppo_runs", "05_statistics")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -41,6 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         run_dir = _run_dir(options, profile)
         return int(options.command(options, profile, run_dir))
     except (
+        PlanError,
         ProfileError,
         RunDirectoryBusyError,
         UnknownNotebookError,
@@ -79,6 +84,8 @@ def _reproduce(options: argparse.Namespace, profile: Profile, run_dir: Path) -> 
         raise _UsageError(
             f"--from-results: {run_dir} holds runs that were trained; choose another --run-dir"
         )
+    if (stopped := _before_starting(options, profile, run_dir)) is not None:
+        return stopped
     outcomes = reproduce(
         profile,
         profile_source=_source(options.profile),
@@ -94,6 +101,56 @@ def _reproduce(options: argparse.Namespace, profile: Profile, run_dir: Path) -> 
     if publishes(profile, run_dir, options.seed) and not options.set:
         write_into_readme(published_rows())
     return 1 if any(outcome.state in ("failed", "skipped") for outcome in outcomes) else 0
+
+
+def _before_starting(options: argparse.Namespace, profile: Profile, run_dir: Path) -> int | None:
+    """Show the plan once before real models and paid judges are used; find now what is missing.
+
+    Returns:
+        An exit code if nothing is to start.
+    """
+    from vaalign_lib.data import EMBEDDED
+
+    if profile.policies.data == EMBEDDED or options.from_results:
+        return None
+    if all(notebook.name not in _WITH_POLICIES for notebook in select(options.only)):
+        return None
+    shown = run_dir / _PLAN
+    text, lacks = _plan_text(options, profile, run_dir)
+    if lacks:
+        raise PlanError("\n  ".join(["nothing was started, for this is missing:", *lacks]))
+    key = content_key(profile=profile.model_dump(), seed=options.seed)
+    if not shown.is_file() or shown.read_text() != key:
+        print(text)
+        write_atomically(shown, key)
+        print("this is the plan; the same command again starts it", file=sys.stderr)
+        return 3
+    return None
+
+
+def _plan(options: argparse.Namespace, profile: Profile, run_dir: Path) -> int:
+    text, lacks = _plan_text(options, profile, run_dir)
+    print(text)
+    for line in lacks:
+        print(f"missing: {line}", file=sys.stderr)
+    if not lacks:
+        key = content_key(profile=profile.model_dump(), seed=options.seed)
+        write_atomically(run_dir / _PLAN, key)
+    return 1 if lacks else 0
+
+
+def _plan_text(
+    options: argparse.Namespace, profile: Profile, run_dir: Path
+) -> tuple[str, list[str]]:
+    from vaalign_lib import planning  # here, for it takes seconds to import
+    from vaalign_lib.runs import RunStore
+    from vaalign_lib.workers import default_workers
+
+    if lacks := planning.missing_policies(profile):
+        return "no plan without the models that policies start from", lacks
+    table = planning.planned(profile, RunStore(run_dir / "store"), options.seed)
+    workers = getattr(options, "workers", 0) or default_workers()
+    return planning.in_words(table, workers), planning.missing(profile, table, run_dir)
 
 
 def _publish(options: argparse.Namespace, profile: Profile, run_dir: Path) -> int:
@@ -219,6 +276,14 @@ def _parser() -> argparse.ArgumentParser:
         help="copy finished stacks of policies, a row per policy, to data/results/runs",
     )
     publication.set_defaults(command=_publish)
+    planning = commands.add_parser(
+        "plan",
+        parents=[common],
+        help="show what a reproduction would train: policies, steps, paid calls, time, memory, disk; and "
+        "what is missing for it",
+    )
+    planning.add_argument("--workers", type=_whole, default=0, help="stacks at a time")
+    planning.set_defaults(command=_plan)
     report = commands.add_parser(
         "report",
         parents=[common],

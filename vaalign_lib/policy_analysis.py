@@ -8,7 +8,16 @@ import numpy as np
 import pandas as pd
 from scipy.stats import ttest_1samp
 
-from vaalign_lib.policy_study import JUDGES, METHODS, PRIMARY, RANGES, Run, stretch_of
+from vaalign_lib.policy_study import (
+    JUDGES,
+    METHODS,
+    PRIMARY,
+    RANGES,
+    ROWS,
+    Regime,
+    Run,
+    stretch_of,
+)
 from vaalign_lib.ppo import Unit
 from vaalign_lib.returns import Ratio, Returns, risk, training_variance_ratio
 from vaalign_lib.rewards.base import Interval
@@ -87,6 +96,8 @@ class Comparisons:
         curves: pd.DataFrame | None = None,
         seed: int = 0,
         resamples: int = 10_000,
+        regime: Regime = "equal_mean_penalty",
+        labels: Mapping[str, tuple[str, str]] | None = None,
     ) -> None:
         """Take what is known.
 
@@ -95,8 +106,12 @@ class Comparisons:
             curves: of the same; gives the coefficients that training ended with.
             seed: of the bootstrap.
             resamples: of the bootstrap.
+            regime: of the penalty in which the rows of Tables 1 to 3 are compared.
+            labels: by row what its policies and its source of rewards are.
         """
         self.policies, self.seed, self.resamples = policies, seed, resamples
+        self.labels = labels or {}
+        self.main_rows = [Run(*row, "variance_aware", regime=regime) for row in ROWS]
         last = pd.DataFrame() if curves is None else curves.groupby("run").last()
         self._coefficients = last["coefficient"].to_dict() if "coefficient" in last else {}
 
@@ -136,7 +151,9 @@ class Comparisons:
         """
         ratios = [self.ratio(run) for run in runs]
         logs = np.log([one.resampled for one in ratios])
-        weights = np.nanvar(logs, axis=1) ** -1.0
+        weights = 1 / np.maximum(
+            np.nanvar(logs, axis=1), 1e-12
+        )  # twins that never parted: no variance
         x = np.log([run.highest for run in runs])
         centred = weights * (x - np.average(x, weights=weights))
         lever = centred / (centred * x).sum()

@@ -31,9 +31,10 @@ def learning_curves(
 
     Args:
         curves: of `policy_results.curves_of`, by method.
-        measures: a panel each.
+        measures: a panel each, where they are known.
         title: of the figure.
     """
+    measures = [one for one in measures if all(one in table for table in curves.values())]
     with canvas(2.7 * len(measures), 2.8, len(measures)) as (figure, panels):
         for axes, measure in zip(panels, measures, strict=True):
             for name, table in curves.items():
@@ -131,6 +132,7 @@ def ratio_forest(
     table: pd.DataFrame,
     printed: Mapping[Any, float] | None = None,
     pooled: Mapping[str, Ratio] | None = None,
+    regime: str = "equal_mean_penalty",
 ) -> Figure:
     """Draw ratios of training variances with their intervals, one line for each comparison.
 
@@ -138,6 +140,7 @@ def ratio_forest(
         table: of `policy_analysis.Comparisons.table`.
         printed: the paper's ratios by row, marked beside the plain comparison of each row.
         pooled: further ratios by label, at the end.
+        regime: of the penalty in the paper's rows.
     """
     labels = [_comparison_label(row) for row in table.to_dict("records")]
     with canvas(7.4, 0.32 * (len(table) + len(pooled or {})) + 1.6) as (figure, [axes]):
@@ -161,7 +164,7 @@ def ratio_forest(
         marks = [
             ((printed or {})[row["row"]], place)
             for row, place in zip(table.to_dict("records"), places, strict=True)
-            if row["row"] in (printed or {}) and _is_plain(row)
+            if row["row"] in (printed or {}) and _is_plain(row, regime)
         ]
         if marks:
             axes.scatter(
@@ -180,11 +183,10 @@ def ratio_forest(
         return figure
 
 
-def _is_plain(row: Mapping[Any, Any]) -> bool:
+def _is_plain(row: Mapping[Any, Any], regime: str) -> bool:
     """Whether a comparison is the plain one of its row."""
     return (
-        (row["protocol"], row["regime"], row["widths"])
-        == ("shared", "equal_mean_penalty", "rescaled")
+        (row["protocol"], row["regime"], row["widths"]) == ("shared", regime, "rescaled")
         and row["range"] in (0, 100)
         and row["disagreement"] == "none"
         and row["repeat"] == 0

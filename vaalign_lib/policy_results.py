@@ -17,10 +17,12 @@ import numpy as np
 import pandas as pd
 import torch
 
+from vaalign_lib.data import EMBEDDED
 from vaalign_lib.paths import RESULTS
 from vaalign_lib.policy_study import (
     ENSEMBLE_ROW,
     REFERENCE,
+    Regime,
     Run,
     ensemble_folder,
     plan,
@@ -37,6 +39,7 @@ from vaalign_lib.statistics import rounded
 
 PUBLISHED = RESULTS / "runs"
 COMPARED_GROUPS: tuple[RunGroup, ...] = ("rows", "matched_kl", "independent", "ranges")
+PRINTED_GROUPS: tuple[RunGroup, ...] = ("printed_rows", "ranges")  # outside of the embedded world
 HERE = "this run"  # the origin of what was trained, not published
 DIGITS = 7  # significant ones of what is published; standard errors are in the second
 WINDOW = 5  # steps that curves are averaged over
@@ -189,6 +192,14 @@ def curves_of(log: pd.DataFrame, measures: Sequence[str] = MEASURES) -> pd.DataF
     return pd.DataFrame(found).reset_index()
 
 
+def main_regime(profile: Profile) -> Regime:
+    """Return the penalty regime in which a profile compares the rows of Tables 1 to 3.
+
+    In the embedded world the printed coefficients do not fit the rewards, elsewhere they are the paper's.
+    """
+    return "equal_mean_penalty" if profile.policies.data == EMBEDDED else "as_printed"
+
+
 def collect(
     store: RunStore, profile: Profile, seed: int, workers: int | str, from_results: bool = False
 ) -> Results:
@@ -214,10 +225,11 @@ def collect(
         others = known.without([one.name for one in planned]) if own_profile else known
         folders = train_runs(store, profile, seed, planned, workers, others.kl())
         known = trained(store, folders, profile, seed).joined(others)
-    if missing := [one.name for one in plan(COMPARED_GROUPS) if one.name not in known.names]:
+    groups = COMPARED_GROUPS if profile.policies.data == EMBEDDED else PRINTED_GROUPS
+    if missing := [one.name for one in plan(groups) if one.name not in known.names]:
         raise LookupError(
-            f"policies.runs: the notebooks need {', '.join(COMPARED_GROUPS)}, trained or published with "
-            f"these settings; missing: {', '.join(missing)}"
+            f"policies.runs: the notebooks need {', '.join(groups)}, trained or published with these "
+            f"settings; missing: {', '.join(missing)}"
         )
     return known
 

@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 from transformers import BitsAndBytesConfig, MistralConfig, MistralForCausalLM
 
+from vaalign_lib.data import EMBEDDED
 from vaalign_lib.policies.stack import PolicyStack
 from vaalign_lib.policy_study import JUDGES, ROWS
 from vaalign_lib.profiles import PPO, Lora, Profile, Sampling, load_profile
@@ -65,19 +66,22 @@ _SAMPLING: dict[str, Callable[[Sampling], Any]] = {
 
 def rows_table(profile: Profile) -> pd.DataFrame:
     """Return what stands in for each (policy, source of rewards) of Tables 1 to 3."""
-    heads = f"{profile.ensembles.members} bootstrap heads on one {profile.reward_model.backbone} backbone"
+    real = profile.policies.data != EMBEDDED
+    kind = "heads" if real else "bootstrap heads"
+    heads = f"{profile.ensembles.members} {kind} on one {profile.reward_model.backbone} backbone"
+    truth = profile.true_reward if real else "gold, for a separate reward model"
     rows = []
     for architecture, source in ROWS:
         lora = profile.policies.training[architecture].lora
+        tiny = f"{architecture}-like, width {profile.reference.width}"
+        named = profile.policies.judges.get(source)
         rows.append(
             {
                 "row": f"{architecture}-{source}",
-                "policy": f"{architecture}-like, width {profile.reference.width}",
+                "policy": profile.reference.models[architecture] if real else tiny,
                 "trained": "adapters (LoRA)" if lora else "all weights",
-                "source of rewards": JUDGES.get(source, heads),
-                "true reward": "gold, for a separate reward model"
-                if source == "ensemble"
-                else "middle of the judge's interval",
+                "source of rewards": named.model if named else JUDGES.get(source, heads),
+                "true reward": truth if source == "ensemble" else "middle of the judge's interval",
             }
         )
     return pd.DataFrame(rows)

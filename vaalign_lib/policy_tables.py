@@ -17,7 +17,7 @@ from vaalign_lib.policy_analysis import (
     interval_deviations,
     returns_of,
 )
-from vaalign_lib.policy_study import JUDGES, METHODS, RANGES, ROWS, Run
+from vaalign_lib.policy_study import METHODS, RANGES, ROWS, Run
 from vaalign_lib.published import printed_value
 from vaalign_lib.returns import (
     RISK_MEASURES,
@@ -48,7 +48,6 @@ from vaalign_lib.synthetic.world import World
 LEVEL = 0.05
 NOTHING = Estimate(np.nan, np.nan, np.nan, 0)  # where the paper prints nothing
 MARGIN = 0.1  # of what vanilla gains over the reference: means closer than that count as equivalent
-POLICIES = {"gpt2": "GPT-2-like", "mistral": "Mistral-like", "qwen2": "Qwen2-like"}
 _PRINTED_POLICIES = {"gpt2": "gpt2", "mistral": "mistral", "qwen2": "qwen"}
 _PRINTED_SOURCES = {
     "ensemble": "ensemble",
@@ -60,11 +59,6 @@ PRINTED_ROWS = {
     f"{policy}-{source}": f"{_PRINTED_POLICIES[policy]}-{_PRINTED_SOURCES[source]}"
     for policy, source in ROWS
 }
-
-
-def main_rows() -> list[Run]:
-    """Return the seven comparisons of Tables 1 to 3: shared source, equal mean penalty."""
-    return [Run(*row, "variance_aware") for row in ROWS]
 
 
 def condition(run: Run) -> str:
@@ -81,22 +75,25 @@ def condition(run: Run) -> str:
     return ", ".join(parts)
 
 
-def _named(run: Run) -> dict[str, object]:
-    source = "ensemble" if run.source == "ensemble" else f"{run.source} ({JUDGES[run.source]})"
+def _named(comparisons: Comparisons, run: Run) -> dict[str, object]:
+    policy, source = comparisons.labels.get(run.row, (run.architecture, run.source))
     return {
-        "policy": POLICIES[run.architecture],
+        "policy": policy,
         "reward_model": source,
         "row": run.row,
         "condition": condition(run),
-        "main": run in main_rows(),
+        "main": run in comparisons.main_rows,
     }
 
 
 def _table(
-    runs: Sequence[Run], line: Callable[[Run], Mapping[str, object]], p_values: Sequence[str]
+    comparisons: Comparisons,
+    runs: Sequence[Run],
+    line: Callable[[Run], Mapping[str, object]],
+    p_values: Sequence[str],
 ) -> pd.DataFrame:
     """Return a row for each run; p-values are adjusted over the seven main ones."""
-    table = pd.DataFrame([_named(run) | dict(line(run)) for run in runs])
+    table = pd.DataFrame([_named(comparisons, run) | dict(line(run)) for run in runs])
     for name in p_values:
         table[f"{name}_holm"] = np.nan
         if table["main"].any():
@@ -120,9 +117,8 @@ def table_1(comparisons: Comparisons, runs: Sequence[Run]) -> pd.DataFrame:
     interval, `floored` the share of resamples where it did not stand out from the noise, `p_training` of
     the likelihood ratio test, for normal returns. `..._holm` is adjusted over the seven main rows.
     """
-    return _table(
-        runs, lambda run: _variances(comparisons, run), ["p_f", "p_brown_forsythe", "p_training"]
-    )
+    p_values = ["p_f", "p_brown_forsythe", "p_training"]
+    return _table(comparisons, runs, lambda run: _variances(comparisons, run), p_values)
 
 
 def _variances(comparisons: Comparisons, run: Run) -> Mapping[str, object]:
@@ -145,13 +141,13 @@ def _variances(comparisons: Comparisons, run: Run) -> Mapping[str, object]:
         | {"p_brown_forsythe": brown_forsythe(values[:1], values[1:]), "p_permutation": permuted.p}
         | _interval("ratio", ratio)
         | {"floored": ratio.floored, "p_training": training_variance_test(*pair).p}
-        | _interval("f_printed", _printed_ratio(run))
+        | _interval("f_printed", _printed_ratio(comparisons, run))
     )
 
 
-def _printed_ratio(run: Run) -> Estimate:
+def _printed_ratio(comparisons: Comparisons, run: Run) -> Estimate:
     """Return the paper's ratio for a row of Table 1 or 4 with the interval of 80 normal returns each."""
-    if run in main_rows():
+    if run in comparisons.main_rows:
         key = f"table1.{PRINTED_ROWS[run.row]}.variance_ratio_f"
     elif run.regime == "as_printed" and run.widths == "rescaled":
         key = f"table4.range-{run.highest}.variance_ratio_f"
@@ -210,7 +206,7 @@ def table_2(comparisons: Comparisons, runs: Sequence[Run]) -> pd.DataFrame:
     one-sided tests that the difference is smaller; `smallest_margin` from which on they would say so at
     5%. `gap` is the difference by pairs of policies that drew the same random numbers.
     """
-    return _table(runs, lambda run: _means(comparisons, run), ["p", "p_equivalence"])
+    return _table(comparisons, runs, lambda run: _means(comparisons, run), ["p", "p_equivalence"])
 
 
 def _means(comparisons: Comparisons, run: Run) -> Mapping[str, object]:
@@ -279,7 +275,8 @@ def table_3(comparisons: Comparisons, runs: Sequence[Run]) -> pd.DataFrame:
     risk minus the variance-aware one's with Newcombe's interval. The reference's mean is taken as known.
     """
     printed = audit.risk_tests().set_index("row")
-    return _table(runs, lambda run: _risks(comparisons, run, printed), ["p", "p_boschloo"])
+    p_values = ["p", "p_boschloo"]
+    return _table(comparisons, runs, lambda run: _risks(comparisons, run, printed), p_values)
 
 
 def _risks(comparisons: Comparisons, run: Run, printed: pd.DataFrame) -> Mapping[str, object]:
@@ -294,13 +291,13 @@ def _risks(comparisons: Comparisons, run: Run, printed: pd.DataFrame) -> Mapping
         | {"p": two_proportions(*vanilla, *aware).p, "p_boschloo": boschloo(*vanilla, *aware)}
         | _interval("fall", proportion_difference(*vanilla, *aware))
         | {"reference": float(bar)}
-        | _interval("fall_printed", _printed_fall(run, printed))
+        | _interval("fall_printed", _printed_fall(comparisons, run, printed))
     )
 
 
-def _printed_fall(run: Run, printed: pd.DataFrame) -> Estimate:
+def _printed_fall(comparisons: Comparisons, run: Run, printed: pd.DataFrame) -> Estimate:
     """Return the paper's difference in risk for a row of Table 3, from the nearest counts of 80."""
-    if run not in main_rows():
+    if run not in comparisons.main_rows:
         return NOTHING
     line = printed.loc[PRINTED_ROWS[run.row]]
     return Estimate(
@@ -367,7 +364,7 @@ def further_risks(comparisons: Comparisons, runs: Sequence[Run]) -> pd.DataFrame
         bar = pair["reference"][MEASURE].to_numpy()
         stacks = {name: (pair[name][MEASURE].to_numpy(), bar) for name in METHODS}
         found = risk_table(stacks, comparisons.resamples, comparisons.seed)
-        named = {name: value for name, value in _named(run).items() if name != "main"}
+        named = {name: value for name, value in _named(comparisons, run).items() if name != "main"}
         tables.append(found.rename(columns={"stack": "method"}).assign(**named))
     table = pd.concat(tables, ignore_index=True)
     return table[["row", "condition", "method", "measure", "value", "low", "high"]]
@@ -405,24 +402,28 @@ def pooled_difference(
 # --- Table 4: ranges ----------------------------------------------------------------------------------
 
 
-def table_4(comparisons: Comparisons, runs: Sequence[Run], world: World, seed: int) -> pd.DataFrame:
+def table_4(
+    comparisons: Comparisons, runs: Sequence[Run], world: World | None, seed: int
+) -> pd.DataFrame:
     """Return `table_1` by range of reward, with the variance of the intervals' standard deviations.
 
     Args:
         comparisons: of the results.
         runs: variance-aware ones of one judge in several ranges.
-        world: that the judge knows.
+        world: that a simulated judge knows; None for another judge, whose intervals are not asked for.
         seed: of the texts that the intervals are asked for.
     """
+    found = table_1(comparisons, runs).assign(range=[run.highest for run in runs])
+    if world is None:
+        return found.assign(variance_of_deviations=np.nan)
     spreads = {
         widths: interval_deviations(world, runs[0].source, widths, seed)
         for widths in dict.fromkeys(run.widths for run in runs)
     }
-    found = table_1(comparisons, runs)
     deviations = [
         float((spreads[run.widths][run.highest] * (run.highest - 1)).var(ddof=1)) for run in runs
     ]
-    return found.assign(range=[run.highest for run in runs], variance_of_deviations=deviations)
+    return found.assign(variance_of_deviations=deviations)
 
 
 def layout_4(table: pd.DataFrame) -> pd.DataFrame:

@@ -217,4 +217,4 @@ def _outcome(rule: Rule, criterion: Criterion, finding: Finding) -> Outcome:
     )
     if ends[0] > 0:
         return "met"
-    return "not_met" if ends[1] <= 0 else "unclear"
+    return "not_met" if ends[1] < 0 else "unclear"

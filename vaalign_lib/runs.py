@@ -37,6 +37,10 @@ class RunDirectoryBusyError(RuntimeError):
     """Another process works in the run folder."""
 
 
+class PlanError(RuntimeError):
+    """Something is missing that would otherwise be noticed after hours."""
+
+
 class NotKeptError(LookupError):
     """A store that only reads was asked for what it has not."""
 
