@@ -8,6 +8,7 @@ import pytest
 
 from vaalign_lib.cli import _parser
 from vaalign_lib.paths import RESULTS, ROOT
+from vaalign_lib.profiles import load_profile
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 SECTIONS = re.split(r"\n(?=\*\*|## )", README)  # what stands in one goes together
@@ -20,6 +21,15 @@ def test_python_examples_run(code, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs").mkdir()
     exec(compile(code, "README.md", "exec"), {})
+
+
+def test_the_example_profile_is_valid(tmp_path):
+    (text,) = re.findall(r"```yaml\n(.*?)```", README, flags=re.S)
+    (tmp_path / "mine.yaml").write_text(text)
+    mine, paper = load_profile(tmp_path / "mine.yaml"), load_profile("paper")
+    assert mine.policies.judges["judge-a"].key_variable == "MY_KEY"
+    assert mine.policies.judges["judge-b"] == paper.policies.judges["judge-b"]
+    assert mine.policies.training["gpt2"].ppo.learning_rate == 1.414e-5
 
 
 def test_commands_parse():

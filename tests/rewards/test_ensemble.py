@@ -5,9 +5,15 @@ import json
 import numpy as np
 import pytest
 import torch
+from transformers import AutoModelForSequenceClassification
 
 from vaalign_lib.profiles import load_profile
-from vaalign_lib.rewards.ensemble import EnsembleReward, SequenceClassifierReward, load_ensemble
+from vaalign_lib.rewards.ensemble import (
+    ClassifierEnsemble,
+    EnsembleReward,
+    SequenceClassifierReward,
+    load_ensemble,
+)
 from vaalign_lib.rewards.heads import train_heads
 from vaalign_lib.rewards.models import BackboneError, features_and_scores, tokenized_pairs
 from vaalign_lib.synthetic.world import World
@@ -108,3 +114,28 @@ def test_global_random_state_is_left_alone(build, pairs):
     state = torch.random.get_rng_state()
     judge(build(), pairs)
     assert torch.equal(state, torch.random.get_rng_state())
+
+
+def test_classifiers_are_an_ensemble(build, pairs, tmp_path):
+    names = []
+    for kind in range(3):
+        torch.manual_seed(kind)
+        model = AutoModelForSequenceClassification.from_config(build().model.config)
+        model.save_pretrained(tmp_path / str(kind))
+        build().tokenizer.save_pretrained(tmp_path / str(kind))
+        names.append(tmp_path / str(kind))
+    source = ClassifierEnsemble.load(names, max_length=64)
+    judgement = judge(source, pairs)
+    prompts, responses = pairs["prompt"].tolist()[:50], pairs["chosen"].tolist()[:50]
+    alone = [SequenceClassifierReward.load(one, 64)(prompts, responses) for one in names]
+    np.testing.assert_array_equal(judgement.scores, np.stack(alone, axis=1))
+    np.testing.assert_allclose(judgement.variance(), np.var(alone, axis=0, ddof=1))
+    assert judgement.scores.std(axis=1).min() > 0
+    np.testing.assert_allclose(
+        source.true_reward(judgement, prompts, responses), np.mean(alone, axis=0)
+    )
+    known = ClassifierEnsemble.load(names, truth=World(0).gold, max_length=64)
+    truth = known.true_reward(judgement, prompts, responses)
+    np.testing.assert_array_equal(truth, World(0).gold(prompts, responses))
+    with pytest.raises(ValueError, match="classifiers: expected at least two, got 1"):
+        ClassifierEnsemble.load(names[:1])

@@ -39,6 +39,45 @@ class SequenceClassifierReward:
 
 
 @dataclass(frozen=True)
+class ClassifierEnsemble:
+    """Rewards by several sequence classifiers, whole models, shared by all policies.
+
+    Attributes:
+        classifiers: at least two.
+        truth: gives the true reward; None takes the classifiers' mean.
+        variance_of: a single member's variance, as in the paper, or that of the mean.
+    """
+
+    classifiers: tuple[SequenceClassifierReward, ...]
+    truth: Truth | None = None
+    variance_of: VarianceOf = "member"
+
+    def __post_init__(self) -> None:
+        if len(self.classifiers) < 2:
+            raise ValueError(f"classifiers: expected at least two, got {len(self.classifiers)}")
+
+    @classmethod
+    def load(
+        cls, names: Sequence[str | Path], truth: Truth | None = None, max_length: int = 4096
+    ) -> "ClassifierEnsemble":
+        """Load classifiers with one trained output each, by name or path."""
+        return cls(tuple(SequenceClassifierReward.load(one, max_length) for one in names), truth)
+
+    def judge(self, prompts: Sequence[str], responses: Sequence[str], policy: Policies) -> Members:
+        """Score responses by every classifier (responses, classifiers)."""
+        scores = [one(prompts, responses) for one in self.classifiers]
+        return Members(np.stack(scores, axis=1), self.variance_of)
+
+    def true_reward(
+        self, judgement: Judgement, prompts: Sequence[str], responses: Sequence[str]
+    ) -> Array:
+        """Return the true reward (responses,)."""
+        if self.truth is not None:
+            return self.truth(prompts, responses)
+        return judgement.sample(np.zeros(len(responses)))
+
+
+@dataclass(frozen=True)
 class EnsembleReward:
     """Rewards by heads on one frozen backbone.
 
