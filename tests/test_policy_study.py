@@ -1,5 +1,6 @@
 """The runs of notebook 04: which there are, and that they end the same however often they are killed."""
 
+import json
 import os
 import signal
 import subprocess
@@ -30,8 +31,8 @@ from vaalign_lib.policy_study import (
     train_run,
     train_runs,
 )
-from vaalign_lib.profiles import load_profile
-from vaalign_lib.runs import RunDirectoryBusyError, RunStore
+from vaalign_lib.profiles import Judge, load_profile
+from vaalign_lib.runs import PlanError, RunDirectoryBusyError, RunStore
 
 PLAIN = Run(*JUDGE_ROW)
 
@@ -272,6 +273,47 @@ def test_published_runs_stay_when_others_come(store, tmp_path):
     assert published(small(), 0, tmp_path).names == {PLAIN.name, PLAIN.start.name}
 
 
-def test_a_profile_of_other_models_is_refused_in_words(store):
-    with pytest.raises(ValueError, match="embedded world"):
-        source_of(store, small().model_copy(update={"true_reward": "some/model"}), 0, PLAIN)
+def real(**policies):
+    """Return the smoke profile with prompts of a file and other changes."""
+    changed = small().policies.model_copy(update={"data": "prompts.jsonl"} | policies)
+    return small().model_copy(update={"policies": changed})
+
+
+def test_what_only_the_embedded_world_has_is_refused_in_words(store):
+    with pytest.raises(ValueError, match="judge-b is simulated in the embedded world only"):
+        source_of(store, real(), 0, PLAIN)
+    judged = real(judges={"judge-b": Judge(model="some-model")})
+    assert source_of(store, judged, 0, PLAIN).model == "some-model"
+    for change in ({"protocol": "independent"}, {"widths": "printed"}, {"disagreement": "good"}):
+        with pytest.raises(ValueError, match="only simulated judges can be independent"):
+            source_of(store, judged, 0, replace(PLAIN, **change))
+
+
+def test_new_settings_that_say_nothing_new_leave_keys_as_they_were():
+    config = policy_study._config(small(), 0, PLAIN)["settings"]["policies"]
+    assert "data" not in config and "judges" not in config
+    assert policy_study._config(real(), 0, PLAIN)["settings"]["policies"]["data"] == "prompts.jsonl"
+
+
+# --- in parts -------------------------------------------------------------------------------------------
+
+
+def test_in_parts_a_run_ends_as_in_one(store, uninterrupted, tmp_path, monkeypatch):
+    other = RunStore(tmp_path)
+    for folder in store.root.glob("reference-*"):
+        (other.root / folder.name).symlink_to(folder)
+    monkeypatch.setattr(policy_study, "fitting", lambda *_: 3)
+    assert policy_study.parts_of(small(), "qwen2") == [range(3), range(3, 4)]
+    folder = train_run(other, small(), 0, PLAIN)
+    for name in ("policies.parquet", "log.parquet"):
+        ours, theirs = (pd.read_parquet(one / name) for one in (folder, uninterrupted))
+        keys = [key for key in ("step", "policy") if key in ours]
+        ours, theirs = (one.sort_values(keys, ignore_index=True) for one in (ours, theirs))
+        # training bit by bit; the reference's pass in the evaluation rounds by the size of its batch
+        exact = {"check_exact": True} if "step" in keys else {"rtol": 1e-6}
+        pd.testing.assert_frame_equal(ours, theirs, **exact)
+    spent = json.loads((folder / "resources.json").read_text())
+    assert spent["policies"] == 4 and (folder / "policy" / "model.safetensors").is_file()
+    monkeypatch.setattr(policy_study, "fitting", lambda *_: 0)
+    with pytest.raises(PlanError, match="qwen2: one policy needs about"):
+        policy_study.parts_of(small(), "qwen2")

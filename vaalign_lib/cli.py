@@ -148,8 +148,8 @@ def _plan_text(
 
     if lacks := planning.missing_policies(profile):
         return "no plan without the models that policies start from", lacks
-    table = planning.planned(profile, RunStore(run_dir / "store"), options.seed)
     workers = getattr(options, "workers", 0) or default_workers()
+    table = planning.planned(profile, RunStore(run_dir / "store"), options.seed, workers)
     return planning.in_words(table, workers), planning.missing(profile, table, run_dir)
 
 

@@ -27,6 +27,7 @@ from vaalign_lib.checkpoints import Checkpoints
 from vaalign_lib.conversation import load_tokenizer
 from vaalign_lib.data import EMBEDDED, read_prompts
 from vaalign_lib.evaluation import Evaluator
+from vaalign_lib.memory import available_bytes, fitting, sizes_of, stack_bytes
 from vaalign_lib.pilots import Grid, match_kl
 from vaalign_lib.policies.frozen import ReferencePolicy
 from vaalign_lib.policies.stack import PolicyStack
@@ -40,10 +41,17 @@ from vaalign_lib.rewards.heads import Kind
 from vaalign_lib.rewards.prompted import PromptedJudge
 from vaalign_lib.rewards.records import JudgementStore
 from vaalign_lib.rewards.simulated import PersistentJudges, stand_ins
-from vaalign_lib.runs import NotKeptError, RunStore, content_key, package_versions, source_hashes
+from vaalign_lib.runs import (
+    NotKeptError,
+    PlanError,
+    RunStore,
+    content_key,
+    package_versions,
+    source_hashes,
+)
 from vaalign_lib.study import policy_trainer
 from vaalign_lib.synthetic.world import Disagreement, World
-from vaalign_lib.workers import device, report, run_jobs
+from vaalign_lib.workers import device, report, run_jobs, together
 
 Protocol = Literal["shared", "independent"]
 Regime = Literal["equal_mean_penalty", "matched_kl", "as_printed"]
@@ -421,16 +429,69 @@ def train_run(
 def _stack(
     store: RunStore, profile: Profile, seed: int, run: Run, beta: float | None = None
 ) -> Path:
-    """Train one stack with a coefficient, by default the profile's."""
+    """Train one stack with a coefficient, by default the profile's; in parts where it is too large."""
 
     def write(folder: Path, scratch: Path, **_: Any) -> None:
+        parts = [] if run.objective == REFERENCE else parts_of(profile, run.architecture)
         if run.objective == REFERENCE:
             write_references(folder, store, profile, seed, run)
-        else:
+        elif len(parts) == 1:
             write_stack(folder, scratch, store, profile, seed, run, method_of(run, beta))
+        else:
+            made = [_part(store, profile, seed, run, beta, part) for part in parts]
+            _join_parts(folder, made)
 
     config = _config(profile, seed, run) | {"beta": beta}
     return store.resumable(run.name, write, config)
+
+
+def parts_of(profile: Profile, architecture: str) -> list[range]:
+    """Return which policies are trained together: all, or as many as fit into memory.
+
+    Raises:
+        PlanError: not even one policy fits.
+    """
+    count, training = profile.policies.count, profile.policies.training[architecture]
+    written, room = profile.policies.sampling.max_new_tokens, available_bytes(together())
+    sizes = sizes_of(profile, architecture)
+    size = fitting(sizes, training, count, written, room)
+    if not size:
+        raise PlanError(
+            f"{architecture}: one policy needs about {stack_bytes(sizes, training, 1, written) / 1e9:.3g}"
+            f" GB of memory, there are {room / 1e9:.3g}"
+        )
+    return [range(first, min(first + size, count)) for first in range(0, count, size)]
+
+
+def _part(
+    store: RunStore, profile: Profile, seed: int, run: Run, beta: float | None, policies: range
+) -> Path:
+    """Train some of a run's policies; what each becomes does not depend on the others."""
+
+    def write(folder: Path, scratch: Path, **_: Any) -> None:
+        method = method_of(run, beta)
+        write_stack(folder, scratch, store, profile, seed, run, method, policies)
+
+    ends = [policies.start, policies.stop]
+    config = _config(profile, seed, run) | {"beta": beta, "policies": ends}
+    return store.resumable(f"{run.name}-{ends[0]}-to-{ends[1] - 1}", write, config)
+
+
+def _join_parts(folder: Path, parts: Sequence[Path]) -> None:
+    """Put a run together from its parts."""
+    for name in ("policies.parquet", "log.parquet"):
+        tables = [pd.read_parquet(part / name) for part in parts]
+        order = ["step", "policy"] if "step" in tables[0] else ["policy"]
+        joined = pd.concat(tables).sort_values(order, ignore_index=True)
+        joined.to_parquet(folder / name)
+    spent = [json.loads((part / "resources.json").read_text()) for part in parts]
+    total = {
+        name: sum(one[name] for one in spent)
+        for name in ("training_seconds", "seconds", "policies")
+    }
+    total["peak_bytes"] = max(one["peak_bytes"] for one in spent)
+    (folder / "resources.json").write_text(json.dumps(spent[0] | total, indent=1) + "\n")
+    shutil.copytree(parts[0] / "policy", folder / "policy")
 
 
 def _matched_run(

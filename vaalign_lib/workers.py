@@ -23,6 +23,7 @@ Result = TypeVar("Result")
 Report = Callable[[int], None]  # steps that were taken, or, if negative, that are to come besides
 
 _steps: Any = None  # in a worker, where its reports go
+_together = 1  # in a worker, how many there are on this machine
 
 
 def default_workers() -> int:
@@ -38,6 +39,11 @@ def device() -> torch.device:
         multiprocessing.current_process()._identity
     )  # (1,), (2,), ... in the order of their start
     return torch.device("cuda", (identity[-1] - 1 if identity else 0) % torch.cuda.device_count())
+
+
+def together() -> int:
+    """Return how many workers share this machine with this one, itself included."""
+    return _together
 
 
 def report(steps: int) -> None:
@@ -134,6 +140,8 @@ def be_quiet(threads: int = 1) -> None:
 
 def _begin(queue: Any, parent: int, workers: int) -> None:
     """Set up a worker: its share of the cores, silence, and an end when nobody waits for it any more."""
+    global _together
+    _together = workers
     report_to(queue)
     be_quiet(max(1, (os.cpu_count() or 1) // workers))
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()

@@ -1,0 +1,77 @@
+"""What a plan says: counts, what is done already, what is missing."""
+
+import pytest
+
+from vaalign_lib import planning
+from vaalign_lib.cli import main
+from vaalign_lib.policy_study import Run, plan, train_run
+from vaalign_lib.profiles import Judge, load_profile
+from vaalign_lib.runs import RunStore
+
+SMOKE = load_profile("smoke")
+
+
+def with_judges(**changes):
+    judge = Judge(model="some-model", key_variable="NOBODYS_KEY")
+    update = {"judges": {"judge-b": judge}, "runs": ["rows"]} | changes
+    return SMOKE.model_copy(update={"policies": SMOKE.policies.model_copy(update=update)})
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory):
+    store = RunStore(tmp_path_factory.mktemp("store"))
+    return planning.planned(with_judges(), store, 0).set_index("run")
+
+
+def test_judgements_are_counted(table):
+    run = table.loc[Run("qwen2", "judge-b").name]
+    sizes = SMOKE.policies
+    ppo = sizes.training["qwen2"].ppo
+    evaluated = sizes.count * sizes.evaluation.prompts * sizes.evaluation.samples
+    trained = sizes.count * ppo.iterations * ppo.batch_size
+    assert run["responses"] == evaluated + trained + sizes.warm_up
+    assert run["calls"] == run["responses"] and run["steps"] == ppo.iterations
+    assert table.loc[Run("qwen2", "judge-a").name, "calls"] == 0  # simulated
+    start = table.loc[Run("qwen2", "judge-b").start.name]
+    assert (start["steps"], start["responses"]) == (0, evaluated)
+
+
+def test_amounts_are_plausible(table, tmp_path):
+    left = table[table["steps"] > 0]
+    assert (left["seconds"] > 0).all() and (left["together"] == SMOKE.policies.count).all()
+    assert (left["gigabytes"] < 0.1).all() and (left["disk"] < 0.1).all()
+    long = with_judges(count=40)
+    more = planning.planned(long, RunStore(tmp_path), 0).set_index("run")
+    both = Run("qwen2", "judge-b").name
+    assert 5 < more.loc[both, "seconds"] / table.loc[both, "seconds"] < 15
+
+
+def test_what_is_done_is_not_to_do(tmp_path):
+    store, run = RunStore(tmp_path / "store"), Run("qwen2", "judge-a").start
+    train_run(store, SMOKE, 0, run)
+    found = planning.planned(SMOKE, store, 0).set_index("run")["state"]
+    assert found[run.name] == "done" and (found == "done").sum() == 1
+    text = planning.in_words(planning.planned(SMOKE, store, 0), 2)
+    assert text.startswith(f"{len(plan(SMOKE.policies.runs))} runs: 1 done, 0 published")
+    assert run.name not in text
+
+
+def test_what_is_missing_is_told_all_at_once(tmp_path, monkeypatch):
+    monkeypatch.delenv("NOBODYS_KEY", raising=False)
+    profile = with_judges(data=str(tmp_path / "no.jsonl"))
+    profile = profile.model_copy(update={"true_reward": str(tmp_path / "no model")})
+    found = planning.planned(profile, RunStore(tmp_path), 0)
+    told = "\n".join(planning.missing(profile, found, tmp_path / "run"))
+    assert "policies.judges.judge-b: the environment variable NOBODYS_KEY is not set" in told
+    assert "policies.data:" in told and "true_reward:" in told
+    huge = found.assign(together=0, disk=1e9)
+    told = "\n".join(planning.missing(profile, huge, tmp_path / "run"))
+    assert "GB of memory" in told and "GB are needed" in told
+    done = found.assign(state="done")
+    assert planning.missing(profile, done, tmp_path) == []
+
+
+def test_the_command(tmp_path, capsys):
+    assert main(["plan", "--profile", "smoke", "--run-dir", str(tmp_path)]) == 0
+    told = capsys.readouterr().out
+    assert "together: " in told and "0 paid calls" in told
