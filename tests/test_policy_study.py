@@ -304,6 +304,7 @@ def test_in_parts_a_run_ends_as_in_one(store, uninterrupted, tmp_path, monkeypat
         (other.root / folder.name).symlink_to(folder)
     monkeypatch.setattr(policy_study, "fitting", lambda *_: 3)
     assert policy_study.parts_of(small(), "qwen2") == [range(3), range(3, 4)]
+    monkeypatch.setattr(policy_study, "fitting", lambda *_: 2)
     folder = train_run(other, small(), 0, PLAIN)
     for name in ("policies.parquet", "log.parquet"):
         ours, theirs = (pd.read_parquet(one / name) for one in (folder, uninterrupted))
