@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+import uuid
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -90,13 +91,13 @@ def contents(folders):
         run.name: (
             pd.read_parquet(folder / "policies.parquet"),
             pd.read_parquet(folder / "log.parquet") if (folder / "log.parquet").is_file() else None,
-            sorted(path.name for path in folder.iterdir()),
+            {path.name: path.read_bytes() for path in folder.rglob("*.safetensors")},
         )
         for run, folder in folders.items()
     }
 
 
-def kill_when_busy(process, name, address):
+def kill_when_busy(process, name, address, root):
     """Kill a worker that has begun with a job."""
     from distributed import Client
 
@@ -105,10 +106,21 @@ def kill_when_busy(process, name, address):
             workers = client.scheduler_info(n_workers=-1).get("workers", {})
             mine = [key for key, one in workers.items() if one["name"] == name]
             if mine and client.processing().get(mine[0]):
+                client.run(save_always)
                 break
             time.sleep(0.1)
-        time.sleep(3)
+    for _ in range(600):  # until there is something to go on from
+        if list(root.glob("*.scratch/step-*")):
+            break
+        time.sleep(0.1)
     process.send_signal(signal.SIGKILL)
+
+
+def save_always():
+    """Let a worker keep a checkpoint of every step."""
+    from vaalign_lib import policy_study
+
+    policy_study.CHECKPOINT_SECONDS = 0.0
 
 
 def test_a_worker_may_die_and_another_join(scheduler, add_worker, tmp_path):
@@ -118,7 +130,7 @@ def test_a_worker_may_die_and_another_join(scheduler, add_worker, tmp_path):
     add_worker("second")
 
     def trouble():
-        kill_when_busy(first, "first", scheduler)
+        kill_when_busy(first, "first", scheduler, tmp_path / "there")
         add_worker("third")
 
     thread = threading.Thread(target=trouble)
@@ -142,7 +154,7 @@ def test_a_worker_may_die_and_another_join(scheduler, add_worker, tmp_path):
 
 def job(folder, number):
     report(1)
-    (Path(folder) / f"{number}-{os.getpid()}").touch()
+    (Path(folder) / f"{number}-{uuid.uuid4().hex}").touch()
     if number < 0:
         raise ValueError(f"job {number}")
     return number, os.getpid()
@@ -160,7 +172,7 @@ def test_what_fails_there_fails_here(scheduler, add_worker, tmp_path, monkeypatc
     monkeypatch.setattr(cluster, "RETRIES", 1)
     with pytest.raises(ValueError, match="job -1"):
         run_jobs({"bad": partial(job, tmp_path, -1)}, scheduler, 1, "jobs", tmp_path / "store")
-    assert len(list(tmp_path.glob("-1-*"))) == 1  # the same worker, tried twice
+    assert len(list(tmp_path.glob("-1-*"))) == 2  # tried again once
 
 
 def test_workers_that_cannot_take_the_jobs_are_named(scheduler, add_worker, tmp_path, monkeypatch):

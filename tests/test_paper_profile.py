@@ -23,6 +23,7 @@ from tests.rewards.judge_server import judge_server
 from vaalign_lib import cli
 from vaalign_lib.policy_study import plan, train_runs
 from vaalign_lib.profiles import load_profile
+from vaalign_lib.rewards.records import JudgementStore
 from vaalign_lib.runs import RunStore
 from vaalign_lib.synthetic.tokenizer import world_tokenizer
 from vaalign_lib.synthetic.world import World
@@ -34,7 +35,7 @@ CHAT = ("alpacaeval-easy", "alpacaeval-hard", "mt-bench-easy")
 def save(model, folder):
     model.save_pretrained(folder)
     world_tokenizer().save_pretrained(folder)
-    return str(folder)
+    return folder.name  # profiles name paths relative to themselves
 
 
 def checkpoints(folder):
@@ -57,7 +58,7 @@ def checkpoints(folder):
 
 def lines(path, rows):
     path.write_text("\n".join(json.dumps(row) for row in rows))
-    return str(path)
+    return path.name
 
 
 def data_files(folder):
@@ -128,7 +129,7 @@ def paper(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def key(monkeypatch):
-    monkeypatch.setenv("TEST_JUDGE_KEY", "secret")
+    monkeypatch.setenv("TEST_JUDGE_KEY", "secret-key")
 
 
 def test_only_paths_and_sizes_differ(paper):
@@ -149,10 +150,10 @@ def test_the_plan_comes_first_and_says_what_is_missing(paper, tmp_path, capsys, 
     told = capsys.readouterr().err
     assert told.count("the environment variable TEST_JUDGE_KEY is not set") == 3
     assert not list(tmp_path.glob("0*"))
-    monkeypatch.setenv("TEST_JUDGE_KEY", "secret")
+    monkeypatch.setenv("TEST_JUDGE_KEY", "secret-key")
     assert cli.main(command) == 3
     shown = capsys.readouterr()
-    assert "22 runs" not in shown.err and "runs: 0 done" in shown.out
+    assert "runs: 0 done" in shown.out
     assert "paid calls" in shown.out and "the same command again starts it" in shown.err
     assert not list(tmp_path.glob("0*"))
 
@@ -163,6 +164,7 @@ def test_everything_of_the_paper(paper, tmp_path, capsys):
     """
     options = ["--profile", str(paper), "--run-dir", str(tmp_path)]
     assert cli.main(["plan", *options]) == 0
+    told = capsys.readouterr().out
     assert cli.main(["reproduce", *options, "--only", "03,04,05"]) == 0, capsys.readouterr().err
     rows = {row["id"]: row for row in json.loads((tmp_path / "scoreboard.json").read_text())}
     assert rows["table1.variance_ratios"]["verdict"] != "not yet"
@@ -177,8 +179,13 @@ def test_everything_of_the_paper(paper, tmp_path, capsys):
         assert table.drop(columns=["gold", "gold_error"]).notna().all().all()
         if run.source != "ensemble":
             assert table["true_reward"].between(1, run.highest).all()
-    assert "secret" not in "".join(
-        path.read_text(errors="ignore") for path in tmp_path.glob("0*/*") if path.is_file()
-    )
+    written = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert len(written) > 100 and not any(b"secret-key" in path.read_bytes() for path in written)
+    asked = len(JudgementStore(tmp_path / "judgements.sqlite"))
+    (planned,) = re.findall(r"at most ([\d,]+) paid calls", told)
+    assert 0 < asked <= int(planned.replace(",", ""))
+    capsys.readouterr()
+    assert cli.main(["reproduce", *options, "--only", "03,04,05"]) == 0  # the plan stays shown
+    assert capsys.readouterr().err.count("kept") == 3
     layout = (tmp_path / "05_statistics" / "tables" / "table_1.md").read_text()
     assert "gemini-2.0-flash" in layout and "as printed" in layout

@@ -289,10 +289,21 @@ def test_what_only_the_embedded_world_has_is_refused_in_words(store):
             source_of(store, judged, 0, replace(PLAIN, **change))
 
 
-def test_new_settings_that_say_nothing_new_leave_keys_as_they_were():
-    config = policy_study._config(small(), 0, PLAIN)["settings"]["policies"]
-    assert "data" not in config and "judges" not in config
-    assert policy_study._config(real(), 0, PLAIN)["settings"]["policies"]["data"] == "prompts.jsonl"
+def test_keys_follow_contents_and_not_how_a_judge_is_asked(tmp_path):
+    def config(profile, run=PLAIN):
+        return policy_study._config(profile, 0, run)["settings"]
+
+    assert not {"data", "judges", "judge"} & set(config(small())["policies"])  # as they always were
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text("one")
+    profile = real(data=str(prompts), judges={"judge-b": Judge(model="m", requests=2)})
+    before = config(profile)
+    assert before["policies"]["judge"] == "m"
+    assert "judge" not in config(profile, Run("qwen2", "judge-a"))["policies"]
+    asked = real(data=str(prompts), judges={"judge-b": Judge(model="m", requests=9, base_url="u")})
+    assert config(asked) == before
+    prompts.write_text("two")
+    assert config(profile) != before
 
 
 # --- in parts -------------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ import pytest
 import yaml
 
 from vaalign_lib.paths import PROFILES
-from vaalign_lib.profiles import ProfileError, available_profiles, load_profile
+from vaalign_lib.profiles import ProfileError, available_profiles, load_profile, local_files
 
 
 def changed(tmp_path, **changes):
@@ -88,3 +88,26 @@ def test_missing_and_broken_files_are_refused(tmp_path):
     broken.write_text("just words")
     with pytest.raises(ProfileError, match="expected a mapping"):
         load_profile(broken)
+
+
+def test_paths_are_relative_to_the_profile(tmp_path, monkeypatch):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "pairs.jsonl").write_text("{}")
+    (tmp_path / "mine" / "policy").mkdir()
+    (tmp_path / "mine" / "policy" / "model.safetensors").write_bytes(b"weights")
+    path = tmp_path / "mine" / "mine.yaml"
+    path.write_text(
+        "extends: paper\nname: mine\nreward_data: {pairs: pairs.jsonl}\n"
+        "reference: {models: {gpt2: policy, qwen2: Qwen/Qwen2.5-0.5B}}\n"
+    )
+    monkeypatch.chdir("/")
+    profile = load_profile(path)
+    assert profile.reward_data.pairs == str(tmp_path / "mine" / "pairs.jsonl")
+    assert profile.reference.models["gpt2"] == str(tmp_path / "mine" / "policy")
+    assert profile.reference.models["qwen2"] == "Qwen/Qwen2.5-0.5B"
+    before = local_files(profile)
+    assert len(before) == 2 and local_files(load_profile("embedded")) == {}
+    (tmp_path / "mine" / "policy" / "model.safetensors").write_bytes(b"WEIGHTS")
+    assert {key for key, value in local_files(profile).items() if before[key] != value} == {
+        f"{tmp_path}/mine/policy/model.safetensors"
+    }

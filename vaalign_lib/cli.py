@@ -15,6 +15,7 @@ from vaalign_lib.published import UnknownRuleError
 from vaalign_lib.report import published_rows, write_report
 from vaalign_lib.reproduce import (
     PUBLISHED_PROFILE,
+    SHOWN_PLAN,
     UnknownNotebookError,
     UnknownParameterError,
     publishes,
@@ -25,7 +26,6 @@ from vaalign_lib.reproduce import (
 from vaalign_lib.runs import PlanError, RunDirectoryBusyError, content_key, write_atomically
 from vaalign_lib.summary import write_into_readme
 
-_PLAN = ".plan"  # in a run folder: the key of the plan that was shown
 _WITH_POLICIES = ("04_ppo_runs", "05_statistics")
 
 
@@ -111,11 +111,12 @@ def _before_starting(options: argparse.Namespace, profile: Profile, run_dir: Pat
     """
     from vaalign_lib.data import EMBEDDED
 
-    if profile.policies.data == EMBEDDED or options.from_results:
+    own = profile.policies.data == EMBEDDED and not profile.policies.judges
+    if own or options.from_results:
         return None
     if all(notebook.name not in _WITH_POLICIES for notebook in select(options.only)):
         return None
-    shown = run_dir / _PLAN
+    shown = run_dir / SHOWN_PLAN
     text, lacks = _plan_text(options, profile, run_dir)
     if lacks:
         raise PlanError("\n  ".join(["nothing was started, for this is missing:", *lacks]))
@@ -135,7 +136,7 @@ def _plan(options: argparse.Namespace, profile: Profile, run_dir: Path) -> int:
         print(f"missing: {line}", file=sys.stderr)
     if not lacks:
         key = content_key(profile=profile.model_dump(), seed=options.seed)
-        write_atomically(run_dir / _PLAN, key)
+        write_atomically(run_dir / SHOWN_PLAN, key)
     return 1 if lacks else 0
 
 

@@ -108,18 +108,27 @@ def _run(job: Callable[[], Result], code: str, mark: str) -> Result:
             f"worker {worker.address} does not see {Path(mark).parent}: the run folder must be on a "
             "shared file system, under the same path"
         )
+    if torch.cuda.device_count() > 1:
+        raise ClusterError(
+            f"worker {worker.address} sees {torch.cuda.device_count()} GPUs; start one worker for each, "
+            "with CUDA_VISIBLE_DEVICES set to its number"
+        )
     with _one_at_a_time:
         torch.set_num_threads(1)
         silence_libraries()
-        workers.report_to(_Topic(worker))
+        workers.report_to(_Topic(worker, Path(mark)))
         return job()
 
 
 class _Topic:
-    """Where a worker's reports go."""
+    """Where a worker's reports go, as long as somebody waits for them."""
 
-    def __init__(self, worker: Any) -> None:
-        self.worker = worker
+    def __init__(self, worker: Any, mark: Path) -> None:
+        self.worker, self.mark = worker, mark
 
     def put(self, steps: int) -> None:
+        if not self.mark.is_file():
+            raise ClusterError(
+                "nobody waits for this job any more; it stops at its last checkpoint"
+            )
         self.worker.log_event(TOPIC, steps)

@@ -32,7 +32,7 @@ from vaalign_lib.pilots import Grid, match_kl
 from vaalign_lib.policies.frozen import ReferencePolicy
 from vaalign_lib.policies.stack import PolicyStack
 from vaalign_lib.ppo import Method, Task, Trainer
-from vaalign_lib.profiles import Policies, Profile, RunGroup, Sampling, load_profile
+from vaalign_lib.profiles import Profile, RunGroup, Sampling, load_profile, local_files
 from vaalign_lib.reward_study import Study as RewardStudy
 from vaalign_lib.reward_study import prepare, reference, reward_source, stack_seed, true_reward
 from vaalign_lib.rewards.base import RewardSource, Truth
@@ -396,12 +396,13 @@ def _config(profile: Profile, seed: int, run: Run) -> dict[str, Any]:
     sections = {"reward_data", "reference", "reward_model", "ensembles", "policies", "true_reward"}
     settings = profile.model_dump(include=sections)
     del settings["policies"]["runs"]
-    for name in (
-        "data",
-        "judges",
-    ):  # came later; where they say nothing new, keys stay as they were
-        if settings["policies"][name] == Policies.model_fields[name].default:
-            del settings["policies"][name]
+    judge = settings["policies"].pop("judges").get(run.source)
+    if judge is not None:  # where and how it is asked changes nothing
+        settings["policies"]["judge"] = judge["model"]
+    if profile.policies.data == EMBEDDED:  # came later; keys stay as they were
+        del settings["policies"]["data"]
+    else:
+        settings["files"] = local_files(profile)
     return {"run": asdict(run), "seed": seed, "settings": settings}
 
 
@@ -576,7 +577,7 @@ def trainer_of(
     source = source_of(store, profile, seed, run)
     task = Task(asked.training, source, asked.gold, population=profile.policies.count)
     changes: dict[str, Any] = {}
-    if run.regime == "as_printed":
+    if run.regime == "as_printed" and profile.policies.data == EMBEDDED:
         printed = load_profile("paper").policies.training[run.architecture].settings(run.objective)
         changes = printed.model_dump(include={"init_kl_coef", "adaptive_kl"})
     return policy_trainer(

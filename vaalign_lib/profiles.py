@@ -1,5 +1,6 @@
 """Profiles: how large the study runs. A YAML file each, validated; it says sizes, never behaviour."""
 
+import hashlib
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -306,6 +307,19 @@ class Profile(Section):
     true_reward: str = Field(description="`gold` in the embedded world, or a model's name or path")
 
 
+_SOURCES = (  # where a profile names files or folders; * stands for every key
+    ("reward_data", "pairs"),
+    ("reward_data", "evaluation"),
+    ("reference", "models", "*"),
+    ("reward_model", "backbone"),
+    ("true_reward",),
+    ("policies", "data"),
+)
+
+
+_OURS = ("embedded", "tiny", "tiny-gemma", "gold")  # what these name is made here
+
+
 def available_profiles() -> list[str]:
     """Return the names of the profiles that the project ships."""
     return sorted(path.stem for path in PROFILES.glob("*.yaml"))
@@ -334,11 +348,54 @@ def load_profile(name: str | Path) -> Profile:
         raise ProfileError(f"{path}:\n" + "\n".join(f"  {line}" for line in lines)) from None
 
 
+def _from_folder(content: dict[str, Any], folder: Path) -> None:
+    """Make paths that a profile names relative to its own folder absolute."""
+    for *sections, key in _SOURCES:
+        place: Any = content
+        for section in sections:
+            place = place.get(section, {}) if isinstance(place, dict) else {}
+        if not isinstance(place, dict):
+            continue
+        for name in list(place) if key == "*" else [key] if key in place else []:
+            named = isinstance(place[name], str) and place[name] not in _OURS
+            if named and (folder / place[name]).exists():
+                place[name] = str((folder / place[name]).resolve())
+
+
+def local_files(profile: Profile) -> dict[str, str]:
+    """Return a hash of every file that a profile names, or of the weights and configuration in a folder.
+
+    Of large files the size and both ends are hashed.
+    """
+    content, found = profile.model_dump(), {}
+    for *sections, key in _SOURCES:
+        place = content
+        for section in sections:
+            place = place[section]
+        for value in place.values() if key == "*" else [place[key]]:
+            path = Path(value)
+            if not path.is_absolute():
+                continue  # a name
+            inside = [one for kind in ("*.safetensors", "*.json") for one in path.glob(kind)]
+            for one in sorted(inside) if path.is_dir() else [path] * path.is_file():
+                found[f"{value}/{one.name}"] = _ends_hash(one)
+    return found
+
+
+def _ends_hash(path: Path, length: int = 2**20) -> str:
+    with path.open("rb") as file:
+        parts = [file.read(length)]
+        file.seek(max(length, path.stat().st_size - length))
+        parts.append(file.read(length))
+    return hashlib.sha256(str(path.stat().st_size).encode() + b"".join(parts)).hexdigest()[:16]
+
+
 def _with_base(path: Path) -> dict[str, Any]:
     """Read a YAML file; with `extends: NAME`, over what that shipped profile says."""
     content = yaml.safe_load(path.read_text(encoding="utf-8"))
     if not isinstance(content, dict):
         raise ProfileError(f"{path}: expected a mapping of keys to values")
+    _from_folder(content, path.parent)
     if (base := content.pop("extends", None)) is None:
         return content
     if base not in available_profiles() or PROFILES / f"{base}.yaml" == path:

@@ -17,7 +17,7 @@ from typing import Any, TextIO
 from tqdm import tqdm
 
 from vaalign_lib.paths import DATA, FIGURES, NOTEBOOKS, RESULTS, ROOT, RUNS
-from vaalign_lib.profiles import Profile, load_profile
+from vaalign_lib.profiles import Profile, load_profile, local_files
 from vaalign_lib.progress import HEADLESS
 from vaalign_lib.runs import (
     PACKAGE,
@@ -36,6 +36,7 @@ EXECUTED, PAGE, RECORD, FINDINGS = (
     "done.json",
     "findings.json",
 )
+SHOWN_PLAN = ".plan"  # in a run folder: the key of the plan that was shown
 FROM_RESULTS = "from_results"  # the parameter of notebooks that can be drawn from published results
 COMMON_PARAMETERS = ("profile", "seed", "run_dir", "figures_dir", "workers")
 PUBLISHED_PROFILE = "embedded"  # its figures and tables are committed
@@ -163,6 +164,7 @@ def notebook_key(
         files={str(path.relative_to(ROOT)): file_hash(path) for path in library + inputs},
         results={f"{path.parent.name}/{path.name}": file_hash(path) for path in others},
         profile=profile.model_dump(),
+        models_and_data=local_files(profile),
         seed=seed,
         needs=[(read_record(run_dir / book.name) or {}).get("key") for book in notebook.needs()],
         settings={
@@ -476,7 +478,7 @@ def _remove_leftovers(run_dir: Path) -> None:
     for path in run_dir.glob(".*"):
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
-        elif path.name != ".lock":
+        elif path.name not in (".lock", SHOWN_PLAN):
             path.unlink()
     for path in (run_dir / "store").glob(".*"):
         if time.time() - path.stat().st_mtime > LEFTOVER_AGE:

@@ -144,6 +144,8 @@ def _begin(queue: Any, parent: int, workers: int) -> None:
     _together = workers
     report_to(queue)
     be_quiet(max(1, (os.cpu_count() or 1) // workers))
+    if torch.cuda.is_available():
+        torch.cuda.set_device(device())  # also for models that ask for "cuda" without a number
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
 
 

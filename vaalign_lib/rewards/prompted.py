@@ -241,7 +241,7 @@ class PromptedJudge:
             date=datetime.now(UTC).isoformat(timespec="milliseconds"),
         )
         self.store.put(record)
-        return record
+        return self.store.get(record.key) or record  # another process may have asked first
 
     def _request(self, client: openai.OpenAI, text: str) -> tuple[str, str]:
         try:
