@@ -31,6 +31,7 @@ from vaalign_lib.statistics import (
     boschloo,
     f_test,
     holm,
+    mean_difference,
     proportion_difference,
     smallest_margin,
     two_proportions,
@@ -227,13 +228,12 @@ def mean_tests() -> pd.DataFrame:
     gains = implied_references().set_index("row")["gain_vanilla"]
     for row in rows():
         mean, variance, other, others = (printed_value(key) for key in _moments(row))
-        numbers = (mean, variance, POLICIES, other, others, POLICIES)
-        tested = welch(*numbers)
-        half = tested.critical * float(np.sqrt((variance + others) / POLICIES))
+        numbers = (other, others, POLICIES, mean, variance, POLICIES)
+        tested, gap = welch(*numbers), mean_difference(*numbers)
         margin = smallest_margin(*numbers)
         found.append(
-            {"row": row, "difference": other - mean, "low": other - mean - half}
-            | {"high": other - mean + half, "degrees": tested.degrees, "p": tested.p}
+            {"row": row, "difference": gap.value, "low": gap.low, "high": gap.high}
+            | {"degrees": tested.degrees, "p": tested.p}
             | {"margin": margin, "margin_in_sds": over_rounding(_margin_in_sds, _moments(row))[1]}
             | {"margin_in_gains": margin / gains[row]}
         )

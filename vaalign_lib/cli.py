@@ -120,7 +120,7 @@ def _before_starting(options: argparse.Namespace, profile: Profile, run_dir: Pat
     text, lacks = _plan_text(options, profile, run_dir)
     if lacks:
         raise PlanError("\n  ".join(["nothing was started, for this is missing:", *lacks]))
-    key = content_key(profile=profile.model_dump(), seed=options.seed)
+    key = _plan_key(options, profile)
     if not shown.is_file() or shown.read_text() != key:
         print(text)
         write_atomically(shown, key)
@@ -135,9 +135,12 @@ def _plan(options: argparse.Namespace, profile: Profile, run_dir: Path) -> int:
     for line in lacks:
         print(f"missing: {line}", file=sys.stderr)
     if not lacks:
-        key = content_key(profile=profile.model_dump(), seed=options.seed)
-        write_atomically(run_dir / SHOWN_PLAN, key)
+        write_atomically(run_dir / SHOWN_PLAN, _plan_key(options, profile))
     return 1 if lacks else 0
+
+
+def _plan_key(options: argparse.Namespace, profile: Profile) -> str:
+    return content_key(profile=profile.model_dump(), seed=options.seed)
 
 
 def _plan_text(

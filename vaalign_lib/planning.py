@@ -21,6 +21,7 @@ from vaalign_lib.memory import (
     ADAM,
     FLOAT,
     PROMPT_TOKENS,
+    Sizes,
     available_bytes,
     fitting,
     sizes_of,
@@ -29,6 +30,7 @@ from vaalign_lib.memory import (
 from vaalign_lib.policy_results import published
 from vaalign_lib.policy_study import ENSEMBLE_ROW, REFERENCE, Run, plan, train_run
 from vaalign_lib.profiles import Profile
+from vaalign_lib.reproduce import PUBLISHED_PROFILE
 from vaalign_lib.rewards.models import TINY
 from vaalign_lib.runs import NotKeptError, RunStore
 
@@ -59,13 +61,15 @@ def planned(profile: Profile, store: RunStore, seed: int, workers: int = 1) -> p
     done = _done(store, profile, seed, runs)
     shown = published(profile, seed)
     costs = shown.runs.set_index("run")["seconds"].to_dict() if len(shown.runs) else {}
-    own = profile.name == "embedded"
+    own = profile.name == PUBLISHED_PROFILE
+    sizes = {name: sizes_of(profile, name) for name in {run.architecture for run in runs}}
     rows = []
     for run in runs:
         taken = run.name in shown.names and not own
         state = "done" if run in done else "published" if taken else "to do"
         rows.append(
-            {"run": run.name, "state": state} | _amounts(profile, run, costs.get(run.name), workers)
+            {"run": run.name, "state": state}
+            | _amounts(profile, run, sizes[run.architecture], costs.get(run.name), workers)
         )
     return pd.DataFrame(rows)
 
@@ -80,12 +84,9 @@ def _done(store: RunStore, profile: Profile, seed: int, runs: Sequence[Run]) -> 
 
 
 def _amounts(
-    profile: Profile, run: Run, known_seconds: float | None, workers: int
+    profile: Profile, run: Run, sizes: Sizes, known_seconds: float | None, workers: int
 ) -> dict[str, object]:
-    sizes, training = (
-        sizes_of(profile, run.architecture),
-        profile.policies.training[run.architecture],
-    )
+    training = profile.policies.training[run.architecture]
     settings, count = training.settings(run.objective), profile.policies.count
     tokens = PROMPT_TOKENS + profile.policies.sampling.max_new_tokens
     asked = profile.policies.evaluation.prompts * profile.policies.evaluation.samples * count

@@ -35,6 +35,7 @@ from vaalign_lib.statistics import (
     equivalence,
     f_test,
     holm,
+    mean_difference,
     mean_of,
     permuted_variance_ratio,
     proportion_difference,
@@ -216,14 +217,13 @@ def _means(comparisons: Comparisons, run: Run) -> Mapping[str, object]:
         (float(one.mean()), float(one.var(ddof=1)), one.size) for one in reversed(pair)
     )
     tested = welch(*aware, *vanilla)
-    half = tested.critical * float(np.sqrt(aware[1] / aware[2] + vanilla[1] / vanilla[2]))
-    difference, gain = aware[0] - vanilla[0], float(vanilla[0] - start)
+    gain = float(vanilla[0] - start)
     margin = MARGIN * gain
     by_pairs = comparisons.gap(run)
     return (
         {"mean_vanilla": vanilla[0], "mean_aware": aware[0], "t": abs(tested.statistic)}
         | {"t_critical": tested.critical, "degrees": tested.degrees, "p": tested.p}
-        | _interval("difference", Estimate(difference, difference - half, difference + half, 0))
+        | _interval("difference", mean_difference(*aware, *vanilla))
         | _interval("gap", by_pairs)
         | {"gain_vanilla": gain, "margin": margin}
         | {"p_equivalence": equivalence(*aware, *vanilla, margin).p if margin > 0 else 1.0}

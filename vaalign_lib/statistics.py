@@ -173,6 +173,22 @@ def variance_ratio(
     return Estimate(ratio, float(low), float(high), first_count + second_count)
 
 
+def mean_difference(
+    first_mean: float,
+    first_variance: float,
+    first_count: int,
+    second_mean: float,
+    second_variance: float,
+    second_count: int,
+    confidence: float = CONFIDENCE,
+) -> Estimate:
+    """Estimate the first mean minus the second, with Welch's interval."""
+    error, degrees = _welch_error(first_variance, first_count, second_variance, second_count)
+    half = float(t.ppf(0.5 + confidence / 2, degrees)) * error
+    difference = first_mean - second_mean
+    return Estimate(difference, difference - half, difference + half, first_count + second_count)
+
+
 def proportion_difference(
     first: float, first_count: int, second: float, second_count: int, confidence: float = CONFIDENCE
 ) -> Estimate:
