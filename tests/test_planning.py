@@ -1,12 +1,15 @@
 """What a plan says: counts, what is done already, what is missing."""
 
 import pytest
+from transformers import AutoModelForCausalLM
 
 from vaalign_lib import planning
 from vaalign_lib.cli import main
+from vaalign_lib.policy_results import collect
 from vaalign_lib.policy_study import Run, plan, train_run
 from vaalign_lib.profiles import Judge, load_profile
-from vaalign_lib.runs import RunStore
+from vaalign_lib.runs import PlanError, RunStore
+from vaalign_lib.tiny import tiny_config
 
 SMOKE = load_profile("smoke")
 
@@ -58,17 +61,45 @@ def test_what_is_done_is_not_to_do(tmp_path):
 
 def test_what_is_missing_is_told_all_at_once(tmp_path, monkeypatch):
     monkeypatch.delenv("NOBODYS_KEY", raising=False)
-    profile = with_judges(data=str(tmp_path / "no.jsonl"))
+    nowhere = with_judges(data=str(tmp_path / "no.jsonl"))
+    (told,) = planning.missing_first(nowhere)
+    assert "policies.data:" in told and "there is no such file" in told
+    data = SMOKE.reward_data.model_copy(update={"evaluation": str(tmp_path / "bench.jsonl")})
+    profile = with_judges().model_copy(update={"reward_data": data})
     profile = profile.model_copy(update={"true_reward": str(tmp_path / "no model")})
     found = planning.planned(profile, RunStore(tmp_path), 0)
     told = "\n".join(planning.missing(profile, found, tmp_path / "run"))
     assert "policies.judges.judge-b: the environment variable NOBODYS_KEY is not set" in told
-    assert "policies.data:" in told and "true_reward:" in told
+    assert "reward_data.evaluation:" in told and "true_reward:" in told
     huge = found.assign(together=0, disk=1e9)
     told = "\n".join(planning.missing(profile, huge, tmp_path / "run"))
     assert "GB of memory" in told and "GB are needed" in told
     done = found.assign(state="done")
     assert planning.missing(profile, done, tmp_path) == []
+
+
+def test_in_a_notebook_too_the_plan_comes_first(tmp_path, monkeypatch):
+    monkeypatch.setenv("NOBODYS_KEY", "secret")
+    profile, store = with_judges(), RunStore(tmp_path / "store")
+    with pytest.raises(PlanError, match=r"(?s)paid calls.*run this again to start it"):
+        collect(store, profile, 0, 1)
+    assert planning.was_shown(profile, store, 0) and planning.new_plan(profile, store, 0, 1) == ""
+    assert not planning.was_shown(with_judges(count=5), store, 0)
+    assert planning.new_plan(SMOKE, store, 0, 1) == ""  # nothing real, nothing paid
+
+
+def test_the_reward_model_is_planned(tmp_path):
+    tiny = tiny_config("gemma", 32)
+    AutoModelForCausalLM.from_config(tiny).save_pretrained(tmp_path / "gemma")
+    settings = SMOKE.reward_model.model_copy(update={"backbone": str(tmp_path / "gemma")})
+    profile = with_judges().model_copy(update={"reward_model": settings})
+    row = (
+        planning.planned(profile, RunStore(tmp_path / "store"), 0)
+        .set_index("run")
+        .loc["reward model"]
+    )
+    assert row["steps"] == -(-SMOKE.reward_data.train_pairs // settings.batch_size)
+    assert row["state"] == "to do" and row["gigabytes"] > 0 and row["calls"] == 0
 
 
 def test_the_command(tmp_path, capsys):

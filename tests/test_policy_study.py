@@ -298,10 +298,12 @@ def test_keys_follow_contents_and_not_how_a_judge_is_asked(tmp_path):
     prompts.write_text("one")
     profile = real(data=str(prompts), judges={"judge-b": Judge(model="m", requests=2)})
     before = config(profile)
-    assert before["policies"]["judge"] == "m"
+    assert before["policies"]["judge"] == ["m", False]
     assert "judge" not in config(profile, Run("qwen2", "judge-a"))["policies"]
     asked = real(data=str(prompts), judges={"judge-b": Judge(model="m", requests=9, base_url="u")})
     assert config(asked) == before
+    silent = Judge(model="m", refusals_say_nothing=True)
+    assert config(real(data=str(prompts), judges={"judge-b": silent})) != before
     prompts.write_text("two")
     assert config(profile) != before
 
@@ -314,8 +316,10 @@ def test_in_parts_a_run_ends_as_in_one(store, uninterrupted, tmp_path, monkeypat
     for folder in store.root.glob("reference-*"):
         (other.root / folder.name).symlink_to(folder)
     monkeypatch.setattr(policy_study, "fitting", lambda *_: 3)
-    assert policy_study.parts_of(small(), "qwen2") == [range(3), range(3, 4)]
-    monkeypatch.setattr(policy_study, "fitting", lambda *_: 2)
+    parts = policy_study._parts_of(small(), PLAIN, tmp_path / "scratch")
+    assert parts == [range(3), range(3, 4)]
+    monkeypatch.setattr(policy_study, "fitting", lambda *_: 2)  # the next worker has less memory
+    assert policy_study._parts_of(small(), PLAIN, tmp_path / "scratch") == parts
     folder = train_run(other, small(), 0, PLAIN)
     for name in ("policies.parquet", "log.parquet"):
         ours, theirs = (pd.read_parquet(one / name) for one in (folder, uninterrupted))
@@ -327,5 +331,6 @@ def test_in_parts_a_run_ends_as_in_one(store, uninterrupted, tmp_path, monkeypat
     spent = json.loads((folder / "resources.json").read_text())
     assert spent["policies"] == 4 and (folder / "policy" / "model.safetensors").is_file()
     monkeypatch.setattr(policy_study, "fitting", lambda *_: 0)
-    with pytest.raises(PlanError, match="qwen2: one policy needs about"):
-        policy_study.parts_of(small(), "qwen2")
+    with pytest.raises(PlanError, match="qwen2-judge-b-vanilla: one policy needs about"):
+        policy_study.size_that_fits(small(), PLAIN)
+    assert not list(tmp_path.glob("*.scratch")) and not list(tmp_path.glob("part-*"))

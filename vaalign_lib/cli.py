@@ -15,7 +15,6 @@ from vaalign_lib.published import UnknownRuleError
 from vaalign_lib.report import published_rows, write_report
 from vaalign_lib.reproduce import (
     PUBLISHED_PROFILE,
-    SHOWN_PLAN,
     UnknownNotebookError,
     UnknownParameterError,
     publishes,
@@ -23,10 +22,10 @@ from vaalign_lib.reproduce import (
     select,
     status,
 )
-from vaalign_lib.runs import PlanError, RunDirectoryBusyError, content_key, write_atomically
+from vaalign_lib.runs import PlanError, RunDirectoryBusyError, RunStore, content_key, locked
 from vaalign_lib.summary import write_into_readme
 
-_WITH_POLICIES = ("04_ppo_runs", "05_statistics")
+_WITH_MODELS = ("03_ensemble_disagreement", "04_ppo_runs", "05_statistics")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -109,52 +108,38 @@ def _before_starting(options: argparse.Namespace, profile: Profile, run_dir: Pat
     Returns:
         An exit code if nothing is to start.
     """
-    from vaalign_lib.data import EMBEDDED
+    from vaalign_lib import planning  # here, for it takes seconds to import
 
-    own = profile.policies.data == EMBEDDED and not profile.policies.judges
-    if own or options.from_results:
+    if options.from_results or options.set:  # with reward models of one's own no policy is trained
         return None
-    if all(notebook.name not in _WITH_POLICIES for notebook in select(options.only)):
+    if all(notebook.name not in _WITH_MODELS for notebook in select(options.only)):
         return None
-    shown = run_dir / SHOWN_PLAN
-    text, lacks = _plan_text(options, profile, run_dir)
-    if lacks:
-        raise PlanError("\n  ".join(["nothing was started, for this is missing:", *lacks]))
-    key = _plan_key(options, profile)
-    if not shown.is_file() or shown.read_text() != key:
-        print(text)
-        write_atomically(shown, key)
-        print("this is the plan; the same command again starts it", file=sys.stderr)
-        return 3
-    return None
+    store = RunStore(run_dir / "store")
+    if not (text := planning.new_plan(profile, store, options.seed, _workers(options))):
+        return None
+    print(text)
+    planning.note_shown(profile, store, options.seed)
+    print("this is the plan; the same command again starts it", file=sys.stderr)
+    return 3
 
 
 def _plan(options: argparse.Namespace, profile: Profile, run_dir: Path) -> int:
-    text, lacks = _plan_text(options, profile, run_dir)
+    from vaalign_lib import planning  # here, for it takes seconds to import
+
+    store = RunStore(run_dir / "store")
+    text, lacks = planning.complete_plan(profile, store, options.seed, _workers(options))
     print(text)
     for line in lacks:
         print(f"missing: {line}", file=sys.stderr)
     if not lacks:
-        write_atomically(run_dir / SHOWN_PLAN, _plan_key(options, profile))
+        planning.note_shown(profile, store, options.seed)
     return 1 if lacks else 0
 
 
-def _plan_key(options: argparse.Namespace, profile: Profile) -> str:
-    return content_key(profile=profile.model_dump(), seed=options.seed)
+def _workers(options: argparse.Namespace) -> int:
+    from vaalign_lib.workers import default_workers  # here, for it takes seconds to import
 
-
-def _plan_text(
-    options: argparse.Namespace, profile: Profile, run_dir: Path
-) -> tuple[str, list[str]]:
-    from vaalign_lib import planning  # here, for it takes seconds to import
-    from vaalign_lib.runs import RunStore
-    from vaalign_lib.workers import default_workers
-
-    if lacks := planning.missing_policies(profile):
-        return "no plan without the models that policies start from", lacks
-    workers = getattr(options, "workers", 0) or default_workers()
-    table = planning.planned(profile, RunStore(run_dir / "store"), options.seed, workers)
-    return planning.in_words(table, workers), planning.missing(profile, table, run_dir)
+    return int(options.workers) or default_workers()
 
 
 def _publish(options: argparse.Namespace, profile: Profile, run_dir: Path) -> int:
@@ -163,7 +148,6 @@ def _publish(options: argparse.Namespace, profile: Profile, run_dir: Path) -> in
         publish,
     )
     from vaalign_lib.policy_study import plan
-    from vaalign_lib.runs import RunStore, locked
 
     if options.seed:
         raise _UsageError("--seed: only results of seed 0 are published")

@@ -8,20 +8,21 @@ import queue
 import threading
 import uuid
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 
 from vaalign_lib import workers
-from vaalign_lib.runs import content_key, package_versions, source_hashes
+from vaalign_lib.runs import PlanError, content_key, package_versions, source_hashes
 from vaalign_lib.trainers import silence_libraries
 
 Name = TypeVar("Name")
 Result = TypeVar("Result")
 
 TOPIC = "vaalign steps"
-RETRIES = 3  # of a job that failed, for a worker may have lost its machine
+RETRIES = 3  # of a job that failed, for a worker may have lost its GPU or its disk
 CONNECT_SECONDS = 20
 
 _one_at_a_time = threading.Lock()  # in a worker
@@ -77,11 +78,12 @@ def run_jobs(
             }  # fmt: skip
             try:
                 for one in distributed.as_completed(list(futures)):
-                    one.result()
+                    if isinstance(found := one.result(), _Refused):
+                        raise found.error
             except BaseException:
                 client.cancel(list(futures), force=True)
                 raise
-            done = {name: one.result() for one, name in futures.items()}
+            done: dict[Name, Any] = {name: one.result() for one, name in futures.items()}
         return {name: done[name] for name in jobs}
     finally:
         mark.unlink(missing_ok=True)
@@ -94,8 +96,23 @@ def code_key() -> str:
     )
 
 
-def _run(job: Callable[[], Result], code: str, mark: str) -> Result:
-    """Run a job in a worker, one at a time, with one thread."""
+@dataclass(frozen=True)
+class _Refused:
+    """In place of a result: what another attempt would not change."""
+
+    error: Exception
+
+
+def _run(job: Callable[[], Result], code: str, mark: str) -> "Result | _Refused":
+    """Run a job in a worker, and say so where it cannot run at all."""
+    try:
+        return _run_here(job, code, mark)
+    except (ClusterError, PlanError) as error:
+        return _Refused(error)
+
+
+def _run_here(job: Callable[[], Result], code: str, mark: str) -> Result:
+    """Run a job, one at a time, with one thread."""
     from distributed import get_worker
 
     worker = get_worker()
@@ -116,6 +133,7 @@ def _run(job: Callable[[], Result], code: str, mark: str) -> Result:
     with _one_at_a_time:
         torch.set_num_threads(1)
         silence_libraries()
+        workers.limit_memory(worker.memory_manager.memory_limit)
         workers.report_to(_Topic(worker, Path(mark)))
         return job()
 

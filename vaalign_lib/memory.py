@@ -3,17 +3,26 @@
 import os
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    PretrainedConfig,
+)
 
-from vaalign_lib.profiles import PolicyTraining, Profile
+from vaalign_lib.conversation import load_tokenizer, prompt_ids
+from vaalign_lib.data import EMBEDDED, read_prompts
+from vaalign_lib.profiles import OURS, PolicyTraining, Profile
 from vaalign_lib.runs import PlanError
 from vaalign_lib.tiny import tiny_config
+from vaalign_lib.workers import memory_limit
 
-PROMPT_TOKENS = 64  # of a prompt, about
 ACTIVATIONS = 80  # bytes for each layer, token and unit of width that a backward pass keeps, about
 FLOAT, FOUR_BITS, ADAM = 4, 0.55, 8  # bytes a weight: held, in 4 bits with scales, Adam's moments
+HALF = 2  # bytes of a number in bfloat16
 HEADROOM = 0.9  # of the memory that a stack may take
 
 
@@ -27,6 +36,8 @@ class Sizes:
         layers: of the model.
         width: of its hidden states.
         vocabulary: tokens.
+        prompt: tokens of the longest prompt, to which all are padded.
+        positions: tokens that the model can tell apart.
     """
 
     weights: int
@@ -34,6 +45,8 @@ class Sizes:
     layers: int
     width: int
     vocabulary: int
+    prompt: int = 64
+    positions: int = 10**6
 
 
 def sizes_of(profile: Profile, architecture: str) -> Sizes:
@@ -41,9 +54,12 @@ def sizes_of(profile: Profile, architecture: str) -> Sizes:
 
     Raises:
         PlanError: its configuration is not at hand.
+        DataError: the prompts cannot be read.
     """
     name = profile.reference.models[architecture]
-    config = _config(name, architecture, profile.reference.width)
+    config = tiny_config(architecture, profile.reference.width)  # type: ignore[arg-type]
+    if name not in OURS:
+        config = configuration(f"reference.models.{architecture}", name)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
     weights = sum(one.numel() for one in {id(p): p for p in model.parameters()}.values())
@@ -56,27 +72,42 @@ def sizes_of(profile: Profile, architecture: str) -> Sizes:
             named = dict(model.named_modules())
             targets = [one for key, one in named.items() if key.endswith(("q_proj", "v_proj"))]
         trained = sum(lora.r * (one.in_features + one.out_features) for one in targets)
-    layers, width = config.num_hidden_layers, config.hidden_size
-    return Sizes(weights, trained, layers, width, config.vocab_size)
+    prompt = _longest_prompt(profile.policies.data, profile.policies.prompts, name)
+    layers, width, positions = (
+        getattr(config, key)
+        for key in ("num_hidden_layers", "hidden_size", "max_position_embeddings")
+    )
+    return Sizes(weights, trained, layers, width, config.vocab_size, prompt, positions)
 
 
-def _config(name: str, architecture: str, width: int) -> PretrainedConfig:
-    if name == "tiny":
-        return tiny_config(architecture, width)  # type: ignore[arg-type]
+@cache
+def _longest_prompt(data: str, count: int, model: str) -> int:
+    """Return the tokens of the longest of the first prompts of a data set, to a model's tokenizer."""
+    if data == EMBEDDED:
+        return Sizes.prompt
+    prompts = list(dict.fromkeys(read_prompts(data)["prompt"]))[:count]
+    return max(map(len, prompt_ids(load_tokenizer(model), prompts, 10**6)))
+
+
+def configuration(where: str, name: str) -> PretrainedConfig:
+    """Return a model's configuration.
+
+    Raises:
+        PlanError: it is not at hand; `where` says what in a profile names it.
+    """
     try:
         return AutoConfig.from_pretrained(name)
     except (OSError, ValueError) as error:
         first = str(error).strip().splitlines()[0]
-        raise PlanError(
-            f"reference.models.{architecture}: {name} is not at hand: {first}"
-        ) from None
+        raise PlanError(f"{where}: {name} is not at hand: {first}") from None
 
 
 def stack_bytes(sizes: Sizes, training: PolicyTraining, policies: int, written: int) -> int:
     """Return about how much memory a stack takes in training.
 
-    The reference, then for each policy weights, gradients and Adam's moments, and what a mini-batch keeps
-    for its backward pass: activations, and logits with their gradients.
+    The reference, then for each policy weights, gradients and Adam's moments (and, in main memory, where
+    it started), and what a mini-batch keeps for its backward pass: activations, and logits with their
+    gradients.
 
     Args:
         sizes: of a policy.
@@ -84,12 +115,52 @@ def stack_bytes(sizes: Sizes, training: PolicyTraining, policies: int, written: 
         policies: in the stack.
         written: tokens of a response.
     """
-    rows, tokens = training.ppo.mini_batch_size * policies, PROMPT_TOKENS + written
-    kept = rows * tokens * sizes.layers * sizes.width * ACTIVATIONS
+    rows, tokens = training.ppo.mini_batch_size * policies, sizes.prompt + written
+    states = rows * tokens * sizes.width  # numbers that a layer hands on
+    mixed = training.precision == "bfloat16"
+    layer = states * ACTIVATIONS * (HALF / FLOAT if mixed else 1)
+    kept = sizes.layers * layer
+    if training.gradient_checkpointing:  # of every layer what it is given, and one computed anew
+        kept = sizes.layers * states * FLOAT + layer
     kept += rows * written * sizes.vocabulary * 3 * FLOAT
-    trained = policies * sizes.trained * (2 * FLOAT + ADAM)
+    start = FLOAT * (not torch.cuda.is_available())
+    trained = policies * sizes.trained * (2 * FLOAT + ADAM + HALF * mixed + start)
     base = sizes.weights * (FOUR_BITS if training.lora and training.lora.four_bit else FLOAT)
     return int(base + trained + kept)
+
+
+def beside_bytes(profile: Profile, source: str) -> int:
+    """Return about how much memory the reward models of a source take beside a stack.
+
+    Raises:
+        PlanError: the configuration of one is not at hand.
+    """
+    if source != "ensemble":
+        return 0
+    return sum(
+        classifier_weights(where, name) * bytes_each
+        for where, name, bytes_each in (
+            ("reward_model.backbone", profile.reward_model.backbone, FLOAT),
+            ("true_reward", profile.true_reward, HALF),
+        )
+        if name not in OURS
+    )
+
+
+@cache
+def classifier_weights(where: str, name: str) -> int:
+    """Count the weights of a sequence classifier without loading any.
+
+    Args:
+        where: it is named in a profile.
+        name: of the model, or its folder.
+
+    Raises:
+        PlanError: its configuration is not at hand.
+    """
+    with torch.device("meta"):
+        model = AutoModelForSequenceClassification.from_config(configuration(where, name))
+    return sum(one.numel() for one in model.parameters())
 
 
 def available_bytes(workers: int) -> int:
@@ -100,9 +171,10 @@ def available_bytes(workers: int) -> int:
     """
     if torch.cuda.is_available():
         return int(torch.cuda.mem_get_info()[0])
+    machine = 8 * 2**30
     with suppress(OSError, ValueError):
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // max(1, workers)
-    return 8 * 2**30 // max(1, workers)
+        machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return min(machine // max(1, workers), memory_limit() or machine)
 
 
 def fitting(sizes: Sizes, training: PolicyTraining, policies: int, written: int, room: int) -> int:

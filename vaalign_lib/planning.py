@@ -4,36 +4,39 @@ Estimates are for orientation. Times come from published runs with the same sett
 arithmetic and the speed of a matrix product on this machine; memory and disk from counted weights.
 """
 
+import math
 import os
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
 import pandas as pd
 import torch
-from transformers import AutoConfig
 
 from vaalign_lib.data import EMBEDDED, DataError, read_pairs, read_prompts
 from vaalign_lib.memory import (
     ADAM,
     FLOAT,
-    PROMPT_TOKENS,
     Sizes,
     available_bytes,
+    beside_bytes,
+    classifier_weights,
+    configuration,
     fitting,
     sizes_of,
     stack_bytes,
 )
 from vaalign_lib.policy_results import published
 from vaalign_lib.policy_study import ENSEMBLE_ROW, REFERENCE, Run, plan, train_run
-from vaalign_lib.profiles import Profile
-from vaalign_lib.reproduce import PUBLISHED_PROFILE
-from vaalign_lib.rewards.models import TINY
-from vaalign_lib.runs import NotKeptError, RunStore
+from vaalign_lib.profiles import OURS, Profile
+from vaalign_lib.reproduce import PUBLISHED_PROFILE, SHOWN_PLAN
+from vaalign_lib.reward_study import prepare
+from vaalign_lib.runs import NotKeptError, PlanError, RunStore, content_key, write_atomically
 
+PAIR_TOKENS = 400  # of a preference pair's side, about
 EFFICIENCY = 0.3  # of a matrix product's speed that training reaches, about
 ATTEMPTS = 2  # stacks that matching a KL takes, about
 
@@ -63,7 +66,7 @@ def planned(profile: Profile, store: RunStore, seed: int, workers: int = 1) -> p
     costs = shown.runs.set_index("run")["seconds"].to_dict() if len(shown.runs) else {}
     own = profile.name == PUBLISHED_PROFILE
     sizes = {name: sizes_of(profile, name) for name in {run.architecture for run in runs}}
-    rows = []
+    rows = [_reward_model(profile, store, seed)] if _trains_reward_model(profile, runs) else []
     for run in runs:
         taken = run.name in shown.names and not own
         state = "done" if run in done else "published" if taken else "to do"
@@ -83,12 +86,42 @@ def _done(store: RunStore, profile: Profile, seed: int, runs: Sequence[Run]) -> 
     return found
 
 
+def _trains_reward_model(profile: Profile, runs: Sequence[Run]) -> bool:
+    backbone = profile.reward_model.backbone
+    return backbone not in OURS and any(run.source == ENSEMBLE_ROW[1] for run in runs)
+
+
+def _reward_model(profile: Profile, store: RunStore, seed: int) -> dict[str, object]:
+    """Return the row of stage 1 (Table 5), whose frozen backbone carries the heads of all ensembles."""
+    settings, pairs = profile.reward_model, profile.reward_data.train_pairs
+    state = "to do"
+    with suppress(NotKeptError, DataError):
+        kept = RunStore(store.root, reads_only=True)
+        state = "done" if prepare(kept, profile, seed, reference=None).reward_model else state
+    weights = 0
+    with suppress(PlanError):  # `missing` tells it
+        weights = classifier_weights("reward_model.backbone", settings.backbone)
+    arithmetic = settings.epochs * pairs * 2 * PAIR_TOKENS * weights * 6.0
+    return {
+        "run": "reward model",
+        "state": state,
+        "policies": 0,
+        "steps": math.ceil(settings.epochs * pairs / settings.batch_size),
+        "responses": 0,
+        "calls": 0,
+        "seconds": arithmetic / (EFFICIENCY * flops()),
+        "together": 1,
+        "gigabytes": weights * (2 * FLOAT + ADAM) / 1e9,
+        "disk": weights * FLOAT / 1e9,
+    }
+
+
 def _amounts(
     profile: Profile, run: Run, sizes: Sizes, known_seconds: float | None, workers: int
 ) -> dict[str, object]:
     training = profile.policies.training[run.architecture]
     settings, count = training.settings(run.objective), profile.policies.count
-    tokens = PROMPT_TOKENS + profile.policies.sampling.max_new_tokens
+    tokens = sizes.prompt + profile.policies.sampling.max_new_tokens
     asked = profile.policies.evaluation.prompts * profile.policies.evaluation.samples * count
     steps = 0
     if run.objective != REFERENCE:
@@ -97,7 +130,10 @@ def _amounts(
         asked = asked * attempts + profile.policies.warm_up + steps * settings.batch_size * count
     paid = run.source in profile.policies.judges
     written = profile.policies.sampling.max_new_tokens
-    together = fitting(sizes, training, count, written, available_bytes(workers))
+    beside = 0
+    with suppress(PlanError):  # `missing` tells it
+        beside = beside_bytes(profile, run.source)
+    together = fitting(sizes, training, count, written, available_bytes(workers) - beside)
     # a token costs 2 weights forward: written, scored by itself and the reference; then 6 in each epoch
     arithmetic = asked * tokens * sizes.weights * (6.0 + 6.0 * settings.ppo_epochs * (steps > 0))
     seconds = known_seconds if known_seconds == known_seconds and known_seconds else None
@@ -108,7 +144,7 @@ def _amounts(
         "calls": asked if paid else 0,
         "seconds": seconds or arithmetic / (EFFICIENCY * flops()),
         "together": together,
-        "gigabytes": stack_bytes(sizes, training, max(together, 1), written) / 1e9,
+        "gigabytes": (stack_bytes(sizes, training, max(together, 1), written) + beside) / 1e9,
         "disk": ((count if steps else 0) * sizes.trained * (FLOAT + ADAM) + sizes.weights * FLOAT)
         / 1e9,
     }
@@ -153,18 +189,63 @@ def in_words(table: pd.DataFrame, workers: int) -> str:
     return "\n".join(lines)
 
 
+# --- shown once before anything starts ----------------------------------------------------------------
+
+
+def complete_plan(
+    profile: Profile, store: RunStore, seed: int, workers: int
+) -> tuple[str, list[str]]:
+    """Return the plan as text, and what is missing for it, each in a line."""
+    if lacks := missing_first(profile):
+        return "no plan without what policies start from and are asked", lacks
+    table = planned(profile, store, seed, workers)
+    return in_words(table, workers), missing(profile, table, store.root.parent)
+
+
+def new_plan(profile: Profile, store: RunStore, seed: int, workers: int) -> str:
+    """Return the plan of real models and paid judges if it was not shown yet, else nothing.
+
+    Raises:
+        PlanError: something is missing, which is told before anything starts.
+    """
+    if profile.policies.data == EMBEDDED and not profile.policies.judges:
+        return ""
+    text, lacks = complete_plan(profile, store, seed, workers)
+    if lacks:
+        raise PlanError("\n  ".join(["nothing was started, for this is missing:", *lacks]))
+    return "" if was_shown(profile, store, seed) else text
+
+
+def was_shown(profile: Profile, store: RunStore, seed: int) -> bool:
+    """Whether this plan was shown for a run folder."""
+    mark = store.root.parent / SHOWN_PLAN
+    return mark.is_file() and mark.read_text() == _plan_key(profile, seed)
+
+
+def note_shown(profile: Profile, store: RunStore, seed: int) -> None:
+    """Remember that this plan was shown."""
+    write_atomically(store.root.parent / SHOWN_PLAN, _plan_key(profile, seed))
+
+
+def _plan_key(profile: Profile, seed: int) -> str:
+    return content_key(profile=profile.model_dump(), seed=seed)
+
+
 # --- what is missing ----------------------------------------------------------------------------------
 
 
-def missing_policies(profile: Profile) -> list[str]:
-    """Return which models that policies start from are not at hand, each in a line."""
+def missing_first(profile: Profile) -> list[str]:
+    """Return, each in a line, what policies start from and are asked that is not at hand: without it
+    there is no plan.
+    """
     models = {f"reference.models.{key}": name for key, name in profile.reference.models.items()}
-    return [
+    lines = [
         line
         for where, name in models.items()
-        if name != "tiny"
+        if name not in OURS
         for line in _missing_model(where, name)
     ]
+    return lines + _missing_data("policies.data", profile.policies.data, read_prompts)
 
 
 def missing(profile: Profile, table: pd.DataFrame, run_dir: Path) -> list[str]:
@@ -190,17 +271,11 @@ def missing(profile: Profile, table: pd.DataFrame, run_dir: Path) -> list[str]:
             "true_reward": profile.true_reward,
         }
         for where, name in names.items():
-            if name not in (TINY, "gold"):
+            if name not in OURS:
                 found += _missing_model(where, name)
-    readers = {"policies.data": (profile.policies.data, read_prompts)}
-    if ENSEMBLE_ROW[1] in needed:
-        readers["reward_data.pairs"] = (profile.reward_data.pairs, read_pairs)
-    for where, (name, read) in readers.items():
-        if name != EMBEDDED:
-            try:
-                read(name)
-            except (DataError, OSError) as error:
-                found.append(f"{where}: {error}")
+        for where in ("pairs", "evaluation"):
+            name = getattr(profile.reward_data, where)
+            found += _missing_data(f"reward_data.{where}", name, read_pairs)
     for line in left[left["together"] == 0].drop_duplicates("gigabytes").to_dict("records"):
         found.append(
             f"{line['run']}: one policy needs about {line['gigabytes']:.3g} GB of memory, "
@@ -215,9 +290,18 @@ def missing(profile: Profile, table: pd.DataFrame, run_dir: Path) -> list[str]:
     return found
 
 
+def _missing_data(where: str, name: str, read: Callable[[str], object]) -> list[str]:
+    if name != EMBEDDED:
+        try:
+            read(name)
+        except (DataError, OSError) as error:
+            return [f"{where}: {error}"]
+    return []
+
+
 def _missing_model(where: str, name: str) -> list[str]:
     try:
-        AutoConfig.from_pretrained(name)
-    except (OSError, ValueError) as error:
-        return [f"{where}: {name} is not at hand: {str(error).strip().splitlines()[0]}"]
+        configuration(where, name)
+    except PlanError as error:
+        return [str(error)]
     return []

@@ -34,7 +34,7 @@ from vaalign_lib.policy_study import (
 from vaalign_lib.profiles import Profile, RunGroup
 from vaalign_lib.reproduce import PUBLISHED_PROFILE
 from vaalign_lib.reward_study import prepare, reference
-from vaalign_lib.runs import NotKeptError, RunStore, new_folder
+from vaalign_lib.runs import NotKeptError, PlanError, RunStore, new_folder
 from vaalign_lib.statistics import rounded
 
 PUBLISHED = RESULTS / "runs"
@@ -216,6 +216,7 @@ def collect(
 
     Raises:
         LookupError: runs that the notebooks compare are not among them.
+        PlanError: the plan of real models and paid judges was not shown yet, or something is missing.
     """
     planned = plan(profile.policies.runs)
     known = published(profile, seed)
@@ -223,6 +224,7 @@ def collect(
         # the profile whose results are committed trains its own runs; others what is not published yet
         own_profile = profile.name == PUBLISHED_PROFILE
         others = known.without([one.name for one in planned]) if own_profile else known
+        _show_plan(store, profile, seed, workers)
         folders = train_runs(store, profile, seed, planned, workers, others.kl())
         known = trained(store, folders, profile, seed).joined(others)
     groups = COMPARED_GROUPS if profile.policies.data == EMBEDDED else PRINTED_GROUPS
@@ -232,6 +234,17 @@ def collect(
             f"settings; missing: {', '.join(missing)}"
         )
     return known
+
+
+def _show_plan(store: RunStore, profile: Profile, seed: int, workers: int | str) -> None:
+    """Show the plan of real models and paid judges before they are used for the first time."""
+    from vaalign_lib import planning  # which reads what is published
+
+    if planning.was_shown(profile, store, seed):
+        return
+    if text := planning.new_plan(profile, store, seed, workers if isinstance(workers, int) else 1):
+        planning.note_shown(profile, store, seed)
+        raise PlanError(f"{text}\nthis is the plan; run this again to start it")
 
 
 # --- what is published --------------------------------------------------------------------------------

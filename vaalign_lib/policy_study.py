@@ -27,7 +27,7 @@ from vaalign_lib.checkpoints import Checkpoints
 from vaalign_lib.conversation import load_tokenizer
 from vaalign_lib.data import EMBEDDED, read_prompts
 from vaalign_lib.evaluation import Evaluator
-from vaalign_lib.memory import available_bytes, fitting, sizes_of, stack_bytes
+from vaalign_lib.memory import available_bytes, beside_bytes, fitting, sizes_of, stack_bytes
 from vaalign_lib.pilots import Grid, match_kl
 from vaalign_lib.policies.frozen import ReferencePolicy
 from vaalign_lib.policies.stack import PolicyStack
@@ -48,6 +48,7 @@ from vaalign_lib.runs import (
     content_key,
     package_versions,
     source_hashes,
+    write_atomically,
 )
 from vaalign_lib.study import policy_trainer
 from vaalign_lib.synthetic.world import Disagreement, World
@@ -68,7 +69,8 @@ ENSEMBLE_ROW, JUDGE_ROW = (
 ROWS = (ENSEMBLE_ROW, *product(("mistral", "qwen2"), JUDGES))
 RANGES = (100, 50, 20, 10)  # R of Table 4
 PRINTED_WIDTHS = dict(zip(RANGES, (17, 5.6, 0.92, 0.11), strict=True))  # its second column
-CHECKPOINT_SECONDS = 30.0  # of work that is lost at most when a run is killed
+CHECKPOINT_SECONDS = 30.0  # of work that is lost at most when a run is killed, while
+CHECKPOINT_SHARE = 0.1  # of the time at most goes into writing checkpoints
 JUDGEMENTS = "judgements.sqlite"  # in the run folder: what prompted judges said
 REFERENCE = "reference"  # in place of a method: the policy that all start from, evaluated as often
 
@@ -332,6 +334,7 @@ def prompted_judge(store: RunStore, profile: Profile, run: Run) -> PromptedJudge
         key_variable=named.key_variable,
         highest=run.highest,
         workers=named.requests,
+        refusals_say_nothing=named.refusals_say_nothing,
     )
 
 
@@ -398,9 +401,13 @@ def _config(profile: Profile, seed: int, run: Run) -> dict[str, Any]:
     del settings["policies"]["runs"]
     judge = settings["policies"].pop("judges").get(run.source)
     if judge is not None:  # where and how it is asked changes nothing
-        settings["policies"]["judge"] = judge["model"]
+        settings["policies"]["judge"] = [judge["model"], judge["refusals_say_nothing"]]
     if profile.policies.data == EMBEDDED:  # came later; keys stay as they were
         del settings["policies"]["data"]
+        for training in settings["policies"]["training"].values():
+            for name, default in (("precision", "float32"), ("gradient_checkpointing", False)):
+                if training[name] == default:
+                    del training[name]
     else:
         settings["files"] = local_files(profile)
     return {"run": asdict(run), "seed": seed, "settings": settings}
@@ -433,49 +440,51 @@ def _stack(
     """Train one stack with a coefficient, by default the profile's; in parts where it is too large."""
 
     def write(folder: Path, scratch: Path, **_: Any) -> None:
-        parts = [] if run.objective == REFERENCE else parts_of(profile, run.architecture)
         if run.objective == REFERENCE:
             write_references(folder, store, profile, seed, run)
-        elif len(parts) == 1:
-            write_stack(folder, scratch, store, profile, seed, run, method_of(run, beta))
-        else:
-            made = [_part(store, profile, seed, run, beta, part) for part in parts]
-            _join_parts(folder, made)
+            return
+        parts, method = _parts_of(profile, run, scratch), method_of(run, beta)
+        if len(parts) == 1:
+            write_stack(folder, scratch, store, profile, seed, run, method)
+            return
+        kept = RunStore(scratch)  # until they are joined
+
+        def part(folder: Path, scratch: Path, first: int, end: int) -> None:
+            chosen = range(first, end)
+            write_stack(folder, scratch, store, profile, seed, run, method, chosen)
+
+        ends = [{"first": one.start, "end": one.stop} for one in parts]
+        _join_parts(folder, [kept.resumable("part", part, one) for one in ends])
 
     config = _config(profile, seed, run) | {"beta": beta}
     return store.resumable(run.name, write, config)
 
 
-def parts_of(profile: Profile, architecture: str) -> list[range]:
-    """Return which policies are trained together: all, or as many as fit into memory.
+def size_that_fits(profile: Profile, run: Run) -> int:
+    """Return how many of a run's policies are trained together: all, or as many as fit into memory.
 
     Raises:
         PlanError: not even one policy fits.
     """
-    count, training = profile.policies.count, profile.policies.training[architecture]
+    count, training = profile.policies.count, profile.policies.training[run.architecture]
     written, room = profile.policies.sampling.max_new_tokens, available_bytes(together())
-    sizes = sizes_of(profile, architecture)
-    size = fitting(sizes, training, count, written, room)
-    if not size:
-        raise PlanError(
-            f"{architecture}: one policy needs about {stack_bytes(sizes, training, 1, written) / 1e9:.3g}"
-            f" GB of memory, there are {room / 1e9:.3g}"
-        )
+    sizes, beside = sizes_of(profile, run.architecture), beside_bytes(profile, run.source)
+    if size := fitting(sizes, training, count, written, room - beside):
+        return size
+    raise PlanError(
+        f"{run.name}: one policy needs about "
+        f"{(stack_bytes(sizes, training, 1, written) + beside) / 1e9:.3g} GB of memory, there are "
+        f"{room / 1e9:.3g}"
+    )
+
+
+def _parts_of(profile: Profile, run: Run, scratch: Path) -> list[range]:
+    """Return which policies are trained together; a run that goes on elsewhere keeps its parts."""
+    record, count = scratch / "together.json", profile.policies.count
+    if not record.is_file():
+        write_atomically(record, json.dumps(size_that_fits(profile, run)))
+    size = json.loads(record.read_text())
     return [range(first, min(first + size, count)) for first in range(0, count, size)]
-
-
-def _part(
-    store: RunStore, profile: Profile, seed: int, run: Run, beta: float | None, policies: range
-) -> Path:
-    """Train some of a run's policies; what each becomes does not depend on the others."""
-
-    def write(folder: Path, scratch: Path, **_: Any) -> None:
-        method = method_of(run, beta)
-        write_stack(folder, scratch, store, profile, seed, run, method, policies)
-
-    ends = [policies.start, policies.stop]
-    config = _config(profile, seed, run) | {"beta": beta, "policies": ends}
-    return store.resumable(f"{run.name}-{ends[0]}-to-{ends[1] - 1}", write, config)
 
 
 def _join_parts(folder: Path, parts: Sequence[Path]) -> None:
@@ -615,7 +624,7 @@ def write_stack(
     index = range(profile.policies.count) if policies is None else policies
     started = time.perf_counter()
     trainer = trainer_of(store, profile, seed, run, method, index)
-    start = [one.detach().clone() for one in trainer.stack.parameters().values()]
+    start = [one.detach().to("cpu", copy=True) for one in trainer.stack.parameters().values()]
     log, seconds = _train(trainer, Checkpoints(scratch))
     table = evaluator_of(store, profile, seed, run, trainer).policies(trainer.stack, index)
     table["step_length"] = step_lengths(start, trainer.stack)
@@ -642,9 +651,9 @@ def step_lengths(start: Sequence[torch.Tensor], stack: PolicyStack) -> np.ndarra
     It is the root mean square over weights, so that it compares with a learning rate.
     """
     moved = zip(stack.parameters().values(), start, strict=True)
-    squares = [((now - then).flatten(1).double() ** 2).sum(1) for now, then in moved]
+    squares = [((now.cpu() - then).flatten(1).double() ** 2).sum(1) for now, then in moved]
     count = sum(one.numel() for one in start) / stack.size
-    return np.asarray((torch.stack(squares).sum(0) / count).sqrt().cpu())
+    return np.asarray((torch.stack(squares).sum(0) / count).sqrt())
 
 
 def write_references(folder: Path, store: RunStore, profile: Profile, seed: int, run: Run) -> None:
@@ -672,16 +681,18 @@ def _train(trainer: Trainer, checkpoints: Checkpoints) -> tuple[pd.DataFrame, fl
         before = float(state["seconds"])
     report(trainer.done)
     started = saved = time.perf_counter()
+    pause = CHECKPOINT_SECONDS
     while trainer.done < trainer.settings.iterations:
         logs.append(trainer.step())
         report(1)
         now = time.perf_counter()
-        if now - saved >= CHECKPOINT_SECONDS:
+        if now - saved >= pause:
             logs = [pd.concat(logs, ignore_index=True)]
             spent = torch.tensor(before + now - started, dtype=torch.float64)
             state = trainer.state() | _as_tensors(logs[0]) | {"seconds": spent}
             checkpoints.save(trainer.done, state)
             saved = time.perf_counter()
+            pause = max(CHECKPOINT_SECONDS, (saved - now) / CHECKPOINT_SHARE)
     log = pd.concat(logs, ignore_index=True)
     names = ["policy", "step", *sorted(set(log) - {"policy", "step"})]  # checkpoints keep no order
     return log[names], before + time.perf_counter() - started
@@ -704,8 +715,11 @@ def evaluator_of(
     start = reference(store, profile, seed, run.architecture)
     if trainer is None:
         source, tokenizer = source_of(store, profile, seed, run), load_tokenizer(start)
-        model = AutoModelForCausalLM.from_pretrained(start, dtype=torch.float32).to(where)
-        compared = ReferencePolicy(model)
+        model = AutoModelForCausalLM.from_pretrained(
+            start, dtype=torch.float32, device_map={"": where}
+        )
+        precision = profile.policies.training[run.architecture].precision
+        compared = ReferencePolicy(model, precision)
     else:
         source, tokenizer, compared = trainer.task.source, trainer.tokenizer, trainer.reference
     return Evaluator(

@@ -216,13 +216,23 @@ class Trainer:
         self.beta = self._each("beta", method.beta, settings.init_kl_coef)
         self.strength = self._each("strength", method.strength, 1.0)
         self.rate = self._each("learning_rate", method.learning_rate, settings.learning_rate)
-        self.reference = ReferencePolicy(stack if reference is None else reference)
+        self.reference = ReferencePolicy(stack if reference is None else reference, stack.precision)
         self._end, self._pad = end_id(tokenizer), pad_id(tokenizer)
         self._prompts = Prompts.of(tokenizer, task.prompts).to(stack.device)
+        self._check_lengths()
         self._warm_up(critic, warm_up)
         self._trained = stack.parameters() | self.critic.parameters()
         self._parameters = list(self._trained.values())
         self._optimizer = _Adam(self._parameters, self.rate, settings.adam_betas)
+
+    def _check_lengths(self) -> None:
+        """Refuse prompts that leave no room for an answer."""
+        longest, known = self._prompts.ids.shape[1], self.stack.config.max_position_embeddings
+        if longest + self.sampling.max_new_tokens > known:
+            raise ValueError(
+                f"prompts: the longest has {longest} tokens; with {self.sampling.max_new_tokens} of a "
+                f"response they are more than the {known} that this model can tell apart"
+            )
 
     def _each(self, name: str, value: float | Sequence[float] | None, default: float) -> Tensor:
         """Return one number per policy (N,)."""
@@ -485,7 +495,7 @@ class Trainer:
         passes = settings.gradient_accumulation_steps
         orders = torch.from_numpy(np.stack([one.orders for one in drawn])).to(self.stack.device)
         seen: list[dict[str, Tensor]] = []
-        with self.stack.dropout([one.dropout for one in drawn]):
+        with self.stack.updating([one.dropout for one in drawn]):
             for epoch in range(settings.ppo_epochs):
                 for k, part in enumerate(
                     orders[:, epoch].split(settings.mini_batch_size, dim=1), 1

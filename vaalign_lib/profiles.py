@@ -41,6 +41,7 @@ class Theorems(Section):
 
 Count = Annotated[int, Field(ge=1, strict=True)]
 Rate = Annotated[float, Field(gt=0)]
+Precision = Literal["float32", "bfloat16"]
 Optimizer = Literal["adamw_torch", "paged_adamw_32bit"]
 Scheduler = Literal["cosine", "constant"]
 
@@ -206,6 +207,12 @@ class PolicyTraining(Section):
     """How policies of one architecture are trained."""
 
     lora: Lora | None = Field(default=None, description="None trains all weights")
+    precision: Precision = Field(
+        default="float32", description="of products; trained weights stay in float32"
+    )
+    gradient_checkpointing: bool = Field(
+        default=False, description="whether updates compute activations twice to save memory"
+    )
     ppo: PPO
     variance_aware: dict[str, Any] = Field(
         default={}, description="what differs for variance-aware PPO, where a table says so"
@@ -265,6 +272,11 @@ class Judge(Section):
         default="OPENAI_API_KEY", description="environment variable that holds the key"
     )
     requests: Count = Field(default=8, description="at a time")
+    refusals_say_nothing: bool = Field(
+        default=False,
+        description="whether a text that it does not judge gets the whole scale; otherwise its stack "
+        "stops there",
+    )
 
 
 class Policies(Section):
@@ -317,7 +329,7 @@ _SOURCES = (  # where a profile names files or folders; * stands for every key
 )
 
 
-_OURS = ("embedded", "tiny", "tiny-gemma", "gold")  # what these name is made here
+OURS = ("embedded", "tiny", "tiny-gemma", "gold")  # what these name is made here
 
 
 def available_profiles() -> list[str]:
@@ -357,7 +369,7 @@ def _from_folder(content: dict[str, Any], folder: Path) -> None:
         if not isinstance(place, dict):
             continue
         for name in list(place) if key == "*" else [key] if key in place else []:
-            named = isinstance(place[name], str) and place[name] not in _OURS
+            named = isinstance(place[name], str) and place[name] not in OURS
             if named and (folder / place[name]).exists():
                 place[name] = str((folder / place[name]).resolve())
 

@@ -71,10 +71,14 @@ def policy_trainer(
         four_bit=training.lora is not None and training.lora.four_bit,
         seeds=[_adapter_seed(seed, policy) for policy in index],
         device=where,
+        precision=training.precision,
+        gradient_checkpointing=training.gradient_checkpointing,
     )
     model = None
     if adapters is None:
-        model = AutoModelForCausalLM.from_pretrained(reference, dtype=stack.dtype).to(where)
+        model = AutoModelForCausalLM.from_pretrained(
+            reference, dtype=torch.float32, device_map={"": where}
+        )
     return Trainer(
         stack,
         model,

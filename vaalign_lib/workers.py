@@ -24,6 +24,7 @@ Report = Callable[[int], None]  # steps that were taken, or, if negative, that a
 
 _steps: Any = None  # in a worker, where its reports go
 _together = 1  # in a worker, how many there are on this machine
+_memory: int | None = None  # in a worker of a cluster, the bytes that it may take
 
 
 def default_workers() -> int:
@@ -44,6 +45,17 @@ def device() -> torch.device:
 def together() -> int:
     """Return how many workers share this machine with this one, itself included."""
     return _together
+
+
+def memory_limit() -> int | None:
+    """Return the bytes that this worker may take, None if nobody says."""
+    return _memory
+
+
+def limit_memory(most: int | None) -> None:
+    """Say how many bytes this worker may take."""
+    global _memory
+    _memory = most
 
 
 def report(steps: int) -> None:

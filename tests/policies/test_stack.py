@@ -151,9 +151,9 @@ def test_dropout_acts_in_updates_only_and_each_policy_has_its_own(saved):
     disturb(stack)
     _, responses, prompts = batch(3)
     plain = stacked_logits(stack, prompts, responses)
-    with stack.dropout([1, 2, 3]):
+    with stack.updating([1, 2, 3]):
         dropped = stacked_logits(stack, prompts, responses)
-    with stack.dropout([1, 9, 3]):
+    with stack.updating([1, 9, 3]):
         other = stacked_logits(stack, prompts, responses).split(ROWS)
     assert (dropped - plain).abs().max() > 0.01
     assert torch.equal(stacked_logits(stack, prompts, responses), plain)
@@ -172,7 +172,7 @@ def test_the_mean_of_a_dropped_layer_is_the_layer(saved):
     plain = layer(x)
     draws = []
     for seed in range(4000):
-        with stack.dropout([seed]):
+        with stack.updating([seed]):
             draws.append(layer(x))
     spread = torch.stack(draws).std(0) / 4000**0.5
     assert ((torch.stack(draws).mean(0) - plain).abs() < 5 * spread + 1e-6).all()
@@ -262,3 +262,60 @@ def test_ids_of_no_policy_are_refused():
     stack = PolicyStack(config("gpt2"), 2)
     with pytest.raises(ValueError, match="multiple of 2 rows"):
         stack.model(torch.ones(3, 4, dtype=torch.long))
+
+
+# --- memory and precision of updates ------------------------------------------------------------------
+
+
+def gradients_and_kept_bytes(source, lora, **options):
+    """Return gradients of an update with dropout, and the bytes kept for its backward pass."""
+    stack = PolicyStack(source, 3, lora=lora, **options)
+    disturb(stack)
+    weights = {p.untyped_storage().data_ptr() for p in stack.model.parameters()}
+    _, responses, prompts = batch(3)
+    kept = {}
+
+    def pack(tensor):
+        if tensor.untyped_storage().data_ptr() not in weights:
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    joined = sequences(prompts, responses, stack.dtype)
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):  # noqa: SIM117
+        with stack.updating([4, 5, 6]):
+            hidden = stack.hidden(joined.ids, joined.mask, joined.positions)
+            loss(stack.logits(hidden)).backward()
+    return {name: p.grad for name, p in stack.parameters().items()}, sum(kept.values())
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "qwen2", "mistral-untied"])
+@pytest.mark.parametrize("adapters", [False, True])
+def test_gradient_checkpointing_changes_memory_and_nothing_else(kind, adapters, saved):
+    lora = LoraConfig(r=4, target_modules="all-linear", lora_dropout=0.5) if adapters else None
+    plain, much = gradients_and_kept_bytes(saved(kind), lora)
+    again, little = gradients_and_kept_bytes(saved(kind), lora, gradient_checkpointing=True)
+    for name, gradient in plain.items():
+        assert torch.equal(gradient, again[name]) and gradient.any()
+    assert little < 0.6 * much
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "qwen2"])
+def test_mixed_precision_rounds_products_and_nothing_else(kind, saved):
+    exact, _ = gradients_and_kept_bytes(saved(kind), None)
+    rounded, _ = gradients_and_kept_bytes(saved(kind), None, precision="bfloat16")
+    for name, gradient in exact.items():
+        assert rounded[name].dtype == torch.float32
+        error = (rounded[name] - gradient).norm() / gradient.norm()
+        assert 0 < error < 0.1, name
+
+
+def test_padding_is_unseen_in_mixed_precision(saved):
+    stack = PolicyStack(saved("qwen2"), 2, precision="bfloat16")
+    _, responses, prompts = batch(2)
+    joined = sequences(prompts, responses, stack.dtype)
+    logits = stack.logits(stack.hidden(joined.ids, joined.mask, joined.positions)[:, -TOKENS:])
+    other = Prompts(prompts.ids.masked_fill(~prompts.real, 5), prompts.real)
+    changed = sequences(other, responses, stack.dtype)
+    again = stack.logits(stack.hidden(changed.ids, changed.mask, changed.positions)[:, -TOKENS:])
+    assert logits.isfinite().all() and torch.equal(logits, again)
+    assert not prompts.real.all()

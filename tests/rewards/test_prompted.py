@@ -127,7 +127,7 @@ def test_a_reply_that_never_fits_is_recorded_as_failed_and_excluded_with_a_count
     assert server.asked == {"good": 1, "bad": 3, "down": 5, "odd": 1}
     assert [bool(found[text].failure) for text in ("good", "bad", "down")] == [False, True, True]
     assert found["down"].failure == "status 500, in attempt 5"
-    assert found["odd"].failure == "status 400, in attempt 1"
+    assert found["odd"].failure == "refused: status 400, in attempt 1"
     assert found["bad"].reply == BAD_REPLIES["swapped"] and "1 <= a < b" in found["bad"].failure
     assert found["bad"].a is None and "3 of 4 texts got no interval" in caplog.text
     server.plan = {"p\nq": ["garbage"] * 9}
@@ -138,6 +138,19 @@ def test_a_reply_that_never_fits_is_recorded_as_failed_and_excluded_with_a_count
     assert bounds[0].tolist() == [20, 60] and np.isnan(bounds[1]).all()
     server.plan = {}
     assert not judge.records(["bad"])["bad"].failure  # a failure is asked for again
+
+
+def test_where_refusals_say_nothing_the_interval_is_the_whole_scale(server, make):
+    server.plan = {"p\nq": ["garbage"] * 3, "r\ns": ["400"], "t\nu": ["500"] * 99}
+    judge = make(refusals_say_nothing=True, highest=100)
+    for _ in range(2):  # nor are they asked for again
+        bounds = judge.judge(["x", "p", "r"], ["y", "q", "s"], np.zeros(3, dtype=int)).bounds
+        assert bounds.tolist() == [[20, 60], [1, 100], [1, 100]]
+        assert (server.asked["p\nq"], server.asked["r\ns"]) == (3, 1)
+    with pytest.raises(JudgementError, match="status 500"):  # this one may come back
+        judge.judge(["t"], ["u"], np.zeros(1, dtype=int))
+    server.plan = {}
+    assert judge.judge(["t"], ["u"], np.zeros(1, dtype=int)).bounds.tolist() == [[20, 60]]
 
 
 @pytest.mark.parametrize("status", ["401", "402"])

@@ -1,13 +1,15 @@
 """The policy that all others are measured against: it writes, and never changes."""
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor
 from transformers import Cache, PretrainedConfig, PreTrainedModel
 
 from vaalign_lib.policies.sampling import Sequences, response_states, token_log_probabilities
-from vaalign_lib.policies.stack import PolicyStack
+from vaalign_lib.policies.stack import PolicyStack, mixed_precision
+from vaalign_lib.profiles import Precision
 
 PIECE = 512  # rows of one pass
 
@@ -15,17 +17,27 @@ PIECE = 512  # rows of one pass
 class ReferencePolicy:
     """One frozen policy: a model of its own, or the base under a stack of adapters."""
 
-    def __init__(self, source: PreTrainedModel | PolicyStack) -> None:
+    def __init__(
+        self, source: PreTrainedModel | PolicyStack, precision: Precision = "float32"
+    ) -> None:
+        """Take a model, with a precision of its products, or a stack, with its own."""
         self._stack = source if isinstance(source, PolicyStack) else None
         self.model = source.model if isinstance(source, PolicyStack) else source.eval()
+        self.precision = source.precision if isinstance(source, PolicyStack) else precision
         self.dtype: torch.dtype = self.model.get_output_embeddings().weight.dtype
+        if self.precision == "bfloat16":
+            self.dtype = torch.bfloat16
 
     @property
     def config(self) -> PretrainedConfig:
         return self.model.config
 
-    def _alone(self) -> AbstractContextManager[None]:
-        return nullcontext() if self._stack is None else self._stack.without_adapters()
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Let it compute without adapters, in its precision."""
+        bare = nullcontext() if self._stack is None else self._stack.without_adapters()
+        with bare, mixed_precision(self.model.device, self.precision):
+            yield
 
     @torch.no_grad()
     def hidden(

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,11 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from vaalign_lib.policies import attention
 from vaalign_lib.policies.layers import StackedLora, stacked, stacked_lora
+from vaalign_lib.profiles import Precision
 from vaalign_lib.runs import new_folder
 
 ARCHITECTURES = ("gpt2", "qwen2", "mistral", "llama")
@@ -43,6 +45,8 @@ class PolicyStack:
         model: the transformers model whose layers hold the N sets of weights.
         size: N.
         lora: the adapters' settings, None for full weights.
+        precision: of products; weights keep their own.
+        gradient_checkpointing: whether updates compute activations twice instead of keeping them.
     """
 
     def __init__(
@@ -55,6 +59,8 @@ class PolicyStack:
         seeds: Sequence[int] | None = None,
         dtype: torch.dtype | None = None,
         device: str | torch.device = "cpu",
+        precision: Precision = "float32",
+        gradient_checkpointing: bool = False,
     ) -> None:
         """Load a model and stack it.
 
@@ -67,6 +73,8 @@ class PolicyStack:
             seeds: of the policies' own random starts (adapters only), by default 0 to N - 1.
             dtype: of the weights; by default float32, and bfloat16 for a base in 4 bits.
             device: where the stack lives.
+            precision: `bfloat16` computes products in it, with weights of `dtype` (mixed precision).
+            gradient_checkpointing: saves memory in updates for a third more time.
 
         Raises:
             StackError: a size, an architecture or a setting that is not possible.
@@ -76,7 +84,7 @@ class PolicyStack:
         if four_bit and lora is None:
             raise StackError("four_bit: weights in 4 bits cannot be trained; give lora as well")
         self.size = size
-        self.lora = lora
+        self.lora, self.precision = lora, precision
         dtype = dtype or (torch.bfloat16 if four_bit else torch.float32)
         self.model = _load(source, four_bit, dtype, device)
         if (kind := self.model.config.model_type) not in ARCHITECTURES:
@@ -94,6 +102,10 @@ class PolicyStack:
             generators = [torch.Generator().manual_seed(seed) for seed in own]
             self.model = _stack_adapters(self.model, lora, size, generators)
         self.model.to(device).eval()  # dropout of the base would come from a generator of all
+        self.gradient_checkpointing = gradient_checkpointing
+        if gradient_checkpointing:
+            options = {"use_reentrant": False, "context_fn": self._as_before}
+            self.model.activation_checkpointing_enable(options)
 
     @property
     def device(self) -> torch.device:
@@ -101,6 +113,9 @@ class PolicyStack:
 
     @property
     def dtype(self) -> torch.dtype:
+        """Of the arithmetic."""
+        if self.precision == "bfloat16":
+            return torch.bfloat16
         return self.model.get_output_embeddings().weight.dtype
 
     @property
@@ -122,19 +137,21 @@ class PolicyStack:
             positions: (N * rows, tokens).
             cache: keys and values of earlier tokens; it grows.
         """
-        out = self.model.base_model(
-            input_ids=ids,
-            attention_mask=mask,
-            position_ids=positions,
-            past_key_values=cache,
-            use_cache=cache is not None,
-        )
+        with mixed_precision(self.device, self.precision):
+            out = self.model.base_model(
+                input_ids=ids,
+                attention_mask=mask,
+                position_ids=positions,
+                past_key_values=cache,
+                use_cache=cache is not None,
+            )
         hidden: Tensor = out.last_hidden_state
         return hidden
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Return (N * rows, tokens, words) in float32."""
-        return self.model.get_output_embeddings()(hidden).float()
+        with mixed_precision(self.device, self.precision):
+            return self.model.get_output_embeddings()(hidden).float()
 
     @contextmanager
     def without_adapters(self) -> Iterator[None]:
@@ -151,17 +168,45 @@ class PolicyStack:
                 layer.adapted = True
 
     @contextmanager
-    def dropout(self, seeds: Sequence[int]) -> Iterator[None]:
-        """Let the adapters' dropout act for a while, its masks drawn from one seed per policy."""
+    def updating(self, seeds: Sequence[int]) -> Iterator[None]:
+        """Let what belongs to updates act for a while: dropout, checkpointing of gradients.
+
+        Args:
+            seeds: of the dropout's masks, one for each policy.
+        """
         layers = self._adapters()
         generators = [torch.Generator(self.device).manual_seed(seed) for seed in seeds]
+        blocks = [
+            one for one in self.model.modules() if isinstance(one, GradientCheckpointingLayer)
+        ]
         for layer in layers:
             layer.generators = generators
+        for block in blocks:  # the block alone: what is inside would begin to drop out
+            block.training = self.gradient_checkpointing
         try:
             yield
         finally:
             for layer in layers:
                 layer.generators = None
+            for block in blocks:
+                block.training = False
+
+    def _as_before(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+        """Return contexts of a block's first computation and of its second, with the same dropout."""
+        layers = self._adapters()
+        generators = (layers[0].generators if layers else None) or []
+        states = [one.get_state() for one in generators]
+
+        @contextmanager
+        def again() -> Iterator[None]:
+            now = [one.get_state() for one in generators]
+            _set_states(generators, states)
+            try:
+                yield
+            finally:
+                _set_states(generators, now)
+
+        return nullcontext(), again()
 
     def _adapters(self) -> list[StackedLora]:
         return [module for module in self.model.modules() if isinstance(module, StackedLora)]
@@ -200,6 +245,16 @@ class PolicyStack:
                 tokenizer.save_pretrained(partial)
 
 
+def mixed_precision(device: torch.device, precision: Precision) -> torch.autocast:
+    """Return the context in which products are computed in a precision."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
+
+
+def _set_states(generators: Sequence[torch.Generator], states: Sequence[Tensor]) -> None:
+    for generator, state in zip(generators, states, strict=True):
+        generator.set_state(state)
+
+
 # --- making a stack ---------------------------------------------------------------------------------
 
 
@@ -217,9 +272,12 @@ def _load(
         if four_bit:
             raise StackError("four_bit: expected weights to quantize, got a configuration")
         return AutoModelForCausalLM.from_config(_quick(source), dtype=dtype)
-    options: dict[str, Any] = {"config": _quick(AutoConfig.from_pretrained(source)), "dtype": dtype}
+    options: dict[str, Any] = {
+        "config": _quick(AutoConfig.from_pretrained(source)),
+        "dtype": dtype,
+        "device_map": {"": device},  # accelerate puts weights there as it reads them
+    }
     if four_bit:
-        options["device_map"] = {"": device}
         options["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True,
             bnb_4bit_compute_dtype=torch.bfloat16,

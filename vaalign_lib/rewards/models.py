@@ -29,6 +29,7 @@ from vaalign_lib.progress import progress
 from vaalign_lib.synthetic.tokenizer import world_tokenizer
 from vaalign_lib.tiny import tiny_config
 from vaalign_lib.trainers import train_quietly
+from vaalign_lib.workers import device
 
 TINY = "tiny-gemma"
 EVALUATION_TOKENS = 16_384  # in a batch without gradients
@@ -87,7 +88,11 @@ def load_reward_model(
     try:
         tokenizer = load_tokenizer(name)
         model, report = AutoModelForSequenceClassification.from_pretrained(
-            name, use_safetensors=True, output_loading_info=True, dtype=dtype
+            name,
+            use_safetensors=True,
+            output_loading_info=True,
+            dtype=dtype,
+            device_map={"": device()},
         )
     except (OSError, ValueError, KeyError) as error:
         raise BackboneError(f"{name}: cannot be loaded as a reward model: {error}") from error
@@ -97,8 +102,7 @@ def load_reward_model(
             f"{model.config.num_labels} outputs, untrained weights: {sorted(report['missing_keys'])}"
         )
     model.config.pad_token_id = tokenizer.pad_token_id
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    return model.eval().to(device), tokenizer
+    return model.eval(), tokenizer
 
 
 # --- training ---------------------------------------------------------------------------------------

@@ -29,6 +29,7 @@ _NUMBER = re.compile(
     r"(?:[ \t]*\**['\"]?(?P<name>[ab])['\"]?\**[ \t]*[:=])?[ \t]*(?P<value>\d+(?:\.\d+)?)[ \t]*",
     re.IGNORECASE,
 )
+REFUSED = "refused"  # how the failure begins of a text that asking again would not help
 _LOG = logging.getLogger(__name__)
 
 
@@ -88,6 +89,8 @@ class PromptedJudge:
         request_seconds: time-out of a request.
         replay_only: never call out; what is not recorded is an error.
         allow_failures: give NaN for texts without an interval instead of an error.
+        refusals_say_nothing: give a text that the judge does not judge the whole scale, the widest
+            interval there is, and do not ask for it again.
     """
 
     store: JudgementStore
@@ -104,6 +107,7 @@ class PromptedJudge:
     request_seconds: float = 60.0
     replay_only: bool = False
     allow_failures: bool = False
+    refusals_say_nothing: bool = False
 
     @cached_property
     def _client(self) -> openai.OpenAI:
@@ -134,7 +138,11 @@ class PromptedJudge:
             JudgementError: with `replay_only`, if a text is not recorded.
         """
         known = {text: self.store.get(self.key(text)) for text in dict.fromkeys(texts)}
-        missing = [text for text, one in known.items() if one is None or one.failure]
+        missing = [
+            text
+            for text, one in known.items()
+            if one is None or (one.failure and not self._settled(one))
+        ]
         if self.replay_only:
             absent = [text for text in missing if known[text] is None]
             if absent:
@@ -156,13 +164,21 @@ class PromptedJudge:
         """
         texts = [f"{p}\n{r}" for p, r in zip(prompts, responses, strict=True)]
         found = self.records(texts)
-        failed = [one for one in found.values() if one.failure]
+        failed = [one for one in found.values() if one.failure and not self._settled(one)]
         if failed and not self.allow_failures:
             raise JudgementError(
                 f"{self.model}: {len(failed)} of {len(found)} texts got no interval; the first: "
                 f"{failed[0].failure}. With allow_failures they are left out as NaN"
             )
-        return Interval(np.array([[found[text].a, found[text].b] for text in texts], dtype=float))
+        whole = (1.0, float(self.highest))
+        bounds = [
+            whole if self._settled(one) else (one.a, one.b) for one in map(found.__getitem__, texts)
+        ]
+        return Interval(np.array(bounds, dtype=float))
+
+    def _settled(self, record: Record) -> bool:
+        """Whether a text was refused and is not to be asked for again."""
+        return self.refusals_say_nothing and record.failure.startswith(REFUSED)
 
     def true_reward(
         self, judgement: Judgement, prompts: Sequence[str], responses: Sequence[str]
@@ -218,7 +234,7 @@ class PromptedJudge:
         try:
             interval = attempt()
         except ReplyError as error:
-            failure = f"{error}, in attempt {tries}"
+            failure = f"{REFUSED}: {error}, in attempt {tries}"
         except openai.APIStatusError as error:
             if error.status_code in _HOPELESS:
                 raise JudgementError(
@@ -226,7 +242,8 @@ class PromptedJudge:
                     f"{error.status_code}; check the model's name, your balance and "
                     f"{self.key_variable}"
                 ) from None
-            failure = f"status {error.status_code}, in attempt {tries}"
+            refused = "" if _is_transient(error) else f"{REFUSED}: "
+            failure = f"{refused}status {error.status_code}, in attempt {tries}"
         except openai.APIError as error:
             failure = f"{type(error).__name__}, in attempt {tries}"
         record = Record(
