@@ -60,7 +60,9 @@ def drifted(size):
 
 def test_returns_and_kl_are_those_of_enumeration():
     stack = drifted(3)
-    found = evaluator(600, gold=lambda p, r: np.zeros(len(p))).policies(stack, [4, 5, 9])
+    many = ("3", "4", "5") * 200
+    known = evaluator(3, many, gold=lambda p, r: np.zeros(len(p)))
+    found = known.policies(stack, [4, 5, 9])
     assert found["policy"].tolist() == [4, 5, 9] and (found["gold"] == 0).all()
     for place in range(3):
         value, kl = exact(stack, place)
@@ -68,16 +70,16 @@ def test_returns_and_kl_are_those_of_enumeration():
         assert abs(found["true_reward"][place] - value) < 4 * error
         assert abs(found["kl"][place] - kl) < 0.06
         assert kl > 0.05
-    references = evaluator(600).references(range(4))
+    references = evaluator(3, many).references(range(4))
     assert (references["kl"].abs() < 1e-5).all()
     assert references["true_reward"].nunique() == 4
 
 
 def test_the_standard_error_is_the_spread_over_repetitions():
-    stack = drifted(1)
-    each = [evaluator(8, seed=seed).policies(stack, [0]).iloc[0] for seed in range(150)]
-    spread = np.std([one["true_reward"] for one in each], ddof=1)
-    told = np.sqrt(np.mean([one["true_reward_error"] ** 2 for one in each]))
+    stack = PolicyStack(policy(WORDS, seed=2), 150)  # one policy, with random numbers of 150
+    each = evaluator(8).policies(stack, range(150))
+    spread = each["true_reward"].std(ddof=1)
+    told = np.sqrt((each["true_reward_error"] ** 2).mean())
     assert 0.82 < spread / told < 1.2
 
 
