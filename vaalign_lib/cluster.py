@@ -21,7 +21,6 @@ from vaalign_lib.trainers import silence_libraries
 Name = TypeVar("Name")
 Result = TypeVar("Result")
 
-TOPIC = "vaalign steps"
 RETRIES = 3  # of a job that failed, for a worker may have lost its GPU or its disk
 CONNECT_SECONDS = 20
 
@@ -68,7 +67,7 @@ def run_jobs(
     mark.touch()
     try:
         with client, client.as_current(), workers.shown(reports, steps, description):
-            client.subscribe_topic(TOPIC, lambda event: reports.put(int(event[1])))
+            client.subscribe_topic(mark.name, lambda event: reports.put(int(event[1])))
             futures = {
                 client.submit(
                     _run, job, code_key(), str(mark), key=f"vaalign-{uuid.uuid4().hex}",
@@ -149,4 +148,4 @@ class _Topic:
             raise ClusterError(
                 "nobody waits for this job any more; it stops at its last checkpoint"
             )
-        self.worker.log_event(TOPIC, steps)
+        self.worker.log_event(self.mark.name, steps)

@@ -30,6 +30,9 @@ _NUMERICAL_PACKAGES = (
     "torch",
     "transformers",
     "trl",
+    "peft",
+    "accelerate",
+    "bitsandbytes",
 )
 
 

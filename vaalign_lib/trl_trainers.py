@@ -8,10 +8,10 @@ it finds one that weighs the rows, and an error is raised if a release no longer
 On one-token completions they converge to
 
     RLOO                          pi_0 exp((R - c) / (beta sigma^2))           `tabular.ppo_fixed_point`
-    GRPO                          R - beta sigma^2 (1 - pi_0 / pi) = nu        `tabular.grpo_fixed_point`
-    GRPO, use_bias_correction_kl  that of RLOO
-    any of these but stock GRPO, with penalty="exact":
-                                  the optimum of Equation (5)                  `tabular.exact_policy`
+    GRPO                          the same, for TRL 1.16 corrects its KL by default
+    GRPO, use_bias_correction_kl=False
+                                  R - beta sigma^2 (1 - pi_0 / pi) = nu        `tabular.grpo_fixed_point`
+    penalty="exact" in both       the optimum of Equation (5)                  `tabular.exact_policy`
 
 On longer ones RLOO penalizes the whole completion's log ratio, so this holds for completions; GRPO
 penalizes each token for its own KL alone, divides by lengths as its `loss_type` says and, unless
@@ -110,8 +110,8 @@ class VarianceAwareGRPOTrainer(_VarianceAware, GRPOTrainer):
         super().__init__(*args, penalty=penalty, **options)
         if penalty == "exact" and not self.args.use_bias_correction_kl:
             raise ValueError(
-                "penalty: GRPO's own KL estimate in the loss follows another gradient than that of "
-                "Equation (5); for 'exact' set use_bias_correction_kl=True in GRPOConfig"
+                "penalty: without its correction GRPO's KL in the loss follows another gradient than that "
+                "of Equation (5); for 'exact' set use_bias_correction_kl=True in GRPOConfig"
             )
 
     def _generate_and_score_completions(self, inputs: Any) -> dict[str, Any]:

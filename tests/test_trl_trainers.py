@@ -1,0 +1,300 @@
+"""The variance-aware trainers against TRL's own, against the formula by hand, and where they converge."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from peft import LoraConfig
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, MistralConfig
+from trl import GRPOTrainer, RLOOTrainer
+
+from tests.small_problem import tokenizer
+from tests.trl_problem import KINDS, WORDS, equal, make, rewards_of, start, weights
+from vaalign_lib.tabular import exact_policy, grpo_fixed_point, ppo_fixed_point
+from vaalign_lib.trl_trainers import (
+    VARIANCE,
+    IncompatibleTrlError,
+    VarianceError,
+    checked_variances,
+)
+
+VARIANTS = {
+    "plain": {},
+    "accumulation": {"gradient_accumulation_steps": 2},
+    "several iterations": {"num_iterations": 2, "gradient_accumulation_steps": 2},
+    "one generation for two steps": {"steps_per_generation": 4, "gradient_accumulation_steps": 2},
+    "checkpointing": {"gradient_checkpointing": True},
+}
+
+
+def uneven(ids):
+    """Return a variance that says of which completion it is."""
+    return 0.1 + sum((k + 1) * word for k, word in enumerate(ids)) / 10
+
+
+# --- equal variances: the stock trainers, bit by bit --------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_constant_variance_gives_the_stock_trainer(kind, variant, tmp_path):
+    ends = []
+    for stock in (True, False):
+        one = make(kind, tmp_path, stock=stock, **VARIANTS[variant])
+        before = weights(one)
+        one.train()
+        ends.append(weights(one))
+        assert not equal(before, ends[-1])
+    assert equal(*ends)
+    other = make(kind, tmp_path, reward=rewards_of(uneven), **VARIANTS[variant])
+    other.train()
+    assert not equal(weights(other), ends[0])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("four_bit", [False, True])
+def test_adapters_over_a_frozen_base(kind, four_bit, tmp_path):
+    torch.manual_seed(0)
+    small = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1,
+             "num_attention_heads": 2, "num_key_value_heads": 1}  # fmt: skip
+    special = {"pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 1}
+    config = MistralConfig(vocab_size=WORDS, **small, **special)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "base")
+    tokenizer(WORDS).save_pretrained(tmp_path / "base")
+    options = {"model_init_kwargs": {"dtype": "float32"}}
+    if four_bit:
+        quantized = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=torch.float32)
+        options["model_init_kwargs"]["quantization_config"] = quantized
+    ends = []
+    for stock, variance in ((True, None), (False, lambda ids: 1.0), (False, uneven)):
+        one = make(
+            kind, tmp_path, stock=stock, reward=rewards_of(variance or uneven),
+            model=str(tmp_path / "base"),
+            peft_config=LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"),
+            **options,
+        )  # fmt: skip
+        torch.manual_seed(1)
+        one.train()
+        ends.append(weights(one))
+    assert all("lora" in name for name in ends[0])
+    assert equal(ends[0], ends[1]) and not equal(ends[0], ends[2])
+
+
+# --- the formula by hand ------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def log_probabilities(model, batch):
+    """Return the log-probabilities of the completions' tokens, by a plain pass."""
+    ids = torch.cat((batch["prompt_ids"], batch["completion_ids"]), 1)
+    mask = torch.cat((batch["prompt_mask"], batch["completion_mask"]), 1)
+    logits = model(input_ids=ids, attention_mask=mask).logits
+    width = batch["completion_ids"].shape[1]
+    shares = logits[:, -width - 1 : -1].log_softmax(-1)
+    return shares.gather(2, batch["completion_ids"][:, :, None])[:, :, 0]
+
+
+def moved(kind, folder, **options):
+    """Return a trainer whose policy has left the reference, and a batch of it with what is known."""
+    one = make(kind, folder, reward=rewards_of(uneven), **options)
+    one.train()
+    one.model.train()
+    asked = [{"prompt": str(2 + k // 4)} for k in range(8)]
+    torch.manual_seed(5)
+    batch = one._generate_and_score_completions(asked)
+    rows = [
+        row[mask.bool()].tolist()
+        for row, mask in zip(batch["completion_ids"], batch["completion_mask"], strict=True)
+    ]
+    reward = torch.tensor([float(sum(row)) for row in rows])
+    variance = torch.tensor([uneven(row) for row in rows])
+    assert variance.unique().numel() > 3
+    reference = AutoModelForCausalLM.from_pretrained(folder / "start")
+    ratio = log_probabilities(one.model, batch) - log_probabilities(reference, batch)
+    return one, batch, reward, variance, ratio * batch["completion_mask"]
+
+
+def left_out(values):
+    """Return each value less the mean of the other three of its group."""
+    groups = values.view(-1, 4)
+    return (groups - (groups.sum(1, keepdim=True) - groups) / 3).view(-1)
+
+
+@pytest.mark.parametrize("penalty", ["detached", "exact"])
+def test_advantages_of_rloo_by_hand(penalty, tmp_path):
+    one, batch, reward, variance, ratio = moved("rloo", tmp_path, penalty=penalty)
+    kl = ratio.sum(1)
+    assert kl.abs().min() > 1e-3
+    shaped = reward - 0.3 * variance * (kl + (penalty == "exact"))
+    torch.testing.assert_close(batch["advantages"], left_out(shaped), atol=1e-4, rtol=1e-4)
+    assert type(one.beta) is float and one.beta == 0.3
+
+
+@pytest.mark.parametrize("corrected", [False, True])
+def test_the_loss_of_grpo_by_hand(corrected, tmp_path):
+    options = {"loss_type": "grpo", "use_bias_correction_kl": corrected, "scale_rewards": "none"}
+    one, batch, reward, variance, ratio = moved("grpo", tmp_path, **options)
+    centred = (reward.view(-1, 4) - reward.view(-1, 4).mean(1, keepdim=True)).view(-1)
+    torch.testing.assert_close(batch["advantages"], centred, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(batch[VARIANCE], variance)
+    order = torch.tensor([5, 2, 7, 0])  # rows are shuffled and split before they get here
+    part = {
+        name: value[order] if isinstance(value, torch.Tensor) and value.dim() else value
+        for name, value in batch.items()
+    }
+    loss = one._compute_loss(one.model, part)
+    mask, kl = part["completion_mask"], torch.expm1(-ratio[order]) + ratio[order]
+    penalized = -part["advantages"][:, None] + 0.3 * variance[order][:, None] * kl
+    by_hand = ((penalized * mask).sum(1) / mask.sum(1)).mean()  # every ratio to the old policy is 1
+    torch.testing.assert_close(loss.detach(), by_hand, atol=1e-5, rtol=1e-5)
+    assert type(one.beta) is float and one.beta == 0.3
+
+
+def test_the_exact_penalty_of_grpo_is_paid_by_advantages(tmp_path):
+    options = {"use_bias_correction_kl": True, "scale_rewards": "group", "penalty": "exact"}
+    _, batch, reward, variance, _ = moved("grpo", tmp_path, **options)
+    groups, spread = reward.view(-1, 4), variance.view(-1, 4)
+    scaled = (groups - groups.mean(1, keepdim=True)) / (groups.std(1, keepdim=True) + 1e-4)
+    paid = scaled - 0.3 * (spread - spread.mean(1, keepdim=True))  # in the units of the loss
+    torch.testing.assert_close(batch["advantages"], paid.view(-1), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_could_not_be_judged_is_left_out(kind, tmp_path):
+    def reward(prompts, completions, completion_ids, log_extra, **_):
+        log_extra(
+            VARIANCE, [None if k % 4 == 1 else uneven(v) for k, v in enumerate(completion_ids)]
+        )
+        return [None if k % 4 == 1 else k + 0.1 * k * k for k in range(len(completion_ids))]
+
+    penalty = "exact" if kind == "rloo" else "detached"
+    one = make(kind, tmp_path, reward=reward, penalty=penalty)
+    one.model.train()
+    batch = one._generate_and_score_completions([{"prompt": str(2 + k // 4)} for k in range(8)])
+    zero = batch["advantages"] == 0
+    assert zero.tolist() == [False, True, False, False] * 2
+    one.train()
+    assert all(p.isfinite().all() for p in weights(one).values())
+
+
+# --- what is refused ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("bad", "told"),
+    [(float("nan"), "has nan"), (-0.5, "has -0.5"), (None, "has None"), (float("inf"), "has inf")],
+)
+def test_a_variance_that_is_none_is_refused(kind, bad, told, tmp_path):
+    one = make(kind, tmp_path, reward=rewards_of(lambda ids: bad))
+    with pytest.raises(VarianceError, match=f"reward_variance: completion 0 of 8 {told}; expected"):
+        one.train()
+
+
+def test_missing_and_surplus_variances_are_refused(tmp_path):
+    with pytest.raises(VarianceError, match="no reward function logged it"):
+        make("rloo", tmp_path, reward=lambda completions, **_: [0.0] * len(completions)).train()
+    with pytest.raises(VarianceError, match="one for each of 2 completions, got 4"):
+        checked_variances([1.0] * 4, [True, True])
+    assert checked_variances([1.0, None], [True, False]) == [1.0, 0.0]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_settings_that_do_not_fit_are_refused(kind, tmp_path):
+    with pytest.raises(ValueError, match=r"args\.beta: .* above 0, got 0\.0"):
+        make(kind, tmp_path, beta=0.0)
+    with pytest.raises(ValueError, match="penalty: expected one of detached, exact, got 'other'"):
+        make(kind, tmp_path, penalty="other")
+    if kind == "grpo":
+        with pytest.raises(ValueError, match="set use_bias_correction_kl=True"):
+            make(kind, tmp_path, penalty="exact", use_bias_correction_kl=False)
+
+
+def test_a_release_that_does_not_multiply_is_told(tmp_path, monkeypatch):
+    rloo, grpo = (make(kind, tmp_path) for kind in ("rloo", "grpo"))
+    monkeypatch.setattr(GRPOTrainer, "_compute_loss", lambda self, model, inputs: torch.zeros(1))
+    with pytest.raises(IncompatibleTrlError, match=r"GRPOTrainer\._compute_loss does not multiply"):
+        grpo.train()
+
+    def generate(self, inputs):
+        self._calculate_rewards(inputs, ["2"] * 8, [""] * 8, [[2]] * 8)
+        return {}
+
+    monkeypatch.setattr(RLOOTrainer, "_generate_and_score_completions", generate)
+    with pytest.raises(IncompatibleTrlError, match=r"RLOOTrainer\._generate_and_score_completions"):
+        rloo.train()
+
+
+# --- several processes, resumed runs ------------------------------------------------------------------
+
+
+def test_two_processes_keep_each_rows_variance(tmp_path):
+    from tests import two_trl_processes
+
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2",
+              "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]  # fmt: skip
+    module = ["--module", two_trl_processes.__name__, str(tmp_path)]
+    done = subprocess.run([*launch, *module], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("all rows kept their variances") == 4  # two trainers, two processes
+    assert done.stdout.count("the stock trainer's weights") == 4
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_resumed_a_run_ends_as_if_it_had_not_been_stopped(kind, tmp_path):
+    options = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2, "num_iterations": 2}
+    whole = make(kind, tmp_path / "whole", reward=rewards_of(uneven), **options)
+    whole.train()
+    again = make(kind, tmp_path / "again", reward=rewards_of(uneven), **options)
+    again.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-2"))
+    assert again.state.global_step == 4
+    assert equal(weights(whole), weights(again))
+
+
+# --- where they converge ------------------------------------------------------------------------------
+
+ENDS = {
+    ("rloo", "detached", False): ppo_fixed_point,
+    ("rloo", "exact", False): exact_policy,
+    ("grpo", "detached", False): grpo_fixed_point,
+    ("grpo", "detached", True): ppo_fixed_point,
+    ("grpo", "exact", True): exact_policy,
+}
+BETA = 0.5
+
+
+def one_token_shares(model):
+    with torch.no_grad():
+        return model(torch.tensor([[3]])).logits[0, 0].double().softmax(0).numpy()
+
+
+@pytest.mark.parametrize(("kind", "penalty", "corrected"), ENDS)
+def test_on_one_token_each_converges_to_its_fixed_point(kind, penalty, corrected, tmp_path):
+    random = np.random.default_rng(4)
+    middle, variance = random.normal(0, 0.4, WORDS), random.choice([0.3, 2.0], WORDS)
+
+    def reward(completion_ids, log_extra, **_):
+        log_extra(VARIANCE, [float(variance[ids[0]]) for ids in completion_ids])
+        return [float(middle[ids[0]]) for ids in completion_ids]
+
+    if kind == "grpo":
+        own = {"scale_rewards": "none", "loss_type": "dr_grpo", "use_bias_correction_kl": corrected}
+    else:
+        own = {}
+    one = make(
+        kind, tmp_path, reward=reward, penalty=penalty, beta=BETA, max_completion_length=1,
+        per_device_train_batch_size=256, num_generations=256, max_steps=160, learning_rate=1e-2,
+        logging_steps=1000, **own,
+    )  # fmt: skip
+    one.train_dataset = one.train_dataset.map(lambda _: {"prompt": "3"})
+    before = one_token_shares(AutoModelForCausalLM.from_pretrained(start(tmp_path / "start")))
+    one.train()
+    found = one_token_shares(one.model)
+    problem = (middle, variance, before, BETA)
+    distances = {
+        solve.__name__: 0.5 * np.abs(found - solve(*problem)).sum() for solve in ENDS.values()
+    }
+    mine = distances.pop(ENDS[kind, penalty, corrected].__name__)
+    assert mine < 0.03 and mine < 0.35 * min(distances.values())

@@ -1,0 +1,69 @@
+"""What `test_trl_trainers` runs in two processes: each row's variance stays with it."""
+
+import sys
+from pathlib import Path
+
+import torch
+
+from tests.trl_problem import KINDS, equal, make, rewards_of, start, weights
+from vaalign_lib.trl_trainers import VARIANCE
+
+
+def uneven(ids):
+    return 0.1 + sum((k + 1) * word for k, word in enumerate(ids)) / 10
+
+
+def completions(batch):
+    pairs = zip(batch["completion_ids"], batch["completion_mask"], strict=True)
+    return [row[mask.bool()].tolist() for row, mask in pairs]
+
+
+def check_rows(kind, folder, model):
+    """Check, row by row of this process, what came of the variances; groups span both processes."""
+    options = {"reward": rewards_of(uneven), "model": model, "num_generations": 16}
+    penalty = "exact" if kind == "rloo" else "detached"  # at the start that of RLOO is beta sigma^2
+    one = make(kind, folder, penalty=penalty, **options)
+    kept = []
+    original = one._generate_and_score_completions
+
+    def keep(inputs):
+        batch = original(inputs)
+        variance = torch.tensor([uneven(ids) for ids in completions(batch)])
+        if kind == "grpo":
+            torch.testing.assert_close(batch[VARIANCE], variance)
+        reward = torch.tensor([float(sum(ids)) for ids in completions(batch)])
+        kept.append((batch, reward, variance))
+        return batch
+
+    one._generate_and_score_completions = keep
+    one.train()
+    if kind == "rloo":
+        batch, reward, variance = kept[0]
+        shaped = reward - 0.3 * variance
+        everyone = one.accelerator.gather(shaped)
+        others = (everyone.sum() - shaped) / (len(everyone) - 1)
+        torch.testing.assert_close(batch["advantages"], shaped - others, atol=1e-4, rtol=1e-4)
+    print("all rows kept their variances", flush=True)
+
+
+def main(folder):
+    for kind in KINDS:
+        model = str(folder / "model")
+        check_rows(kind, folder, model)
+        ends = []
+        for stock in (True, False):
+            one = make(kind, folder, stock=stock, model=model)
+            one.train()
+            ends.append(weights(one))
+        assert equal(*ends)
+        print("the stock trainer's weights", flush=True)
+
+
+if __name__ == "__main__":
+    from accelerate import PartialState
+
+    place = Path(sys.argv[1])
+    if PartialState().is_main_process:
+        start(place / "model")
+    PartialState().wait_for_everyone()
+    main(place)
