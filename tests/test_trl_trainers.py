@@ -11,8 +11,10 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig, MistralConfig
 from trl import GRPOTrainer, RLOOTrainer
 
 from tests.small_problem import tokenizer
-from tests.trl_problem import KINDS, WORDS, equal, make, rewards_of, start, weights
+from tests.trl_problem import KINDS, WORDS, equal, make, rewards_of, weights
 from vaalign_lib.tabular import exact_policy, grpo_fixed_point, ppo_fixed_point
+from vaalign_lib.trl_study import BETA, one_token_problem, one_token_shares
+from vaalign_lib.trl_study import VARIANTS as VARIANTS_ON_ONE_TOKEN
 from vaalign_lib.trl_trainers import (
     VARIANCE,
     IncompatibleTrlError,
@@ -255,46 +257,14 @@ def test_resumed_a_run_ends_as_if_it_had_not_been_stopped(kind, tmp_path):
 
 # --- where they converge ------------------------------------------------------------------------------
 
-ENDS = {
-    ("rloo", "detached", False): ppo_fixed_point,
-    ("rloo", "exact", False): exact_policy,
-    ("grpo", "detached", False): grpo_fixed_point,
-    ("grpo", "detached", True): ppo_fixed_point,
-    ("grpo", "exact", True): exact_policy,
-}
-BETA = 0.5
 
-
-def one_token_shares(model):
-    with torch.no_grad():
-        return model(torch.tensor([[3]])).logits[0, 0].double().softmax(0).numpy()
-
-
-@pytest.mark.parametrize(("kind", "penalty", "corrected"), ENDS)
-def test_on_one_token_each_converges_to_its_fixed_point(kind, penalty, corrected, tmp_path):
-    random = np.random.default_rng(4)
-    middle, variance = random.normal(0, 0.4, WORDS), random.choice([0.3, 2.0], WORDS)
-
-    def reward(completion_ids, log_extra, **_):
-        log_extra(VARIANCE, [float(variance[ids[0]]) for ids in completion_ids])
-        return [float(middle[ids[0]]) for ids in completion_ids]
-
-    if kind == "grpo":
-        own = {"scale_rewards": "none", "loss_type": "dr_grpo", "use_bias_correction_kl": corrected}
-    else:
-        own = {}
-    one = make(
-        kind, tmp_path, reward=reward, penalty=penalty, beta=BETA, max_completion_length=1,
-        per_device_train_batch_size=256, num_generations=256, max_steps=160, learning_rate=1e-2,
-        logging_steps=1000, **own,
-    )  # fmt: skip
-    one.train_dataset = one.train_dataset.map(lambda _: {"prompt": "3"})
-    before = one_token_shares(AutoModelForCausalLM.from_pretrained(start(tmp_path / "start")))
-    one.train()
-    found = one_token_shares(one.model)
-    problem = (middle, variance, before, BETA)
-    distances = {
-        solve.__name__: 0.5 * np.abs(found - solve(*problem)).sum() for solve in ENDS.values()
+@pytest.mark.parametrize("variant", VARIANTS_ON_ONE_TOKEN, ids=lambda one: one.name)
+def test_on_one_token_each_converges_to_its_fixed_point(variant):
+    before, after = one_token_shares(variant, seed=4, steps=160)
+    problem = (*one_token_problem(4), before, BETA)
+    found = {
+        solve.__name__: 0.5 * np.abs(after - solve(*problem)).sum()
+        for solve in (ppo_fixed_point, grpo_fixed_point, exact_policy)
     }
-    mine = distances.pop(ENDS[kind, penalty, corrected].__name__)
-    assert mine < 0.03 and mine < 0.35 * min(distances.values())
+    mine = found.pop(variant.solution.__name__)
+    assert mine < 0.03 and mine < 0.35 * min(found.values())

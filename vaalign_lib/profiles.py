@@ -304,6 +304,27 @@ class Policies(Section):
     training: dict[str, PolicyTraining] = Field(description="by architecture")
 
 
+class TrlComparison(Section):
+    """Notebook 09: PPO, RLOO and GRPO, in the embedded world whatever the profile."""
+
+    seeds: Annotated[int, Field(ge=2, strict=True)] = Field(
+        default=2, description="policies of each trainer and method"
+    )
+    matched_kl: bool = Field(
+        default=False,
+        description="whether the variance-aware coefficient is chosen for vanilla's KL; else both have "
+        "the same, times variances with mean 1",
+    )
+    steps: Count = 80
+    completions: Count = Field(default=16, description="of a step")
+    generations: Annotated[int, Field(ge=2, strict=True)] = Field(
+        default=4, description="completions to a prompt"
+    )
+    learning_rate: Rate = 1.2e-3
+    beta: Rate = Field(default=0.2, description="of the KL penalty")
+    one_token_steps: Count = Field(default=160, description="to the fixed points on one token")
+
+
 class Profile(Section):
     """All sizes of a study."""
 
@@ -316,6 +337,7 @@ class Profile(Section):
     reward_model: RewardModel
     ensembles: Ensembles
     policies: Policies
+    trl: TrlComparison = TrlComparison()
     true_reward: str = Field(description="`gold` in the embedded world, or a model's name or path")
 
 

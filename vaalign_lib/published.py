@@ -34,7 +34,7 @@ ITEMS = (
     "Theorem 2.7",
     *(f"Algorithm {number}" for number in range(1, 10)),
 )
-FURTHER_ITEMS = ("Equation 1", "Remark 2.3", "Remark 2.5")
+FURTHER_ITEMS = ("Equation 1", "Remark 2.3", "Remark 2.5", "TRL trainers")
 
 
 class UnknownRuleError(KeyError):
@@ -126,7 +126,7 @@ class Rule(_Strict):
     @model_validator(mode="after")
     def _complete(self) -> "Rule":
         if self.item not in ITEMS + FURTHER_ITEMS:
-            raise ValueError(f"{self.id}: {self.item!r} is no item of the paper")
+            raise ValueError(f"{self.id}: {self.item!r} is no item of the paper or of ours")
         if self.criterion is not None and (self.met is None or self.not_met is None):
             raise ValueError(f"{self.id}: a criterion needs the verdicts `met` and `not_met`")
         verdicts = (self.met, self.not_met, self.unclear)

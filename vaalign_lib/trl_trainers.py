@@ -110,7 +110,7 @@ class VarianceAwareGRPOTrainer(_VarianceAware, GRPOTrainer):
         super().__init__(*args, penalty=penalty, **options)
         if penalty == "exact" and not self.args.use_bias_correction_kl:
             raise ValueError(
-                "penalty: without its correction GRPO's KL in the loss follows another gradient than that "
+                "penalty: GRPO's KL without its correction follows another gradient than that "
                 "of Equation (5); for 'exact' set use_bias_correction_kl=True in GRPOConfig"
             )
 

@@ -1,0 +1,143 @@
+"""Reward functions for TRL: rewards, variances, objectives, units, draws."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from tests.small_problem import TableReward
+from tests.trl_problem import equal, make, weights
+from vaalign_lib.objectives import OBJECTIVES, Outcome
+from vaalign_lib.ppo import Unit
+from vaalign_lib.rewards.base import Interval, Members
+from vaalign_lib.trl_rewards import reference_unit, reward_function, text_of, with_variances
+from vaalign_lib.trl_trainers import VARIANCE
+
+SCORES = np.array([[1.0, 2.0, 6.0], [0.0, 0.0, 3.0]])
+
+
+class Ensemble:
+    def __init__(self, scores=SCORES):
+        self.scores, self.asked = scores, []
+
+    def judge(self, prompts, responses, policy):
+        self.asked.append((list(prompts), list(responses), policy.tolist()))
+        return Members(self.scores)
+
+    def true_reward(self, judgement, prompts, responses):
+        return judgement.scores.mean(1)
+
+
+def call(function, **columns):
+    """Return rewards and what was logged."""
+    logged = {}
+    rewards = function(
+        prompts=["p", "q"], completions=["r", "s"], log_extra=logged.__setitem__, **columns
+    )
+    return rewards, logged.get(VARIANCE)
+
+
+def test_an_ensembles_rewards_and_variances():
+    source = Ensemble()
+    rewards, variances = call(reward_function(source, policy=7), completion_ids=[[1], [2]])
+    assert rewards == pytest.approx([3.0, 1.0])
+    assert variances == pytest.approx([7.0, 3.0])  # sample variances: 14 / 2 and 6 / 2
+    assert source.asked == [(["p", "q"], ["r", "s"], [7, 7])]
+    _, of_mean = call(reward_function(source, variance_of="mean"))
+    assert of_mean == pytest.approx([7 / 3, 1.0])
+
+
+def test_conversations_are_read_as_texts():
+    source = Ensemble()
+    asked = [[{"role": "system", "content": "x"}, {"role": "user", "content": "p"}]] * 2
+    answers = [[{"role": "assistant", "content": text}] for text in ("r", "s")]
+    reward_function(source)(prompts=asked, completions=answers)
+    assert source.asked[0][:2] == (["p", "p"], ["r", "s"])
+    assert text_of("as it is") == "as it is"
+
+
+@pytest.mark.parametrize("name", ["uwo", "worst_case", "reward_robust", "effective"])
+def test_objectives_that_change_the_reward_only(name):
+    unit = Unit(location=0.5, scale=2.0, variance=4.0)
+    rewards, variances = call(reward_function(Ensemble(), objective=name, strength=0.7, unit=unit))
+    mean, low = (SCORES.mean(1) - 0.5) / 2, (SCORES.min(1) - 0.5) / 2
+    spread = SCORES.var(1, ddof=1) / 4
+    soft = -np.log(np.exp(-0.7 * (SCORES - 0.5) / 2).mean(1)) / 0.7
+    by_hand = {
+        "uwo": mean - 0.7 * spread,
+        "worst_case": low,
+        "reward_robust": 0.7 * mean + 0.3 * low,
+        "effective": soft,
+    }
+    assert rewards == pytest.approx(by_hand[name].tolist())
+    assert variances == pytest.approx(spread.tolist())
+    outcome = Outcome(*(torch.from_numpy(one)[None] for one in (mean, spread, low, soft)))
+    plain = OBJECTIVES[name](outcome, torch.full((1, 1), 9.0), torch.full((1, 1), 0.7))
+    assert plain.weight.eq(1).all() and rewards == pytest.approx(plain.score[0].tolist())
+
+
+def test_objectives_that_weigh_the_penalty_belong_to_the_trainers():
+    for name in ("variance_aware", "variance_aware_exact"):
+        with pytest.raises(ValueError, match=f"objective: {name} weighs the KL penalty"):
+            reward_function(Ensemble(), objective=name)
+    with pytest.raises(ValueError, match=r"objective: expected one of vanilla, .*, got 'other'"):
+        reward_function(Ensemble(), objective="other")
+
+
+def test_draws_from_intervals_go_on_where_a_run_is_resumed():
+    source = TableReward(lambda p, r: 0.0, lambda p, r: 3.0)
+    first, again = reward_function(source, seed=2), reward_function(source, seed=2)
+    steps = [SimpleNamespace(global_step=k) for k in (0, 0, 1, 2)]
+    drawn = [call(first, trainer_state=one)[0] for one in steps]
+    assert len({tuple(one) for one in drawn}) == 4  # also twice in one step
+    assert [call(again, trainer_state=one)[0] for one in steps[2:]] == drawn[2:]
+    assert call(reward_function(source, seed=3), trainer_state=steps[0])[0] != drawn[0]
+
+
+def test_a_text_without_a_judgement_has_neither_reward_nor_variance():
+    class Silent(Ensemble):
+        def judge(self, prompts, responses, policy):
+            return Interval(np.array([[1.0, 3.0], [np.nan, np.nan]]))
+
+    rewards, variances = call(reward_function(Silent()))
+    assert rewards[1] is None and variances == [pytest.approx(1 / 3), None]
+    assert 1 <= rewards[0] <= 3
+    with pytest.raises(ValueError, match="an interval has no members"):
+        call(reward_function(Silent(), variance_of="mean"))
+
+
+def test_the_unit_of_the_reference():
+    random = np.random.default_rng(0)
+    source = Ensemble(random.normal(5, 3, (400, 4)))
+    unit = reference_unit(source, ["p"] * 400, ["r"] * 400)
+    function = reward_function(source, unit=unit)
+    logged = {}
+    rewards = function(prompts=["p"] * 400, completions=["r"] * 400, log_extra=logged.__setitem__)
+    assert np.mean(rewards) == pytest.approx(0, abs=1e-9)
+    assert np.std(rewards) == pytest.approx(1) and np.mean(logged[VARIANCE]) == pytest.approx(1)
+
+
+def test_ones_own_function_with_variances():
+    @with_variances
+    def mine(prompts, completions, extra, **_):
+        """Say something."""
+        return [float(extra), None], [2.0, None]
+
+    assert mine.__name__ == "mine" and mine.__doc__ == "Say something."
+    assert call(mine, extra=5) == ([5.0, None], [2.0, None])
+    assert mine(["p", "q"], ["r", "s"], extra=5) == [5.0, None]  # without a trainer
+
+
+def test_a_source_trains_the_stock_trainer_and_ours(tmp_path):
+    source = TableReward(
+        lambda p, r: len(set(r.split())), lambda p, r: 1 + r.split().count("2"), still=True
+    )
+    ends = []
+    for stock in (True, False):
+        one = make("rloo", tmp_path, stock=stock, reward=reward_function(source))
+        one.train()
+        ends.append(weights(one))
+        assert "rewards/reward/mean" in one.state.log_history[0]
+    assert one.state.log_history[0]["reward_variance/mean"] > 1
+    assert not equal(*ends)
