@@ -27,7 +27,7 @@ VARIANTS = {
     "accumulation": {"gradient_accumulation_steps": 2},
     "several iterations": {"num_iterations": 2, "gradient_accumulation_steps": 2},
     "one generation for two steps": {"steps_per_generation": 4, "gradient_accumulation_steps": 2},
-    "checkpointing": {"gradient_checkpointing": True},
+    "checkpointing": {"activation_checkpointing": True},
 }
 
 

@@ -32,8 +32,8 @@ def settings(kind, folder, **options):
         "disable_tqdm": True,
         "logging_steps": 1,
         "seed": 0,
+        "activation_checkpointing": False,
     }
-    basic["gradient_checkpointing"] = False
     return KINDS[kind][0](**basic | options)
 
 

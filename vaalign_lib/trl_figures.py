@@ -16,13 +16,14 @@ def one_token(ends: pd.DataFrame) -> Figure:
         ends: of `trl_study.one_token_ends`.
     """
     names = list(ends["trainer"].unique())
-    with canvas(2.5 * len(names), 2.9, len(names)) as (figure, panels):
+    with canvas(2.5 * len(names), 3.1, len(names)) as (figure, panels):
         for axes, name in zip(panels, names, strict=True):
             one = ends[ends["trainer"] == name]
             axes.bar(one["word"], one["expected"], color="0.82", label="fixed point")
             axes.plot(one["word"], one["reference"], "_", color=REFERENCE, ms=12, label="reference")
             axes.plot(one["word"], one["trained"], "o", color=EXACT, ms=4.5, label="trained")
-            axes.set(title=name, xlabel="completion", ylim=(0, 1.1 * ends["expected"].max()))
+            title = "\n".join(name.rsplit(", ", 1))
+            axes.set(title=title, xlabel="completion", ylim=(0, 1.1 * ends["expected"].max()))
             axes.set_xticks(one["word"])
         panels[0].set_ylabel("probability")
         panels[0].legend(fontsize="small")

@@ -206,7 +206,7 @@ def trl_trainer(
         beta=setting.beta,
         seed=number,
         **OPTIONS[setting.algorithm],
-        **quiet_training() | {"logging_steps": 1, "gradient_checkpointing": False},
+        **quiet_training() | {"logging_steps": 1},
     )
     rewards = reward_function(task.source, unit=unit, policy=policy, seed=number)
     prompts = [{"prompt": [{"role": "user", "content": one}]} for one in task.prompts]
@@ -424,7 +424,7 @@ def equals_stock(algorithm: str, seed: int = 0, steps: int = 3) -> bool:
 
 
 def _small_arguments(config: Any, folder: str, seed: int, steps: int, **options: Any) -> Any:
-    quiet = quiet_training() | {"logging_steps": steps, "gradient_checkpointing": False}
+    quiet = quiet_training() | {"logging_steps": steps}
     basic = {"max_completion_length": 1, "learning_rate": 1e-2, "beta": BETA, "seed": seed}
     return config(output_dir=folder, max_steps=steps, **quiet | basic | options)
 
