@@ -6,7 +6,8 @@ import re
 
 import pytest
 
-from vaalign_lib.cli import _parser
+from tests.test_paper_profile import checkpoints, data_files
+from vaalign_lib.cli import _parser, main
 from vaalign_lib.paths import RESULTS, ROOT
 from vaalign_lib.profiles import load_profile
 
@@ -27,9 +28,30 @@ def test_the_example_profile_is_valid(tmp_path):
     (text,) = re.findall(r"```yaml\n(.*?)```", README, flags=re.S)
     (tmp_path / "mine.yaml").write_text(text)
     mine, paper = load_profile(tmp_path / "mine.yaml"), load_profile("paper")
-    assert mine.policies.judges["judge-a"].key_variable == "MY_KEY"
-    assert mine.policies.judges["judge-b"] == paper.policies.judges["judge-b"]
+    assert {one.key_variable for one in mine.policies.judges.values()} == {"MY_KEY"}
+    assert mine.policies.judges["judge-b"].refusals_say_nothing
+    assert set(mine.policies.judges) == set(paper.policies.judges)
     assert mine.policies.training["gpt2"].ppo.learning_rate == 1.414e-5
+
+
+def test_the_example_profile_needs_what_it_names_and_nothing_else(tmp_path, monkeypatch, capsys):
+    (text,) = re.findall(r"```yaml\n(.*?)```", README, flags=re.S)
+    (tmp_path / "mine.yaml").write_text(text)
+    models = checkpoints(tmp_path)
+    (tmp_path / "my").mkdir()
+    named = {"gpt2": "gpt2", "qwen2": "qwen2", "mistral": "mistral", "gemma": "backbone"}
+    for made, name in (named | {"llama": "reward-model"}).items():
+        (tmp_path / models[made]).rename(tmp_path / "my" / name)
+    for made, name in zip(
+        data_files(tmp_path).values(), ("pairs", "bench", "prompts"), strict=True
+    ):
+        (tmp_path / made).rename(tmp_path / f"my_{name}.jsonl")
+    command = ["plan", "--profile", str(tmp_path / "mine.yaml"), "--run-dir", str(tmp_path / "run")]
+    assert main(command) == 1
+    assert capsys.readouterr().err.count("missing:") == 3  # the key, for three judges
+    monkeypatch.setenv("MY_KEY", "secret")
+    assert main(command) == 0
+    assert "paid calls" in capsys.readouterr().out
 
 
 def test_commands_parse():

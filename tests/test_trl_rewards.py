@@ -1,10 +1,12 @@
 """Reward functions for TRL: rewards, variances, objectives, units, draws."""
 
+import asyncio
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from scipy.stats import kstest
 
 from tests.small_problem import TableReward
 from tests.trl_problem import equal, make, weights
@@ -90,8 +92,10 @@ def test_draws_from_intervals_go_on_where_a_run_is_resumed():
     first, again = reward_function(source, seed=2), reward_function(source, seed=2)
     steps = [SimpleNamespace(global_step=k) for k in (0, 0, 1, 2)]
     drawn = [call(first, trainer_state=one)[0] for one in steps]
-    assert len({tuple(one) for one in drawn}) == 4  # also twice in one step
+    assert len({tuple(one) for one in drawn}) == 3  # evaluation in between would change nothing
     assert [call(again, trainer_state=one)[0] for one in steps[2:]] == drawn[2:]
+    twice = first(prompts=["p"] * 400, completions=["r"] * 400, trainer_state=steps[3])
+    assert len(set(twice)) == 400 and kstest(twice, "uniform", (-3, 6)).pvalue > 0.01
     assert call(reward_function(source, seed=3), trainer_state=steps[0])[0] != drawn[0]
 
 
@@ -116,6 +120,46 @@ def test_the_unit_of_the_reference():
     rewards = function(prompts=["p"] * 400, completions=["r"] * 400, log_extra=logged.__setitem__)
     assert np.mean(rewards) == pytest.approx(0, abs=1e-9)
     assert np.std(rewards) == pytest.approx(1) and np.mean(logged[VARIANCE]) == pytest.approx(1)
+
+
+def test_a_unit_of_the_same_kind_and_of_what_could_be_judged():
+    random = np.random.default_rng(0)
+    scores = random.normal(5, 3, (200, 4))
+    scores[7] = np.nan
+    asked = ["p"] * 200, ["r"] * 200
+    unit = reference_unit(Ensemble(scores), *asked, variance_of="mean")
+    logged = {}
+    function = reward_function(Ensemble(scores), variance_of="mean", unit=unit)
+    function(prompts=asked[0], completions=asked[1], log_extra=logged.__setitem__)
+    known = [one for one in logged[VARIANCE] if one is not None]
+    assert len(known) == 199 and np.mean(known) == pytest.approx(1)
+    with pytest.raises(ValueError, match="0 of 2 got a reward"):
+        reference_unit(Ensemble(np.full((2, 3), np.nan)), ["p", "q"], ["r", "s"])
+
+
+def test_bad_choices_are_refused_before_training():
+    with pytest.raises(ValueError, match="variance_of: expected member or mean, got 'means'"):
+        reward_function(Ensemble(), variance_of="means")
+    with pytest.raises(ValueError, match="strength: expected 0 to 1"):
+        reward_function(Ensemble(), objective="reward_robust", strength=2.0)
+    parts = [
+        {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}
+    ]
+    assert text_of(parts) == "ab"
+    with pytest.raises(ValueError, match="judge text, got parts of type image, text"):
+        text_of([{"content": [*parts[0]["content"], {"type": "image"}]}])
+
+
+def test_a_coroutine_with_variances():
+    @with_variances
+    async def later(prompts, completions, **_):
+        return [1.0, 2.0], [3.0, 4.0]
+
+    logged = {}
+    rewards = asyncio.run(
+        later(prompts=["p", "q"], completions=["r", "s"], log_extra=logged.__setitem__)
+    )
+    assert rewards == [1.0, 2.0] and logged[VARIANCE] == [3.0, 4.0]
 
 
 def test_ones_own_function_with_variances():

@@ -19,6 +19,7 @@ from vaalign_lib.trl_trainers import (
     VARIANCE,
     IncompatibleTrlError,
     VarianceError,
+    _Weighing,
     checked_variances,
 )
 
@@ -87,7 +88,6 @@ def test_adapters_over_a_frozen_base(kind, four_bit, tmp_path):
 # --- the formula by hand ------------------------------------------------------------------------------
 
 
-@torch.no_grad()
 def log_probabilities(model, batch):
     """Return the log-probabilities of the completions' tokens, by a plain pass."""
     ids = torch.cat((batch["prompt_ids"], batch["completion_ids"]), 1)
@@ -114,7 +114,8 @@ def moved(kind, folder, **options):
     variance = torch.tensor([uneven(row) for row in rows])
     assert variance.unique().numel() > 3
     reference = AutoModelForCausalLM.from_pretrained(folder / "start")
-    ratio = log_probabilities(one.model, batch) - log_probabilities(reference, batch)
+    with torch.no_grad():
+        ratio = log_probabilities(one.model, batch) - log_probabilities(reference, batch)
     return one, batch, reward, variance, ratio * batch["completion_mask"]
 
 
@@ -147,10 +148,19 @@ def test_the_loss_of_grpo_by_hand(corrected, tmp_path):
         for name, value in batch.items()
     }
     loss = one._compute_loss(one.model, part)
-    mask, kl = part["completion_mask"], torch.expm1(-ratio[order]) + ratio[order]
-    penalized = -part["advantages"][:, None] + 0.3 * variance[order][:, None] * kl
-    by_hand = ((penalized * mask).sum(1) / mask.sum(1)).mean()  # every ratio to the old policy is 1
-    torch.testing.assert_close(loss.detach(), by_hand, atol=1e-5, rtol=1e-5)
+    mine = torch.autograd.grad(loss, list(one.model.parameters()), allow_unused=True)
+    now = log_probabilities(one.model, part)
+    weight = torch.exp(now - now.detach())  # the ratio to the old policy: 1, but not its gradient
+    apart = now - (now.detach() - ratio[order])
+    kl = (torch.expm1(-apart) + apart) * (weight if corrected else 1)
+    penalized = -weight * part["advantages"][:, None] + 0.3 * variance[order][:, None] * kl
+    mask = part["completion_mask"]
+    by_hand = ((penalized * mask).sum(1) / mask.sum(1)).mean()
+    theirs = torch.autograd.grad(by_hand, list(one.model.parameters()), allow_unused=True)
+    torch.testing.assert_close(loss, by_hand, atol=1e-5, rtol=1e-5)
+    for ours, other in zip(mine, theirs, strict=True):
+        if other is not None:
+            torch.testing.assert_close(ours, other, atol=1e-4, rtol=1e-3)
     assert type(one.beta) is float and one.beta == 0.3
 
 
@@ -159,20 +169,27 @@ def test_the_exact_penalty_of_grpo_is_paid_by_advantages(tmp_path):
     _, batch, reward, variance, _ = moved("grpo", tmp_path, **options)
     groups, spread = reward.view(-1, 4), variance.view(-1, 4)
     scaled = (groups - groups.mean(1, keepdim=True)) / (groups.std(1, keepdim=True) + 1e-4)
-    paid = scaled - 0.3 * (spread - spread.mean(1, keepdim=True))  # in the units of the loss
+    others = (spread.sum(1, keepdim=True) - spread) / 3
+    paid = scaled - 0.3 * (spread - others)  # in the units of the loss
     torch.testing.assert_close(batch["advantages"], paid.view(-1), atol=1e-5, rtol=1e-5)
 
 
+def bonus(completions, **_):
+    """Reward every completion, also what the other function could not judge."""
+    return [0.25 * len(one) for one in completions]
+
+
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_could_not_be_judged_is_left_out(kind, tmp_path):
+@pytest.mark.parametrize("penalty", ["detached", "exact"])
+@pytest.mark.parametrize("others", [[], [bonus]])
+def test_what_could_not_be_judged_is_left_out(kind, penalty, others, tmp_path):
     def reward(prompts, completions, completion_ids, log_extra, **_):
         log_extra(
             VARIANCE, [None if k % 4 == 1 else uneven(v) for k, v in enumerate(completion_ids)]
         )
         return [None if k % 4 == 1 else k + 0.1 * k * k for k in range(len(completion_ids))]
 
-    penalty = "exact" if kind == "rloo" else "detached"
-    one = make(kind, tmp_path, reward=reward, penalty=penalty)
+    one = make(kind, tmp_path, reward=[reward, *others], penalty=penalty)
     one.model.train()
     batch = one._generate_and_score_completions([{"prompt": str(2 + k // 4)} for k in range(8)])
     zero = batch["advantages"] == 0
@@ -187,12 +204,13 @@ def test_what_could_not_be_judged_is_left_out(kind, tmp_path):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
     ("bad", "told"),
-    [(float("nan"), "has nan"), (-0.5, "has -0.5"), (None, "has None"), (float("inf"), "has inf")],
+    [(float("nan"), "has nan"), (-0.5, "has -0.5"), (float("inf"), "has inf")],
 )
 def test_a_variance_that_is_none_is_refused(kind, bad, told, tmp_path):
     one = make(kind, tmp_path, reward=rewards_of(lambda ids: bad))
-    with pytest.raises(VarianceError, match=f"reward_variance: completion 0 of 8 {told}; expected"):
-        one.train()
+    for _ in range(2):  # and the second time alike
+        with pytest.raises(VarianceError, match=f"completion 0 of 8 {told}; expected a finite"):
+            one.train()
 
 
 def test_missing_and_surplus_variances_are_refused(tmp_path):
@@ -200,7 +218,10 @@ def test_missing_and_surplus_variances_are_refused(tmp_path):
         make("rloo", tmp_path, reward=lambda completions, **_: [0.0] * len(completions)).train()
     with pytest.raises(VarianceError, match="one for each of 2 completions, got 4"):
         checked_variances([1.0] * 4, [True, True])
-    assert checked_variances([1.0, None], [True, False]) == [1.0, 0.0]
+    assert checked_variances([1.0, None], [True, False]) == [1.0, None]
+    assert checked_variances([1.0, None], [True, True]) == [1.0, None]  # left out
+    with pytest.raises(VarianceError, match="None for every completion, though some have a reward"):
+        checked_variances([None, None], [True, False])
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -217,7 +238,9 @@ def test_settings_that_do_not_fit_are_refused(kind, tmp_path):
 def test_a_release_that_does_not_multiply_is_told(tmp_path, monkeypatch):
     rloo, grpo = (make(kind, tmp_path) for kind in ("rloo", "grpo"))
     monkeypatch.setattr(GRPOTrainer, "_compute_loss", lambda self, model, inputs: torch.zeros(1))
-    with pytest.raises(IncompatibleTrlError, match=r"GRPOTrainer\._compute_loss does not multiply"):
+    with pytest.raises(
+        IncompatibleTrlError, match=r"GRPOTrainer\._compute_loss multiplies .* 0 times"
+    ):
         grpo.train()
 
     def generate(self, inputs):
@@ -227,6 +250,22 @@ def test_a_release_that_does_not_multiply_is_told(tmp_path, monkeypatch):
     monkeypatch.setattr(RLOOTrainer, "_generate_and_score_completions", generate)
     with pytest.raises(IncompatibleTrlError, match=r"RLOOTrainer\._generate_and_score_completions"):
         rloo.train()
+    for kind, one in (("rloo", rloo), ("grpo", make("grpo", tmp_path))):  # rewards got otherwise
+        monkeypatch.setattr(
+            KINDS[kind][1], "_generate_and_score_completions", lambda *_: {"advantages": [0]}
+        )
+        with pytest.raises(IncompatibleTrlError, match="gets no rewards from _calculate_rewards"):
+            one.train()
+        assert type(one.beta) is float
+
+
+def test_a_product_with_something_else_is_told():
+    weights = torch.ones(4)
+    for other in (torch.ones(1, 10), torch.ones(3, 10), torch.ones(4), torch.tensor(1.0)):
+        with pytest.raises(IncompatibleTrlError, match="not by one with 2 axes and 4 rows"):
+            _Weighing(0.5, weights, axes=2) * other
+    assert _Weighing(0.5, weights, axes=2) * 2.0 == 1.0
+    assert (torch.ones(4, 3) * 2 == 2 * (_Weighing(1.0, weights, axes=2) * torch.ones(4, 3))).all()
 
 
 # --- several processes, resumed runs ------------------------------------------------------------------
@@ -260,7 +299,8 @@ def test_resumed_a_run_ends_as_if_it_had_not_been_stopped(kind, tmp_path):
 
 @pytest.mark.parametrize("variant", VARIANTS_ON_ONE_TOKEN, ids=lambda one: one.name)
 def test_on_one_token_each_converges_to_its_fixed_point(variant):
-    before, after = one_token_shares(variant, seed=4, steps=160)
+    """At four completions to a prompt, where GRPO's coefficient acts as if it were a third larger."""
+    before, after = one_token_shares(variant, seed=4, steps=160, generations=4)
     problem = (*one_token_problem(4), before, BETA)
     found = {
         solve.__name__: 0.5 * np.abs(after - solve(*problem)).sum()

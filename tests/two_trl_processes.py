@@ -21,8 +21,9 @@ def completions(batch):
 def check_rows(kind, folder, model):
     """Check, row by row of this process, what came of the variances; groups span both processes."""
     options = {"reward": rewards_of(uneven), "model": model, "num_generations": 16}
-    penalty = "exact" if kind == "rloo" else "detached"  # at the start that of RLOO is beta sigma^2
-    one = make(kind, folder, penalty=penalty, **options)
+    if kind == "grpo":
+        options["scale_rewards"] = "none"
+    one = make(kind, folder, penalty="exact", **options)  # at the start it is beta sigma^2
     kept = []
     original = one._generate_and_score_completions
 
@@ -37,12 +38,12 @@ def check_rows(kind, folder, model):
 
     one._generate_and_score_completions = keep
     one.train()
-    if kind == "rloo":
-        batch, reward, variance = kept[0]
-        shaped = reward - 0.3 * variance
-        everyone = one.accelerator.gather(shaped)
-        others = (everyone.sum() - shaped) / (len(everyone) - 1)
-        torch.testing.assert_close(batch["advantages"], shaped - others, atol=1e-4, rtol=1e-4)
+    batch, reward, variance = kept[0]
+    rewards, variances = (one.accelerator.gather(each) for each in (reward, variance))
+    mean = (rewards.sum() - reward) / 15 if kind == "rloo" else rewards.mean()
+    excess = variance - (variances.sum() - variance) / 15
+    by_hand = reward - mean - 0.3 * excess
+    torch.testing.assert_close(batch["advantages"], by_hand, atol=1e-4, rtol=1e-4)
     print("all rows kept their variances", flush=True)
 
 

@@ -85,8 +85,13 @@ def _longest_prompt(data: str, count: int, model: str) -> int:
     """Return the tokens of the longest of the first prompts of a data set, to a model's tokenizer."""
     if data == EMBEDDED:
         return Sizes.prompt
-    prompts = list(dict.fromkeys(read_prompts(data)["prompt"]))[:count]
-    return max(map(len, prompt_ids(load_tokenizer(model), prompts, 10**6)))
+    return max(map(len, prompt_ids(load_tokenizer(model), prompts_of(data, count), 10**6)))
+
+
+@cache
+def prompts_of(data: str, count: int) -> tuple[str, ...]:
+    """Return the first prompts of a data set, each once, at most `count`."""
+    return tuple(dict.fromkeys(read_prompts(data)["prompt"]))[:count]
 
 
 def configuration(where: str, name: str) -> PretrainedConfig:

@@ -26,6 +26,7 @@ from vaalign_lib.memory import (
     classifier_weights,
     configuration,
     fitting,
+    prompts_of,
     sizes_of,
     stack_bytes,
 )
@@ -122,7 +123,10 @@ def _amounts(
     training = profile.policies.training[run.architecture]
     settings, count = training.settings(run.objective), profile.policies.count
     tokens = sizes.prompt + profile.policies.sampling.max_new_tokens
-    asked = profile.policies.evaluation.prompts * profile.policies.evaluation.samples * count
+    evaluated = profile.policies.evaluation.prompts
+    if profile.policies.data != EMBEDDED:
+        evaluated = len(prompts_of(profile.policies.data, evaluated))
+    asked = evaluated * profile.policies.evaluation.samples * count
     steps = 0
     if run.objective != REFERENCE:
         attempts = ATTEMPTS if run.matched else 1
@@ -179,14 +183,21 @@ def in_words(table: pd.DataFrame, workers: int) -> str:
     if len(left):
         shown = left.drop(columns="state").copy()
         shown["hours"] = shown.pop("seconds") / 3600
+        shown = shown.rename(columns={"gigabytes": "memory GB", "disk": "disk GB"})
         lines.append(shown.to_string(index=False, float_format=lambda value: f"{value:.3g}"))
         lines.append(
             f"together: {left['policies'].sum()} policies, {left['steps'].sum()} steps, "
             f"{left['responses'].sum():,} responses to judge, at most {left['calls'].sum():,} paid "
-            f"calls, about {left['seconds'].sum() / 3600 / max(workers, 1):.3g} hours with "
-            f"{workers} at a time, about {left['disk'].sum():.3g} GB on disk"
+            f"calls, about {_hours(left['seconds'], workers):.3g} hours with {workers} at a time"
+            f"{' beside the time of the judges' if left['calls'].any() else ''}, about "
+            f"{left['disk'].sum():.3g} GB on disk"
         )
     return "\n".join(lines)
+
+
+def _hours(seconds: pd.Series, workers: int) -> float:
+    """Return the hours of runs that share workers; none can be split over two."""
+    return float(max(seconds.sum() / max(workers, 1), seconds.max()) / 3600)
 
 
 # --- shown once before anything starts ----------------------------------------------------------------
@@ -197,6 +208,8 @@ def complete_plan(
 ) -> tuple[str, list[str]]:
     """Return the plan as text, and what is missing for it, each in a line."""
     if lacks := missing_first(profile):
+        sources = {run.source for run in plan(profile.policies.runs)}
+        lacks += _missing_sources(profile, sources)
         return "no plan without what policies start from and are asked", lacks
     table = planned(profile, store, seed, workers)
     return in_words(table, workers), missing(profile, table, store.root.parent)
@@ -260,6 +273,23 @@ def missing(profile: Profile, table: pd.DataFrame, run_dir: Path) -> list[str]:
     if left.empty:
         return []
     needed = {run.source for run in plan(profile.policies.runs) if run.name in set(left["run"])}
+    found = _missing_sources(profile, needed)
+    for line in left[left["together"] == 0].drop_duplicates("gigabytes").to_dict("records"):
+        found.append(
+            f"{line['run']}: one policy needs about {line['gigabytes']:.3g} GB of memory, "
+            "which are not there"
+        )
+    place = next(one for one in (run_dir, *run_dir.parents) if one.exists())
+    free = shutil.disk_usage(place).free / 1e9
+    if left["disk"].sum() > free:
+        found.append(
+            f"{run_dir}: about {left['disk'].sum():.3g} GB are needed, {free:.3g} are free"
+        )
+    return found
+
+
+def _missing_sources(profile: Profile, needed: set[str]) -> list[str]:
+    """Return what sources of reward lack: keys, models, pairs."""
     found = [
         f"policies.judges.{name}: the environment variable {judge.key_variable} is not set"
         for name, judge in profile.policies.judges.items()
@@ -276,17 +306,6 @@ def missing(profile: Profile, table: pd.DataFrame, run_dir: Path) -> list[str]:
         for where in ("pairs", "evaluation"):
             name = getattr(profile.reward_data, where)
             found += _missing_data(f"reward_data.{where}", name, read_pairs)
-    for line in left[left["together"] == 0].drop_duplicates("gigabytes").to_dict("records"):
-        found.append(
-            f"{line['run']}: one policy needs about {line['gigabytes']:.3g} GB of memory, "
-            "which are not there"
-        )
-    place = next(one for one in (run_dir, *run_dir.parents) if one.exists())
-    free = shutil.disk_usage(place).free / 1e9
-    if left["disk"].sum() > free:
-        found.append(
-            f"{run_dir}: about {left['disk'].sum():.3g} GB are needed, {free:.3g} are free"
-        )
     return found
 
 

@@ -30,12 +30,15 @@ def one_token(ends: pd.DataFrame) -> Figure:
         return figure
 
 
-def comparison(log: pd.DataFrame, policies: pd.DataFrame, window: int = 10) -> Figure:
+def comparison(
+    log: pd.DataFrame, policies: pd.DataFrame, reference: float, window: int = 10
+) -> Figure:
     """Draw rewards over training, and the gold reward over the KL that training left.
 
     Args:
         log: of `trl_study.together`, a row for each policy and step.
         policies: the same, a row for each policy as it was evaluated.
+        reference: gold reward of the policy that they start from.
         window: steps of the running mean.
     """
     algorithms = list(log["algorithm"].unique())
@@ -44,7 +47,7 @@ def comparison(log: pd.DataFrame, policies: pd.DataFrame, window: int = 10) -> F
             for objective, colour in COLOURS.items():
                 mine = log[(log["algorithm"] == algorithm) & (log["objective"] == objective)]
                 for _, one in mine.groupby("policy"):
-                    smooth = one["reward"].rolling(window, min_periods=1).mean()
+                    smooth = one["reward"].rolling(min(window, len(one))).mean()
                     axes.plot(one["step"], smooth, color=colour, lw=1.1, alpha=0.8)
             axes.set(title=f"{algorithm.upper()}, reward", xlabel="step")
         panels[0].set_ylabel("SDs of the reference")
@@ -52,6 +55,7 @@ def comparison(log: pd.DataFrame, policies: pd.DataFrame, window: int = 10) -> F
             label = f"{str(algorithm).upper()}, {str(objective).replace('_', '-')}"
             colour, mark = COLOURS[str(objective)], MARKS[str(algorithm)]
             panels[-1].plot(one["kl"], one["gold"], mark, color=colour, ms=5, label=label)
+        panels[-1].axhline(reference, color=REFERENCE, ls="--", lw=1, label="reference")
         panels[-1].set(title="gold, evaluated", xlabel="KL to the reference, nats")
-        panels[-1].legend(fontsize=6)
+        panels[-1].legend(fontsize=7, loc="upper left", bbox_to_anchor=(1.02, 1.0))
         return figure

@@ -4,13 +4,15 @@ They return a list of rewards, None where there is none, as TRL wants it, and lo
 `reward_variance`, which `trl_trainers` reads.
 """
 
+import hashlib
+import inspect
+from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import wraps
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
-from accelerate import PartialState
 
 from vaalign_lib.objectives import OBJECTIVES, Outcome
 from vaalign_lib.ppo import Unit
@@ -22,7 +24,7 @@ WITH_WEIGHTS = (
     "variance_aware_exact",
 )  # more than a change of reward: the trainers'
 Rewards = list[float | None]
-RewardFunction = Callable[..., Rewards]
+RewardFunction = Callable[..., Any]  # gives rewards, or a coroutine that does
 
 
 def reward_function(
@@ -42,9 +44,10 @@ def reward_function(
         objective: a name of `objectives.OBJECTIVES` that is a change of reward only.
         strength: of the objective.
         unit: what rewards and variances are measured in, by default their own; see `reference_unit`.
-        variance_of: of an ensemble a single `member` or the `mean`; by default as the source says.
+        variance_of: of an ensemble a single `member` or the `mean`; by default as the source says. One
+            of the mean should go with a unit of the same kind.
         policy: number of the policy, for sources of which each policy has its own.
-        seed: of the draws from intervals; they also depend on the step and the process.
+        seed: of the draws from intervals; they also depend on the step and the text.
 
     Raises:
         ValueError: the objective is not known, or is more than a change of reward.
@@ -56,7 +59,11 @@ def reward_function(
             f"objective: {objective} weighs the KL penalty; leave it out here and take a trainer of "
             "trl_trainers"
         )
-    draws, measured = _Draws(seed), unit or Unit()
+    if variance_of not in (None, *get_args(VarianceOf)):
+        raise ValueError(f"variance_of: expected member or mean, got {variance_of!r}")
+    if objective == "reward_robust" and not 0 <= strength <= 1:
+        raise ValueError(f"strength: expected 0 to 1 for reward_robust, got {strength}")
+    measured = unit or Unit()
 
     def rewards(
         prompts: Sequence[Any],
@@ -69,7 +76,7 @@ def reward_function(
         judgement = source.judge(asked, answers, np.full(len(asked), policy))
         judgement = _of(judgement, variance_of)
         step = int(getattr(trainer_state, "global_step", 0))
-        outcome = _outcome(judgement, draws.uniforms(step, len(asked)), measured, strength)
+        outcome = _outcome(judgement, _uniforms(seed, step, asked, answers), measured, strength)
         no_beta, strengths = torch.zeros(1, 1), torch.full((1, 1), strength)
         score = OBJECTIVES[objective](outcome, no_beta, strengths).score[0].tolist()
         variance = outcome.variance[0].tolist()
@@ -86,47 +93,82 @@ def with_variances(function: Callable[..., tuple[Rewards, Rewards]]) -> RewardFu
 
     Args:
         function: takes what TRL's reward functions take, and returns two lists; None where a completion
-            could not be judged.
+            could not be judged. It may be a coroutine.
     """
 
-    @wraps(function)
-    def rewards(*args: Any, log_extra: Any = None, **columns: Any) -> Rewards:
-        found, variances = function(*args, **columns)
+    def split(both: tuple[Rewards, Rewards], log_extra: Any) -> Rewards:
+        found, variances = both
         if log_extra is not None:
             log_extra(VARIANCE, list(variances))
         return list(found)
+
+    if inspect.iscoroutinefunction(function):
+
+        @wraps(function)
+        async def later(*args: Any, **columns: Any) -> Rewards:
+            return split(await function(*args, **columns), columns.get("log_extra"))
+
+        return later
+
+    @wraps(function)
+    def rewards(*args: Any, **columns: Any) -> Rewards:
+        return split(function(*args, **columns), columns.get("log_extra"))
 
     return rewards
 
 
 def reference_unit(
-    source: RewardSource, prompts: Sequence[str], responses: Sequence[str], policy: int = 0
+    source: RewardSource,
+    prompts: Sequence[str],
+    responses: Sequence[str],
+    policy: int = 0,
+    variance_of: VarianceOf | None = None,
 ) -> Unit:
     """Return the unit in which rewards of the reference policy's responses have mean 0 and deviation 1,
     and their variances mean 1: then beta means the same with and without variances.
+
+    Raises:
+        ValueError: the rewards of what could be judged are all the same.
     """
-    judgement = source.judge(prompts, responses, np.full(len(prompts), policy))
-    uniforms = np.random.default_rng(0).random(len(prompts))
-    return Unit.of(judgement.sample(uniforms), judgement.variance())
+    judgement = _of(source.judge(prompts, responses, np.full(len(prompts), policy)), variance_of)
+    rewards = judgement.sample(_uniforms(0, 0, prompts, responses))
+    judged = np.isfinite(rewards)
+    if not judged.any() or np.ptp(rewards[judged]) == 0:
+        raise ValueError(
+            f"responses: {judged.sum()} of {len(judged)} got a reward, and these are all the same; a "
+            "unit needs some that differ"
+        )
+    return Unit.of(rewards[judged], judgement.variance()[judged])
 
 
 def text_of(message: Any) -> str:
-    """Return a prompt or completion as text: as it is, or what the last message of it says."""
-    return message if isinstance(message, str) else str(message[-1]["content"])
+    """Return a prompt or completion as text: as it is, or what the last message of it says.
+
+    Raises:
+        ValueError: the message has other parts than text.
+    """
+    if isinstance(message, str):
+        return message
+    content = message[-1]["content"]
+    parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+    if any(one.get("type") != "text" for one in parts):
+        kinds = ", ".join(sorted({str(one.get("type")) for one in parts}))
+        raise ValueError(f"content: sources of this library judge text, got parts of type {kinds}")
+    return "".join(one["text"] for one in parts)
 
 
-class _Draws:
-    """Numbers that depend on seed, step, process and how often they were asked for in a step."""
+def _uniforms(seed: int, step: int, prompts: Sequence[str], responses: Sequence[str]) -> Array:
+    """Return a number in [0, 1) for each text (texts,), whichever process asks and what else is judged.
 
-    def __init__(self, seed: int) -> None:
-        self.seed, self.step, self.calls = seed, -1, 0
-
-    def uniforms(self, step: int, count: int) -> Array:
-        """Return numbers in [0, 1) (count,); a run that is resumed at a step draws the same again."""
-        self.calls = self.calls + 1 if step == self.step else 0
-        self.step = step
-        process = PartialState().process_index
-        return np.random.default_rng([self.seed, step, process, self.calls]).random(count)
+    A run that is resumed at a step draws the same again; of equal texts each has its own number.
+    """
+    seen: Counter[tuple[str, str]] = Counter()
+    numbers = []
+    for text in zip(prompts, responses, strict=True):
+        seen[text] += 1
+        digest = hashlib.sha256(repr((seed, step, seen[text], text)).encode()).digest()
+        numbers.append(int.from_bytes(digest[:8], "big") / 2**64)
+    return np.array(numbers)
 
 
 def _of(judgement: Judgement, variance_of: VarianceOf | None) -> Judgement:

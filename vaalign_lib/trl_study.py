@@ -76,7 +76,8 @@ class Setting:
     Attributes:
         algorithm: one of `ALGORITHMS`.
         objective: one of `METHODS`.
-        beta: of the KL penalty.
+        beta: of the KL penalty, as it acts; GRPO's configuration gets (G - 1) / G times that, for G
+            completions to a prompt.
         policies: their numbers; policy k of every setting has the same random start.
     """
 
@@ -151,7 +152,7 @@ def _train_ppo(
     trainer = policy_trainer(
         profile, ARCHITECTURE, start, task, Method(setting.objective, beta=setting.beta),
         policies=setting.policies, seed=seed, device="cpu", iterations=sizes.steps,
-        batch_size=sizes.completions, mini_batch_size=sizes.completions // 2,
+        batch_size=sizes.completions, mini_batch_size=sizes.completions, ppo_epochs=1,
         learning_rate=sizes.learning_rate,
     )  # fmt: skip
     log = trainer.train()[["policy", "step", "reward", "kl"]]
@@ -203,7 +204,7 @@ def trl_trainer(
         learning_rate=sizes.learning_rate,
         lr_scheduler_type="linear",
         max_grad_norm=1.0,
-        beta=setting.beta,
+        beta=configured(setting.beta, setting.algorithm, sizes.generations),
         seed=number,
         **OPTIONS[setting.algorithm],
         **quiet_training() | {"logging_steps": 1},
@@ -219,14 +220,29 @@ def trl_trainer(
     )
 
 
+def configured(beta: float, algorithm: str, generations: int) -> float:
+    """Return what a trainer's configuration needs for a coefficient to act (see `trl_trainers`)."""
+    return beta * (generations - 1) / generations if algorithm == "grpo" else beta
+
+
 def _evaluated(
     profile: Profile, seed: int, start: Path, stack: PolicyStack, policies: Sequence[int]
 ) -> pd.DataFrame:
+    return _evaluator(profile, seed, start).policies(stack, list(policies))
+
+
+def reference_gold(store: RunStore, profile: Profile, seed: int) -> float:
+    """Return the gold reward of the policy that all start from, as they are evaluated."""
+    start = reference(store, profile, seed, ARCHITECTURE)
+    return float(_evaluator(profile, seed, start).references([0])["gold"][0])
+
+
+def _evaluator(profile: Profile, seed: int, start: Path) -> Evaluator:
     world, sizes = World(seed), profile.policies
     task = task_of(profile, seed)
     asked = world.prompts(sizes.evaluation.prompts, world.rng("evaluation prompts"))
     compared = ReferencePolicy(AutoModelForCausalLM.from_pretrained(start))
-    evaluator = Evaluator(
+    return Evaluator(
         compared,
         load_tokenizer(start),
         Task(asked, task.source, task.gold),
@@ -234,7 +250,6 @@ def _evaluated(
         sizes.evaluation.samples,
         seed,
     )
-    return evaluator.policies(stack, list(policies))
 
 
 # --- the comparison -------------------------------------------------------------------------------------
@@ -335,7 +350,13 @@ def mean_difference(policies: pd.DataFrame, measure: str) -> Estimate:
     each = differences(policies, measure).groupby("policy")["difference"].mean()
     tested = ttest_1samp(each, 0.0)
     low, high = tested.confidence_interval(0.95)
-    return Estimate(float(each.mean()), float(low), float(high), len(policies))
+    return Estimate(float(each.mean()), float(low), float(high), len(each))
+
+
+def kl_gap(policies: pd.DataFrame) -> float:
+    """Return how far the methods' mean KLs are apart at most, relative to vanilla's, over algorithms."""
+    kl = policies.groupby(["algorithm", "objective"])["kl"].mean().unstack()
+    return float((kl["variance_aware"] / kl["vanilla"] - 1).abs().max())
 
 
 # --- one token ------------------------------------------------------------------------------------------
@@ -380,7 +401,7 @@ def one_token_problem(seed: int) -> tuple[Array, Array]:
 
 
 def one_token_shares(
-    variant: Variant, seed: int, steps: int, completions: int = 256
+    variant: Variant, seed: int, steps: int, completions: int = 256, generations: int = 4
 ) -> tuple[Array, Array]:
     """Return the probabilities of the eight words before and after training (words,) each."""
     middle, variance = one_token_problem(seed)
@@ -394,7 +415,8 @@ def one_token_shares(
     options: dict[str, Any] = dict(OPTIONS[variant.algorithm])
     if variant.algorithm == "grpo":
         options["use_bias_correction_kl"] = variant.corrected
-    options |= {"per_device_train_batch_size": completions, "num_generations": completions}
+    options |= {"per_device_train_batch_size": completions, "num_generations": generations}
+    options["beta"] = configured(BETA, variant.algorithm, generations)
     with tempfile.TemporaryDirectory() as folder:
         arguments = _small_arguments(config, folder, seed, steps, **options)
         own = {"penalty": variant.penalty}
@@ -434,7 +456,7 @@ def _small_trainer(
 ) -> Any:
     """Return a trainer of a random GPT-2 of eight words, which is saved into its folder."""
     tokenizer = _small_model(folder, seed)
-    data = Dataset.from_dict({"prompt": [PROMPT] * 8})
+    data = Dataset.from_dict({"prompt": [PROMPT] * 1024})  # more than a batch takes
     return kind(
         folder, reward, args=arguments, train_dataset=data, processing_class=tokenizer, **options
     )

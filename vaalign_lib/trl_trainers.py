@@ -13,9 +13,13 @@ On one-token completions they converge to
                                   R - beta sigma^2 (1 - pi_0 / pi) = nu        `tabular.grpo_fixed_point`
     penalty="exact" in both       the optimum of Equation (5)                  `tabular.exact_policy`
 
-On longer ones RLOO penalizes the whole completion's log ratio, so this holds for completions; GRPO
-penalizes each token for its own KL alone, divides by lengths as its `loss_type` says and, unless
-`scale_rewards="none"`, rewards (not the penalty) by their deviation: its beta is in other units.
+with a beta that in GRPO is G / (G - 1) times that of its configuration: of G completions each counts in
+the mean that it is compared with, so the reward's gradient is (1 - 1/G) times as large, and the penalty's
+is not. And it holds with `scale_rewards="none"`; else rewards, not the penalty, are divided by their
+deviation, and beta is in other units for every prompt.
+
+On longer completions RLOO penalizes the whole completion's log ratio, so this holds for completions; GRPO
+penalizes each token for its own KL alone, and divides by lengths as its `loss_type` says.
 """
 
 from typing import Any, Literal, get_args
@@ -26,10 +30,12 @@ from trl import GRPOTrainer, RLOOTrainer
 
 VARIANCE = "reward_variance"  # the column that a reward function logs
 Penalty = Literal["detached", "exact"]
+_REWARDS = "_calculate_rewards"
+_MADE = "variances would be lost. These trainers were made for trl>=1.16,<1.17"
 
 
 class VarianceError(ValueError):
-    """Variances that are missing, or are none."""
+    """A completion without a variance, or with one that is not a finite number of at least 0."""
 
 
 class IncompatibleTrlError(RuntimeError):
@@ -55,36 +61,66 @@ class _VarianceAware:
             raise ValueError(
                 f"penalty: expected one of {', '.join(get_args(Penalty))}, got {penalty!r}"
             )
-        super().__init__(*args, **options)
-        if not self.beta > 0:  # type: ignore[has-type]
-            raise ValueError(
-                f"args.beta: a penalty that grows with the variance needs a coefficient above 0, got "
-                f"{self.beta}"  # type: ignore[has-type]
-            )
         self.penalty = penalty
-        self.beta = float(self.beta)  # type: ignore[has-type]
+        if (given := options.get("args")) is not None:
+            self._check(given)  # before a large model is loaded
+        super().__init__(*args, **options)
+        self._check(self.args)  # type: ignore[attr-defined]
+        self.beta: float = float(self.beta)  # type: ignore[has-type]
+        self._variances: Tensor | None = None
+
+    def _check(self, settings: Any) -> None:
+        if not settings.beta > 0:
+            raise ValueError(
+                "args.beta: a penalty that grows with the variance needs a coefficient above 0, got "
+                f"{settings.beta}"
+            )
 
     def _calculate_rewards(
         self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any
     ) -> Tensor:
         """Return what the stock trainer does (completions of all processes, reward functions), and keep
-        the variances of all processes (completions,), 0 where there is no reward.
+        the variances of all processes (completions,). A completion whose variance is None is left out.
         """
+        pending = self._pending_extra_logs  # type: ignore[attr-defined]
         rewards: Tensor = super()._calculate_rewards(  # type: ignore[misc]
             inputs, prompts, completions, completion_ids_list
         )
-        mine = slice(self._first(len(prompts)), self._first(len(prompts)) + len(prompts))
-        self._rewarded = ~rewards.isnan().all(dim=1)
-        logged = self._pending_extra_logs.get(VARIANCE)  # type: ignore[attr-defined]
-        own = checked_variances(logged, self._rewarded[mine].tolist())
-        self._log_metric(f"{VARIANCE}/mean", sum(own) / len(own))  # type: ignore[attr-defined]
-        local = torch.tensor(own, dtype=rewards.dtype, device=rewards.device)
-        self._variances = self.accelerator.gather(local)  # type: ignore[attr-defined]
+        first = self._first(len(prompts))
+        rewarded = ~rewards[first : first + len(prompts)].isnan().all(dim=1)
+        try:
+            own = checked_variances(pending.get(VARIANCE), rewarded.tolist())
+        except VarianceError:
+            pending.clear()
+            raise
+        known = [one for one in own if one is not None]
+        self._log_metric(f"{VARIANCE}/mean", sum(known) / max(len(known), 1))  # type: ignore[attr-defined]
+        local = torch.tensor(
+            [float("nan") if one is None else one for one in own],
+            dtype=rewards.dtype,
+            device=rewards.device,
+        )
+        variances = self.accelerator.gather(local)  # type: ignore[attr-defined]
+        rewards[variances.isnan()] = torch.nan
+        self._judged = ~variances.isnan()
+        self._variances = variances.nan_to_num(0.0)
         return rewards
 
     def _first(self, count: int) -> int:
         """Return the place of this process's first completion among those of all."""
         return int(self.accelerator.process_index) * count  # type: ignore[attr-defined]
+
+    def _known_variances(self) -> Tensor:
+        """Return the variances of the completions that were just judged.
+
+        Raises:
+            IncompatibleTrlError: TRL got its rewards in another way.
+        """
+        if self._variances is None:
+            raise IncompatibleTrlError(
+                f"this release of trl gets no rewards from {_REWARDS}; {_MADE}"
+            )
+        return self._variances
 
 
 class VarianceAwareRLOOTrainer(_VarianceAware, RLOOTrainer):
@@ -92,12 +128,18 @@ class VarianceAwareRLOOTrainer(_VarianceAware, RLOOTrainer):
 
     def _calculate_rewards(self, *args: Any) -> Tensor:
         rewards = super()._calculate_rewards(*args)
-        self.beta = _Weighing(float(self.beta), self._variances, self.penalty == "exact")
+        weights = self._known_variances()
+        self.beta = _Weighing(float(self.beta), weights, axes=1, once=self.penalty == "exact")
         return rewards
 
     def _generate_and_score_completions(self, inputs: Any) -> dict[str, Any]:
-        batch: dict[str, Any] = super()._generate_and_score_completions(inputs)
-        self.beta = _used(self.beta, "RLOOTrainer._generate_and_score_completions")
+        self._variances = None
+        try:
+            batch: dict[str, Any] = super()._generate_and_score_completions(inputs)
+        finally:
+            weighed, self.beta = self.beta, float(self.beta)
+        self._known_variances()
+        _used(weighed, "RLOOTrainer._generate_and_score_completions")
         return batch
 
 
@@ -106,44 +148,47 @@ class VarianceAwareGRPOTrainer(_VarianceAware, GRPOTrainer):
     beta sigma^2; variances travel with their rows.
     """
 
-    def __init__(self, *args: Any, penalty: Penalty = "detached", **options: Any) -> None:
-        super().__init__(*args, penalty=penalty, **options)
-        if penalty == "exact" and not self.args.use_bias_correction_kl:
+    def _check(self, settings: Any) -> None:
+        super()._check(settings)
+        if self.penalty == "exact" and not settings.use_bias_correction_kl:
             raise ValueError(
                 "penalty: GRPO's KL without its correction follows another gradient than that "
                 "of Equation (5); for 'exact' set use_bias_correction_kl=True in GRPOConfig"
             )
 
     def _generate_and_score_completions(self, inputs: Any) -> dict[str, Any]:
+        self._variances = None
         batch: dict[str, Any] = super()._generate_and_score_completions(inputs)
         first = self._first(len(batch["advantages"]))
         mine = slice(first, first + len(batch["advantages"]))
-        batch[VARIANCE] = self._variances[mine]
+        batch[VARIANCE] = self._known_variances()[mine]
         if self.penalty == "exact":
             batch["advantages"] = batch["advantages"] - self.beta * self._excess()[mine]
         return batch
 
     def _excess(self) -> Tensor:
-        """Return by how much each variance is above its group's mean (completions of all processes,)."""
-        training = self.model.training
-        size = self.num_generations if training else self.num_generations_eval
-        groups = self._variances.view(-1, size)
-        counted = self._rewarded.view(-1, size)
-        mean = groups.sum(1, keepdim=True) / counted.sum(1, keepdim=True).clamp(min=1)
+        """Return by how much each variance is above the mean of the others of its group, 0 for what was
+        not judged (completions of all processes,).
+        """
+        size = self.num_generations if self.model.training else self.num_generations_eval
+        groups = self._known_variances().view(-1, size)
+        counted = self._judged.view(-1, size)
+        others = (counted.sum(1, keepdim=True) - 1).clamp(min=1)
+        mean = (groups.sum(1, keepdim=True) - groups) / others  # what is not judged is 0
         return ((groups - mean) * counted).view(-1)
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
-        self.beta = _Weighing(float(self.beta), inputs[VARIANCE])
+        self.beta = _Weighing(float(self.beta), inputs[VARIANCE], axes=2)
         try:
             loss: Tensor = super()._compute_loss(model, inputs)
         finally:
-            used, self.beta = self.beta, float(self.beta)
-        _used(used, "GRPOTrainer._compute_loss")
+            weighed, self.beta = self.beta, float(self.beta)
+        _used(weighed, "GRPOTrainer._compute_loss")
         return loss
 
 
-def checked_variances(logged: Any, rewarded: list[bool]) -> list[float]:
-    """Return the variance of every completion, 0 where there is no reward.
+def checked_variances(logged: Any, rewarded: list[bool]) -> list[float | None]:
+    """Return the variance of every completion, None where it is to be left out.
 
     Args:
         logged: what a reward function logged, or None.
@@ -163,56 +208,64 @@ def checked_variances(logged: Any, rewarded: list[bool]) -> list[float]:
             f"{VARIANCE}: expected one for each of {len(rewarded)} completions, got {len(values)}; one "
             "reward function logs them, once"
         )
-    found = []
+    if any(rewarded) and all(one is None for one in values):
+        raise VarianceError(f"{VARIANCE}: None for every completion, though some have a reward")
+    found: list[float | None] = []
     for k, (value, counts) in enumerate(zip(values, rewarded, strict=True)):
-        number = float("nan") if value is None else float(value)
-        if counts and not 0 <= number < float("inf"):
+        if counts and value is not None and not 0 <= float(value) < float("inf"):
             raise VarianceError(
                 f"{VARIANCE}: completion {k} of {len(values)} has {value}; expected a finite number of "
-                "at least 0, or no reward (None) either"
+                "at least 0, or None to leave this completion out"
             )
-        found.append(number if counts else 0.0)
+        found.append(float(value) if counts and value is not None else None)
     return found
 
 
 class _Weighing(float):
     """A coefficient that is a number, and multiplies the rows of a tensor by weights of their own."""
 
-    def __new__(cls, value: float, weights: Tensor, once: bool = False) -> "_Weighing":
+    weights: Tensor
+    axes: int
+    once: bool
+    products: int
+
+    def __new__(cls, value: float, weights: Tensor, axes: int, once: bool = False) -> "_Weighing":
         """Make one.
 
         Args:
             value: the number.
             weights: of the rows (rows,).
+            axes: of the tensor that it is going to be multiplied with.
             once: whether a row's weight counts once more beside what it multiplies.
         """
         number = super().__new__(cls, value)
-        number.weights, number.once, number.used = weights, once, False
+        number.weights, number.axes, number.once, number.products = weights, axes, once, 0
         return number
-
-    weights: Tensor
-    once: bool
-    used: bool
 
     def __mul__(self, other: Any) -> Any:
         if not isinstance(other, Tensor):
             return float(self) * other
-        self.used = True
+        if other.dim() != self.axes or len(other) != len(self.weights):
+            raise IncompatibleTrlError(
+                f"trl multiplies its coefficient by a tensor of shape {tuple(other.shape)}, not by one "
+                f"with {self.axes} axes and {len(self.weights)} rows; {_MADE}"
+            )
+        self.products += 1
         weights = self.weights.view(-1, *[1] * (other.dim() - 1))
         return float(self) * (weights * (other + 1 if self.once else other))
 
     __rmul__ = __mul__
 
 
-def _used(coefficient: float, place: str) -> float:
-    """Return a coefficient as a plain number.
+def _used(coefficient: float, place: str) -> None:
+    """Check that rows were weighed, once.
 
     Raises:
-        IncompatibleTrlError: no rows were weighed with it.
+        IncompatibleTrlError: they were not.
     """
-    if isinstance(coefficient, _Weighing) and not coefficient.used:
+    products = getattr(coefficient, "products", 0)
+    if products != 1:
         raise IncompatibleTrlError(
-            f"{place} does not multiply the KL by self.beta in this release of trl; variances would be "
-            "left out. These trainers were made for trl>=1.16,<1.17"
+            f"{place} multiplies the KL by self.beta {products} times, not once, in this release of trl; "
+            f"{_MADE}"
         )
-    return float(coefficient)
