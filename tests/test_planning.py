@@ -1,5 +1,6 @@
 """What a plan says: counts, what is done already, what is missing."""
 
+import pandas as pd
 import pytest
 from transformers import AutoModelForCausalLM
 
@@ -64,6 +65,8 @@ def test_what_is_missing_is_told_all_at_once(tmp_path, monkeypatch):
     nowhere = with_judges(data=str(tmp_path / "no.jsonl"))
     (told,) = planning.missing_first(nowhere)
     assert "policies.data:" in told and "there is no such file" in told
+    _, lacks = planning.complete_plan(nowhere, RunStore(tmp_path / "store"), 0, 1)
+    assert told in lacks and any("NOBODYS_KEY is not set" in one for one in lacks)
     data = SMOKE.reward_data.model_copy(update={"evaluation": str(tmp_path / "bench.jsonl")})
     profile = with_judges().model_copy(update={"reward_data": data})
     profile = profile.model_copy(update={"true_reward": str(tmp_path / "no model")})
@@ -100,6 +103,19 @@ def test_the_reward_model_is_planned(tmp_path):
     )
     assert row["steps"] == -(-SMOKE.reward_data.train_pairs // settings.batch_size)
     assert row["state"] == "to do" and row["gigabytes"] > 0 and row["calls"] == 0
+
+
+def test_no_more_prompts_are_counted_than_a_file_holds(tmp_path, monkeypatch):
+    monkeypatch.setattr(planning, "prompts_of", lambda data, count: ("one", "two", "three"))
+    sizes = planning.sizes_of(SMOKE, "qwen2")
+    run = Run("qwen2", "judge-b").start
+    counted = planning._amounts(with_judges(data="prompts.jsonl"), run, sizes, None, 1)
+    assert counted["responses"] == 3 * SMOKE.policies.evaluation.samples * SMOKE.policies.count
+
+
+def test_hours_are_never_less_than_the_longest_runs():
+    assert planning._hours(pd.Series([3600.0, 7200.0, 3600.0]), 2) == 2
+    assert planning._hours(pd.Series([36000.0, 7200.0]), 8) == 10
 
 
 def test_the_command(tmp_path, capsys):

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig, MistralConfig
 from trl import GRPOTrainer, RLOOTrainer
 
 from tests.small_problem import tokenizer
-from tests.trl_problem import KINDS, WORDS, equal, make, rewards_of, weights
+from tests.trl_problem import KINDS, WORDS, equal, make, rewards_of, start, weights
 from vaalign_lib.tabular import exact_policy, grpo_fixed_point, ppo_fixed_point
 from vaalign_lib.trl_study import BETA, one_token_problem, one_token_shares
 from vaalign_lib.trl_study import VARIANTS as VARIANTS_ON_ONE_TOKEN
@@ -274,11 +274,12 @@ def test_a_product_with_something_else_is_told():
 def test_two_processes_keep_each_rows_variance(tmp_path):
     from tests import two_trl_processes
 
+    start(tmp_path / "model")
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2",
               "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]  # fmt: skip
     module = ["--module", two_trl_processes.__name__, str(tmp_path)]
     done = subprocess.run([*launch, *module], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.returncode == 0, done.stderr[-9000:]
     assert done.stdout.count("all rows kept their variances") == 4  # two trainers, two processes
     assert done.stdout.count("the stock trainer's weights") == 4
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from tests.trl_problem import KINDS, equal, make, rewards_of, start, weights
+from tests.trl_problem import KINDS, equal, make, rewards_of, weights
 from vaalign_lib.trl_trainers import VARIANCE
 
 
@@ -61,10 +61,4 @@ def main(folder):
 
 
 if __name__ == "__main__":
-    from accelerate import PartialState
-
-    place = Path(sys.argv[1])
-    if PartialState().is_main_process:
-        start(place / "model")
-    PartialState().wait_for_everyone()
-    main(place)
+    main(Path(sys.argv[1]))

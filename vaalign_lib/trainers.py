@@ -1,5 +1,6 @@
 """What all uses of transformers' and trl's trainers share: one bar instead of printed dictionaries."""
 
+import warnings
 from typing import Any
 
 import datasets
@@ -12,9 +13,13 @@ from vaalign_lib.progress import headless
 
 
 def silence_libraries() -> None:
-    """Switch off the libraries' own bars (map, load, save), which say nothing that a reader needs."""
+    """Switch off the libraries' own bars (map, load, save), their advice and the news of what they are
+    going to rename, which say nothing that a reader needs.
+    """
     datasets.disable_progress_bars()
     transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers\.")
 
 
 def train_quietly(trainer: Trainer, description: str) -> None:

@@ -31,7 +31,7 @@ from vaalign_lib.conversation import load_tokenizer
 from vaalign_lib.evaluation import Evaluator
 from vaalign_lib.pilots import MatchError, match_kl
 from vaalign_lib.policies.frozen import ReferencePolicy
-from vaalign_lib.policies.reference import quiet_training, sample
+from vaalign_lib.policies.reference import quiet_training
 from vaalign_lib.policies.stack import PolicyStack
 from vaalign_lib.policy_study import JUDGES, METHODS
 from vaalign_lib.ppo import Method, Task, Unit
@@ -45,7 +45,7 @@ from vaalign_lib.study import embedded_task, policy_trainer
 from vaalign_lib.synthetic.world import World
 from vaalign_lib.tabular import exact_policy, grpo_fixed_point, ppo_fixed_point
 from vaalign_lib.trainers import train_quietly
-from vaalign_lib.trl_rewards import reference_unit, reward_function
+from vaalign_lib.trl_rewards import reward_function
 from vaalign_lib.trl_trainers import (
     VARIANCE,
     Penalty,
@@ -104,18 +104,12 @@ def task_of(profile: Profile, seed: int) -> Task:
 
 
 def unit_of(profile: Profile, seed: int, start: Path) -> Unit:
-    """Return what rewards and variances are measured in: the reference policy's responses."""
-    task, how = task_of(profile, seed), profile.policies.sampling
-    random = np.random.default_rng([seed, profile.policies.warm_up])
-    asked = [
-        task.prompts[k] for k in random.integers(len(task.prompts), size=profile.policies.warm_up)
-    ]
-    model = AutoModelForCausalLM.from_pretrained(start).eval()
-    answers = sample(
-        model, load_tokenizer(start), asked, seed=seed, temperature=how.temperature,
-        top_k=how.top_k, top_p=how.top_p, max_new_tokens=how.max_new_tokens,
-    )  # fmt: skip
-    return reference_unit(task.source, asked, answers)
+    """Return what rewards and variances are measured in: the reference policy's, as in our PPO."""
+    task = task_of(profile, seed)
+    trainer = policy_trainer(
+        profile, ARCHITECTURE, start, task, Method(), policies=[0], seed=seed, device="cpu"
+    )
+    return trainer.unit
 
 
 # --- training and evaluation ----------------------------------------------------------------------------
