@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig, MistralConfig
 from trl import GRPOTrainer, RLOOTrainer
 
 from tests.small_problem import tokenizer
-from tests.trl_problem import KINDS, WORDS, equal, make, rewards_of, start, weights
+from tests.trl_problem import KINDS, WORDS, equal, make, rewards_of, start, uneven, weights
 from vaalign_lib.tabular import exact_policy, grpo_fixed_point, ppo_fixed_point
 from vaalign_lib.trl_study import BETA, one_token_problem, one_token_shares
 from vaalign_lib.trl_study import VARIANTS as VARIANTS_ON_ONE_TOKEN
@@ -30,11 +30,6 @@ VARIANTS = {
     "one generation for two steps": {"steps_per_generation": 4, "gradient_accumulation_steps": 2},
     "checkpointing": {"activation_checkpointing": True},
 }
-
-
-def uneven(ids):
-    """Return a variance that says of which completion it is."""
-    return 0.1 + sum((k + 1) * word for k, word in enumerate(ids)) / 10
 
 
 # --- equal variances: the stock trainers, bit by bit --------------------------------------------------

@@ -49,6 +49,11 @@ def rewards_of(variance=lambda ids: 1.0):
     return reward
 
 
+def uneven(ids):
+    """Return a variance that says of which completion it is."""
+    return 0.1 + sum((k + 1) * word for k, word in enumerate(ids)) / 10
+
+
 def prompts(count=32):
     return Dataset.from_dict({"prompt": [str(2 + k % 6) for k in range(count)]})
 

@@ -5,12 +5,8 @@ from pathlib import Path
 
 import torch
 
-from tests.trl_problem import KINDS, equal, make, rewards_of, weights
+from tests.trl_problem import KINDS, equal, make, rewards_of, uneven, weights
 from vaalign_lib.trl_trainers import VARIANCE
-
-
-def uneven(ids):
-    return 0.1 + sum((k + 1) * word for k, word in enumerate(ids)) / 10
 
 
 def completions(batch):

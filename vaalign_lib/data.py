@@ -115,6 +115,11 @@ def read_prompts(source: str | Path) -> pd.DataFrame:
     return _finished(_read_lines(source, _check_prompt), source)
 
 
+def prompts_of(data: str, count: int) -> list[str]:
+    """Return the first prompts of a data set, each once, at most `count`."""
+    return list(dict.fromkeys(read_prompts(data)["prompt"]))[:count]
+
+
 def read_ratings(source: str | Path) -> pd.DataFrame:
     """Read responses that several people have rated, from a file.
 

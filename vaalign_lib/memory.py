@@ -14,7 +14,7 @@ from transformers import (
 )
 
 from vaalign_lib.conversation import load_tokenizer, prompt_ids
-from vaalign_lib.data import EMBEDDED, read_prompts
+from vaalign_lib.data import EMBEDDED, prompts_of
 from vaalign_lib.profiles import OURS, PolicyTraining, Profile
 from vaalign_lib.runs import PlanError
 from vaalign_lib.tiny import tiny_config
@@ -37,7 +37,6 @@ class Sizes:
         width: of its hidden states.
         vocabulary: tokens.
         prompt: tokens of the longest prompt, to which all are padded.
-        positions: tokens that the model can tell apart.
     """
 
     weights: int
@@ -46,7 +45,6 @@ class Sizes:
     width: int
     vocabulary: int
     prompt: int = 64
-    positions: int = 10**6
 
 
 def sizes_of(profile: Profile, architecture: str) -> Sizes:
@@ -73,11 +71,8 @@ def sizes_of(profile: Profile, architecture: str) -> Sizes:
             targets = [one for key, one in named.items() if key.endswith(("q_proj", "v_proj"))]
         trained = sum(lora.r * (one.in_features + one.out_features) for one in targets)
     prompt = _longest_prompt(profile.policies.data, profile.policies.prompts, name)
-    layers, width, positions = (
-        getattr(config, key)
-        for key in ("num_hidden_layers", "hidden_size", "max_position_embeddings")
-    )
-    return Sizes(weights, trained, layers, width, config.vocab_size, prompt, positions)
+    layers, width = config.num_hidden_layers, config.hidden_size
+    return Sizes(weights, trained, layers, width, config.vocab_size, prompt)
 
 
 @cache
@@ -86,12 +81,6 @@ def _longest_prompt(data: str, count: int, model: str) -> int:
     if data == EMBEDDED:
         return Sizes.prompt
     return max(map(len, prompt_ids(load_tokenizer(model), prompts_of(data, count), 10**6)))
-
-
-@cache
-def prompts_of(data: str, count: int) -> tuple[str, ...]:
-    """Return the first prompts of a data set, each once, at most `count`."""
-    return tuple(dict.fromkeys(read_prompts(data)["prompt"]))[:count]
 
 
 def configuration(where: str, name: str) -> PretrainedConfig:

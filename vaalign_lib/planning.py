@@ -16,7 +16,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from vaalign_lib.data import EMBEDDED, DataError, read_pairs, read_prompts
+from vaalign_lib.data import EMBEDDED, DataError, prompts_of, read_pairs, read_prompts
 from vaalign_lib.memory import (
     ADAM,
     FLOAT,
@@ -26,7 +26,6 @@ from vaalign_lib.memory import (
     classifier_weights,
     configuration,
     fitting,
-    prompts_of,
     sizes_of,
     stack_bytes,
 )
@@ -125,7 +124,7 @@ def _amounts(
     tokens = sizes.prompt + profile.policies.sampling.max_new_tokens
     evaluated = profile.policies.evaluation.prompts
     if profile.policies.data != EMBEDDED:
-        evaluated = len(prompts_of(profile.policies.data, evaluated))
+        evaluated = _count(profile.policies.data, evaluated)
     asked = evaluated * profile.policies.evaluation.samples * count
     steps = 0
     if run.objective != REFERENCE:
@@ -152,6 +151,11 @@ def _amounts(
         "disk": ((count if steps else 0) * sizes.trained * (FLOAT + ADAM) + sizes.weights * FLOAT)
         / 1e9,
     }
+
+
+@cache
+def _count(data: str, most: int) -> int:
+    return len(prompts_of(data, most))
 
 
 @cache

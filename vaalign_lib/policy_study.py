@@ -25,7 +25,7 @@ from transformers import AutoModelForCausalLM
 
 from vaalign_lib.checkpoints import Checkpoints
 from vaalign_lib.conversation import load_tokenizer
-from vaalign_lib.data import EMBEDDED, read_prompts
+from vaalign_lib.data import EMBEDDED, prompts_of
 from vaalign_lib.evaluation import Evaluator
 from vaalign_lib.memory import available_bytes, beside_bytes, fitting, sizes_of, stack_bytes
 from vaalign_lib.pilots import Grid, match_kl
@@ -290,7 +290,7 @@ def questions_of(profile: Profile, seed: int) -> Questions:
         training = world.prompts(sizes.prompts, world.rng("policy prompts"))
         evaluation = world.prompts(sizes.evaluation.prompts, world.rng("evaluation prompts"))
         return Questions(training, evaluation, world.gold)
-    prompts = list(dict.fromkeys(read_prompts(sizes.data)["prompt"]))
+    prompts = prompts_of(sizes.data, max(sizes.prompts, sizes.evaluation.prompts))
     return Questions(prompts[: sizes.prompts], prompts[: sizes.evaluation.prompts], None)
 
 

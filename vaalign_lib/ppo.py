@@ -95,6 +95,20 @@ class Unit:
             )
         return cls(float(rewards.mean()), scale, float(variances.mean()) or 1.0)
 
+    def of_judgement(
+        self, judgement: Judgement, uniforms: Array, strength: Array
+    ) -> tuple[Array, Array, Array, Array]:
+        """Return what a judgement says, in this unit (responses,) each, in the order of `Outcome`."""
+        reward, worst, soft_worst = (
+            (one - self.location) / self.scale
+            for one in (
+                judgement.sample(uniforms),
+                judgement.worst(),
+                judgement.soft_worst(strength / self.scale),
+            )
+        )
+        return reward, judgement.variance() / self.variance, worst, soft_worst
+
 
 @dataclass(frozen=True)
 class Method:
@@ -404,14 +418,8 @@ class Trainer:
         self, judgement: Judgement, uniforms: Array, strength: Tensor, policies: int
     ) -> Outcome:
         """Return what the source says, in the unit of the regime (policies, responses)."""
-        unit = self.unit
-        soft = judgement.soft_worst(strength.double().cpu().numpy() / unit.scale)
-        rewards = [judgement.sample(uniforms), judgement.worst(), soft]
-        reward, worst, certain = (
-            self._rows((one - unit.location) / unit.scale, policies) for one in rewards
-        )
-        variance = self._rows(judgement.variance() / unit.variance, policies)
-        return Outcome(reward, variance, worst, certain)
+        said = self.unit.of_judgement(judgement, uniforms, strength.double().cpu().numpy())
+        return Outcome(*(self._rows(one, policies) for one in said))
 
     def _rows(self, values: Array, policies: int) -> Tensor:
         """Arrange what is known of responses by policy (policies, responses)."""

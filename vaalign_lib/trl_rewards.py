@@ -76,9 +76,10 @@ def reward_function(
         judgement = source.judge(asked, answers, np.full(len(asked), policy))
         judgement = _of(judgement, variance_of)
         step = int(getattr(trainer_state, "global_step", 0))
-        outcome = _outcome(judgement, _uniforms(seed, step, asked, answers), measured, strength)
-        no_beta, strengths = torch.zeros(1, 1), torch.full((1, 1), strength)
-        score = OBJECTIVES[objective](outcome, no_beta, strengths).score[0].tolist()
+        draws, strengths = _uniforms(seed, step, asked, answers), np.full(len(asked), strength)
+        outcome = Outcome(*map(_row, measured.of_judgement(judgement, draws, strengths)))
+        no_beta, one_strength = torch.zeros(1, 1), torch.full((1, 1), strength)
+        score = OBJECTIVES[objective](outcome, no_beta, one_strength).score[0].tolist()
         variance = outcome.variance[0].tolist()
         if log_extra is not None:
             log_extra(VARIANCE, [_none_if_nan(one) for one in variance])
@@ -177,14 +178,6 @@ def _of(judgement: Judgement, variance_of: VarianceOf | None) -> Judgement:
     if isinstance(judgement, Interval):
         raise ValueError("variance_of: an interval has no members; leave it out")
     return Members(judgement.scores, variance_of)
-
-
-def _outcome(judgement: Judgement, uniforms: Array, unit: Unit, strength: float) -> Outcome:
-    """Return what a judgement says, in a unit (1, responses)."""
-    strengths = np.full(len(uniforms), strength / unit.scale)
-    rewards = judgement.sample(uniforms), judgement.worst(), judgement.soft_worst(strengths)
-    reward, worst, soft = (_row((one - unit.location) / unit.scale) for one in rewards)
-    return Outcome(reward, _row(judgement.variance() / unit.variance), worst, soft)
 
 
 def _row(values: Array) -> torch.Tensor:

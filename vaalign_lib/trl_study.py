@@ -33,7 +33,7 @@ from vaalign_lib.pilots import MatchError, match_kl
 from vaalign_lib.policies.frozen import ReferencePolicy
 from vaalign_lib.policies.reference import quiet_training
 from vaalign_lib.policies.stack import PolicyStack
-from vaalign_lib.policy_study import JUDGES, METHODS
+from vaalign_lib.policy_study import JUDGES, METHODS, questions_of
 from vaalign_lib.ppo import Method, Task, Unit
 from vaalign_lib.profiles import Profile, load_profile
 from vaalign_lib.reward_study import reference
@@ -130,10 +130,9 @@ def train_setting(store: RunStore, profile: Profile, seed: int, setting: Setting
     settings = profile.model_dump(include={"trl", "policies", "reference"})
     for name in ("seeds", "matched_kl", "one_token_steps"):
         del settings["trl"][name]
-    settings["policies"] = {
-        name: settings["policies"][name]
-        for name in ("prompts", "warm_up", "evaluation", "sampling", "critic")
-    }
+    for name in ("runs", "judges", "data", "matching"):
+        del settings["policies"][name]
+    settings["policies"]["training"] = settings["policies"]["training"][ARCHITECTURE]
     config = {"setting": asdict(setting), "seed": seed, "settings": settings}
     name = f"{setting.algorithm}-{setting.objective.replace('_', '-')}"
     return store.folder(name, write, config)
@@ -232,14 +231,12 @@ def reference_gold(store: RunStore, profile: Profile, seed: int) -> float:
 
 
 def _evaluator(profile: Profile, seed: int, start: Path) -> Evaluator:
-    world, sizes = World(seed), profile.policies
-    task = task_of(profile, seed)
-    asked = world.prompts(sizes.evaluation.prompts, world.rng("evaluation prompts"))
+    sizes, asked = profile.policies, questions_of(profile, seed)
     compared = ReferencePolicy(AutoModelForCausalLM.from_pretrained(start))
     return Evaluator(
         compared,
         load_tokenizer(start),
-        Task(asked, task.source, task.gold),
+        Task(asked.evaluation, task_of(profile, seed).source, asked.gold),
         sizes.sampling,
         sizes.evaluation.samples,
         seed,

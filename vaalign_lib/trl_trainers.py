@@ -30,7 +30,6 @@ from trl import GRPOTrainer, RLOOTrainer
 
 VARIANCE = "reward_variance"  # the column that a reward function logs
 Penalty = Literal["detached", "exact"]
-_REWARDS = "_calculate_rewards"
 _MADE = "variances would be lost. These trainers were made for trl>=1.16,<1.17"
 
 
@@ -86,8 +85,7 @@ class _VarianceAware:
         rewards: Tensor = super()._calculate_rewards(  # type: ignore[misc]
             inputs, prompts, completions, completion_ids_list
         )
-        first = self._first(len(prompts))
-        rewarded = ~rewards[first : first + len(prompts)].isnan().all(dim=1)
+        rewarded = ~rewards[self._mine(len(prompts))].isnan().all(dim=1)
         try:
             own = checked_variances(pending.get(VARIANCE), rewarded.tolist())
         except VarianceError:
@@ -106,9 +104,10 @@ class _VarianceAware:
         self._variances = variances.nan_to_num(0.0)
         return rewards
 
-    def _first(self, count: int) -> int:
-        """Return the place of this process's first completion among those of all."""
-        return int(self.accelerator.process_index) * count  # type: ignore[attr-defined]
+    def _mine(self, count: int) -> slice:
+        """Return the places of this process's completions among those of all."""
+        first = int(self.accelerator.process_index) * count  # type: ignore[attr-defined]
+        return slice(first, first + count)
 
     def _known_variances(self) -> Tensor:
         """Return the variances of the completions that were just judged.
@@ -118,7 +117,7 @@ class _VarianceAware:
         """
         if self._variances is None:
             raise IncompatibleTrlError(
-                f"this release of trl gets no rewards from {_REWARDS}; {_MADE}"
+                f"this release of trl gets no rewards from _calculate_rewards; {_MADE}"
             )
         return self._variances
 
@@ -159,8 +158,7 @@ class VarianceAwareGRPOTrainer(_VarianceAware, GRPOTrainer):
     def _generate_and_score_completions(self, inputs: Any) -> dict[str, Any]:
         self._variances = None
         batch: dict[str, Any] = super()._generate_and_score_completions(inputs)
-        first = self._first(len(batch["advantages"]))
-        mine = slice(first, first + len(batch["advantages"]))
+        mine = self._mine(len(batch["advantages"]))
         batch[VARIANCE] = self._known_variances()[mine]
         if self.penalty == "exact":
             batch["advantages"] = batch["advantages"] - self.beta * self._excess()[mine]

@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers import Cache, PretrainedConfig, PreTrainedModel
 
 from vaalign_lib.policies.sampling import Sequences, response_states, token_log_probabilities
-from vaalign_lib.policies.stack import PolicyStack, mixed_precision
+from vaalign_lib.policies.stack import PolicyStack, arithmetic, last_states, mixed_precision
 from vaalign_lib.profiles import Precision
 
 PIECE = 512  # rows of one pass
@@ -24,9 +24,7 @@ class ReferencePolicy:
         self._stack = source if isinstance(source, PolicyStack) else None
         self.model = source.model if isinstance(source, PolicyStack) else source.eval()
         self.precision = source.precision if isinstance(source, PolicyStack) else precision
-        self.dtype: torch.dtype = self.model.get_output_embeddings().weight.dtype
-        if self.precision == "bfloat16":
-            self.dtype = torch.bfloat16
+        self.dtype = arithmetic(self.model, self.precision)
 
     @property
     def config(self) -> PretrainedConfig:
@@ -45,15 +43,7 @@ class ReferencePolicy:
     ) -> Tensor:
         """Return the last hidden states (rows, tokens, width); see `PolicyStack.hidden`."""
         with self._alone():
-            out = self.model.base_model(
-                input_ids=ids,
-                attention_mask=mask,
-                position_ids=positions,
-                past_key_values=cache,
-                use_cache=cache is not None,
-            )
-        hidden: Tensor = out.last_hidden_state
-        return hidden
+            return last_states(self.model, ids, mask, positions, cache)
 
     @torch.no_grad()
     def logits(self, hidden: Tensor) -> Tensor:

@@ -113,10 +113,7 @@ class PolicyStack:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the arithmetic."""
-        if self.precision == "bfloat16":
-            return torch.bfloat16
-        return self.model.get_output_embeddings().weight.dtype
+        return arithmetic(self.model, self.precision)
 
     @property
     def config(self) -> PretrainedConfig:
@@ -138,15 +135,7 @@ class PolicyStack:
             cache: keys and values of earlier tokens; it grows.
         """
         with mixed_precision(self.device, self.precision):
-            out = self.model.base_model(
-                input_ids=ids,
-                attention_mask=mask,
-                position_ids=positions,
-                past_key_values=cache,
-                use_cache=cache is not None,
-            )
-        hidden: Tensor = out.last_hidden_state
-        return hidden
+            return last_states(self.model, ids, mask, positions, cache)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Return (N * rows, tokens, words) in float32."""
@@ -248,6 +237,29 @@ class PolicyStack:
 def mixed_precision(device: torch.device, precision: Precision) -> torch.autocast:
     """Return the context in which products are computed in a precision."""
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
+
+
+def arithmetic(model: PreTrainedModel, precision: Precision) -> torch.dtype:
+    """Return the type of a model's numbers between its layers."""
+    if precision == "bfloat16":
+        return torch.bfloat16
+    held: torch.dtype = model.get_output_embeddings().weight.dtype
+    return held
+
+
+def last_states(
+    model: PreTrainedModel, ids: Tensor, mask: Tensor, positions: Tensor, cache: Cache | None
+) -> Tensor:
+    """Return a model's last hidden states (rows, tokens, width); see `PolicyStack.hidden`."""
+    out = model.base_model(
+        input_ids=ids,
+        attention_mask=mask,
+        position_ids=positions,
+        past_key_values=cache,
+        use_cache=cache is not None,
+    )
+    hidden: Tensor = out.last_hidden_state
+    return hidden
 
 
 def _set_states(generators: Sequence[torch.Generator], states: Sequence[Tensor]) -> None:
