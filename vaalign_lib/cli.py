@@ -6,6 +6,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from pydantic import ValidationError
 
@@ -54,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         ValidationError,  # of the rules
         OSError,
     ) as error:
-        print(f"vaalign: {error}", file=sys.stderr)
+        print(f"vaalign: {_one_line(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(
@@ -71,6 +72,15 @@ def _terminate(*_: object) -> None:
 
 class _UsageError(ValueError):
     """Options that do not go together."""
+
+
+def _one_line(error: BaseException) -> str:
+    return "; ".join(line.strip() for line in str(error).splitlines() if line.strip())
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"vaalign: {message}; see {self.prog} --help\n")
 
 
 def _reproduce(options: argparse.Namespace, profile: Profile, run_dir: Path) -> int:
@@ -207,7 +217,7 @@ def _whole(text: str) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="vaalign",
         description="Reproduce the study: every figure and table of the papers.",
     )

@@ -12,6 +12,7 @@ from vaalign_lib.paths import PROFILES
 Draws = Annotated[int, Field(ge=100, strict=True)]
 ManyDraws = Annotated[int, Field(ge=20_000, strict=True)]  # so that rare events are drawn
 Instances = Annotated[int, Field(ge=20, strict=True)]  # so that intervals exist
+SHOWN_PROBLEMS = 4  # of a profile, in one line
 
 
 class ProfileError(ValueError):
@@ -378,8 +379,7 @@ def load_profile(name: str | Path) -> Profile:
     try:
         return Profile.model_validate(content)
     except ValidationError as error:
-        lines = [_explain(problem) for problem in error.errors()]
-        raise ProfileError(f"{path}:\n" + "\n".join(f"  {line}" for line in lines)) from None
+        raise ProfileError(f"{path}: {_listed(error)}") from None
 
 
 def _from_folder(content: dict[str, Any], folder: Path) -> None:
@@ -444,6 +444,13 @@ def _merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
         both = isinstance(value, dict) and isinstance(merged.get(key), dict)
         merged[key] = _merged(merged[key], value) if both else value
     return merged
+
+
+def _listed(error: ValidationError) -> str:
+    """Return the first problems, each as key, what it held and what is allowed, and how many more."""
+    problems = [_explain(problem) for problem in error.errors()]
+    more = len(problems) - SHOWN_PROBLEMS
+    return "; ".join(problems[:SHOWN_PROBLEMS] + [f"and {more} more"] * (more > 0))
 
 
 def _explain(problem: Any) -> str:
