@@ -1,12 +1,55 @@
 """Prompt and response as token ids, the same way for every model that reads or writes them."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+
+SPEAKERS = {"user": "Human", "assistant": "Assistant"}
+Message = Mapping[str, Any]
+
+
+# --- messages as text -------------------------------------------------------------------------------
+
+
+def prompt_text(messages: Sequence[Message]) -> str:
+    """Return a prompt of messages as text: one turn as it is, several in the manner of HH-RLHF."""
+    text = dialogue_text(messages)
+    return text if len(messages) == 1 else f"{text}\n\nAssistant:"
+
+
+def dialogue_text(messages: Sequence[Message]) -> str:
+    """Return what one message says, or all turns with their speakers.
+
+    Raises:
+        ValueError: a message says nothing, or something else than text.
+    """
+    if len(messages) == 1:
+        return _content(messages[0])
+    turns = [f"{SPEAKERS.get(m['role'], m['role'])}: {_content(m)}" for m in messages]
+    return "\n\n".join(turns)
+
+
+def _content(message: Message) -> str:
+    """Return the text of a message, or of its parts."""
+    content = message.get("content")
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, list) or not content:
+        raise ValueError(f"content: expected text or parts of type text, got {content!r:.80}")
+    kinds = {str(one.get("type")) if isinstance(one, Mapping) else repr(one) for one in content}
+    if kinds != {"text"}:
+        raise ValueError(
+            f"content: sources of this library judge text, got parts of type {', '.join(sorted(kinds))}"
+        )
+    return "".join(str(one["text"]) for one in content)
+
+
+# --- tokenizers -------------------------------------------------------------------------------------
 
 
 def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
@@ -36,6 +79,9 @@ def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
     """Return the id that fills up rows; the end's where a tokenizer has none for that."""
     pad = tokenizer.pad_token_id
     return end_id(tokenizer) if pad is None else int(pad)
+
+
+# --- texts as token ids -----------------------------------------------------------------------------
 
 
 def conversation_ids(

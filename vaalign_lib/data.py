@@ -24,6 +24,7 @@ import pandas as pd
 import yaml
 from datasets import Dataset, load_dataset
 
+from vaalign_lib.conversation import prompt_text
 from vaalign_lib.paths import DATA
 from vaalign_lib.synthetic.language import CATEGORIES
 from vaalign_lib.synthetic.world import World
@@ -320,17 +321,8 @@ def _check_conversations(record: Mapping[str, Any], place: str, path: Path) -> d
     if shared != turns["rejected"][:-1] or not shared:
         raise DataError(f"{place}: expected chosen and rejected to differ in their last turn only")
     texts = {
-        "prompt": _prompt_text(shared),
+        "prompt": prompt_text(shared),
         "chosen": turns["chosen"][-1]["content"],
         "rejected": turns["rejected"][-1]["content"],
     }
     return _check_pair({"subset": path.name, **texts}, place, path)
-
-
-def _prompt_text(messages: list[dict[str, str]]) -> str:
-    """Return one user turn as it is, several turns in the manner of HH-RLHF."""
-    if len(messages) == 1:
-        return messages[0]["content"]
-    speakers = {"user": "Human", "assistant": "Assistant"}
-    turns = [f"{speakers.get(m['role'], m['role'])}: {m['content']}" for m in messages]
-    return "\n\n".join([*turns, "Assistant:"])
