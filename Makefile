@@ -1,5 +1,5 @@
 # make reproduce   run the study        make test    lint, types and tests
-# make lab         open JupyterLab      make clean   remove the environment and all runs
+# make lab         open JupyterLab      make clean   remove the environment; runs stay
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -37,12 +37,13 @@ lab: $(STAMP)
 	$(BIN)/jupyter lab --notebook-dir=notebooks $(ARGS)
 
 # Pin anew what the ranges of pyproject.toml allow today, in a fresh environment.
-lock:
-	rm -rf $(VENV)
+lock: clean
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet "$$(grep -oE 'torch>=[0-9.]+' pyproject.toml | sed 's/>=/==/').*" setuptools
 	$(BIN)/python -m pip install --quiet -e '.[test]'
 	$(BIN)/python -m pip freeze --all --exclude-editable | grep -v '^pip==' | sed 's/+cpu//' > requirements.lock
 
+# Only what make and its tests wrote: VENV goes if it is an environment.
 clean:
-	rm -rf $(VENV) runs build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@test ! -f "$(VENV)/pyvenv.cfg" || rm -rf "$(VENV)"
+	rm -rf build/lib build/bdist.* vaalign.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -46,6 +46,7 @@ def test_the_example_profile_needs_what_it_names_and_nothing_else(tmp_path, monk
         data_files(tmp_path).values(), ("pairs", "bench", "prompts"), strict=True
     ):
         (tmp_path / made).rename(tmp_path / f"my_{name}.jsonl")
+    (tmp_path / "run").mkdir()
     command = ["plan", "--profile", str(tmp_path / "mine.yaml"), "--run-dir", str(tmp_path / "run")]
     assert main(command) == 1
     assert capsys.readouterr().err.count("missing:") == 3  # the key, for three judges

@@ -127,15 +127,6 @@ def test_only_the_shipped_profile_in_its_own_folder_is_published(tmp_path):
     )
 
 
-def test_leftovers_go_and_what_was_being_replaced_comes_back(tmp_path):
-    for name in (".01_a.partial", ".02_b.retired", "store/.t-1.tmp"):
-        (tmp_path / name).mkdir(parents=True)
-    (tmp_path / ".lock").touch()
-    module._remove_leftovers(tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "02_b", "store"]
-    assert (tmp_path / "store" / ".t-1.tmp").is_dir()  # a JupyterLab may be writing it
-
-
 def test_bars_reach_the_terminal_and_not_the_page(study, tmp_path):
     write_notebook(
         study,

@@ -23,7 +23,8 @@ from vaalign_lib.reproduce import (
     select,
     status,
 )
-from vaalign_lib.runs import PlanError, RunDirectoryBusyError, RunStore, content_key, locked
+from vaalign_lib.run_folder import RunFolderError, check, opened
+from vaalign_lib.runs import PlanError, RunDirectoryBusyError, RunStore, content_key
 from vaalign_lib.summary import write_into_readme
 
 _WITH_MODELS = ("03_ensemble_disagreement", "04_ppo_runs", "05_statistics")
@@ -48,6 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         PlanError,
         ProfileError,
         RunDirectoryBusyError,
+        RunFolderError,
         UnknownNotebookError,
         UnknownParameterError,
         UnknownRuleError,
@@ -162,7 +164,7 @@ def _publish(options: argparse.Namespace, profile: Profile, run_dir: Path) -> in
     if options.seed:
         raise _UsageError("--seed: only results of seed 0 are published")
     runs = plan(profile.policies.runs)
-    with locked(run_dir):
+    with opened(run_dir):
         names = publish(RunStore(run_dir / "store"), profile, options.seed, runs)
     for name in names:
         print(f"  {name}")
@@ -187,13 +189,17 @@ def _status(options: argparse.Namespace, profile: Profile, run_dir: Path) -> int
 
 def _run_dir(options: argparse.Namespace, profile: Profile) -> Path:
     """Return the run folder; runs with parameters of their own get one of their own."""
-    if options.run_dir:
-        return Path(options.run_dir).resolve()
     own = getattr(options, "set", [])
     name = f"{profile.name}-{content_key(settings=dict(own))[:8]}" if own else profile.name
     if getattr(options, "from_results", False):
         name = f"{profile.name}-from-results"
-    return (RUNS / name).resolve()
+    folder = options.run_dir or RUNS / name
+    tells = options.command in (_plan, _status) and not options.run_dir
+    if options.command is not _reproduce and not tells and not folder.exists():
+        raise RunFolderError(
+            f"--run-dir: there is no {folder}; `vaalign reproduce` makes run folders"
+        )
+    return check(folder)
 
 
 def _setting(text: str) -> tuple[str, str]:
@@ -207,6 +213,12 @@ def _setting(text: str) -> tuple[str, str]:
 def _source(profile: str) -> str:
     """Return the profile as the notebooks are to find it, from another working directory."""
     return str(Path(profile).resolve()) if profile.endswith((".yaml", ".yml")) else profile
+
+
+def _path(text: str) -> Path:
+    if not text.strip() or "\0" in text:
+        raise argparse.ArgumentTypeError(f"expected the name of a folder, got {text!r}")
+    return Path(text)
 
 
 def _whole(text: str) -> int:
@@ -228,7 +240,9 @@ def _parser() -> argparse.ArgumentParser:
         default="embedded",
         help="embedded (default), extended, smoke, paper, or the path of a YAML file",
     )
-    common.add_argument("--run-dir", metavar="DIR", help="run folder (default: runs/<profile>)")
+    common.add_argument(
+        "--run-dir", metavar="DIR", type=_path, help="run folder (default: runs/<profile>)"
+    )
     common.add_argument("--seed", type=_whole, default=0, help="of the whole study (default: 0)")
 
     run = commands.add_parser(

@@ -32,8 +32,9 @@ from vaalign_lib.memory import (
 from vaalign_lib.policy_results import published
 from vaalign_lib.policy_study import ENSEMBLE_ROW, REFERENCE, Run, plan, train_run
 from vaalign_lib.profiles import OURS, Profile
-from vaalign_lib.reproduce import PUBLISHED_PROFILE, SHOWN_PLAN
+from vaalign_lib.reproduce import PUBLISHED_PROFILE
 from vaalign_lib.reward_study import prepare
+from vaalign_lib.run_folder import SHOWN_PLAN
 from vaalign_lib.runs import NotKeptError, PlanError, RunStore, content_key, write_atomically
 
 PAIR_TOKENS = 400  # of a preference pair's side, about

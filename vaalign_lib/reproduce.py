@@ -19,28 +19,21 @@ from tqdm import tqdm
 from vaalign_lib.paths import DATA, FIGURES, NOTEBOOKS, RESULTS, ROOT, RUNS
 from vaalign_lib.profiles import Profile, load_profile, local_files
 from vaalign_lib.progress import HEADLESS
+from vaalign_lib.run_folder import RECORD, hashes, make_way, opened, recorded, remove
 from vaalign_lib.runs import (
     PACKAGE,
     content_key,
     file_hash,
-    locked,
     new_folder,
     package_versions,
     replace_folder,
     write_atomically,
 )
 
-EXECUTED, PAGE, RECORD, FINDINGS = (
-    "executed.ipynb",
-    "page.html",
-    "done.json",
-    "findings.json",
-)
-SHOWN_PLAN = ".plan"  # in a run folder: the key of the plan that was shown
+EXECUTED, PAGE, FINDINGS = "executed.ipynb", "page.html", "findings.json"
 FROM_RESULTS = "from_results"  # the parameter of notebooks that can be drawn from published results
 COMMON_PARAMETERS = ("profile", "seed", "run_dir", "figures_dir", "workers")
 PUBLISHED_PROFILE = "embedded"  # its figures and tables are committed
-LEFTOVER_AGE = 24 * 3600  # seconds after which a temporary folder in the store belongs to nobody
 
 
 class UnknownParameterError(ValueError):
@@ -177,14 +170,8 @@ def notebook_key(
 
 def read_record(folder: Path) -> dict[str, Any] | None:
     """Return the record of a finished run if all its files are there and unchanged, else None."""
-    path = folder / RECORD
-    if not path.is_file():
-        return None
-    record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    intact = all(
-        (folder / name).is_file() and file_hash(folder / name) == digest
-        for name, digest in record["files"].items()
-    )
+    record = recorded(folder)
+    intact = record is not None and record["files"].items() <= hashes(folder).items()
     return record if intact else None
 
 
@@ -201,17 +188,12 @@ def publishes(profile: Profile, run_dir: Path, seed: int) -> bool:
 
 
 def _write_record(folder: Path, key: str, seconds: float) -> None:
-    files = {
-        str(path.relative_to(folder)): file_hash(path)
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
     finished = datetime.now(UTC).isoformat(timespec="seconds")
     record = {
         "key": key,
         "finished": finished,
         "seconds": round(seconds, 1),
-        "files": files,
+        "files": hashes(folder),
     }
     write_atomically(folder / RECORD, json.dumps(record, indent=1) + "\n")
 
@@ -250,6 +232,7 @@ def reproduce(
 
     Raises:
         RunDirectoryBusyError: another process works in the run folder.
+        RunFolderError: it is a folder of other things.
         UnknownNotebookError: `only` names a notebook that does not exist.
         UnknownParameterError: a selected notebook has no such parameter.
     """
@@ -257,8 +240,7 @@ def reproduce(
     for notebook in chosen:
         notebook.check_parameters(settings)
     outcomes: list[Outcome] = []
-    with locked(run_dir):
-        _remove_leftovers(run_dir)
+    with opened(run_dir):
         for position, notebook in enumerate(chosen, start=1):
             label = f"[{position}/{len(chosen)}] {notebook.name}"
             blocking = [
@@ -319,8 +301,10 @@ def _run(
         partial.mkdir(parents=True)
         error = _execute(notebook, partial, parameters, run_dir, label)
         seconds = time.perf_counter() - started
+        _write_record(partial, key, seconds)
         failed = run_dir / f"{notebook.name}.failed"
         if error is not None:
+            make_way(failed)
             replace_folder(partial, failed)
             return Outcome(
                 notebook.name,
@@ -328,9 +312,9 @@ def _run(
                 seconds,
                 f"{error}\n    executed copy: {failed / EXECUTED}",
             )
-        _write_record(partial, key, seconds)
+        make_way(folder)
         replace_folder(partial, folder)
-        shutil.rmtree(failed, ignore_errors=True)
+        remove(failed)
         return Outcome(notebook.name, "done", seconds)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -353,6 +337,7 @@ def _take(notebook: Notebook, key: str, run_dir: Path) -> Outcome:
     }
     if lost := [str(path) for path in files.values() if not path.is_file()]:
         return Outcome(notebook.name, "skipped", message=f"published, but missing: {lost[0]}")
+    make_way(run_dir / notebook.name)
     with new_folder(run_dir / notebook.name) as partial:
         for name, path in files.items():
             (partial / name).parent.mkdir(exist_ok=True)
@@ -464,25 +449,6 @@ def _without_bars(cells: list[Any]) -> None:
                 output.text = re.sub(r"[^\n]*\r", "", output.text).strip()
         if cell.cell_type == "code":
             cell.outputs = [out for out in cell.outputs if out.get("text") != ""]
-
-
-def _remove_leftovers(run_dir: Path) -> None:
-    """Remove what a killed run left behind; bring back what it was about to replace.
-
-    In the store a JupyterLab may be writing at this moment, so there only old leftovers go.
-    """
-    for path in [*run_dir.glob(".*.retired"), *(run_dir / "store").glob(".*.retired")]:
-        original = path.with_name(path.name.removeprefix(".").removesuffix(".retired"))
-        if not original.exists():
-            path.rename(original)
-    for path in run_dir.glob(".*"):
-        if path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
-        elif path.name not in (".lock", SHOWN_PLAN):
-            path.unlink()
-    for path in (run_dir / "store").glob(".*"):
-        if time.time() - path.stat().st_mtime > LEFTOVER_AGE:
-            shutil.rmtree(path, ignore_errors=True)
 
 
 def publish(folder: Path, figures: Path = FIGURES, results: Path = RESULTS) -> list[Path]:
