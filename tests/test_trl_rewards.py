@@ -1,6 +1,7 @@
 """Reward functions for TRL: rewards, variances, objectives, units, draws."""
 
 import asyncio
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,10 +11,17 @@ from scipy.stats import kstest
 
 from tests.small_problem import TableReward
 from tests.trl_problem import equal, make, weights
+from vaalign_lib.data import _check_conversations
 from vaalign_lib.objectives import OBJECTIVES, Outcome
 from vaalign_lib.ppo import Unit
 from vaalign_lib.rewards.base import Interval, Members
-from vaalign_lib.trl_rewards import reference_unit, reward_function, text_of, with_variances
+from vaalign_lib.trl_rewards import (
+    _uniforms,
+    reference_unit,
+    reward_function,
+    text_of,
+    with_variances,
+)
 from vaalign_lib.trl_trainers import VARIANCE
 
 SCORES = np.array([[1.0, 2.0, 6.0], [0.0, 0.0, 3.0]])
@@ -52,11 +60,20 @@ def test_an_ensembles_rewards_and_variances():
 
 def test_conversations_are_read_as_texts():
     source = Ensemble()
-    asked = [[{"role": "system", "content": "x"}, {"role": "user", "content": "p"}]] * 2
+    turns = [("system", "x"), ("user", "p"), ("assistant", "a"), ("user", "q")]
+    long = [{"role": role, "content": text} for role, text in turns]
+    asked = [[{"role": "user", "content": "p"}], long]
     answers = [[{"role": "assistant", "content": text}] for text in ("r", "s")]
     reward_function(source)(prompts=asked, completions=answers)
-    assert source.asked[0][:2] == (["p", "p"], ["r", "s"])
+    whole = "system: x\n\nHuman: p\n\nAssistant: a\n\nHuman: q\n\nAssistant:"
+    assert source.asked[0][:2] == (["p", whole], ["r", "s"])
+    shared = [{"role": "assistant", "content": "yes"}]  # as a file's pairs are read
+    pair = {"chosen": [*long, *answers[0]], "rejected": [*long, *shared]}
+    assert _check_conversations(pair, "here", Path("x"))["prompt"] == whole
     assert text_of("as it is") == "as it is"
+    assert text_of([{"role": "assistant", "content": "a"}, {"role": "tool", "content": "b"}]) == (
+        "Assistant: a\n\ntool: b"
+    )
 
 
 @pytest.mark.parametrize("name", ["uwo", "worst_case", "reward_robust", "effective"])
@@ -148,6 +165,47 @@ def test_bad_choices_are_refused_before_training():
     assert text_of(parts) == "ab"
     with pytest.raises(ValueError, match="judge text, got parts of type image, text"):
         text_of([{"content": [*parts[0]["content"], {"type": "image"}]}])
+
+
+def test_a_message_without_text_is_refused():
+    for message in ({"role": "assistant", "content": None}, {"role": "assistant"}):
+        with pytest.raises(ValueError, match="content: expected text or parts of type text, got"):
+            text_of([message])
+
+
+def test_each_completion_has_its_own_judgement():
+    answers = {"prompts": ["p"] * 4, "completions": ["r"] * 4}
+    for rows in (SCORES[:1], SCORES):
+        with pytest.raises(ValueError, match=f"of each of 4 completions, got {len(rows)}"):
+            reward_function(Ensemble(rows))(**answers)
+
+
+def test_pairs_in_place_of_two_lists_are_refused():
+    """Of two completions, two pairs have the shape of two lists."""
+    pairs = [(1.0, 0.1), (2.0, 0.2)]
+    for wrong in (pairs, tuple(pairs), [list(one) for one in pairs], zip(*pairs, strict=True), 3.0):
+        with pytest.raises(ValueError, match=r"expected two lists, \(rewards, variances\)"):
+            call(with_variances(lambda wrong=wrong, **_: wrong))
+    right = with_variances(lambda **_: (np.array([1.0, 2.0]), torch.tensor([0.25, 0.5])))
+    assert call(right) == ([1.0, 2.0], [0.25, 0.5])
+
+
+@pytest.mark.parametrize("bad", ["0.5", float("inf"), -np.inf, True])
+def test_rewards_that_are_no_numbers_are_refused(bad):
+    with pytest.raises(ValueError, match=r"rewards: completion 1 has .*; expected a finite number"):
+        call(with_variances(lambda **_: ([1.0, bad], [1.0, 1.0])))
+    with pytest.raises(ValueError, match="variances: expected one for each of 2 rewards, got 1"):
+        call(with_variances(lambda **_: ([1.0, 2.0], [1.0])))
+
+
+def test_processes_draw_differently(monkeypatch):
+    alone = _uniforms(3, 2, ["p", "p"], ["r", "r"])
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    drawn = []
+    for rank in range(3):
+        monkeypatch.setattr(torch.distributed, "get_rank", lambda rank=rank: rank)
+        drawn.append(_uniforms(3, 2, ["p", "p"], ["r", "r"]))
+    assert len(np.unique(drawn)) == 6 and np.array_equal(drawn[0], alone)
 
 
 def test_a_coroutine_with_variances():

@@ -6,13 +6,15 @@ import sys
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset
 from peft import LoraConfig
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, MistralConfig
 from trl import GRPOTrainer, RLOOTrainer
 
-from tests.small_problem import tokenizer
+from tests.small_problem import TableReward, tokenizer
 from tests.trl_problem import KINDS, WORDS, equal, make, rewards_of, start, uneven, weights
 from vaalign_lib.tabular import exact_policy, grpo_fixed_point, ppo_fixed_point
+from vaalign_lib.trl_rewards import reward_function
 from vaalign_lib.trl_study import BETA, one_token_problem, one_token_shares
 from vaalign_lib.trl_study import VARIANTS as VARIANTS_ON_ONE_TOKEN
 from vaalign_lib.trl_trainers import (
@@ -20,7 +22,9 @@ from vaalign_lib.trl_trainers import (
     IncompatibleTrlError,
     VarianceError,
     _Weighing,
+    check_columns,
     checked_variances,
+    summed,
 )
 
 VARIANTS = {
@@ -193,6 +197,66 @@ def test_what_could_not_be_judged_is_left_out(kind, penalty, others, tmp_path):
     assert all(p.isfinite().all() for p in weights(one).values())
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_where_nothing_could_be_judged_nothing_is_learned(kind, tmp_path):
+    def silent(completions, log_extra, **_):
+        log_extra(VARIANCE, [None] * len(completions))
+        return [None] * len(completions)
+
+    one = make(kind, tmp_path, reward=[silent, bonus], max_steps=1)
+    before = weights(one)
+    one.train()
+    assert equal(before, weights(one))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_alone_in_its_group_a_completion_has_nobody_to_be_compared_with(kind, tmp_path):
+    def reward(completions, completion_ids, log_extra, **_):
+        known = [0, 4, 6]  # one of the first four, two of the others
+        log_extra(VARIANCE, [2.0 + k if k in known else None for k in range(8)])
+        return [1.0 + k if k in known else None for k in range(8)]
+
+    options = {"scale_rewards": "none"} if kind == "grpo" else {}
+    one = make(kind, tmp_path, reward=reward, penalty="exact", **options)
+    one.model.train()
+    batch = one._generate_and_score_completions([{"prompt": str(2 + k // 4)} for k in range(8)])
+    # rewards 5 and 7, variances 6 and 8; RLOO compares with the other, GRPO with the mean of both
+    gain, excess = (2.0, 2.0) if kind == "rloo" else (1.0, 2.0)
+    second = gain - 0.3 * excess
+    by_hand = torch.tensor([0, 0, 0, 0, -second, 0, second, 0])
+    torch.testing.assert_close(batch["advantages"], by_hand, atol=1e-4, rtol=0)
+
+
+def test_of_two_functions_the_variances_add():
+    first, second = [1.0, 2.0, None], [10.0, None, None]
+    assert summed(first + second, 3, [1.0, 1.0]) == [11.0, None, None]
+    assert summed(first, 3, [1.0, 0.5]) == first  # of the whole reward
+    for logged in (first + second[:1], first * 3, None):  # for checked_variances to refuse
+        assert summed(logged, 3, [1.0, 1.0]) == logged
+    with pytest.raises(VarianceError, match=r"which have the weights \[1.0, 0.5\]"):
+        summed(first + second, 3, [1.0, 0.5])
+
+
+def test_two_sources_beside_each_other(tmp_path):
+    sources = [
+        TableReward(lambda p, r: len(r), lambda p, r: 1 + r.count("2"), still=True),
+        TableReward(lambda p, r: -r.count("3"), lambda p, r: 2.0, still=True),
+    ]
+    both = [reward_function(one, name=name) for one, name in zip(sources, "ab", strict=True)]
+
+    def alone(completions, log_extra, **_):
+        log_extra(VARIANCE, [3.0 + r.count("2") for r in completions])
+        return [float(len(r) - r.count("3")) for r in completions]
+
+    ends = []
+    for reward in (both, [alone]):
+        one = make("grpo", tmp_path, reward=reward, log_completions=True, max_steps=2)
+        one.train()
+        ends.append(weights(one))
+    for name, value in ends[0].items():
+        torch.testing.assert_close(value, ends[1][name], atol=1e-5, rtol=1e-4)
+
+
 # --- what is refused ----------------------------------------------------------------------------------
 
 
@@ -215,8 +279,10 @@ def test_missing_and_surplus_variances_are_refused(tmp_path):
         checked_variances([1.0] * 4, [True, True])
     assert checked_variances([1.0, None], [True, False]) == [1.0, None]
     assert checked_variances([1.0, None], [True, True]) == [1.0, None]  # left out
-    with pytest.raises(VarianceError, match="None for every completion, though some have a reward"):
-        checked_variances([None, None], [True, False])
+    assert checked_variances([None], [True]) == [None]
+    for bad in (1e39, 2e18, "1.0", True, [1.0], -1e-9):
+        with pytest.raises(VarianceError, match=r"completion 1 of 2 has .* from 0 to 1e"):
+            checked_variances([1.0, bad], [True, True])
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -228,6 +294,15 @@ def test_settings_that_do_not_fit_are_refused(kind, tmp_path):
     if kind == "grpo":
         with pytest.raises(ValueError, match="set use_bias_correction_kl=True"):
             make(kind, tmp_path, penalty="exact", use_bias_correction_kl=False)
+
+
+def test_a_column_with_a_name_of_trls_is_refused():
+    data = Dataset.from_dict({"prompt": ["a"], "completions": ["b"]})
+    for given in (data, {"one": data}, data.to_iterable_dataset()):
+        with pytest.raises(ValueError, match="train_dataset: the column completions has the name"):
+            check_columns("train_dataset", given)
+    check_columns("eval_dataset", None)
+    check_columns("eval_dataset", data.remove_columns("completions"))
 
 
 def test_a_release_that_does_not_multiply_is_told(tmp_path, monkeypatch):
@@ -277,6 +352,7 @@ def test_two_processes_keep_each_rows_variance(tmp_path):
     assert done.returncode == 0, done.stderr[-9000:]
     assert done.stdout.count("all rows kept their variances") == 4  # two trainers, two processes
     assert done.stdout.count("the stock trainer's weights") == 4
+    assert done.stdout.count("a silent process") == 2
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from tests.trl_problem import KINDS, equal, make, rewards_of, uneven, weights
+from vaalign_lib.trl_rewards import _uniforms
 from vaalign_lib.trl_trainers import VARIANCE
 
 
@@ -43,7 +44,32 @@ def check_rows(kind, folder, model):
     print("all rows kept their variances", flush=True)
 
 
+def check_a_silent_process(folder, model):
+    """Check that what a whole process could not judge is left out, beside another reward."""
+
+    def silent(completions, completion_ids, log_extra, **_):
+        known = [None if first else uneven(ids) for ids in completion_ids]
+        log_extra(VARIANCE, known)
+        return [None if first else float(sum(ids)) for ids in completion_ids]
+
+    def none(completions, **_):
+        return [0.0] * len(completions)
+
+    options = {"num_generations": 16, "scale_rewards": "none"}
+    one = make("grpo", folder, reward=[silent, none], model=model, **options)
+    first = one.accelerator.process_index == 0
+    one.model.train()
+    batch = one._generate_and_score_completions([{"prompt": "2"}] * 8)
+    reward = torch.tensor([float(sum(ids)) for ids in completions(batch)])
+    by_hand = torch.zeros(8) if first else reward - reward.mean()
+    torch.testing.assert_close(batch["advantages"], by_hand, atol=1e-4, rtol=1e-4)
+    draws = torch.from_numpy(_uniforms(0, 0, ["p"] * 8, ["r"] * 8))
+    assert len(one.accelerator.gather(draws).unique()) == 16
+    print("a silent process", flush=True)
+
+
 def main(folder):
+    check_a_silent_process(folder, str(folder / "model"))
     for kind in KINDS:
         model = str(folder / "model")
         check_rows(kind, folder, model)

@@ -8,7 +8,6 @@ from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-
 SPEAKERS = {"user": "Human", "assistant": "Assistant"}
 Message = Mapping[str, Any]
 

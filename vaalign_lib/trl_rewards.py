@@ -1,7 +1,8 @@
 """Reward functions for TRL's trainers that also say how uncertain each reward is.
 
 They return a list of rewards, None where there is none, as TRL wants it, and log the variances as
-`reward_variance`, which `trl_trainers` reads.
+`reward_variance`, which `trl_trainers` reads. Of several functions beside each other, whose rewards TRL
+adds, it adds the variances.
 """
 
 import hashlib
@@ -14,6 +15,7 @@ from typing import Any, get_args
 import numpy as np
 import torch
 
+from vaalign_lib.conversation import dialogue_text, prompt_text
 from vaalign_lib.objectives import OBJECTIVES, Outcome
 from vaalign_lib.ppo import Unit
 from vaalign_lib.rewards.base import Array, Interval, Judgement, Members, RewardSource, VarianceOf
@@ -36,6 +38,7 @@ def reward_function(
     variance_of: VarianceOf | None = None,
     policy: int = 0,
     seed: int = 0,
+    name: str = "",
 ) -> RewardFunction:
     """Return a reward function of TRL that asks a source of this library.
 
@@ -47,7 +50,9 @@ def reward_function(
         variance_of: of an ensemble a single `member` or the `mean`; by default as the source says. One
             of the mean should go with a unit of the same kind.
         policy: number of the policy, for sources of which each policy has its own.
-        seed: of the draws from intervals; they also depend on the step and the text.
+        seed: of the draws from intervals; they also depend on the step, the text and the process.
+        name: under which TRL logs the rewards, by default the objective's; each of two functions needs
+            its own.
 
     Raises:
         ValueError: the objective is not known, or is more than a change of reward.
@@ -72,20 +77,23 @@ def reward_function(
         trainer_state: Any = None,
         **_: Any,
     ) -> Rewards:
-        asked, answers = [text_of(one) for one in prompts], [text_of(one) for one in completions]
-        judgement = source.judge(asked, answers, np.full(len(asked), policy))
-        judgement = _of(judgement, variance_of)
+        asked = [text_of(one, prompt=True) for one in prompts]
+        answers = [text_of(one) for one in completions]
+        judgement = _of(source.judge(asked, answers, np.full(len(asked), policy)), variance_of)
+        if judgement.variance().shape != (len(answers),):
+            raise ValueError(
+                f"source: expected a judgement of each of {len(answers)} completions, got "
+                f"{judgement.variance().size}"
+            )
         step = int(getattr(trainer_state, "global_step", 0))
         draws, strengths = _uniforms(seed, step, asked, answers), np.full(len(asked), strength)
         outcome = Outcome(*map(_row, measured.of_judgement(judgement, draws, strengths)))
         no_beta, one_strength = torch.zeros(1, 1), torch.full((1, 1), strength)
         score = OBJECTIVES[objective](outcome, no_beta, one_strength).score[0].tolist()
         variance = outcome.variance[0].tolist()
-        if log_extra is not None:
-            log_extra(VARIANCE, [_none_if_nan(one) for one in variance])
-        return [_none_if_nan(one) for one in score]
+        return _told(_none_if_nan(score), _none_if_nan(variance), log_extra)
 
-    rewards.__name__ = objective if objective != "vanilla" else "reward"
+    rewards.__name__ = name or (objective if objective != "vanilla" else "reward")
     return rewards
 
 
@@ -93,15 +101,20 @@ def with_variances(function: Callable[..., tuple[Rewards, Rewards]]) -> RewardFu
     """Make a reward function of TRL from one that returns rewards and their variances.
 
     Args:
-        function: takes what TRL's reward functions take, and returns two lists; None where a completion
-            could not be judged. It may be a coroutine.
+        function: takes what TRL's reward functions take, and returns two lists, `(rewards, variances)`;
+            None where a completion could not be judged. It may be a coroutine.
+
+    The reward function raises a ValueError where it gets something else, such as a pair for each
+    completion.
     """
 
-    def split(both: tuple[Rewards, Rewards], log_extra: Any) -> Rewards:
-        found, variances = both
-        if log_extra is not None:
-            log_extra(VARIANCE, list(variances))
-        return list(found)
+    def split(both: Any, log_extra: Any) -> Rewards:
+        pair = isinstance(both, tuple) and len(both) == 2
+        if not pair or any(isinstance(one, tuple) or not hasattr(one, "__len__") for one in both):
+            raise ValueError(
+                f"{function.__name__}: expected two lists, (rewards, variances), got {both!r:.80}"
+            )
+        return _told(*both, log_extra)
 
     if inspect.iscoroutinefunction(function):
 
@@ -116,6 +129,22 @@ def with_variances(function: Callable[..., tuple[Rewards, Rewards]]) -> RewardFu
         return split(function(*args, **columns), columns.get("log_extra"))
 
     return rewards
+
+
+def _told(rewards: Sequence[Any], variances: Sequence[Any], log_extra: Any) -> Rewards:
+    """Return rewards as TRL wants them, after logging their variances, which its trainers check.
+
+    Raises:
+        ValueError: there are more of one than of the other, or a reward is no number, or infinite.
+    """
+    if len(rewards) != len(variances):
+        raise ValueError(
+            f"variances: expected one for each of {len(rewards)} rewards, got {len(variances)}"
+        )
+    checked = [None if value is None else _checked(k, value) for k, value in enumerate(rewards)]
+    if log_extra is not None:
+        log_extra(VARIANCE, list(variances))
+    return checked
 
 
 def reference_unit(
@@ -142,32 +171,30 @@ def reference_unit(
     return Unit.of(rewards[judged], judgement.variance()[judged])
 
 
-def text_of(message: Any) -> str:
-    """Return a prompt or completion as text: as it is, or what the last message of it says.
+def text_of(messages: Any, prompt: bool = False) -> str:
+    """Return a prompt or completion as text: as it is, or all its messages (see `prompt_text`).
 
     Raises:
-        ValueError: the message has other parts than text.
+        ValueError: a message says nothing, or has other parts than text.
     """
-    if isinstance(message, str):
-        return message
-    content = message[-1]["content"]
-    parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
-    if any(one.get("type") != "text" for one in parts):
-        kinds = ", ".join(sorted({str(one.get("type")) for one in parts}))
-        raise ValueError(f"content: sources of this library judge text, got parts of type {kinds}")
-    return "".join(one["text"] for one in parts)
+    if isinstance(messages, str):
+        return messages
+    return prompt_text(messages) if prompt else dialogue_text(messages)
 
 
 def _uniforms(seed: int, step: int, prompts: Sequence[str], responses: Sequence[str]) -> Array:
-    """Return a number in [0, 1) for each text (texts,), whichever process asks and what else is judged.
+    """Return a number in [0, 1) for each text (texts,), whatever else is judged.
 
-    A run that is resumed at a step draws the same again; of equal texts each has its own number.
+    A run that is resumed at a step draws the same again; of equal texts each has its own number, also
+    where they are on different processes.
     """
+    rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
     seen: Counter[tuple[str, str]] = Counter()
     numbers = []
     for text in zip(prompts, responses, strict=True):
         seen[text] += 1
-        digest = hashlib.sha256(repr((seed, step, seen[text], text)).encode()).digest()
+        what = (seed, step, seen[text], text, *([rank] if rank else []))
+        digest = hashlib.sha256(repr(what).encode()).digest()
         numbers.append(int.from_bytes(digest[:8], "big") / 2**64)
     return np.array(numbers)
 
@@ -184,5 +211,13 @@ def _row(values: Array) -> torch.Tensor:
     return torch.from_numpy(np.asarray(values, dtype=np.float64))[None]
 
 
-def _none_if_nan(value: float) -> float | None:
-    return None if value != value else value
+def _checked(place: int, reward: Any) -> float:
+    if isinstance(reward, str | bytes | bool) or np.isinf(reward):
+        raise ValueError(
+            f"rewards: completion {place} has {reward!r}; expected a finite number, or None for none"
+        )
+    return float(reward)
+
+
+def _none_if_nan(values: list[float]) -> list[float | None]:
+    return [None if value != value else value for value in values]

@@ -29,6 +29,8 @@ from torch import Tensor
 from trl import GRPOTrainer, RLOOTrainer
 
 VARIANCE = "reward_variance"  # the column that a reward function logs
+LARGEST = 1e18  # variance: its square, as norms of gradients have it, is still a number in float32
+GIVEN = ("prompts", "completions", "trainer_state", "log_extra", "log_metric")  # by trl, to rewards
 Penalty = Literal["detached", "exact"]
 _MADE = "variances would be lost. These trainers were made for trl>=1.16,<1.17"
 
@@ -65,6 +67,8 @@ class _VarianceAware:
             self._check(given)  # before a large model is loaded
         super().__init__(*args, **options)
         self._check(self.args)  # type: ignore[attr-defined]
+        for name in ("train_dataset", "eval_dataset"):
+            check_columns(name, getattr(self, name))
         self.beta: float = float(self.beta)  # type: ignore[has-type]
         self._variances: Tensor | None = None
 
@@ -87,10 +91,15 @@ class _VarianceAware:
         )
         rewarded = ~rewards[self._mine(len(prompts))].isnan().all(dim=1)
         try:
-            own = checked_variances(pending.get(VARIANCE), rewarded.tolist())
+            logged = summed(pending.get(VARIANCE), len(prompts), self.reward_weights.tolist())  # type: ignore[attr-defined]
+            own = checked_variances(logged, rewarded.tolist())
         except VarianceError:
             pending.clear()
             raise
+        if len(pending[VARIANCE]) != len(
+            own
+        ):  # of several functions; trl's table has one a completion
+            pending[VARIANCE][:] = own
         known = [one for one in own if one is not None]
         self._log_metric(f"{VARIANCE}/mean", sum(known) / max(len(known), 1))  # type: ignore[attr-defined]
         local = torch.tensor(
@@ -166,14 +175,14 @@ class VarianceAwareGRPOTrainer(_VarianceAware, GRPOTrainer):
 
     def _excess(self) -> Tensor:
         """Return by how much each variance is above the mean of the others of its group, 0 for what was
-        not judged (completions of all processes,).
+        not judged, or alone was (completions of all processes,).
         """
         size = self.num_generations if self.model.training else self.num_generations_eval
         groups = self._known_variances().view(-1, size)
         counted = self._judged.view(-1, size)
-        others = (counted.sum(1, keepdim=True) - 1).clamp(min=1)
-        mean = (groups.sum(1, keepdim=True) - groups) / others  # what is not judged is 0
-        return ((groups - mean) * counted).view(-1)
+        others = counted.sum(1, keepdim=True) - 1
+        mean = (groups.sum(1, keepdim=True) - groups) / others.clamp(min=1)  # not judged is 0
+        return ((groups - mean) * (counted & (others > 0))).view(-1)
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
         self.beta = _Weighing(float(self.beta), inputs[VARIANCE], axes=2)
@@ -185,15 +194,41 @@ class VarianceAwareGRPOTrainer(_VarianceAware, GRPOTrainer):
         return loss
 
 
+def summed(logged: Any, completions: int, weights: list[float]) -> Any:
+    """Return what was logged, or, where several reward functions logged, the sum of their variances: that
+    of a sum of independent rewards. What one of them could not judge has none (completions,).
+
+    Args:
+        logged: by all functions, one after the other.
+        completions: how many there are.
+        weights: of the reward functions.
+
+    Raises:
+        VarianceError: the functions have weights of their own.
+    """
+    times = len(logged or ()) // max(completions, 1)
+    if not 1 < times <= len(weights) or len(logged) != times * completions:
+        return logged
+    if any(weight != 1 for weight in weights):
+        raise VarianceError(
+            f"{VARIANCE}: logged by {times} reward functions, which have the weights {weights}; with "
+            "reward_weights let one function log the variance of the weighted sum"
+        )
+    each = zip(
+        *(logged[k * completions : (k + 1) * completions] for k in range(times)), strict=True
+    )
+    return [None if None in row else sum(map(_number, row)) for row in each]
+
+
 def checked_variances(logged: Any, rewarded: list[bool]) -> list[float | None]:
     """Return the variance of every completion, None where it is to be left out.
 
     Args:
-        logged: what a reward function logged, or None.
+        logged: what reward functions logged, or None.
         rewarded: which completions have a reward.
 
     Raises:
-        VarianceError: they are missing, or one is not a finite number of at least 0.
+        VarianceError: they are missing, or one is not a number from 0 to `LARGEST`.
     """
     if logged is None:
         raise VarianceError(
@@ -203,20 +238,44 @@ def checked_variances(logged: Any, rewarded: list[bool]) -> list[float | None]:
     values = list(logged)
     if len(values) != len(rewarded):
         raise VarianceError(
-            f"{VARIANCE}: expected one for each of {len(rewarded)} completions, got {len(values)}; one "
-            "reward function logs them, once"
+            f"{VARIANCE}: expected one for each of {len(rewarded)} completions, got {len(values)}; a "
+            "reward function logs them once"
         )
-    if any(rewarded) and all(one is None for one in values):
-        raise VarianceError(f"{VARIANCE}: None for every completion, though some have a reward")
     found: list[float | None] = []
     for k, (value, counts) in enumerate(zip(values, rewarded, strict=True)):
-        if counts and value is not None and not 0 <= float(value) < float("inf"):
+        if not counts or value is None:
+            found.append(None)
+        elif 0 <= _number(value) <= LARGEST:
+            found.append(float(value))
+        else:
             raise VarianceError(
-                f"{VARIANCE}: completion {k} of {len(values)} has {value}; expected a finite number of "
-                "at least 0, or None to leave this completion out"
+                f"{VARIANCE}: completion {k} of {len(values)} has {value!r}; expected a finite number "
+                f"from 0 to {LARGEST:g}, or None to leave this completion out"
             )
-        found.append(float(value) if counts and value is not None else None)
     return found
+
+
+def _number(value: Any) -> float:
+    """Return a number, or NaN for what is none, such as a text."""
+    try:
+        return float("nan") if isinstance(value, str | bytes | bool) else float(value)
+    except (TypeError, ValueError):
+        return float("nan")
+
+
+def check_columns(name: str, data: Any) -> None:
+    """Check that no column of a data set takes the place of what TRL gives to reward functions.
+
+    Raises:
+        ValueError: one does.
+    """
+    for one in data.values() if isinstance(data, dict) else [data]:
+        taken = sorted(set(getattr(one, "column_names", None) or ()) & set(GIVEN))
+        if taken:
+            raise ValueError(
+                f"{name}: the column {taken[0]} has the name of something that trl gives to reward "
+                "functions; rename it"
+            )
 
 
 class _Weighing(float):
