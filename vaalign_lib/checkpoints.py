@@ -4,11 +4,8 @@ A checkpoint is one safetensors file under a name with its step and its hash. It
 only when it is complete on the disk; the two newest are kept.
 """
 
-import errno
-import hashlib
 import os
 import re
-import tempfile
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,16 +13,14 @@ from pathlib import Path
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from vaalign_lib.runs import file_hash, unfinished
+
 KEPT = 2
 _NAME = re.compile(r"step-(\d+)-([0-9a-f]{16})\.safetensors")
 
 
 class CorruptCheckpointWarning(UserWarning):
     """A checkpoint is not what was written; the one before it is taken."""
-
-
-class DiskFullError(OSError):
-    """No checkpoint can be written."""
 
 
 class Checkpoints:
@@ -40,25 +35,12 @@ class Checkpoints:
         Raises:
             DiskFullError: there is no room; what was saved before is still there.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(dir=self.folder, prefix=".step-")
-        os.close(descriptor)
-        unfinished = Path(temporary)
-        try:
-            save_file({name: one.cpu().contiguous() for name, one in state.items()}, unfinished)
-            with unfinished.open("rb") as file:
+        with unfinished(self.folder / "step") as temporary:
+            save_file({name: one.cpu().contiguous() for name, one in state.items()}, temporary)
+            with temporary.open("rb") as file:
                 os.fsync(file.fileno())
-            path = self.folder / f"step-{step:07d}-{_hash(unfinished)}.safetensors"
-            unfinished.replace(path)
-        except Exception as error:
-            if _means_full_disk(error):
-                raise DiskFullError(
-                    f"{self.folder}: the disk is full; free some of it and run again, work goes on from "
-                    "the last checkpoint"
-                ) from error
-            raise
-        finally:
-            unfinished.unlink(missing_ok=True)
+            path = self.folder / f"step-{step:07d}-{_hash(temporary)}.safetensors"
+            temporary.replace(path)
         for old in self._found()[KEPT:]:
             old.unlink()
         return path
@@ -91,11 +73,4 @@ def _parts(path: Path) -> tuple[int, str]:
 
 
 def _hash(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
-
-
-def _means_full_disk(error: Exception) -> bool:
-    """Whether an error says so; that of safetensors has no number, only a text."""
-    number = getattr(error, "errno", None)
-    return number in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error)
+    return file_hash(path)[:16]

@@ -35,7 +35,14 @@ from vaalign_lib.profiles import OURS, Profile
 from vaalign_lib.reproduce import PUBLISHED_PROFILE
 from vaalign_lib.reward_study import prepare
 from vaalign_lib.run_folder import SHOWN_PLAN
-from vaalign_lib.runs import NotKeptError, PlanError, RunStore, content_key, write_atomically
+from vaalign_lib.runs import (
+    NotKeptError,
+    PlanError,
+    RunStore,
+    content_key,
+    read_once,
+    write_atomically,
+)
 
 PAIR_TOKENS = 400  # of a preference pair's side, about
 EFFICIENCY = 0.3  # of a matrix product's speed that training reaches, about
@@ -45,6 +52,7 @@ ATTEMPTS = 2  # stacks that matching a KL takes, about
 # --- the plan -----------------------------------------------------------------------------------------
 
 
+@read_once()
 def planned(profile: Profile, store: RunStore, seed: int, workers: int = 1) -> pd.DataFrame:
     """Return a row for every run of policies that a profile asks for.
 
@@ -237,7 +245,7 @@ def new_plan(profile: Profile, store: RunStore, seed: int, workers: int) -> str:
 def was_shown(profile: Profile, store: RunStore, seed: int) -> bool:
     """Whether this plan was shown for a run folder."""
     mark = store.root.parent / SHOWN_PLAN
-    return mark.is_file() and mark.read_text() == _plan_key(profile, seed)
+    return mark.is_file() and mark.read_bytes() == _plan_key(profile, seed).encode()
 
 
 def note_shown(profile: Profile, store: RunStore, seed: int) -> None:

@@ -34,7 +34,15 @@ from vaalign_lib.policy_study import (
 from vaalign_lib.profiles import Profile, RunGroup
 from vaalign_lib.reproduce import PUBLISHED_PROFILE
 from vaalign_lib.reward_study import prepare, reference
-from vaalign_lib.runs import NotKeptError, PlanError, RunStore, new_folder
+from vaalign_lib.runs import (
+    NotKeptError,
+    PlanError,
+    RunStore,
+    new_folder,
+    read_once,
+    read_record,
+    write_record,
+)
 from vaalign_lib.statistics import rounded
 
 PUBLISHED = RESULTS / "runs"
@@ -112,6 +120,7 @@ class Results:
         with new_folder(folder) as partial:
             for name, table in tables.items():
                 table.to_parquet(partial / f"{name}.parquet", index=False, compression="zstd")
+            write_record(partial, {})
 
 
 def read(folder: Path, origin: str) -> Results:
@@ -124,6 +133,7 @@ def read(folder: Path, origin: str) -> Results:
     return Results(described, runs.assign(origin=origin), curves, rewards)
 
 
+@read_once()
 def trained(store: RunStore, folders: Mapping[Run, Path], profile: Profile, seed: int) -> Results:
     """Collect runs from their folders, rounded as they are published, so that figures drawn from either
     are the same.
@@ -250,13 +260,18 @@ def _show_plan(store: RunStore, profile: Profile, seed: int, workers: int | str)
 # --- what is published --------------------------------------------------------------------------------
 
 
+@read_once()
 def published(profile: Profile, seed: int, folder: Path = PUBLISHED) -> Results:
     """Return the published results that belong to these settings, of whatever profile.
 
     They are known by their settings, not by their code: what was published by earlier code stays valid.
+
+    Raises:
+        DamagedError: a file is not what was published.
     """
     found = _empty()
     for place in sorted(folder.glob("*/runs.parquet")):
+        read_record(place.parent)
         results = read(place.parent, _origin(place.parent.name))
         valid = [
             row["run"]
@@ -267,6 +282,7 @@ def published(profile: Profile, seed: int, folder: Path = PUBLISHED) -> Results:
     return found
 
 
+@read_once()
 def publish(
     store: RunStore, profile: Profile, seed: int, runs: Sequence[Run], folder: Path = PUBLISHED
 ) -> list[str]:

@@ -42,12 +42,16 @@ from vaalign_lib.rewards.prompted import PromptedJudge
 from vaalign_lib.rewards.records import JudgementStore
 from vaalign_lib.rewards.simulated import PersistentJudges, stand_ins
 from vaalign_lib.runs import (
+    DamagedError,
     NotKeptError,
     PlanError,
     RunStore,
     content_key,
     package_versions,
+    read_once,
+    sealed,
     source_hashes,
+    unsealed,
     write_atomically,
 )
 from vaalign_lib.study import policy_trainer
@@ -408,8 +412,9 @@ def _config(profile: Profile, seed: int, run: Run) -> dict[str, Any]:
             for name, default in (("precision", "float32"), ("gradient_checkpointing", False)):
                 if training[name] == default:
                     del training[name]
-    else:
-        settings["files"] = local_files(profile)
+    files = local_files(profile)
+    if files or profile.policies.data != EMBEDDED:
+        settings["files"] = files
     return {"run": asdict(run), "seed": seed, "settings": settings}
 
 
@@ -481,9 +486,11 @@ def size_that_fits(profile: Profile, run: Run) -> int:
 def _parts_of(profile: Profile, run: Run, scratch: Path) -> list[range]:
     """Return which policies are trained together; a run that goes on elsewhere keeps its parts."""
     record, count = scratch / "together.json", profile.policies.count
-    if not record.is_file():
-        write_atomically(record, json.dumps(size_that_fits(profile, run)))
-    size = json.loads(record.read_text())
+    try:
+        size = unsealed(record)["policies"]
+    except DamagedError:  # or not there
+        size = size_that_fits(profile, run)
+        write_atomically(record, sealed({"policies": size}))
     return [range(first, min(first + size, count)) for first in range(0, count, size)]
 
 
@@ -759,9 +766,10 @@ def train_runs(
     targets = published or {}
     runs = [run for run in runs if run not in targets]
     folders: dict[Any, Path] = {}
-    for run in runs:
-        with suppress(NotKeptError):
-            folders[run] = train_run(RunStore(store.root, reads_only=True), profile, seed, run)
+    with read_once():
+        for run in runs:
+            with suppress(NotKeptError):
+                folders[run] = train_run(RunStore(store.root, reads_only=True), profile, seed, run)
     missing = [run for run in runs if run not in folders]
     prerequisites(store, profile, seed, missing)
     matched = [run for run in missing if run.matched]

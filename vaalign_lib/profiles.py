@@ -1,6 +1,5 @@
 """Profiles: how large the study runs. A YAML file each, validated; it says sizes, never behaviour."""
 
-import hashlib
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -8,6 +7,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from vaalign_lib.paths import PROFILES
+from vaalign_lib.runs import content_of
 
 Draws = Annotated[int, Field(ge=100, strict=True)]
 ManyDraws = Annotated[int, Field(ge=20_000, strict=True)]  # so that rare events are drawn
@@ -396,32 +396,17 @@ def _from_folder(content: dict[str, Any], folder: Path) -> None:
                 place[name] = str((folder / place[name]).resolve())
 
 
-def local_files(profile: Profile) -> dict[str, str]:
-    """Return a hash of every file that a profile names, or of the weights and configuration in a folder.
-
-    Of large files the size and both ends are hashed.
-    """
+def local_files(profile: Profile) -> dict[str, Any]:
+    """Return, of every file and folder that a profile names, what a key covers; see `runs.content_of`."""
     content, found = profile.model_dump(), {}
     for *sections, key in _SOURCES:
         place = content
         for section in sections:
             place = place[section]
         for value in place.values() if key == "*" else [place[key]]:
-            path = Path(value)
-            if not path.is_absolute():
-                continue  # a name
-            inside = [one for kind in ("*.safetensors", "*.json") for one in path.glob(kind)]
-            for one in sorted(inside) if path.is_dir() else [path] * path.is_file():
-                found[f"{value}/{one.name}"] = _ends_hash(one)
+            if Path(value).is_absolute() and Path(value).exists():
+                found[value] = content_of(value)
     return found
-
-
-def _ends_hash(path: Path, length: int = 2**20) -> str:
-    with path.open("rb") as file:
-        parts = [file.read(length)]
-        file.seek(max(length, path.stat().st_size - length))
-        parts.append(file.read(length))
-    return hashlib.sha256(str(path.stat().st_size).encode() + b"".join(parts)).hexdigest()[:16]
 
 
 def _with_base(path: Path) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import re
 import shutil
 import sys
 import time
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,13 +17,15 @@ from typing import Any, TextIO
 
 from tqdm import tqdm
 
+from vaalign_lib import runs
 from vaalign_lib.paths import DATA, FIGURES, NOTEBOOKS, RESULTS, ROOT, RUNS
 from vaalign_lib.profiles import Profile, load_profile, local_files
 from vaalign_lib.progress import HEADLESS
-from vaalign_lib.run_folder import RECORD, hashes, make_way, opened, recorded, remove
+from vaalign_lib.run_folder import RECORD, hashes, make_way, opened, remove
 from vaalign_lib.runs import (
     PACKAGE,
     content_key,
+    content_of,
     file_hash,
     new_folder,
     package_versions,
@@ -160,19 +163,21 @@ def notebook_key(
         models_and_data=local_files(profile),
         seed=seed,
         needs=[(read_record(run_dir / book.name) or {}).get("key") for book in notebook.needs()],
-        settings={
-            name: file_hash(Path(value)) if Path(value).is_file() else value
-            for name, value in (settings or {}).items()
-        },
+        settings={name: content_of(value) for name, value in (settings or {}).items()},
         packages=package_versions() | {"matplotlib": importlib.metadata.version("matplotlib")},
     )
 
 
 def read_record(folder: Path) -> dict[str, Any] | None:
-    """Return the record of a finished run if all its files are there and unchanged, else None."""
-    record = recorded(folder)
-    intact = record is not None and record["files"].items() <= hashes(folder).items()
-    return record if intact else None
+    """Return the record of a finished run; None, with a warning, if a file of it is not as it was."""
+    if not (folder / RECORD).is_file():
+        return None
+    try:
+        return runs.read_record(folder, RECORD)
+    except runs.DamagedError as error:
+        text = f"{error}; {folder.name} counts as not run"
+        warnings.warn(text, runs.DamagedResultWarning, stacklevel=2)
+        return None
 
 
 def is_done(notebook: Notebook, profile: Profile, seed: int, run_dir: Path) -> bool:
@@ -195,7 +200,7 @@ def _write_record(folder: Path, key: str, seconds: float) -> None:
         "seconds": round(seconds, 1),
         "files": hashes(folder),
     }
-    write_atomically(folder / RECORD, json.dumps(record, indent=1) + "\n")
+    write_atomically(folder / RECORD, runs.sealed(record))
 
 
 # --- running ------------------------------------------------------------------------------------------

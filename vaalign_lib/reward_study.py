@@ -36,7 +36,7 @@ from vaalign_lib.rewards.models import (
     write_features,
     write_reward_model,
 )
-from vaalign_lib.runs import RunStore, content_key, file_hash
+from vaalign_lib.runs import RunStore, content_key, content_of
 from vaalign_lib.synthetic.world import World
 from vaalign_lib.workers import be_quiet
 
@@ -142,7 +142,7 @@ def _where(chosen: np.ndarray, *lists: list[str]) -> list[list[str]]:
 
 
 def real_data(
-    seed: int, pairs: str, evaluation: str, limits: dict[str, int], hashes: Sequence[str] = ()
+    seed: int, pairs: str, evaluation: str, limits: dict[str, int], hashes: Sequence[Any] = ()
 ) -> pd.DataFrame:
     """Read pairs from files or the hub.
 
@@ -151,7 +151,7 @@ def real_data(
         pairs: to learn from; also to look at, divided by prompt, if `evaluation` is empty.
         evaluation: pairs to look at; what has one of their prompts is not learned from.
         limits: pairs of a part, at most.
-        hashes: of the files, for the run store's key.
+        hashes: of the files and folders, for the run store's key.
 
     Returns:
         The pairs with their `part`; `attrs["left out"]` counts what was not taken, by reason.
@@ -226,9 +226,7 @@ class Study:
         config = {
             "settings": self.settings.model_dump(exclude={"backbone", "pretrained"}),
             "backbone": self.backbone,
-            "weights": sorted(
-                file_hash(path) for path in Path(self.backbone).glob("*.safetensors")
-            ),
+            "files": content_of(self.backbone),
             "seed": self.seed,
         }
         return self.store.folder(
@@ -369,8 +367,7 @@ def prepare(
         }
         folder = store.folder("pairs", write_embedded_data, config, {"reference": reference})
     else:
-        files = [Path(source) for source in (pairs, evaluation) if Path(source).is_file()]
-        hashes = [file_hash(path) for path in files]
+        hashes = [content_of(source) for source in (pairs, evaluation)]
         limits = {"train": sizes.train_pairs, "held_out": sizes.held_out_pairs}
         config = {"seed": seed, "pairs": pairs, "evaluation": evaluation, "limits": limits}
         config["hashes"] = hashes

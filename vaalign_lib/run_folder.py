@@ -6,7 +6,6 @@ folder only what this program wrote is ever removed: leftovers with exactly the 
 folders of notebooks that hold just what their record lists. Everything else stays, or is moved aside.
 """
 
-import json
 import re
 import shutil
 import sys
@@ -18,7 +17,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from vaalign_lib.runs import file_hash, locked, write_atomically
+from vaalign_lib.runs import file_hash, locked, remove_unfinished, unsealed, write_atomically
 
 MARK = ".vaalign"  # the file that makes a folder a run folder
 RECORD = "done.json"  # in the folder of a notebook's run: its key and the hashes of its files
@@ -26,8 +25,8 @@ SHOWN_PLAN = ".plan"  # the key of the plan that was shown
 LEFTOVER_AGE = 24 * 3600  # seconds after which a temporary folder in the store belongs to nobody
 
 _BOOK, _RANDOM = r"\d\d_\w+", "[a-z0-9_]{8}"  # the latter as tempfile names
-_FOLDER_LEFT = re.compile(rf"\.{_BOOK}\.(partial|retired|{_RANDOM})")
-_FILE_LEFT = re.compile(rf"\.(report\.html|scoreboard\.json|\.plan|\.vaalign)\.{_RANDOM}")
+_FOLDER_LEFT = re.compile(rf"\.{_BOOK}\.(partial|retired|{_RANDOM}(\.unfinished)?)")
+_FILE_LEFT = re.compile(rf"\.(report\.html|scoreboard\.json|\.plan|\.vaalign)\.{_RANDOM}(\.unfinished)?")
 _STORE_LEFT = re.compile(rf"\..+-[0-9a-f]{{16}}\.(retired|{_RANDOM})")
 _FOLDERS = re.compile(rf"store|interactive|{_BOOK}(\.failed)?(\.aside-\d+)?|{_FOLDER_LEFT.pattern}")
 _FILES = {  # of earlier versions, by their content; only then may they be written again
@@ -102,9 +101,12 @@ def opened(folder: Path) -> Iterator[None]:
 def remove_leftovers(folder: Path) -> None:
     """Remove what a killed run left behind; bring back what it was about to replace.
 
-    In the store a JupyterLab may be writing at this moment, so there only old leftovers go.
+    In the store a JupyterLab may be writing at this moment, so there of what has no lock, as in earlier
+    versions, only old leftovers go.
     """
     store = folder / "store"
+    remove_unfinished(folder)
+    remove_unfinished(store)
     for path in _matching(folder, _FOLDER_LEFT) + _matching(store, _STORE_LEFT):
         original = path.with_name(path.name.removeprefix(".").removesuffix(".retired"))
         if path.name.endswith(".retired") and not original.exists():
@@ -128,9 +130,8 @@ def _matching(folder: Path, names: re.Pattern[str]) -> list[Path]:
 def recorded(folder: Path) -> dict[str, Any] | None:
     """Return the record of a notebook's run, whether its files are still there or not."""
     try:
-        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-        return record if isinstance(record["files"], dict) and record["key"] else None
-    except (OSError, ValueError, TypeError, KeyError):
+        return unsealed(folder / RECORD)
+    except OSError:
         return None
 
 

@@ -1,19 +1,28 @@
 """The run store: what was computed is kept under a key of what determines it, and never computed twice.
 
-Nothing is written in place: a file or folder appears under its name only when it is complete.
+Nothing is written in place: a file or folder appears under its name only when it is complete. A finished
+folder has a record with a checksum of every file and of itself, and is checked whenever it is read. What
+is not as it was written is set aside and computed again. Keys cover what files hold, never their names
+alone, sizes or dates.
 """
 
 import ast
+import errno
+import fcntl
 import hashlib
 import importlib.metadata
 import json
 import os
+import re
 import shutil
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from functools import lru_cache, partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +30,9 @@ import filelock
 import pandas as pd
 
 PACKAGE = Path(__file__).resolve().parent
+RECORD = "run.json"  # of a finished folder
 WAIT = 30.0  # seconds in which the worker of a killed process notices that it is alone, and ends
+_UNFINISHED = re.compile(r"\..+\.[a-z0-9_]{8}\.unfinished")  # in the middle as tempfile names
 _NUMERICAL_PACKAGES = (
     "numpy",
     "scipy",
@@ -48,38 +59,122 @@ class NotKeptError(LookupError):
     """A store that only reads was asked for what it has not."""
 
 
+class DamagedError(OSError):
+    """What was kept is not what was written."""
+
+
+class DamagedResultWarning(UserWarning):
+    """A result in the store is not what was written; it counts as not computed."""
+
+
+class DiskFullError(OSError):
+    """There is no room to go on; what was finished is kept."""
+
+
+# --- writing ----------------------------------------------------------------------------------------
+
+
 def write_atomically(path: Path, content: bytes | str) -> None:
     """Write a file so that readers see the old content or the new, also after a crash."""
     data = content.encode() if isinstance(content, str) else content
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
+    with unfinished(path, _new_file) as temporary:
+        with temporary.open("wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+        temporary.chmod(0o644)
+        temporary.replace(path)
 
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
     """Yield an empty folder that takes the place of `path` when the block ends without an error."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
-    try:
+    with unfinished(path, tempfile.mkdtemp) as temporary:
         yield temporary
         for file in temporary.rglob("*"):
             if file.is_file():
                 with file.open("rb") as content:
                     os.fsync(content.fileno())
         replace_folder(temporary, path)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+
+
+def _new_file(**place: Any) -> str:
+    descriptor, path = tempfile.mkstemp(**place)
+    os.close(descriptor)
+    return path
+
+
+@contextmanager
+def unfinished(path: Path, make: Callable[..., str] = _new_file) -> Iterator[Path]:
+    """Yield a new file or folder beside `path`, which goes when the block ends unless it was moved.
+
+    Its name says that it is ours, a lock that its writer lives; see `remove_unfinished`.
+
+    Raises:
+        DiskFullError: there is no room.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with full_disk_named(path.parent):
+        temporary, held = _claimed(partial(make, dir=path.parent, prefix=f".{path.name}."))
+        try:
+            yield temporary
+        finally:
+            os.close(held)
+            _remove(temporary)
+
+
+def _claimed(make: Callable[..., str]) -> tuple[Path, int]:
+    """Return a new unfinished file or folder and the descriptor that holds its lock."""
+    while True:
+        temporary = Path(make(suffix=".unfinished"))
+        held = os.open(temporary, os.O_RDONLY)
+        with suppress(OSError):  # a file system without locks: it is never taken for a leftover
+            fcntl.flock(held, fcntl.LOCK_EX)
+        if temporary.exists():  # nobody took it for a leftover before it was locked
+            return temporary, held
+        os.close(held)
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove what killed processes left unfinished in a folder: what has a name of `unfinished`, if its
+    writer lives no more.
+    """
+    for path in folder.glob(".*.unfinished"):
+        if _UNFINISHED.fullmatch(path.name) and not path.is_symlink():
+            with suppress(OSError):
+                held = os.open(path, os.O_RDONLY)
+                try:
+                    fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    _remove(path)
+                finally:
+                    os.close(held)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+@contextmanager
+def full_disk_named(folder: Path) -> Iterator[None]:
+    """Say which folder lies on a disk without room.
+
+    Raises:
+        DiskFullError: in place of the system's error.
+    """
+    try:
+        yield
+    except Exception as error:
+        number = getattr(error, "errno", None)  # that of safetensors has none, only a text
+        full = number in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error)
+        if not full or isinstance(error, DiskFullError):
+            raise
+        raise DiskFullError(
+            f"{folder}: the disk is full; free some of it and run again: what was finished is kept, and "
+            "work goes on from the last checkpoint"
+        ) from error
 
 
 def replace_folder(source: Path, target: Path) -> None:
@@ -89,7 +184,12 @@ def replace_folder(source: Path, target: Path) -> None:
     if target.exists():
         target.rename(retired)
     source.chmod(0o755)
-    source.rename(target)
+    try:
+        source.rename(target)
+    except OSError:
+        if not target.is_dir():
+            raise
+        replace_folder(source, target)  # another process was first, or brought the old one back
     shutil.rmtree(retired, ignore_errors=True)
 
 
@@ -104,7 +204,10 @@ def locked(run_dir: Path, wait: float = 0) -> Iterator[None]:
     Raises:
         RunDirectoryBusyError: another process holds it.
     """
-    run_dir.mkdir(parents=True, exist_ok=True)
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise NotADirectoryError(f"{run_dir} is not a folder; name one, there or not") from None
     lock = filelock.FileLock(run_dir / ".lock")
     try:
         lock.acquire(timeout=wait)
@@ -135,7 +238,44 @@ def _as_json(value: Any) -> Any:
 
 def file_hash(path: Path) -> str:
     """Return the SHA-256 of a file."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+_read: ContextVar[dict[Path, str] | None] = ContextVar("_read", default=None)
+
+
+@contextmanager
+def read_once() -> Iterator[None]:
+    """Let `content_of` read every file at most once in a block: a model of gigabytes is in many keys."""
+    token = _read.set({} if (known := _read.get()) is None else known)
+    try:
+        yield
+    finally:
+        _read.reset(token)
+
+
+def content_of(name: str | Path) -> str | dict[str, str]:
+    """Return what a key covers of a file or folder: the hash of every file, by its path in the folder.
+
+    What is neither is a name, and returned as it is.
+    """
+    path = Path(name)
+    if path.is_file():
+        return _known_hash(path)
+    if not name or not path.is_dir():
+        return str(name)
+    files = sorted(one for one in path.rglob("*") if one.is_file())
+    return {one.relative_to(path).as_posix(): _known_hash(one) for one in files}
+
+
+def _known_hash(path: Path) -> str:
+    known = _read.get()
+    if known is None:
+        return file_hash(path)
+    if (place := path.resolve()) not in known:
+        known[place] = file_hash(place)
+    return known[place]
 
 
 def source_hashes(module: str) -> dict[str, str]:
@@ -150,15 +290,15 @@ def source_hashes(module: str) -> dict[str, str]:
         path = _module_path(name)
         if name in hashes or path is None:
             continue
-        hashes[name], imported = _code_of(path, path.stat().st_mtime_ns)
+        hashes[name], imported = _code_of(path, path.read_text(encoding="utf-8"))
         waiting += imported
     return hashes
 
 
 @lru_cache(maxsize=1024)
-def _code_of(path: Path, _changed: int) -> tuple[str, list[str]]:
+def _code_of(path: Path, text: str) -> tuple[str, list[str]]:
     """Return the hash of a module's code and the names of what it imports from the library."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
+    tree = ast.parse(text)
     imported = _imported(tree, path)
     return hashlib.sha256(ast.unparse(_without_docstrings(tree)).encode()).hexdigest(), imported
 
@@ -204,15 +344,65 @@ def package_versions() -> dict[str, str]:
     return {name: importlib.metadata.version(name) for name in _NUMERICAL_PACKAGES}
 
 
+# --- records ----------------------------------------------------------------------------------------
+
+
+def write_record(folder: Path, content: Mapping[str, Any], name: str = RECORD) -> None:
+    """Write the record of a finished folder: what is given, a checksum of every file, and its own."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    files = {path.relative_to(folder).as_posix(): file_hash(path) for path in paths}
+    write_atomically(folder / name, sealed(dict(content) | {"files": files}))
+
+
+def read_record(folder: Path, name: str = RECORD) -> dict[str, Any]:
+    """Return the record of a folder whose files are all as they were when it was written.
+
+    Raises:
+        DamagedError: the record or a file is missing or is not what was written.
+    """
+    record = unsealed(folder / name)
+    for file, digest in record["files"].items():
+        if not (folder / file).is_file():
+            raise DamagedError(f"{folder / file} is missing")
+        if file_hash(folder / file) != digest:
+            raise DamagedError(f"{folder / file} is damaged: it does not fit its checksum in {name}")
+    return record
+
+
+def sealed(record: Mapping[str, Any]) -> str:
+    """Return a record, which is not empty, as JSON that ends with its own checksum."""
+    body = json.dumps(record, indent=1, default=_as_json).removesuffix("\n}")
+    return body + _seal(body.encode()).decode()
+
+
+def unsealed(path: Path) -> dict[str, Any]:
+    """Return what `sealed` has made a file of.
+
+    Raises:
+        DamagedError: there is no file, or it is not as it was written.
+    """
+    if not path.is_file():
+        raise DamagedError(f"{path} is missing")
+    content, length = path.read_bytes(), len(_seal(b""))
+    if content[-length:] != _seal(content[:-length]):
+        raise DamagedError(f"{path} is damaged: it does not fit the checksum at its end")
+    record: dict[str, Any] = json.loads(content)
+    return record
+
+
+def _seal(body: bytes) -> bytes:
+    return b',\n "sha256": "%s"\n}\n' % hashlib.sha256(body).hexdigest().encode()
+
+
 # --- the store --------------------------------------------------------------------------------------
 
 
 class RunStore:
     """What was computed once, each result in a folder under `root` named by its key.
 
-    The key covers the config, the names of the inputs (which carry the keys of what made them), the
-    source of the function's module with all that it imports from the library, and the versions of the
-    numerical packages.
+    The key covers the config, the inputs, the source of the function's module with all that it imports
+    from the library, and the versions of the numerical packages. An input of this store counts by its
+    name, which carries the key of what made it, any other by what its files hold.
     """
 
     def __init__(self, root: Path, *, reads_only: bool = False) -> None:
@@ -225,10 +415,21 @@ class RunStore:
         self.root, self.reads_only = root, reads_only
 
     def _lacks(self, folder: Path) -> bool:
-        lacks = not (folder / "run.json").is_file()
-        if lacks and self.reads_only:
+        """Whether a result is to be computed; one that is damaged is set aside, and said to be."""
+        if folder.exists():
+            try:
+                read_record(folder)
+                return False
+            except DamagedError as error:
+                aside = _set_aside(folder)
+                warnings.warn(
+                    f"{error}; the folder is set aside as {aside} and counts as not computed",
+                    DamagedResultWarning,
+                    stacklevel=4,
+                )
+        if self.reads_only:
             raise NotKeptError(f"{folder} was not computed yet")
-        return lacks
+        return True
 
     def table(
         self,
@@ -243,7 +444,7 @@ class RunStore:
             name: of the folder, for people.
             compute: a function of the library that returns a tidy table; random only through its config.
             config: arguments, JSON-serializable.
-            inputs: arguments that are folders of this store.
+            inputs: arguments that are folders, of this store or elsewhere.
         """
 
         def write(folder: Path, **arguments: Any) -> None:
@@ -276,11 +477,15 @@ class RunStore:
             RunDirectoryBusyError: another process is at it, and stays at it for a while.
         """
         folder = self.place(name, write, config)
+        scratch = self.root / f"{folder.name}.scratch"
         if self._lacks(folder):
-            scratch = self.root / f"{folder.name}.scratch"
             with locked(scratch, WAIT):
+                for path in scratch.glob(".*"):  # ours, of a process that was killed
+                    if path.name != ".lock":
+                        _remove(path)
                 if self._lacks(folder):
                     self._fill(folder, partial(write, scratch=scratch), config, None)
+        if not self.reads_only:
             shutil.rmtree(scratch, ignore_errors=True)
         return folder
 
@@ -295,11 +500,15 @@ class RunStore:
         key = content_key(
             function=f"{function.__module__}.{function.__qualname__}",
             config=config,
-            inputs={argument: path.name for argument, path in (inputs or {}).items()},
+            inputs={argument: self._identity(path) for argument, path in (inputs or {}).items()},
             source=source_hashes(function.__module__),
             packages=package_versions(),
         )
         return self.root / f"{name}-{key}"
+
+    def _identity(self, path: Path) -> str | dict[str, str]:
+        inside = path.parent.resolve() == self.root.resolve()
+        return path.name if inside else content_of(path)
 
     def _kept(
         self,
@@ -321,17 +530,26 @@ class RunStore:
         config: Mapping[str, Any],
         inputs: Mapping[str, Path] | None,
     ) -> None:
+        remove_unfinished(self.root)
         started = time.perf_counter()
-        with new_folder(folder) as unfinished:
-            write(unfinished, **config, **(inputs or {}))
+        with new_folder(folder) as partial_folder:
+            write(partial_folder, **config, **(inputs or {}))
             seconds = round(time.perf_counter() - started, 3)
-            record = {"config": config, "seconds": seconds, "bytes": _size(unfinished)}
-            (unfinished / "run.json").write_text(json.dumps(record, indent=1, default=_as_json))
+            size = _size(partial_folder)
+            write_record(partial_folder, {"config": config, "seconds": seconds, "bytes": size})
 
     def record(self, folder: Path) -> dict[str, Any]:
-        """Return what is known about a folder's making: config, seconds, bytes."""
-        content: dict[str, Any] = json.loads((folder / "run.json").read_text())
-        return content
+        """Return what is known about a folder's making: config, seconds, bytes, and its files' hashes."""
+        return unsealed(folder / RECORD)
+
+
+def _set_aside(folder: Path) -> Path:
+    """Rename a damaged folder; it stays until somebody deletes it."""
+    names = (folder.with_name(f"{folder.name}.damaged-{k}") for k in count(1))
+    aside = next(one for one in names if not one.exists())
+    with suppress(OSError):  # another process was first, or nothing can be written here
+        folder.rename(aside)
+    return aside
 
 
 def _size(folder: Path) -> int:
