@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from vaalign_lib import checkpoints
-from vaalign_lib.checkpoints import Checkpoints, CorruptCheckpointWarning, DiskFullError
+from vaalign_lib.checkpoints import Checkpoints, CorruptCheckpointWarning
+from vaalign_lib.runs import DiskFullError
 
 
 def state(step):

@@ -9,6 +9,7 @@ import pytest
 
 from vaalign_lib import runs
 from vaalign_lib.runs import (
+    DiskFullError,
     RunDirectoryBusyError,
     RunStore,
     content_key,
@@ -83,7 +84,7 @@ def test_interrupted_files_keep_their_old_content(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(runs.os, "fsync", full_disk)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(DiskFullError, match=f"{tmp_path}: the disk is full"):
         write_atomically(file, "new")
     assert file.read_text() == "old"
     assert [path.name for path in tmp_path.iterdir()] == ["file"]

@@ -26,7 +26,9 @@ LEFTOVER_AGE = 24 * 3600  # seconds after which a temporary folder in the store 
 
 _BOOK, _RANDOM = r"\d\d_\w+", "[a-z0-9_]{8}"  # the latter as tempfile names
 _FOLDER_LEFT = re.compile(rf"\.{_BOOK}\.(partial|retired|{_RANDOM}(\.unfinished)?)")
-_FILE_LEFT = re.compile(rf"\.(report\.html|scoreboard\.json|\.plan|\.vaalign)\.{_RANDOM}(\.unfinished)?")
+_FILE_LEFT = re.compile(
+    rf"\.(report\.html|scoreboard\.json|\.plan|\.vaalign)\.{_RANDOM}(\.unfinished)?"
+)
 _STORE_LEFT = re.compile(rf"\..+-[0-9a-f]{{16}}\.(retired|{_RANDOM})")
 _FOLDERS = re.compile(rf"store|interactive|{_BOOK}(\.failed)?(\.aside-\d+)?|{_FOLDER_LEFT.pattern}")
 _FILES = {  # of earlier versions, by their content; only then may they be written again

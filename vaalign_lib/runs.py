@@ -365,7 +365,9 @@ def read_record(folder: Path, name: str = RECORD) -> dict[str, Any]:
         if not (folder / file).is_file():
             raise DamagedError(f"{folder / file} is missing")
         if file_hash(folder / file) != digest:
-            raise DamagedError(f"{folder / file} is damaged: it does not fit its checksum in {name}")
+            raise DamagedError(
+                f"{folder / file} is damaged: it does not fit its checksum in {name}"
+            )
     return record
 
 
