@@ -1,10 +1,10 @@
 """Every row of tests/bad_input is refused: in one clear line, quickly, offline, before anything starts.
 
-A row says `case`, then `call` (an expression, with np, pd, torch, Path, folder, prepared and any dotted name of
-vaalign_lib) or `command` (arguments of `vaalign`), what lies in `folder` before (`profile`, merged over
-the smoke profile; `files`; `prepare`, a function of tests/bad_input/prepare.py), and what comes of it
-(`error`, ValueError unless said; `exit`, 2 unless said; `says`, the words of the message). `{folder}` and
-`{prepared}` stand for themselves in commands, profiles and files.
+A row says `case`, then `call` (an expression, which knows np, pd, torch, Path, folder, prepared and every
+dotted name of vaalign_lib) or `command` (arguments of `vaalign`), what lies in the folder before
+(`profile`, merged over the smoke profile; `files`; `prepare`, a function of tests/bad_input/prepare.py),
+and what comes of it (`error`, ValueError unless said; `exit`, 2 unless said; `says`, words of the
+message). In commands, profiles and files `{folder}` and `{prepared}` stand for their values.
 """
 
 import contextlib

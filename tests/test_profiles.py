@@ -1,10 +1,22 @@
 """Profiles: what is shipped loads, what is wrong is refused by name."""
 
 import pytest
+import torch
 import yaml
+from transformers import AutoModelForCausalLM
+from transformers.pytorch_utils import Conv1D
 
 from vaalign_lib.paths import PROFILES
-from vaalign_lib.profiles import ProfileError, available_profiles, load_profile, local_files
+from vaalign_lib.policy_study import plan, settings_key
+from vaalign_lib.profiles import (
+    LINEAR,
+    ProfileError,
+    available_profiles,
+    load_profile,
+    local_files,
+)
+from vaalign_lib.runs import content_key
+from vaalign_lib.tiny import tiny_config
 
 
 def changed(tmp_path, **changes):
@@ -95,6 +107,7 @@ def test_paths_are_relative_to_the_profile(tmp_path, monkeypatch):
     (tmp_path / "mine" / "pairs.jsonl").write_text("{}")
     (tmp_path / "mine" / "policy").mkdir()
     (tmp_path / "mine" / "policy" / "model.safetensors").write_bytes(b"weights")
+    (tmp_path / "mine" / "policy" / "config.json").write_text("{}")
     path = tmp_path / "mine" / "mine.yaml"
     path.write_text(
         "extends: paper\nname: mine\nreward_data: {pairs: pairs.jsonl}\n"
@@ -106,7 +119,101 @@ def test_paths_are_relative_to_the_profile(tmp_path, monkeypatch):
     assert profile.reference.models["gpt2"] == str(tmp_path / "mine" / "policy")
     assert profile.reference.models["qwen2"] == "Qwen/Qwen2.5-0.5B"
     before = local_files(profile)
-    assert len(before) == 2 and local_files(load_profile("embedded")) == {}
+    assert len(before) == 3 and local_files(load_profile("embedded")) == {}
     (tmp_path / "mine" / "policy" / "model.safetensors").write_bytes(b"WEIGHTS")
     changed = {key for key, value in local_files(profile).items() if before[key] != value}
     assert changed == {f"{tmp_path}/mine/policy"}
+
+
+@pytest.mark.parametrize(
+    ("name", "said", "runs"),
+    [
+        ("smoke", "6cda718fdf18edf7", "c9b255e663c8a726"),
+        ("embedded", "479da5414cec8801", "207d10488b77aa89"),
+        ("extended", "6370cc91e7948064", "5f5c765e958dae68"),
+        ("paper", "2390ac9db1c7d7b4", "6d53ddfe30fd19f9"),
+    ],
+)
+def test_settings_of_shipped_profiles_do_not_move(name, said, runs):
+    """What is published is known by these keys; a new field is left out of them at its default."""
+    profile = load_profile(name)
+    assert content_key(said=profile.model_dump(exclude_unset=True)) == said
+    keys = {run.name: settings_key(profile, 0, run) for run in plan(profile.policies.runs)}
+    assert content_key(runs=keys) == runs
+
+
+PLAIN = "extends: smoke\nname: mine\ndescription: é\nbandit: {draws: 200}\n"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        PLAIN.replace("\n", "\r\n").encode(),
+        PLAIN.encode("utf-8-sig"),
+        PLAIN.encode("utf-16"),
+        PLAIN.replace("description: é", 'description: "\\xe9"').encode(),
+        b"\n\n# a comment\n---\n" + PLAIN.encode() + b"...\n",
+    ],
+)
+def test_the_same_profile_written_in_another_way(tmp_path, content):
+    (tmp_path / "plain.yaml").write_text(PLAIN, encoding="utf-8")
+    (tmp_path / "mine.yaml").write_bytes(content)
+    assert load_profile(tmp_path / "mine.yaml") == load_profile(tmp_path / "plain.yaml")
+
+
+def test_plain_values_aliases_and_merged_keys(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(
+        "extends: smoke\nname: mine\ndescription: 2026-01-01\n"
+        "policies:\n  training:\n"
+        "    gpt2: {ppo: &ppo {learning_rate: 1e-5, gamma: .5, vf_coef: +1.5E-1, max_grad_norm: ~}}\n"
+        "    qwen2: {ppo: {<<: *ppo, gamma: 1}}\n"
+        "    mistral: {ppo: *ppo}\n"
+    )
+    profile = load_profile(path)
+    gpt2, qwen2, mistral = (profile.policies.training[name].ppo for name in LINEAR)
+    assert (gpt2.learning_rate, gpt2.gamma, gpt2.vf_coef, gpt2.max_grad_norm) == (
+        1e-5,
+        0.5,
+        0.15,
+        None,
+    )
+    assert (qwen2.learning_rate, qwen2.gamma) == (1e-5, 1) and mistral == gpt2
+    assert profile.description == "2026-01-01"
+
+
+def test_the_narrowest_widths_run_and_narrower_ones_do_not():
+    for name, width, wrong in (
+        ("qwen2", 4, 6),
+        ("mistral", 4, 6),
+        ("gpt2", 4, 5),
+        ("gemma", 8, 12),
+    ):
+        model = AutoModelForCausalLM.from_config(tiny_config(name, width))
+        assert torch.isfinite(model(torch.tensor([[1, 2, 3]])).logits).all()
+        with pytest.raises((RuntimeError, ValueError)):
+            AutoModelForCausalLM.from_config(tiny_config(name, wrong))(torch.tensor([[1, 2, 3]]))
+
+
+def test_layers_that_can_have_adapters():
+    for name, layers in LINEAR.items():
+        model = AutoModelForCausalLM.from_config(tiny_config(name, 8))
+        linear = {
+            where.rpartition(".")[2]
+            for where, module in model.named_modules()
+            if isinstance(module, (torch.nn.Linear, Conv1D))
+        }
+        assert linear - {"lm_head"} == set(layers)
+
+
+def test_files_are_looked_for_beside_the_profile(tmp_path, monkeypatch):
+    (tmp_path / "pairs.JSONL").write_text("")
+    text = "extends: smoke\nname: mine\nreward_data: {{pairs: {}}}\n"
+    path = tmp_path / "mine.yaml"
+    monkeypatch.chdir("/")
+    for named in ("pairs.JSONL", "./pairs.JSONL", str(tmp_path / "pairs.JSONL")):
+        path.write_text(text.format(named))
+        assert load_profile(path).reward_data.pairs == str(tmp_path / "pairs.JSONL")
+    for hub in ("owner/name", "owner/name@train", "Qwen/Qwen2.5-0.5B"):
+        path.write_text(text.format(hub))
+        assert load_profile(path).reward_data.pairs == hub

@@ -27,6 +27,8 @@ def test_python_examples_run(code, tmp_path, monkeypatch):
 def test_the_example_profile_is_valid(tmp_path):
     (text,) = re.findall(r"```yaml\n(.*?)```", README, flags=re.S)
     (tmp_path / "mine.yaml").write_text(text)
+    for name in ("my_pairs.jsonl", "my_bench.jsonl", "my_prompts.jsonl"):
+        (tmp_path / name).touch()
     mine, paper = load_profile(tmp_path / "mine.yaml"), load_profile("paper")
     assert {one.key_variable for one in mine.policies.judges.values()} == {"MY_KEY"}
     assert mine.policies.judges["judge-b"].refusals_say_nothing

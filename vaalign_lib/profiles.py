@@ -1,18 +1,45 @@
-"""Profiles: how large the study runs. A YAML file each, validated; it says sizes, never behaviour."""
+"""Profiles: how large the study runs. A YAML file each, validated; it says sizes, never behaviour.
 
+What cannot run is refused when a profile is loaded, before anything starts: a value of another kind or
+out of its bounds, a file that is not there, a part that is left out. Bounds are generous; what lies
+beyond them is a slip of the hand.
+"""
+
+import json
+import re
+import reprlib
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    HttpUrl,
+    ValidationError,
+    model_validator,
+)
 
 from vaalign_lib.paths import PROFILES
 from vaalign_lib.runs import content_of
 
-Draws = Annotated[int, Field(ge=100, strict=True)]
-ManyDraws = Annotated[int, Field(ge=20_000, strict=True)]  # so that rare events are drawn
-Instances = Annotated[int, Field(ge=20, strict=True)]  # so that intervals exist
+LARGEST_FILE = 100_000  # bytes
+LARGEST_CONTENT = 10_000  # values, those that an alias stands for counted each time
 SHOWN_PROBLEMS = 4  # of a profile, in one line
+OURS = ("embedded", "tiny", "tiny-gemma", "gold")  # what these name is made here
+_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?(@[\w.-]+)?", re.ASCII)
+_FILE_NAME = re.compile(
+    r".*\.(jsonl?|csv|tsv|parquet|arrow|txt|gz|zst|bz2|xz|zip|safetensors|bin|pt|gguf|ya?ml)", re.I
+)
+_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+LINEAR = {  # layers that can have adapters, by architecture
+    "gpt2": ("c_attn", "c_fc", "c_proj"),
+    "qwen2": _LAYERS,
+    "mistral": _LAYERS,
+}
 
 
 class ProfileError(ValueError):
@@ -20,7 +47,83 @@ class ProfileError(ValueError):
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+# --- kinds of values ----------------------------------------------------------------------------------
+
+Count = Annotated[int, Field(ge=1, le=10**7)]
+Draws = Annotated[int, Field(ge=100, le=10**7)]
+ManyDraws = Annotated[int, Field(ge=20_000, le=10**8)]  # so that rare events are drawn
+Instances = Annotated[int, Field(ge=20, le=10**6)]  # so that intervals exist
+# of hidden states, which heads divide, two of policies and four of reward models; halves are rotated
+PolicyWidth = Annotated[int, Field(ge=4, le=4096, multiple_of=4)]
+RewardWidth = Annotated[int, Field(ge=8, le=4096, multiple_of=8)]
+Rate = Annotated[float, Field(gt=0, le=1)]  # of learning
+Share = Annotated[float, Field(gt=0, le=1)]
+Positive = Annotated[float, Field(gt=0, le=1e6)]
+Coefficient = Annotated[float, Field(ge=0, le=1e6)]
+Epochs = Annotated[float, Field(gt=0, le=1000)]
+Temperature = Annotated[float, Field(ge=0.01, le=100)]
+Moment = Annotated[float, Field(ge=0, lt=1)]  # the decay of one of Adam's
+Word = Annotated[str, Field(pattern=r"^\S(.*\S)?$")]  # without spaces around it, in one line
+Precision = Literal["float32", "bfloat16"]
+Optimizer = Literal["adamw_torch", "paged_adamw_32bit"]
+Scheduler = Literal["cosine", "constant"]
+
+
+def _named(word: str, folders: bool) -> AfterValidator:
+    """Accept our own word, a name on the hub, or a file, or folder, that is there."""
+    kind = "folder" if folders else "file"
+
+    def check(value: str) -> str:
+        expected = f"expected {word}, a name on the hub, or a {kind}"
+        if value == word:
+            return value
+        if value in OURS:
+            raise ValueError(f"{expected}, got {value!r}, which is made here for something else")
+        path = Path(value)
+        if path.is_absolute() and _exists(path):
+            if folders != path.is_dir():
+                raise ValueError(f"{expected}; {path} is a {'file' if folders else 'folder'}")
+            if folders and not (path / "config.json").is_file():
+                raise ValueError(f"{expected}; {path} has no config.json")
+        elif not _HUB_NAME.fullmatch(value) or _FILE_NAME.fullmatch(value):
+            raise ValueError(f"{expected}; there is no such {kind}: {value!r}")
+        return value
+
+    return AfterValidator(check)
+
+
+def _exists(path: Path) -> bool:
+    with suppress(OSError, ValueError):  # a name that is too long, or holds a zero
+        return path.exists()
+    return False
+
+
+def _is_url(value: str) -> str:
+    try:
+        HttpUrl(value)
+    except ValidationError:
+        raise ValueError(
+            f"expected the URL of an endpoint, such as http://localhost:8000/v1, got {value!r}"
+        ) from None
+    return value
+
+
+def _of_all_three(value: dict[str, Any]) -> dict[str, Any]:
+    if set(value) != set(LINEAR):
+        raise ValueError(
+            f"expected all of {', '.join(LINEAR)} and no other, got {', '.join(value) or 'none'}"
+        )
+    return value
+
+
+Data = Annotated[str, _named("embedded", folders=False)]
+ByArchitecture = AfterValidator(_of_all_three)
+
+
+# --- sections -----------------------------------------------------------------------------------------
 
 
 class Bandit(Section):
@@ -33,25 +136,18 @@ class Bandit(Section):
 class Theorems(Section):
     """Notebook 02."""
 
-    draws: Annotated[int, Field(ge=1000, strict=True)] = Field(
+    draws: Annotated[int, Field(ge=1000, le=10**7)] = Field(
         description="draws of the estimates per probability"
     )
     instances: Instances = Field(description="random problems per search or scatter plot")
     settings: Instances = Field(description="random settings per distribution of Figure 4's ratio")
 
 
-Count = Annotated[int, Field(ge=1, strict=True)]
-Rate = Annotated[float, Field(gt=0)]
-Precision = Literal["float32", "bfloat16"]
-Optimizer = Literal["adamw_torch", "paged_adamw_32bit"]
-Scheduler = Literal["cosine", "constant"]
-
-
 class RewardData(Section):
     """Preference pairs, for training the reward models and for looking at them."""
 
-    pairs: str = Field(description="`embedded`, a .jsonl file, or a hub data set")
-    evaluation: str = Field(description="`embedded`, a .jsonl file, or a hub data set")
+    pairs: Data = Field(description="`embedded`, a .jsonl file, or a hub data set")
+    evaluation: Data = Field(description="`embedded`, a .jsonl file, or a hub data set")
     train_pairs: Count = Field(description="embedded pairs to learn from, for each stage")
     held_out_pairs: Count = Field(description="pairs for the temperature of the variances")
     evaluation_pairs: Count = Field(description="embedded pairs per category to look at")
@@ -60,21 +156,23 @@ class RewardData(Section):
 class Reference(Section):
     """The policies that all others start from, and what the corpus of the tiny ones is."""
 
-    models: dict[str, str] = Field(description="architecture: `tiny`, or a name or path")
-    width: Count = Field(description="of the hidden states of the tiny ones")
+    models: Annotated[dict[str, Annotated[str, _named("tiny", folders=True)]], ByArchitecture] = (
+        Field(description="architecture: `tiny`, or a name or path")
+    )
+    width: PolicyWidth = Field(description="of the hidden states of the tiny ones")
     responses: Count = Field(description="of the supervised corpus")
-    epochs: Rate
+    epochs: Epochs
     batch_size: Count
     learning_rate: Rate
     prompts: Count = Field(description="prompts of best-of-n and the exponential tilt")
-    samples: Annotated[int, Field(ge=8, strict=True)] = Field(description="responses to each")
+    samples: Annotated[int, Field(ge=8, le=10**5)] = Field(description="responses to each")
 
 
 class Pretrained(Section):
     """Stage 1 for a pretrained backbone, in a profile whose settings are those of tiny ones."""
 
     learning_rate: Rate
-    epochs: Rate
+    epochs: Epochs
     device_batch_size: Count
     max_length: Count
 
@@ -82,16 +180,18 @@ class Pretrained(Section):
 class RewardModel(Section):
     """Stage 1, Table 5: one reward model with one head."""
 
-    backbone: str = Field(description="`tiny-gemma`, or a model's name or path")
-    width: Count = Field(description="of the hidden states of `tiny-gemma`")
+    backbone: Annotated[str, _named("tiny-gemma", folders=True)] = Field(
+        description="`tiny-gemma`, or a model's name or path"
+    )
+    width: RewardWidth = Field(description="of the hidden states of `tiny-gemma`")
     batch_size: Count = Field(description="effective, over all steps of accumulation")
     device_batch_size: Count = Field(description="of one forward pass")
     learning_rate: Rate
     optimizer: Optimizer
-    weight_decay: Annotated[float, Field(ge=0)]
+    weight_decay: Coefficient
     scheduler: Scheduler
-    epochs: Rate
-    loss_threshold: Rate = Field(description="logged loss at which training stops")
+    epochs: Epochs
+    loss_threshold: Positive = Field(description="logged loss at which training stops")
     logging_steps: Count = Field(description="steps over which the logged loss is averaged")
     max_length: Count = Field(description="tokens of prompt and response together")
     gradient_checkpointing: bool
@@ -115,34 +215,34 @@ class HeadTraining(Section):
     batch_size: Count
     learning_rate: Rate
     optimizer: Optimizer
-    weight_decay: Annotated[float, Field(ge=0)]
+    weight_decay: Coefficient
     scheduler: Scheduler
-    epochs: Rate
-    anchor: Rate = Field(default=1.0, description="prior precision of anchored heads")
+    epochs: Epochs
+    anchor: Positive = Field(default=1.0, description="prior precision of anchored heads")
 
 
 class Ensembles(Section):
     """Notebook 03: which ensembles are trained and how large they are."""
 
-    members: Annotated[int, Field(ge=2, strict=True)] = Field(description="of an ensemble; 10")
+    members: Annotated[int, Field(ge=2, le=1000)] = Field(description="of an ensemble; 10")
     paper: HeadTraining = Field(description="Table 7's recipe")
     trained: HeadTraining = Field(description="the same for heads that are trained to the end")
     independent: Count = Field(description="ensembles of the `independent` protocol; 80")
     independent_pairs: Count = Field(description="pairs of each of them")
     backbones: HeadTraining = Field(description="for separately trained small backbones")
     backbone_pairs: Count = Field(description="pairs of each of them")
-    backbone_width: Count = Field(description="of those")
+    backbone_width: RewardWidth = Field(description="of those")
 
 
 class Sampling(Section):
     """How policies write, Table 18."""
 
-    temperature: Rate = 1.5
-    top_k: Annotated[int, Field(ge=0, strict=True)] = Field(default=50, description="0 keeps all")
-    top_p: Annotated[float, Field(gt=0, le=1)] = 0.9
-    min_new_tokens: Annotated[int, Field(ge=0, strict=True)] = 8
+    temperature: Temperature = 1.5
+    top_k: Annotated[int, Field(ge=0)] = Field(default=50, description="0 keeps all")
+    top_p: Share = 0.9
+    min_new_tokens: Annotated[int, Field(ge=0)] = 8
     max_new_tokens: Count = 32
-    log_probability_temperature: Rate = Field(
+    log_probability_temperature: Temperature = Field(
         default=1.5,
         description="of the log-probabilities, untruncated: the temperature above, or 1 as in TRL",
     )
@@ -151,8 +251,8 @@ class Sampling(Section):
 class AdaptiveKL(Section):
     """The controller of the KL coefficient."""
 
-    target: Rate = Field(description="nats per response")
-    horizon: Rate = Field(description="responses")
+    target: Positive = Field(description="nats per response")
+    horizon: Positive = Field(description="responses")
 
 
 class PPO(Section):
@@ -167,17 +267,20 @@ class PPO(Section):
     schedule: Literal["constant", "linear"] = Field(
         default="constant", description="of the learning rate; `linear` falls to 0 at the end"
     )
-    adam_betas: tuple[float, float] = (0.9, 0.999)
-    max_grad_norm: Rate | None = None
-    init_kl_coef: Annotated[float, Field(ge=0)] = 0.2
+    adam_betas: Annotated[tuple[Moment, Moment], Field(strict=False)] = (
+        0.9,
+        0.999,
+    )  # YAML has lists
+    max_grad_norm: Positive | None = None
+    init_kl_coef: Coefficient = 0.2
     adaptive_kl: AdaptiveKL | None = None
     kl_penalty: Literal["kl", "abs", "mse", "full"] = "kl"
-    gamma: Rate = 1.0
-    lam: Rate = 0.95
-    cliprange: Rate = 0.2
-    cliprange_value: Rate = 0.2
-    vf_coef: Annotated[float, Field(ge=0)] = 0.1
-    ratio_threshold: Rate = Field(
+    gamma: Share = 1.0
+    lam: Share = 0.95
+    cliprange: Share = 0.2
+    cliprange_value: Positive = 0.2
+    vf_coef: Coefficient = 0.1
+    ratio_threshold: Positive = Field(
         default=10.0, description="mean ratio above which a pass's loss is 0"
     )
 
@@ -196,10 +299,10 @@ class Lora(Section):
     """Adapters over a frozen base, Tables 16 and 17; names as in peft's LoraConfig."""
 
     r: Count
-    lora_alpha: Rate
+    lora_alpha: Positive
     lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    target_modules: str | list[str] | None = Field(
-        default=None, description="None takes peft's choice for the architecture"
+    target_modules: Literal["all-linear"] | Annotated[list[Word], Field(min_length=1)] | None = (
+        Field(default=None, description="None takes peft's choice for the architecture")
     )
     four_bit: bool = Field(default=False, description="whether the base is held in 4 bits")
 
@@ -223,7 +326,10 @@ class PolicyTraining(Section):
     def _known(self) -> "PolicyTraining":
         if unknown := set(self.variance_aware) - set(PPO.model_fields):
             raise ValueError(f"variance_aware: unknown {', '.join(sorted(unknown))}")
-        PPO.model_validate(self.ppo.model_dump() | self.variance_aware)
+        try:
+            self.settings("variance_aware")
+        except ValidationError as error:
+            raise ValueError(f"variance_aware: {_listed(error)}") from None
         return self
 
     def settings(self, objective: str) -> PPO:
@@ -250,29 +356,31 @@ RunGroup = Literal[
 class Evaluation(Section):
     """What a policy's return is the mean of."""
 
-    prompts: Annotated[int, Field(ge=2, strict=True)] = Field(
-        description="the same for all, at most"
-    )
-    samples: Annotated[int, Field(ge=2, strict=True)] = Field(description="of each prompt")
+    prompts: Annotated[int, Field(ge=2, le=10**6)] = Field(description="the same for all, at most")
+    samples: Annotated[int, Field(ge=2, le=10**4)] = Field(description="of each prompt")
 
 
 class Matching(Section):
     """How the variance-aware penalty is found that leaves as much KL as vanilla's."""
 
-    factors: list[Rate] = Field(description="of vanilla's coefficient, tried in a pilot stack")
-    tolerance: Rate = Field(default=0.03, description="of the KL, relative")
+    factors: Annotated[list[Positive], Field(min_length=1, max_length=100)] = Field(
+        description="of vanilla's coefficient, tried in a pilot stack"
+    )
+    tolerance: Positive = Field(default=0.03, description="of the KL, relative")
     attempts: Count = Field(default=4, description="stacks that may be trained")
 
 
 class Judge(Section):
     """A prompted judge behind an OpenAI-compatible endpoint."""
 
-    model: str = Field(description="its name at the endpoint")
-    base_url: str | None = Field(default=None, description="of the endpoint; None is OpenAI's")
-    key_variable: str = Field(
+    model: Word = Field(description="its name at the endpoint")
+    base_url: Annotated[Word, AfterValidator(_is_url)] | None = Field(
+        default=None, description="of the endpoint; None is OpenAI's"
+    )
+    key_variable: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] = Field(
         default="OPENAI_API_KEY", description="environment variable that holds the key"
     )
-    requests: Count = Field(default=8, description="at a time")
+    requests: Annotated[int, Field(ge=1, le=1000)] = Field(default=8, description="at a time")
     refusals_say_nothing: bool = Field(
         default=False,
         description="whether a text that it does not judge gets the whole scale; otherwise its stack "
@@ -283,11 +391,11 @@ class Judge(Section):
 class Policies(Section):
     """The policies that are trained, and what they are asked."""
 
-    count: Count = Field(description="of each method; 80")
-    runs: list[RunGroup] = Field(
+    count: Annotated[int, Field(ge=1, le=10_000)] = Field(description="of each method; 80")
+    runs: Annotated[list[RunGroup], Field(min_length=1)] = Field(
         description="which are trained; see `vaalign_lib.policy_study.GROUPS`"
     )
-    data: str = Field(
+    data: Data = Field(
         default="embedded",
         description="where prompts come from: `embedded`, a .jsonl file, or a hub data set",
     )
@@ -302,13 +410,15 @@ class Policies(Section):
         description="see `vaalign_lib.critics`"
     )
     sampling: Sampling
-    training: dict[str, PolicyTraining] = Field(description="by architecture")
+    training: Annotated[dict[str, PolicyTraining], ByArchitecture] = Field(
+        description="by architecture"
+    )
 
 
 class TrlComparison(Section):
     """Notebook 09: PPO, RLOO and GRPO, in the embedded world whatever the profile."""
 
-    seeds: Annotated[int, Field(ge=2, strict=True)] = Field(
+    seeds: Annotated[int, Field(ge=2, le=10_000)] = Field(
         default=2, description="policies of each trainer and method"
     )
     matched_kl: bool = Field(
@@ -318,18 +428,26 @@ class TrlComparison(Section):
     )
     steps: Count = 80
     completions: Count = Field(default=16, description="of a step")
-    generations: Annotated[int, Field(ge=2, strict=True)] = Field(
+    generations: Annotated[int, Field(ge=2, le=10_000)] = Field(
         default=4, description="completions to a prompt"
     )
     learning_rate: Rate = 1.2e-3
-    beta: Rate = Field(default=0.2, description="of the KL penalty")
+    beta: Positive = Field(default=0.2, description="of the KL penalty")
     one_token_steps: Count = Field(default=160, description="to the fixed points on one token")
+
+    @model_validator(mode="after")
+    def _whole_groups(self) -> "TrlComparison":
+        if self.completions % self.generations:
+            raise ValueError(
+                f"completions {self.completions} must be a multiple of generations {self.generations}"
+            )
+        return self
 
 
 class Profile(Section):
     """All sizes of a study."""
 
-    name: Annotated[str, Field(pattern=r"^[a-z0-9_-]+$")]
+    name: Annotated[str, Field(pattern=r"^[a-z0-9_-]+$", max_length=100)]
     description: str
     bandit: Bandit
     theorems: Theorems
@@ -339,7 +457,33 @@ class Profile(Section):
     ensembles: Ensembles
     policies: Policies
     trl: TrlComparison = TrlComparison()
-    true_reward: str = Field(description="`gold` in the embedded world, or a model's name or path")
+    true_reward: Annotated[str, _named("gold", folders=True)] = Field(
+        description="`gold` in the embedded world, or a model's name or path"
+    )
+
+    @model_validator(mode="after")
+    def _known_layers(self) -> "Profile":
+        for name, training in self.policies.training.items():
+            targets = training.lora.target_modules if training.lora else None
+            known = LINEAR.get(_architecture_of(self.reference.models[name], name))
+            if known and isinstance(targets, list) and (unknown := set(targets) - set(known)):
+                raise ValueError(
+                    f"policies.training.{name}.lora.target_modules: expected all-linear, or of "
+                    f"{', '.join(known)}, got {', '.join(sorted(unknown))}"
+                )
+        return self
+
+
+def _architecture_of(model: str, name: str) -> str:
+    """Return what kind a model is, as far as is known without asking the hub, else nothing."""
+    if model == "tiny":
+        return name
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        return str(json.loads((Path(model) / "config.json").read_bytes())["model_type"])
+    return ""
+
+
+# --- files --------------------------------------------------------------------------------------------
 
 
 _SOURCES = (  # where a profile names files or folders; * stands for every key
@@ -350,9 +494,6 @@ _SOURCES = (  # where a profile names files or folders; * stands for every key
     ("true_reward",),
     ("policies", "data"),
 )
-
-
-OURS = ("embedded", "tiny", "tiny-gemma", "gold")  # what these name is made here
 
 
 def available_profiles() -> list[str]:
@@ -373,13 +514,15 @@ def load_profile(name: str | Path) -> Profile:
             "or give the path of a YAML file"
         )
     try:
-        content = _with_base(path)
-    except yaml.YAMLError as error:
-        raise ProfileError(f"{path}: not valid YAML: {error}") from None
-    try:
-        return Profile.model_validate(content)
+        profile = Profile.model_validate(_with_base(path))
     except ValidationError as error:
         raise ProfileError(f"{path}: {_listed(error)}") from None
+    shipped = PROFILES / f"{profile.name}.yaml"
+    if shipped.is_file() and not shipped.samefile(path):
+        raise ProfileError(
+            f"{path}: name: {profile.name} is a shipped profile, with results of its own; choose another"
+        )
+    return profile
 
 
 def _from_folder(content: dict[str, Any], folder: Path) -> None:
@@ -391,8 +534,8 @@ def _from_folder(content: dict[str, Any], folder: Path) -> None:
         if not isinstance(place, dict):
             continue
         for name in list(place) if key == "*" else [key] if key in place else []:
-            named = isinstance(place[name], str) and place[name] not in OURS
-            if named and (folder / place[name]).exists():
+            named = isinstance(place[name], str) and place[name] not in ("", *OURS)
+            if named and _exists(folder / place[name]):
                 place[name] = str((folder / place[name]).resolve())
 
 
@@ -411,7 +554,7 @@ def local_files(profile: Profile) -> dict[str, Any]:
 
 def _with_base(path: Path) -> dict[str, Any]:
     """Read a YAML file; with `extends: NAME`, over what that shipped profile says."""
-    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    content = _read(path)
     if not isinstance(content, dict):
         raise ProfileError(f"{path}: expected a mapping of keys to values")
     _from_folder(content, path.parent)
@@ -421,6 +564,75 @@ def _with_base(path: Path) -> dict[str, Any]:
         others = ", ".join(name for name in available_profiles() if name != path.stem)
         raise ProfileError(f"{path}: extends: expected one of {others}, got {base!r}")
     return _merged(_with_base(PROFILES / f"{base}.yaml"), content)
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML with the plain values of version 1.2: 1e5 is a number; 010, 1:30, yes and dates are texts."""
+
+
+_Loader.yaml_implicit_resolvers = {}
+for _kind, _pattern, _first in (
+    ("null", r"~|null|", ("~", "n", "")),
+    ("bool", r"true|false", "tf"),
+    ("int", r"[-+]?(0|[1-9][0-9]*)", "-+0123456789"),
+    ("float", r"[-+]?([0-9]+\.[0-9]*|\.[0-9]+|[0-9]+(?=[eE]))([eE][-+]?[0-9]+)?", "-+.0123456789"),
+    ("float", r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)", "-+."),
+    ("merge", r"<<", "<"),
+):
+    _Loader.add_implicit_resolver(
+        f"tag:yaml.org,2002:{_kind}", re.compile(f"({_pattern})$"), _first
+    )
+
+
+def _read(path: Path) -> Any:
+    """Read a YAML file whose keys are texts, each once.
+
+    Raises:
+        ProfileError: it is something else, or too large.
+    """
+    if (size := path.stat().st_size) > LARGEST_FILE:
+        raise ProfileError(
+            f"{path}: {size:,} bytes are no profile; expected at most {LARGEST_FILE:,}"
+        )
+    try:
+        loader = _Loader(path.read_bytes())
+        if (node := loader.get_single_node()) is None:
+            return None
+        if _values(node, {}) > LARGEST_CONTENT:
+            raise ValueError(f"aliases make more than {LARGEST_CONTENT:,} values of it")
+        return loader.construct_document(node)
+    except yaml.MarkedYAMLError as error:
+        line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
+        raise ProfileError(f"{path}: not valid YAML: {line}{error.problem}") from None
+    except RecursionError:
+        raise ProfileError(f"{path}: nested too deeply") from None
+    except (yaml.YAMLError, ValueError) as error:
+        raise ProfileError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+
+
+def _values(node: yaml.Node, known: dict[yaml.Node, int]) -> int:
+    """Return how many values a node stands for, aliases resolved; refuse what is no tree of texts."""
+    if node in known:
+        return known[node]
+    known[node] = (
+        LARGEST_CONTENT + 1
+    )  # as long as it is open: an alias inside of what it stands for
+    children: list[yaml.Node] = [] if isinstance(node, yaml.ScalarNode) else node.value
+    if isinstance(node, yaml.MappingNode):
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if not key.tag.endswith((":str", ":merge")):
+                _refuse(key, f"expected a word as key, got {key.value!r:.80}")
+            if key.value in seen:
+                _refuse(key, f"the key {key.value!r} is given twice")
+            seen.add(key.value)
+        children = [value for _, value in node.value]
+    known[node] = 1 + sum(_values(child, known) for child in children)
+    return known[node]
+
+
+def _refuse(node: yaml.Node, problem: str) -> None:
+    raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
 
 
 def _merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
@@ -444,10 +656,12 @@ def _explain(problem: Any) -> str:
     if problem["type"] == "extra_forbidden":
         section = _section_at(problem["loc"][:-1])
         return f"{where}: unknown key; allowed here: {', '.join(section.model_fields)}"
-    if problem["type"] == "missing":
+    if problem["type"] == "missing" and isinstance(problem["loc"][-1], str):
         field = _section_at(problem["loc"][:-1]).model_fields[str(problem["loc"][-1])]
         return f"{where}: missing; expected {field.description or 'a value'}"
-    return f"{where}: {problem['msg'].lower()}, got {problem['input']!r}"
+    if problem["type"] == "value_error":
+        return f"{where}: {problem['ctx']['error']}".removeprefix(": ")
+    return f"{where}: {problem['msg'].lower()}, got {reprlib.repr(problem['input'])}"
 
 
 def _section_at(location: tuple[str | int, ...]) -> type[Section]:
@@ -456,9 +670,7 @@ def _section_at(location: tuple[str | int, ...]) -> type[Section]:
         if str(part) not in section.model_fields:
             continue  # a key of a dictionary of sections
         annotation = section.model_fields[str(part)].annotation
-        section = next(
-            kind
-            for kind in (annotation, *get_args(annotation))
-            if isinstance(kind, type) and issubclass(kind, Section)
-        )
+        kinds = (annotation, *get_args(annotation))
+        sections = [one for one in kinds if isinstance(one, type) and issubclass(one, Section)]
+        section = sections[0] if sections else section
     return section

@@ -7,6 +7,38 @@ and goes on when the row is over.
 
 from pathlib import Path
 
+import yaml
 
-def binary_profile(folder: Path) -> None:
-    (folder / "mine.yaml").write_bytes(bytes(range(256)) * 4)
+from vaalign_lib.paths import PROFILES
+
+# --- profiles -----------------------------------------------------------------------------------------
+
+
+def smoke_without(folder: Path, *place: str) -> None:
+    content = yaml.safe_load((PROFILES / "smoke.yaml").read_text()) | {"name": "mine"}
+    *sections, key = place
+    section = content
+    for name in sections:
+        section = section[name]
+    del section[key]
+    (folder / "mine.yaml").write_text(yaml.safe_dump(content))
+
+
+def without_mistral(folder: Path) -> None:
+    smoke_without(folder, "policies", "training", "mistral")
+
+
+def without_model(folder: Path) -> None:
+    smoke_without(folder, "reference", "models", "gpt2")
+
+
+def without_true_reward(folder: Path) -> None:
+    smoke_without(folder, "true_reward")
+
+
+def large_profile(folder: Path) -> None:
+    (folder / "mine.yaml").write_text("extends: smoke\nname: mine\n" + "# much\n" * 500_000)
+
+
+def deep_profile(folder: Path) -> None:
+    (folder / "mine.yaml").write_text("name: " + "[" * 40_000)
