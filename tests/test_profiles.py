@@ -119,7 +119,7 @@ def test_paths_are_relative_to_the_profile(tmp_path, monkeypatch):
     assert profile.reference.models["gpt2"] == str(tmp_path / "mine" / "policy")
     assert profile.reference.models["qwen2"] == "Qwen/Qwen2.5-0.5B"
     before = local_files(profile)
-    assert len(before) == 3 and local_files(load_profile("embedded")) == {}
+    assert len(before) == 2 and local_files(load_profile("embedded")) == {}
     (tmp_path / "mine" / "policy" / "model.safetensors").write_bytes(b"WEIGHTS")
     changed = {key for key, value in local_files(profile).items() if before[key] != value}
     assert changed == {f"{tmp_path}/mine/policy"}
