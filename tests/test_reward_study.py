@@ -61,6 +61,16 @@ def test_pairs_for_evaluation_are_not_learned_from(file, tmp_path):
     assert reasons["prompt is among those looked at"] + len(table) == 240 + 40
 
 
+def test_what_the_reader_leaves_out_is_counted_too(file, tmp_path):
+    path, other = tmp_path / "more.jsonl", tmp_path / "other.jsonl"
+    same = json.dumps({"prompt": "p", "chosen": "a", "rejected": "a "})
+    path.write_text(f"{file.read_text()}\n{same}\n{same}")
+    other.write_text(f"{json.dumps({'prompt': 'q', 'chosen': 'a', 'rejected': 'b'})}\n{same}")
+    reasons = real_data(0, str(path), str(other), LIMITS).attrs["left out"]
+    assert reasons["chosen and rejected are the same text"] == 2
+    assert reasons["chosen and rejected are the same text, to look at"] == 1
+
+
 def test_limits_are_kept_and_what_is_left_out_is_counted(file):
     table = real_data(0, str(file), "", {"train": 50, "held_out": 10})
     assert table["part"].value_counts()[["train", "held_out"]].tolist() == [50, 10]

@@ -1,42 +1,69 @@
 """Preference pairs, prompts and ratings by several people: one schema, whatever they come from.
 
-A source is the path of a JSON Lines file (`.jsonl`, `.jsonl.gz`), or a data set of the Hugging Face hub
-as `owner/name` or `owner/name@split`; the pairs of the embedded world are drawn (`embedded_pairs`).
-Every reader returns a table with the columns named here, or says in which file and line something else
-was found; nothing is dropped.
+A source is a file of JSON (a record a line, or one list of them), CSV or Parquet, packed or not, or a
+data set of the Hugging Face hub as `owner/name` or `owner/name@split`; the pairs of the embedded world
+are drawn (`embedded_pairs`). Every reader returns a table with the columns named here; a text may be a
+list of messages, and the layouts of well-known data sets are read as they are (`_CHOICES`).
 
     pairs     subset, category, prompt, chosen, rejected
     prompts   subset, category, prompt
     ratings   prompt, response, ratings   (a list of at least two numbers, one per person)
+
+A record that is not built as its columns promise is a fault of the source and is refused with its place:
+broken JSON, a key twice, a missing column, a number for a text. A record that is well built but says
+nothing is left out and counted by reason, in `attrs["left out"]` and a warning: a text without a visible
+character, with NUL or half a surrogate pair; two texts that differ at most in white space, invisible
+characters and Unicode's compatible forms (NFKC), which tokenizers fold; a tie; dialogues that part before
+their last turn; ratings by fewer than two people. A source of which nothing is left is refused.
 """
 
-import gzip
+import csv
+import io
 import json
+import logging
 import re
-import zlib
+import sys
+import unicodedata
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import yaml
-from datasets import Dataset, load_dataset
+from datasets import load_dataset
+from huggingface_hub import HfApi, is_offline_mode
+from huggingface_hub.errors import RepositoryNotFoundError
 
-from vaalign_lib.conversation import prompt_text
+from vaalign_lib.conversation import dialogue_text, prompt_text
 from vaalign_lib.paths import DATA
 from vaalign_lib.synthetic.language import CATEGORIES
 from vaalign_lib.synthetic.world import World
 
 EMBEDDED = "embedded"
-_HUB_NAME = re.compile(r"^[\w.-]+/[\w.-]+(@[\w.-]+)?$")
+ENDINGS = (".jsonl", ".ndjson", ".json", ".csv", ".parquet")
+MOST_BYTES, MOST_TIMES = 2**26, 100  # unpacked: texts shrink tenfold, bombs a thousandfold
+_PACKED = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"BZh": "bz2"}  # by the first bytes
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w.-]+)?")
+_FILE_NAME = re.compile(
+    r"\.(jsonl?|ndjson|[ct]sv|txt|parquet|arrow|gz|zst|bz2|xz|zip|xlsx?|ya?ml)$", re.IGNORECASE
+)
 PAIR_FIELDS = ("prompt", "chosen", "rejected")
-RATING_FIELDS = ("prompt", "response", "ratings")
+Records = Iterator[tuple[str, dict[str, Any]]]  # each with the place where it stands
+_log = logging.getLogger(__name__)
 
 
 class DataError(ValueError):
     """Data that is not there or not as expected; says where and what would be right."""
+
+
+class _LeftOutError(Exception):
+    """A record that says nothing; the reason."""
 
 
 # --- RewardBench ------------------------------------------------------------------------------------
@@ -97,23 +124,18 @@ def read_pairs(source: str | Path) -> pd.DataFrame:
     Raises:
         DataError: the source does not exist or holds something else.
     """
-    if _is_hub_name(source):
-        return _finished(_hub_pairs(str(source)), source)
-    return _finished(_read_lines(source, _check_pair), source)
+    return _by_category(_table(source, _joined(_records(source)), _pair))
 
 
 def read_prompts(source: str | Path) -> pd.DataFrame:
-    """Read prompts from a file or the hub; of RewardBench, those of the five chat subsets.
+    """Read prompts from a file or the hub; of RewardBench on the hub, those of the five chat subsets.
 
     Raises:
         DataError: the source does not exist or holds something else.
     """
-    if _is_hub_name(source):
-        pairs = _finished(_hub_pairs(str(source)), source)
-        chat = pairs["subset"].isin(reward_bench_weights()["chat"])
-        pairs = pairs[chat] if chat.any() else pairs
-        return pairs[["subset", "category", "prompt"]].reset_index(drop=True)
-    return _finished(_read_lines(source, _check_prompt), source)
+    prompts = _by_category(_table(source, _records(source), _prompt))
+    chat = prompts["subset"].isin(reward_bench_weights()["chat"])
+    return prompts[chat].reset_index(drop=True) if _is_hub_name(source) and chat.any() else prompts
 
 
 def prompts_of(data: str, count: int) -> list[str]:
@@ -122,12 +144,13 @@ def prompts_of(data: str, count: int) -> list[str]:
 
 
 def read_ratings(source: str | Path) -> pd.DataFrame:
-    """Read responses that several people have rated, from a file.
+    """Read responses that several people have rated, from a file or the hub.
 
     Raises:
-        DataError: the file does not exist or holds something else.
+        DataError: the source does not exist or holds something else.
     """
-    return pd.DataFrame(_read_lines(source, _check_rating))
+    table = _table(source, _gathered(_records(source)), _rating)
+    return table[["prompt", "response", "ratings"]]
 
 
 def embedded_pairs(
@@ -167,18 +190,40 @@ def embedded_pairs(
 
 def _is_hub_name(source: str | Path) -> bool:
     text = str(source)
-    return (
-        isinstance(source, str)
-        and not text.endswith((".jsonl", ".jsonl.gz"))
-        and not Path(text).is_file()
-        and bool(_HUB_NAME.match(text))
-    )
+    named = isinstance(source, str) and bool(_HUB_NAME.fullmatch(text))
+    return named and not _FILE_NAME.search(text) and not Path(text).is_file()
 
 
-def _finished(rows: list[dict[str, Any]], source: str | Path) -> pd.DataFrame:
+def _records(source: str | Path) -> Records:
+    return _hub_records(str(source)) if _is_hub_name(source) else _file_records(source)
+
+
+def _table(
+    source: str | Path, records: Records, read: Callable[[Mapping[str, Any], str], dict[str, Any]]
+) -> pd.DataFrame:
+    """Return what `read` makes of the records; what says nothing is left out and counted."""
+    name = Path(str(source).partition("@")[0]).name if _is_hub_name(source) else Path(source).name
+    subset = name if _is_hub_name(source) else name.split(".")[0]
+    rows, left_out, first = [], Counter[str](), dict[str, str]()
+    for place, record in records:
+        try:
+            own = _visible(_text(record, "subset", place)) if record.get("subset") else subset
+            rows.append({"subset": own, **read(record, place)})
+        except _LeftOutError as reason:
+            left_out[str(reason)] += 1
+            first.setdefault(str(reason), place)
+    reasons = "; ".join(f"{left_out[one]} x {one} (first: {first[one]})" for one in first)
     if not rows:
-        raise DataError(f"{source}: expected at least one record, found none")
+        found = f"none that says anything: {reasons}" if reasons else "none"
+        raise DataError(f"{source}: expected at least one record, found {found}")
+    if left_out:
+        _log.warning("%s: left out %s; %d records remain", source, reasons, len(rows))
     table = pd.DataFrame(rows)
+    table.attrs["left out"] = dict(left_out)
+    return table
+
+
+def _by_category(table: pd.DataFrame) -> pd.DataFrame:
     table.insert(1, "category", table["subset"].map(category_of))
     order = [name for name in CATEGORIES if name in set(table["category"])]
     order += [name for name in table["category"].unique() if name not in order]
@@ -186,143 +231,392 @@ def _finished(rows: list[dict[str, Any]], source: str | Path) -> pd.DataFrame:
     return table.iloc[np.argsort(place.to_numpy(), kind="stable")].reset_index(drop=True)
 
 
-# --- files ------------------------------------------------------------------------------------------
+# --- files: `datasets` would read a text NA as missing, 01 as 1, and name no line -------------------
 
 
-def _read_lines(
-    source: str | Path, check: Callable[[Mapping[str, Any], str, Path], dict[str, Any]]
-) -> list[dict[str, Any]]:
-    path = Path(source)
+def _file_records(source: str | Path) -> Records:
+    path = Path(source).expanduser()
+    name = re.sub(r"\.(gz|zst|bz2)$", "", path.name.casefold())
     if str(source) == EMBEDDED:
         raise DataError(f"{EMBEDDED}: the embedded world's texts are drawn, they are in no file")
-    if not path.name.endswith((".jsonl", ".jsonl.gz")):
+    if not name.endswith(ENDINGS):
         raise DataError(
-            f"{source}: expected a file ending in .jsonl or .jsonl.gz, or a hub data set "
-            "written as owner/name"
+            f"{source}: expected a file ending in {', '.join(ENDINGS)} (or packed: .gz, .zst, .bz2), "
+            "or a hub data set written as owner/name"
         )
     if not path.is_file():
         raise DataError(f"{source}: there is no such file")
-    rows = []
-    for number, line in _lines(path):
-        place = f"{path}:{number}"
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise DataError(f"{place}: expected one JSON object a line: {error}") from None
+    content = _content(path)
+    if name.endswith(".parquet") or content.startswith(b"PAR1"):
+        return _parquet_records(path, content)
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: cannot be read as text in UTF-8: {error}") from None
+    return _csv_records(path, text) if name.endswith(".csv") else _json_records(path, text)
+
+
+def _content(path: Path) -> bytes:
+    """Return a file's bytes, unpacked if they begin as packed ones do."""
+    unpacked = bytearray()
+    try:
+        content = path.read_bytes()
+        packing = next((how for begin, how in _PACKED.items() if content.startswith(begin)), None)
+        if packing is None:
+            return content
+        with pa.CompressedInputStream(pa.BufferReader(content), packing) as stream:
+            while part := stream.read(2**20):
+                unpacked += part
+                _check_size(path, len(content), len(unpacked))
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {_one_line(error)}") from None
+    return bytes(unpacked)
+
+
+def _check_size(path: Path, packed: int, unpacked: int) -> None:
+    if unpacked > (most := MOST_BYTES + MOST_TIMES * packed):
+        raise DataError(f"{path}: {packed} bytes hold more than {most}; texts do not shrink so far")
+
+
+def _parquet_records(path: Path, content: bytes) -> Records:
+    row = size = 0
+    try:
+        for batch in pq.ParquetFile(pa.BufferReader(content)).iter_batches(256):
+            size += batch.nbytes
+            _check_size(path, len(content), size)
+            for record in batch.to_pylist():
+                row += 1
+                yield f"{path}, row {row}", record
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read as Parquet: {_one_line(error)}") from None
+
+
+def _csv_records(path: Path, text: str) -> Records:
+    csv.field_size_limit(sys.maxsize)
+    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+    try:
+        names = list(reader.fieldnames or [])
+        if len(set(names)) < len(names):
+            raise DataError(f"{path}:1: a column stands twice: {_one_line(', '.join(names))}")
+        for record in reader:
+            place = f"{path}:{reader.line_num}"
+            if None in record or None in record.values():
+                raise DataError(f"{place}: expected a cell for each of the {len(names)} columns")
+            yield place, {name: _cell(name, cell, place) for name, cell in record.items()}
+    except csv.Error as error:
+        raise DataError(f"{path}:{reader.line_num}: cannot be read as CSV: {error}") from None
+
+
+def _cell(column: str, cell: str, place: str) -> Any:
+    """Return a cell's text, or what it says in JSON where it holds messages or anything but a text."""
+    messages = re.match(r"\[\{\s*['\"](role|content)['\"]", cell)
+    try:
+        return cell if column in _TEXTS and not messages else _DECODER.decode(cell)
+    except (ValueError, RecursionError):
+        if messages:
+            raise DataError(f"{place}: {column}: expected messages written as JSON") from None
+        return cell
+
+
+def _json_records(path: Path, text: str) -> Records:
+    if text.lstrip()[:1] == "[":
+        listed = _decoded(text, str(path))
+        records = ((f"{path}, record {k}", record) for k, record in enumerate(listed, start=1))
+    else:
+        lines = ((f"{path}:{k}", line) for k, line in enumerate(text.split("\n"), start=1))
+        records = ((place, _decoded(line, place)) for place, line in lines if line.strip())
+    for place, record in records:
         if not isinstance(record, dict):
             raise DataError(f"{place}: expected a JSON object, got {type(record).__name__}")
-        rows.append(check(record, place, path))
-    if not rows:
-        raise DataError(f"{path}: expected at least one record, found none")
-    return rows
+        yield place, record
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    opened = gzip.open if path.suffix == ".gz" else open
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        raise ValueError(f"a key stands twice: {', '.join(key for key, _ in pairs)}")
+    return content
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_once)
+
+
+def _decoded(text: str, place: str) -> Any:
     try:
-        with opened(path, "rt", encoding="utf-8") as file:
-            for number, line in enumerate(file, start=1):
-                if line.strip():
-                    yield number, line
-    except (UnicodeDecodeError, EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise DataError(f"{path}: cannot be read as text in UTF-8: {error}") from None
-
-
-def _text(record: Mapping[str, Any], field: str, place: str, fields: tuple[str, ...]) -> str:
-    if field not in record:
+        return _DECODER.decode(text)
+    except (ValueError, RecursionError) as error:
         raise DataError(
-            f"{place}: no field {field!r}; expected {', '.join(fields)}, got {', '.join(record)}"
-        )
-    value = record[field]
-    if not isinstance(value, str):
-        raise DataError(f"{place}: {field}: expected text, got {type(value).__name__}")
-    if not value.strip():
-        raise DataError(f"{place}: {field}: expected text, got an empty one")
-    return value
+            f"{place}: expected one JSON object a line, or one list of them: {_one_line(error)}"
+        ) from None
 
 
-def _subset(record: Mapping[str, Any], place: str, path: Path) -> str:
-    if "subset" not in record:
-        return path.name.split(".")[0]
-    return _text(record, "subset", place, ("subset",))
+# --- records ----------------------------------------------------------------------------------------
+
+# the column that says which response is preferred; prompt, first and second response
+_CHOICES = {
+    "preference_strength": ("prompt", "response_1", "response_2"),  # HelpSteer2: below 0 the first
+    "overall_preference": ("context", "response1", "response2"),  # HelpSteer3: below 0 the first
+    "labels": ("history", "human_ref_A", "human_ref_B"),  # SHP
+    "ratings": ("prompt", "response_1", "response_2"),  # votes of several people, as PandaLM's
+}
+_VALUES = {"labels": (1, 0), "ratings": (1, 2, 0)}  # for the first response, the second, neither
+_SCORES = (("score_chosen", "score_rejected"), ("chosen_score", "rejected_score"))
+_TEXTS = {
+    "subset",
+    "response",
+    *PAIR_FIELDS,
+    *(name for names in _CHOICES.values() for name in names),
+}
+_TURN = re.compile(r"(?:^|\n\n)(Human|Assistant):")
 
 
-def _check_pair(record: Mapping[str, Any], place: str, path: Path) -> dict[str, Any]:
-    texts = {field: _text(record, field, place, PAIR_FIELDS) for field in PAIR_FIELDS}
-    if texts["chosen"] == texts["rejected"]:
-        raise DataError(f"{place}: chosen and rejected are the same text")
-    return {"subset": _subset(record, place, path), **texts}
+def _pair(record: Mapping[str, Any], place: str) -> dict[str, Any]:
+    prompt, chosen, rejected = _chosen_first(record, place)
+    if _same(_visible(chosen), _visible(rejected)):
+        raise _LeftOutError("chosen and rejected are the same text")
+    return {"prompt": _visible(prompt), "chosen": chosen, "rejected": rejected}
 
 
-def _check_prompt(record: Mapping[str, Any], place: str, path: Path) -> dict[str, Any]:
-    prompt = _text(record, "prompt", place, ("prompt",))
-    return {"subset": _subset(record, place, path), "prompt": prompt}
+def _chosen_first(record: Mapping[str, Any], place: str) -> tuple[str, str, str]:
+    """Return prompt, chosen and rejected response, by the columns that a record has."""
+    for choice, names in _CHOICES.items():
+        if "chosen" not in record and {choice, *names} <= record.keys():
+            prompt, first, second = (_text(record, name, place) for name in names)
+            lead = _lead(record, choice, place)
+            _check_preferred(lead != 0)
+            return (prompt, first, second) if lead < 0 else (prompt, second, first)
+    scores = [[record.get(name) for name in names] for names in _SCORES]
+    _check_preferred(not any(first == second is not None for first, second in scores))
+    return _labelled(record, place)
 
 
-def _check_rating(record: Mapping[str, Any], place: str, path: Path) -> dict[str, Any]:
-    texts = {name: _text(record, name, place, RATING_FIELDS) for name in ("prompt", "response")}
-    ratings = record.get("ratings")
-    numbers = isinstance(ratings, list) and all(
-        isinstance(value, int | float) and not isinstance(value, bool) and np.isfinite(value)
-        for value in ratings
-    )
-    if not numbers or len(ratings or []) < 2:
+def _check_preferred(preferred: bool) -> None:
+    if not preferred:
+        raise _LeftOutError("no response is preferred")
+
+
+def _lead(record: Mapping[str, Any], choice: str, place: str) -> float:
+    """Return how far the second response is preferred to the first; of votes, whether by most."""
+    if choice not in _VALUES:
+        return _number(record, choice, place)
+    votes = record[choice] if choice == "ratings" else [record[choice]]
+    if not isinstance(votes, list) or any(vote not in _VALUES[choice] for vote in votes):
+        expected = ", ".join(map(str, _VALUES[choice]))
+        raise DataError(f"{place}: {choice}: expected {expected}, got {_one_line(votes)}")
+    first, second = (2 * votes.count(value) > len(votes) for value in _VALUES[choice][:2])
+    return int(second) - int(first)
+
+
+def _labelled(record: Mapping[str, Any], place: str) -> tuple[str, str, str]:
+    """Return prompt, chosen and rejected; of whole dialogues, what they share is the prompt."""
+    chosen, rejected = (_answer(record, name, place) for name in ("chosen", "rejected"))
+    shared = chosen[:-1]
+    if shared != rejected[:-1]:
+        raise _LeftOutError("chosen and rejected part before their last turn")
+    given = _text(record, "prompt", place) if "prompt" in record or not shared else ""
+    prompt = prompt_text(shared) if shared else given
+    known = [prompt, *(turn["content"] for turn in shared)]
+    if given and _folded(given) not in map(_folded, known):
+        raise DataError(f"{place}: prompt: is no turn that chosen and rejected share")
+    return prompt, chosen[-1]["content"], rejected[-1]["content"]
+
+
+def _answer(record: Mapping[str, Any], name: str, place: str) -> list[dict[str, str]]:
+    """Return a response as the last of the turns of its dialogue, or alone."""
+    value, place = _field(record, name, place), f"{place}: {name}"
+    if isinstance(value, str) and "prompt" in record:
+        return [{"role": "assistant", "content": value}]
+    turns = _dialogue(value, place) if isinstance(value, str) else _messages(value, place)
+    if turns[-1]["role"] != "assistant":
+        raise DataError(f"{place}: expected the assistant to speak last, got {turns[-1]['role']}")
+    return turns
+
+
+def _messages(value: object, place: str) -> list[dict[str, str]]:
+    listed = value if isinstance(value, list) else []
+    if not listed or any(
+        not isinstance(m, dict) or not isinstance(m.get("role"), str) for m in listed
+    ):
         raise DataError(
-            f"{place}: ratings: expected a list of at least two numbers, got {ratings!r}"
+            f"{place}: expected text or messages with role and content, got {_one_line(repr(value))}"
         )
+    try:
+        return [{"role": m["role"], "content": dialogue_text([m])} for m in listed]
+    except ValueError as error:
+        raise DataError(f"{place}: {error}") from None
+
+
+def _dialogue(text: str, place: str) -> list[dict[str, str]]:
+    """Return the turns of a dialogue in the manner of HH-RLHF."""
+    before, *parts = _TURN.split(text)
+    if before.strip() or not parts:
+        raise DataError(f"{place}: no field 'prompt', nor a dialogue that begins with Human:")
+    roles = ({"Human": "user", "Assistant": "assistant"}[name] for name in parts[::2])
+    return [
+        {"role": role, "content": said.strip()}
+        for role, said in zip(roles, parts[1::2], strict=True)
+    ]
+
+
+def _joined(records: Records) -> Records:
+    """Join HelpSteer2's two responses to a prompt, which follow each other: the more helpful wins."""
+    for place, record in records:
+        if "response" not in record or "helpfulness" not in record:
+            yield place, record
+            continue
+        _, other = next(records, ("", {}))
+        if other.get("prompt") != record.get("prompt"):
+            raise DataError(f"{place}: expected the next record to have a response to this prompt")
+        first, second = (_number(one, "helpfulness", place) for one in (record, other))
+        both = {"response_1": record["response"], "response_2": other.get("response")}
+        yield place, record | both | {"preference_strength": second - first}
+
+
+def _prompt(record: Mapping[str, Any], place: str) -> dict[str, Any]:
+    name = next((one for one in ("prompt", "context", "history") if one in record), "")
+    text = _text(record, name, place) if name else _labelled(record, place)[0]
+    return {"prompt": _visible(text)}
+
+
+def _gathered(records: Records) -> Records:
+    """Gather the ratings of a response where every person's has a record of its own."""
+    found: dict[tuple[str, str], tuple[str, dict[str, Any]]] = {}
+    for place, record in records:
+        if "rating" not in record or "ratings" in record:
+            yield place, record
+            continue
+        prompt, response = (_text(record, name, place) for name in ("prompt", "response"))
+        empty = {"prompt": prompt, "response": response, "ratings": []}
+        _, row = found.setdefault((prompt, response), (place, empty))
+        row["ratings"].append(_number(record, "rating", place))
+    yield from found.values()
+
+
+def _rating(record: Mapping[str, Any], place: str) -> dict[str, Any]:
+    fields = ("prompt", "response", "ratings")
+    texts = {name: _visible(_text(record, name, place, fields)) for name in fields[:2]}
+    columns = [name for name in record if re.fullmatch(r"rating_?\d+", name)]
+    people = [record[name] for name in columns if record[name] not in (None, "")]
+    name = "helpfulness" if "helpfulness" in record else "ratings"  # HelpSteer2's disagreements
+    ratings = record.get(name, people if columns else None)
+    if not isinstance(ratings, list) or not all(map(_is_number, ratings)):
+        raise DataError(
+            f"{place}: {name}: expected a list of at least two numbers, got {_one_line(repr(ratings))}"
+        )
+    if len(ratings) < 2:
+        raise _LeftOutError("rated by fewer than two people")
     return {**texts, "ratings": ratings}
+
+
+# --- fields -----------------------------------------------------------------------------------------
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_INVISIBLE = {"Cc", "Cf", "Zs", "Zl", "Zp", "Mn", "Me"}  # Unicode's categories
+_FILLERS = "\u115f\u1160\u2800\u3164\uffa0"  # letters and signs by category, blank by look
+_ZERO_WIDTH = re.compile("[\u00ad\u034f\u061c\u180e\u200b-\u200f\u202a-\u202e\u2060-\u2064\ufeff]")
+
+
+def _field(
+    record: Mapping[str, Any], name: str, place: str, fields: tuple[str, ...] = PAIR_FIELDS
+) -> Any:
+    if name not in record:
+        raise DataError(
+            f"{place}: no field {name!r}; expected {', '.join(fields)}, got "
+            f"{_one_line(', '.join(map(str, record)))}"
+        )
+    return "" if record[name] is None else record[name]
+
+
+def _text(
+    record: Mapping[str, Any], name: str, place: str, fields: tuple[str, ...] = PAIR_FIELDS
+) -> str:
+    value = _field(record, name, place, fields)
+    return value if isinstance(value, str) else prompt_text(_messages(value, f"{place}: {name}"))
+
+
+def _is_number(value: object) -> bool:
+    try:
+        return type(value) in (int, float) and bool(np.isfinite(float(value)))  # type: ignore[arg-type]
+    except OverflowError:
+        return False
+
+
+def _number(record: Mapping[str, Any], name: str, place: str) -> float:
+    value = _field(record, name, place, (name,))
+    if not _is_number(value):
+        raise DataError(f"{place}: {name}: expected a number, got {_one_line(repr(value))}")
+    return float(value)
+
+
+def _visible(text: str) -> str:
+    """Return a text that can be written and shows something."""
+    if "\0" in text or (not text.isascii() and _SURROGATE.search(text)):
+        raise _LeftOutError("a text with NUL or half a surrogate pair")
+    if all(unicodedata.category(one) in _INVISIBLE or one in _FILLERS for one in text):
+        raise _LeftOutError("a text without a visible character")
+    return text
+
+
+def _folded(text: str) -> str:
+    """Return what is left of a text for tokenizers that fold white space and compatible forms."""
+    if not text.isascii():
+        text = _ZERO_WIDTH.sub("", unicodedata.normalize("NFKC", text))
+    return " ".join(text.split())
+
+
+def _same(first: str, second: str) -> bool:
+    one, other = (text[:80].split()[:-1] for text in (first, second))
+    if " ".join((*one, *other)).isascii() and any(a != b for a, b in zip(one, other, strict=False)):
+        return False  # as nearly always; their first words tell
+    return _folded(first) == _folded(second)
+
+
+def _one_line(text: object) -> str:
+    line = " ".join(str(text).split())
+    return line if len(line) <= 300 else f"{line[:300]}..."
 
 
 # --- the hub ----------------------------------------------------------------------------------------
 
+_SPLITS = {"reward-bench": "filtered", "ultrafeedback_binarized": "train_prefs"}
 
-def _hub_pairs(name: str) -> list[dict[str, Any]]:
-    """Load a data set by name and bring it into the schema, by the columns that it has."""
+
+def _hub_records(name: str) -> Records:
     path, _, split = name.partition("@")
-    data = _load(path, split or ("filtered" if path.endswith("reward-bench") else "train"))
-    columns = set(data.column_names)
-    if {"prompt", "chosen", "rejected"} <= columns and isinstance(data[0]["chosen"], str):
-        # texts, as allenai/reward-bench has them
-        check: Callable[[Mapping[str, Any], str, Path], dict[str, Any]] = _check_pair
-    elif {"chosen", "rejected"} <= columns:  # conversations: weqweasdas/preference_dataset_mix2
-        check = _check_conversations
-    else:
-        raise DataError(
-            f"{name}: expected the columns prompt, chosen, rejected (texts) or chosen, rejected "
-            f"(conversations), got {', '.join(sorted(columns))}"
-        )
-    return [check(row, f"{name}, row {k}", Path(path)) for k, row in enumerate(data)]
-
-
-def _load(path: str, split: str) -> Dataset:
+    split = split or _SPLITS.get(path.rpartition("/")[2], "train")
+    if not Path(path).is_dir() and not is_offline_mode():
+        _ask_hub(path)
     try:
-        return load_dataset(path, split=split)
+        data = load_dataset(path, split=split)
     except Exception as error:
         raise DataError(
-            f"{path}, split {split}: cannot be loaded ({type(error).__name__}: {error}); "
-            "name another split as owner/name@split, or give the path of a .jsonl file"
+            f"{path}, split {split}: cannot be loaded ({type(error).__name__}: {_one_line(error)}); "
+            "name another split as owner/name@split, or give the path of a file"
         ) from error
+    return ((f"{name}, row {k}", row) for k, row in enumerate(data))
 
 
-def _check_conversations(record: Mapping[str, Any], place: str, path: Path) -> dict[str, Any]:
-    """Split two conversations that share all turns but the last into prompt, chosen and rejected."""
-    turns = {}
-    for field in ("chosen", "rejected"):
-        messages = record[field]
-        if not isinstance(messages, list) or not messages:
-            raise DataError(f"{place}: {field}: expected a list of messages, got {messages!r}")
-        last = messages[-1]
-        if any(not isinstance(one, dict) or not one.get("content") for one in messages):
-            raise DataError(f"{place}: {field}: expected messages with role and content")
-        if last.get("role") != "assistant":
-            raise DataError(f"{place}: {field}: expected the assistant to speak last, got {last!r}")
-        turns[field] = messages
-    shared = turns["chosen"][:-1]
-    if shared != turns["rejected"][:-1] or not shared:
-        raise DataError(f"{place}: expected chosen and rejected to differ in their last turn only")
-    texts = {
-        "prompt": prompt_text(shared),
-        "chosen": turns["chosen"][-1]["content"],
-        "rejected": turns["rejected"][-1]["content"],
-    }
-    return _check_pair({"subset": path.name, **texts}, place, path)
+def _ask_hub(path: str) -> None:
+    """Make sure that the hub answers and has a data set: `load_dataset` tries for half a minute."""
+    failure: list[Exception] = [TimeoutError("no answer")]
+
+    def ask() -> None:
+        try:
+            HfApi().dataset_info(path, timeout=5)
+            failure.clear()
+        except Exception as error:
+            failure[:] = [error]
+
+    asking = Thread(target=ask, daemon=True)  # each of many addresses has a time-out of its own
+    asking.start()
+    asking.join(8)
+    if failure and isinstance(failure[0], RepositoryNotFoundError):
+        raise DataError(
+            f"{path}: there is no such file, nor such a data set that the hub shows you"
+        )
+    if failure:
+        raise DataError(
+            f"{path}: there is no such file, and the hub cannot be asked "
+            f"({type(failure[0]).__name__}: {_one_line(failure[0])}); HF_HUB_OFFLINE=1 takes what was "
+            "loaded before"
+        )

@@ -156,11 +156,13 @@ def real_data(
     Returns:
         The pairs with their `part`; `attrs["left out"]` counts what was not taken, by reason.
     """
-    table, left_out = read_pairs(pairs), {}
+    table = read_pairs(pairs)
+    left_out = dict(table.attrs["left out"])
     random = np.random.default_rng(seed)
     shares = REAL_SHARES
     if evaluation:
         looked_at = read_pairs(evaluation).assign(part="evaluation")
+        left_out |= {f"{k}, to look at": n for k, n in looked_at.attrs["left out"].items()}
         known = table["prompt"].isin(looked_at["prompt"])
         left_out["prompt is among those looked at"] = int(known.sum())
         table, shares = table[~known], (1 - REAL_SHARES[1], REAL_SHARES[1])
