@@ -1,11 +1,13 @@
 """What a notebook writes: the same bytes for the same results, labelled, refused without a rule."""
 
+import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 from matplotlib.figure import Figure
 
+from vaalign_lib.figures import canvas
 from vaalign_lib.notebook import start
 from vaalign_lib.profiles import ProfileError
 from vaalign_lib.published import UnknownRuleError
@@ -27,6 +29,16 @@ def test_the_same_results_give_the_same_bytes(tmp_path):
     assert first == second
     names = {path.name for path in first}
     assert names == {"line.png", "line.pdf", "table.parquet", "table.md", "findings.json"}
+
+
+def test_figures_do_not_follow_a_matplotlibrc(tmp_path):
+    plain = write_all(tmp_path / "1")
+    dark = {"axes.facecolor": "black", "text.color": "white", "savefig.bbox": "tight"}
+    with mpl.rc_context(dark | {"font.size": 30, "lines.linewidth": 9, "figure.dpi": 300}):
+        assert write_all(tmp_path / "2") == plain
+    with mpl.rc_context(dark), canvas(4, 3) as (figure, _):
+        assert mpl.rcParams["text.color"] == "black"
+        assert figure.axes[0].get_facecolor() == (1, 1, 1, 1)
 
 
 def test_files_say_what_they_are(tmp_path):

@@ -79,6 +79,41 @@ def test_runs_once_then_keeps_then_follows_changes(study, tmp_path):
     assert run(tmp_path, seed=1)[0] == ["done"]
 
 
+def test_the_notebook_runs_here_whatever_else_is_installed(study, tmp_path, monkeypatch):
+    """Another environment's python3, start-up files, a matplotlibrc; braces in the name of the folder."""
+    kernel = tmp_path / "jupyter" / "kernels" / "python3" / "kernel.json"
+    started = tmp_path / "ipython" / "profile_default" / "startup" / "00.py"
+    for path in (kernel, started):
+        path.parent.mkdir(parents=True)
+    theirs = {
+        "argv": ["/bin/false", "{connection_file}"],
+        "display_name": "x",
+        "language": "python",
+    }
+    kernel.write_text(json.dumps(theirs))
+    started.write_text("leaked = 1")
+    (tmp_path / "matplotlibrc").write_text("axes.facecolor: black\nfont.size: 30\n")
+    write_notebook(
+        study,
+        "01_here",
+        FIGURE,
+        f"import sys\nassert sys.executable == {sys.executable!r}",
+        "assert 'leaked' not in globals()",
+        "import matplotlib\nassert matplotlib.rcParams['font.size'] == 10",
+    )
+    run_dir = tmp_path / "run {x} {0} {"
+    options = {"profile_source": "smoke", "run_dir": run_dir}
+    assert [one.state for one in reproduce(load_profile("smoke"), **options)] == ["done"]
+    plain = run_dir / "01_here" / "figures" / "01_here_line.png"
+    kept = plain.read_bytes()
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "jupyter"))
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
+    monkeypatch.setenv("MATPLOTLIBRC", str(tmp_path))
+    (outcome,) = reproduce(load_profile("smoke"), force=True, **options)
+    assert outcome.state == "done", outcome.message
+    assert plain.read_bytes() == kept
+
+
 def test_a_failure_is_reported_and_contained(study, tmp_path):
     write_notebook(study, "01_good", FIGURE)
     write_notebook(study, "02_bad", "figure = 1", 'raise RuntimeError("the {name} broke")')

@@ -1,5 +1,6 @@
 """Run folders: only what this program wrote is removed; other folders are refused and stay."""
 
+import json
 import os
 import subprocess
 from pathlib import Path
@@ -31,9 +32,9 @@ def study(tmp_path, monkeypatch):
     def execute(notebook, folder, *_):
         (folder / "figures").mkdir()
         fill(folder, "executed.ipynb")
-        return notebook.content()["cells"][-1]["source"] or None
+        return json.loads(notebook.read_text())["cells"][-1]["source"] or None
 
-    monkeypatch.setattr(module, "_execute", execute)
+    monkeypatch.setattr("vaalign_lib.execution.execute", execute)
     monkeypatch.setattr(module, "NOTEBOOKS", tmp_path / "notebooks")
     (tmp_path / "notebooks").mkdir()
     return tmp_path / "notebooks"

@@ -58,11 +58,20 @@ _STYLE: Any = {
 
 
 @contextmanager
+def matplotlib_of_its_own(settings: Any) -> Iterator[None]:
+    """Start from matplotlib's defaults and these settings, not from the user's matplotlibrc."""
+    with mpl.rc_context():
+        mpl.rcdefaults()
+        mpl.rcParams.update(settings)
+        yield
+
+
+@contextmanager
 def canvas(
     width: float, height: float, columns: int = 1, rows: int = 1, **grid: Any
 ) -> Iterator[tuple[Figure, list[Axes]]]:
-    """Yield an empty figure and its axes, row by row, under the house's style."""
-    with mpl.rc_context(_STYLE):
+    """Yield an empty figure and its axes, row by row, under the house's style alone."""
+    with matplotlib_of_its_own(_STYLE):
         figure = Figure(figsize=(width, height), layout="constrained")
         yield figure, list(figure.subplots(rows, columns, squeeze=False, **grid).flat)
 

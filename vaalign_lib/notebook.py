@@ -257,6 +257,7 @@ def start(
             f"tcp://host:8786, got {workers!r}"
         )
     logging.basicConfig(level=logging.WARNING)
+    mpl.rcdefaults()  # figures do not follow the user's matplotlibrc
     folder = Path(run_dir) if run_dir else RUNS / loaded.name
     return NotebookRun(
         name=name,

@@ -2,25 +2,22 @@
 
 import importlib.metadata
 import json
-import os
 import re
 import shutil
 import sys
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from tqdm import tqdm
 
 from vaalign_lib import runs
 from vaalign_lib.paths import DATA, FIGURES, NOTEBOOKS, RESULTS, ROOT, RUNS
 from vaalign_lib.profiles import Profile, load_profile, local_files
-from vaalign_lib.progress import HEADLESS
 from vaalign_lib.run_folder import RECORD, hashes, make_way, opened, remove
 from vaalign_lib.runs import (
     PACKAGE,
@@ -296,6 +293,10 @@ def _run(
     label: str,
     force: bool,
 ) -> Outcome:
+    from vaalign_lib import (
+        execution,  # here, for it takes seconds that `vaalign status` need not wait
+    )
+
     folder = run_dir / notebook.name
     record = read_record(folder)
     if record is not None and record["key"] == key and not force:
@@ -304,7 +305,7 @@ def _run(
     started = time.perf_counter()
     try:
         partial.mkdir(parents=True)
-        error = _execute(notebook, partial, parameters, run_dir, label)
+        error = execution.execute(notebook.path, partial, parameters, run_dir, label)
         seconds = time.perf_counter() - started
         _write_record(partial, key, seconds)
         failed = run_dir / f"{notebook.name}.failed"
@@ -350,110 +351,6 @@ def _take(notebook: Notebook, key: str, run_dir: Path) -> Outcome:
         write_atomically(partial / FINDINGS, json.dumps(record | {"taken": True}, indent=1) + "\n")
         _write_record(partial, key, 0)
     return Outcome(notebook.name, "taken")
-
-
-def _execute(
-    notebook: Notebook,
-    folder: Path,
-    parameters: dict[str, Any],
-    run_dir: Path,
-    label: str,
-) -> str | None:
-    """Execute a notebook with papermill into a folder; return the error in a few lines, if any."""
-    import nbformat  # here, for these take seconds that `vaalign status` need not wait
-    import papermill
-
-    from vaalign_lib.html_pages import write_page
-
-    target = folder / EXECUTED
-    paths = {"run_dir": str(run_dir), "figures_dir": str(folder / "figures")}
-    error = None
-    with _headless(), _InnerBars(sys.stderr) as bars:
-        try:
-            papermill.execute_notebook(
-                notebook.path,
-                target,
-                parameters=parameters | paths,
-                kernel_name="python3",
-                cwd=notebook.path.parent,
-                progress_bar={
-                    "desc": label,
-                    "file": sys.stderr,
-                    "leave": False,
-                    "position": 0,
-                },
-                stderr_file=bars,
-                log_output=False,
-                coalesce_streams=True,
-                extra_arguments=["--IPKernelApp.log_level=40"],
-            )
-        except papermill.PapermillExecutionError as failure:
-            error = f"cell {failure.exec_count}: {failure.ename}: {_shortened(failure.evalue)}"
-        except Exception as failure:  # the kernel died or never started; the other notebooks go on
-            error = f"{type(failure).__name__}: {_shortened(str(failure))}"
-    try:
-        executed = nbformat.read(target if target.is_file() else notebook.path, as_version=4)
-        _without_bars(executed.cells)
-        nbformat.write(executed, target)
-        write_page(executed, folder / PAGE, title=notebook.name)
-    except Exception as failure:
-        error = error or f"page: {type(failure).__name__}: {_shortened(str(failure))}"
-    return error
-
-
-def _shortened(text: str, lines: int = 5) -> str:
-    return "\n    ".join(text.strip().splitlines()[:lines])
-
-
-@contextmanager
-def _headless() -> Iterator[None]:
-    before = os.environ.get(HEADLESS)
-    os.environ[HEADLESS] = "1"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[HEADLESS]
-        else:
-            os.environ[HEADLESS] = before
-
-
-class _InnerBars:
-    """A file that shows the progress bars which a notebook writes to its stderr, below its own line."""
-
-    def __init__(self, terminal: TextIO) -> None:
-        self._bar = tqdm(
-            total=0,
-            position=1,
-            bar_format="    {desc}",
-            leave=False,
-            file=terminal,
-            disable=None,
-        )
-
-    def __enter__(self) -> "_InnerBars":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.close()
-
-    def write(self, text: str) -> None:
-        shown = [part.strip() for part in re.split(r"[\r\n]", text) if part.strip()]
-        if shown:
-            self._bar.set_description_str(shown[-1][:110])
-
-    def flush(self) -> None:
-        self._bar.refresh()
-
-
-def _without_bars(cells: list[Any]) -> None:
-    """Drop what was overwritten on the terminal, that is, everything up to the last carriage return."""
-    for cell in cells:
-        for output in cell.get("outputs", []):
-            if output.output_type == "stream" and output.name == "stderr":
-                output.text = re.sub(r"[^\n]*\r", "", output.text).strip()
-        if cell.cell_type == "code":
-            cell.outputs = [out for out in cell.outputs if out.get("text") != ""]
 
 
 def publish(folder: Path, figures: Path = FIGURES, results: Path = RESULTS) -> list[Path]:
