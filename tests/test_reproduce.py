@@ -237,12 +237,15 @@ while not Path({str(go_on)!r}).exists():
     process = start_process(study, tmp_path)
     wait_for(marker)
     process.send_signal(how)
-    process.communicate(timeout=240)
+    _, told = process.communicate(timeout=240)
     assert process.returncode == {signal.SIGINT: 130, signal.SIGTERM: 143}.get(how, -how)
     folder = tmp_path / "run"
     assert read_record(folder / "01_quick") is not None
     assert not (folder / "02_slow").exists() and not (folder / "02_slow.failed").exists()
+    assert "Traceback" not in told and "WARNING" not in told
     if how is not signal.SIGKILL:
+        last = f"vaalign: {'terminated' if how is signal.SIGTERM else 'interrupted'}; what was finished"
+        assert told.splitlines()[-1].startswith(last)
         assert not list(folder.glob(".02_slow*"))
     go_on.touch()
     again = start_process(study, tmp_path)

@@ -59,17 +59,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     ) as error:
         print(f"vaalign: {_one_line(error)}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stopped:
+        terminated = isinstance(stopped, _Terminated)
         print(
-            "vaalign: interrupted; what was finished is kept, run it again to go on",
+            f"vaalign: {'terminated' if terminated else 'interrupted'}; what was finished is kept, "
+            "run it again to go on",
             file=sys.stderr,
         )
-        return 130
+        return 128 + (signal.SIGTERM if terminated else signal.SIGINT)
+
+
+class _Terminated(KeyboardInterrupt):
+    """The process was told to end."""
 
 
 def _terminate(*_: object) -> None:
-    """End like an interruption, with everything tidied up, and the exit code of a terminated process."""
-    raise SystemExit(128 + signal.SIGTERM)
+    """End like an interruption, with everything tidied up."""
+    raise _Terminated
 
 
 class _UsageError(ValueError):

@@ -2,6 +2,7 @@
 
 import os
 import re
+import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -70,11 +71,16 @@ def execute(
 
 
 class _ThisInterpreter(AsyncKernelManager):
-    """Starts the interpreter that runs, whatever kernels are installed under its name."""
+    """Starts the interpreter that runs, whatever kernels are installed under its name; what the process
+    says when it is ended is for nobody: messages of cells come otherwise.
+    """
 
     @default("kernel_spec_manager")
     def _native_only(self) -> KernelSpecManager:
         return KernelSpecManager(kernel_dirs=[])
+
+    async def _async_launch_kernel(self, kernel_cmd: list[str], **options: Any) -> None:
+        await super()._async_launch_kernel(kernel_cmd, **options, stderr=subprocess.DEVNULL)
 
 
 def _literal(path: Path) -> str:
