@@ -6,6 +6,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
+from jinja2 import TemplateError
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 SPEAKERS = {"user": "Human", "assistant": "Assistant"}
@@ -142,9 +143,17 @@ def _templated(
     tokenizer: PreTrainedTokenizerBase, turns: list[tuple[str, str]], generation: bool
 ) -> str:
     messages = [{"role": role, "content": content} for role, content in turns]
-    return str(
-        tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generation)
-    )
+    try:
+        written = tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=generation
+        )
+    except (TemplateError, ValueError) as error:
+        said = " ".join(str(error).split())
+        raise ValueError(
+            f"tokenizer: its chat template cannot write {turns[-1][0]}'s turn ({said:.160}); set "
+            "tokenizer.chat_template to one that can, or to None"
+        ) from None
+    return str(written)
 
 
 def response_texts(tokenizer: PreTrainedTokenizerBase, ids: Sequence[Sequence[int]]) -> list[str]:

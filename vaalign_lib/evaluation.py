@@ -18,9 +18,11 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from vaalign_lib.conversation import end_id, pad_id, response_texts
+from vaalign_lib.policies.checks import checked_prompts, whole
 from vaalign_lib.policies.frozen import ReferencePolicy
-from vaalign_lib.policies.sampling import Prompts, Rollout, Writer, rollout, sequences
-from vaalign_lib.ppo import Task
+from vaalign_lib.policies.sampling import Prompts, Rollout, Writer, check_finite, rollout, sequences
+from vaalign_lib.policies.stack import PolicyStack
+from vaalign_lib.ppo import Task, truths
 from vaalign_lib.profiles import Sampling
 
 _TRAINED, _REFERENCE = 2**31 + 2, 2**31 + 3  # what random numbers are for; training has steps here
@@ -54,6 +56,9 @@ class Evaluator:
                 "expected at least two prompts and two samples of each for a standard error, got "
                 f"{len(self.task.prompts)} and {self.samples}"
             )
+        whole("samples", self.samples, 2)
+        whole("seed", self.seed, 0)
+        checked_prompts(self.tokenizer, self.task.prompts, self.reference.config, self.sampling)
 
     def policies(self, stack: Writer, index: Sequence[int]) -> pd.DataFrame:
         """Evaluate a stack; return a row for each policy of `index` with mean and standard error of the
@@ -68,6 +73,8 @@ class Evaluator:
 
     def _evaluated(self, writer: Writer, index: Sequence[int], purpose: int) -> pd.DataFrame:
         size = len(index)
+        if size != (held := writer.size if isinstance(writer, PolicyStack) else size):
+            raise ValueError(f"index: expected one for each of {held} policies, got {size}")
         random = [np.random.default_rng([self.seed, policy, purpose]) for policy in index]
         passes = [self._pass(writer, random, index) for _ in range(self.samples)]
         table: dict[str, np.ndarray] = {"policy": np.array(index)}
@@ -90,17 +97,17 @@ class Evaluator:
         uniforms = torch.from_numpy(np.concatenate(drawn)).to(self.device)
         ends = end_id(self.tokenizer), pad_id(self.tokenizer)
         written = rollout(writer, prompts.to(self.device), uniforms, self.sampling, *ends)
+        check_finite(written.log_probabilities, index, "in evaluation")
         answers = response_texts(self.tokenizer, written.responses.tolist())
         judgement = self.task.source.judge(asked, answers, np.repeat(np.array(index), count))
-        found = {
-            "true_reward": self.task.source.true_reward(judgement, asked, answers),
+        known = truths(self.task, judgement, asked, answers)
+        return {
+            "true_reward": known.pop("true_reward"),
             "variance": judgement.variance(),
             "kl": self._log_ratio(written).double().cpu().numpy(),
             "length": written.lengths.double().cpu().numpy(),
+            **known,
         }
-        if self.task.gold is not None:
-            found["gold"] = self.task.gold(asked, answers)
-        return found
 
     def _log_ratio(self, written: Rollout) -> Tensor:
         """Return ln of a response's probability over that by the reference policy (rows,)."""

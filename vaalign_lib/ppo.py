@@ -2,8 +2,10 @@
 
 Each policy has its own prompts, its own random numbers, its own coefficient of the KL penalty, its own
 norm of the gradient and its own optimizer state. What is drawn for policy j in step s depends on the
-seed, j and s alone, and on a CPU its result does not depend on which others share the stack. (On a GPU
-the kernels for a product may be chosen by N, and rounding with them.)
+seed, j and s alone. On a CPU in float32 its result is the same bit by bit in stacks of two and more tiny
+policies, whoever the others are (the tests say of which); alone it differs by rounding, for a single
+matrix gets another kernel, and training can make that larger: GPT-2's weights by up to 1e-3. In bfloat16
+and on a GPU kernels are chosen by N, and results differ by more.
 """
 
 import time
@@ -22,14 +24,15 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from vaalign_lib.conversation import end_id, pad_id, response_texts
-from vaalign_lib.critics import Critic, Kind, reference_features
+from vaalign_lib.critics import Critic, Kind, layers_seen, reference_features
 from vaalign_lib.objectives import OBJECTIVES, Outcome, Shaped
+from vaalign_lib.policies.checks import checked_prompts, whole
 from vaalign_lib.policies.frozen import ReferencePolicy
 from vaalign_lib.policies.sampling import (
-    Prompts,
     Rollout,
     Sequences,
     Writer,
+    check_finite,
     response_states,
     rollout,
     sequences,
@@ -56,6 +59,7 @@ from vaalign_lib.rewards.base import (
     Truth,
 )
 
+SAME = 1e-12  # of the largest reward: a deviation below that is rounding
 SHORT = 0.5  # of the reference policy's mean length: below this a policy's responses have collapsed
 _ORDER, _WARM_UP = 2**31, 2**31 + 1  # in place of a step, for what is drawn outside of steps
 
@@ -85,10 +89,14 @@ class Unit:
         Variances that are all 0 stay so.
 
         Raises:
-            ValueError: the rewards are all the same.
+            ValueError: the rewards are fewer than two, not finite, or all the same.
         """
+        if len(rewards) < 2 or not (np.isfinite(rewards).all() and np.isfinite(variances).all()):
+            raise ValueError(
+                f"source: expected at least two rewards, finite with their variances, got {len(rewards)}"
+            )
         scale = float(rewards.std())
-        if not scale > 0:
+        if not scale > SAME * float(np.abs(rewards).max()):
             raise ValueError(
                 "source: over the reference policy's responses its rewards are all the same; give "
                 "Method(standardized=False) to train with them as they are"
@@ -134,6 +142,18 @@ class Method:
     credit: Literal["sequence", "token"] = "sequence"
     standardized: bool = True
 
+    def check(self, settings: PPO) -> None:
+        """Refuse an objective whose gradient is not that of a penalty's kind.
+
+        The gradient of E[sigma^2 f(ln(pi / pi_0))] has beside the penalty's own the term sigma^2 f';
+        it is sigma^2, which `variance_aware_exact` adds, for the log ratio itself only.
+        """
+        if self.objective == "variance_aware_exact" and settings.kl_penalty != "kl":
+            raise ValueError(
+                "objective: variance_aware_exact has the gradient of kl_penalty 'kl' only, got "
+                f"kl_penalty {settings.kl_penalty!r}; take variance_aware, or 'kl'"
+            )
+
     def __post_init__(self) -> None:
         if self.objective not in OBJECTIVES:
             raise ValueError(
@@ -152,12 +172,36 @@ class Task:
         source: of the rewards.
         gold: reported beside the reward, never optimized; None where nobody knows.
         population: how many policies the study has, for sources of which each policy has its own.
+
+    Raises:
+        ValueError: one of them is of another kind.
     """
 
     prompts: Sequence[str]
     source: RewardSource
     gold: Truth | None = None
     population: int = 1
+
+    def __post_init__(self) -> None:
+        if isinstance(self.prompts, str) or not len(self.prompts):
+            raise ValueError(f"task: expected a list of prompts, got {self.prompts!r}")
+        for one in self.prompts:
+            if not isinstance(one, str):
+                raise ValueError(
+                    f"prompts: expected texts, got {type(one).__name__}, {one!r:.60}; of chat messages "
+                    "give the user's text, the tokenizer's template does the rest"
+                )
+        for name in ("judge", "true_reward"):
+            if not callable(getattr(self.source, name, None)):
+                raise ValueError(
+                    f"source: expected an object with judge() and true_reward(), {self.source!r:.60} has "
+                    f"no {name}()"
+                )
+        if self.gold is not None and not callable(self.gold):
+            raise ValueError(
+                f"gold: expected a function of prompts and responses, got {self.gold!r}"
+            )
+        whole("population", self.population, 1)
 
 
 @dataclass(frozen=True)
@@ -219,39 +263,43 @@ class Trainer:
         """
         self.stack, self.tokenizer, self.task = stack, tokenizer, task
         self.method, self.settings, self.sampling = method, settings, sampling
-        self.seed, self.done = seed, 0
-        self.index = np.arange(stack.size) if policies is None else np.array(policies)
+        self.seed, self.done = whole("seed", seed, 0), 0
+        index = range(stack.size) if policies is None else policies
+        self.index: Policies = np.array([whole("policies", one, 0) for one in index])
         if self.index.shape != (stack.size,) or len(set(self.index.tolist())) != stack.size:
             raise ValueError(f"policies: expected {stack.size} different indices, got {policies}")
-        if isinstance(task.prompts, str) or not len(task.prompts):
-            raise ValueError(f"task: expected a list of prompts, got {task.prompts!r}")
         if critic not in get_args(Kind):
             raise ValueError(f"critic: expected one of {', '.join(get_args(Kind))}, got {critic!r}")
+        method.check(settings)
         self.beta = self._each("beta", method.beta, settings.init_kl_coef)
         self.strength = self._each("strength", method.strength, 1.0)
         self.rate = self._each("learning_rate", method.learning_rate, settings.learning_rate)
+        if method.objective == "reward_robust" and bool((self.strength > 1).any()):
+            raise ValueError(f"strength: expected 0 to 1 for reward_robust, got {method.strength}")
         self.reference = ReferencePolicy(stack if reference is None else reference, stack.precision)
+        if (known := self.reference.config.vocab_size) != stack.config.vocab_size:
+            raise ValueError(
+                f"reference: it has a vocabulary of {known}, the stack one of {stack.config.vocab_size}; "
+                "give the model from which the stack started"
+            )
+        prompts = checked_prompts(tokenizer, task.prompts, stack.config, sampling)
         self._end, self._pad = end_id(tokenizer), pad_id(tokenizer)
-        self._prompts = Prompts.of(tokenizer, task.prompts).to(stack.device)
-        self._check_lengths()
-        self._warm_up(critic, warm_up)
+        self._prompts = prompts.to(stack.device)
+        self._layers = [stack.config.num_hidden_layers]
+        if critic == "reference_states":
+            self._layers = layers_seen(stack.config.num_hidden_layers, stack.config.hidden_size)
+        self._warm_up(critic, whole("warm_up", warm_up, 2))
         self._trained = stack.parameters() | self.critic.parameters()
         self._parameters = list(self._trained.values())
         self._optimizer = _Adam(self._parameters, self.rate, settings.adam_betas)
 
-    def _check_lengths(self) -> None:
-        """Refuse prompts that leave no room for an answer."""
-        longest, known = self._prompts.ids.shape[1], self.stack.config.max_position_embeddings
-        if longest + self.sampling.max_new_tokens > known:
-            raise ValueError(
-                f"prompts: the longest has {longest} tokens; with {self.sampling.max_new_tokens} of a "
-                f"response they are more than the {known} that this model can tell apart"
-            )
-
     def _each(self, name: str, value: float | Sequence[float] | None, default: float) -> Tensor:
         """Return one number per policy (N,)."""
         size = self.stack.size
-        values = torch.as_tensor(default if value is None else value, dtype=torch.float32)
+        given = np.asarray(default if value is None else value)
+        if given.dtype.kind not in "fiu":
+            raise ValueError(f"{name}: expected numbers, got {value!r}")
+        values = torch.as_tensor(given, dtype=torch.float32)
         if values.dim() and values.shape != (size,):
             raise ValueError(f"{name}: expected one number or {size}, got {tuple(values.shape)}")
         if not bool((values.isfinite() & (values >= 0)).all()):
@@ -306,18 +354,29 @@ class Trainer:
             )
 
     def step(self) -> pd.DataFrame:
-        """Write responses, have them judged, improve every policy; return a row per policy."""
+        """Write responses, have them judged, improve every policy; return a row per policy.
+
+        Raises:
+            ValueError: a policy has diverged, or a judgement, a true reward or gold is none.
+        """
+        now = f"step {self.done + 1}"
         size, rows = self.stack.size, self.settings.batch_size
         drawn = [self._draw(int(policy)) for policy in self.index]
         which = torch.from_numpy(np.concatenate([one.prompts for one in drawn]))
         uniforms = np.concatenate([one.tokens for one in drawn])
         written, asked, answers = self._write(self.stack, which, uniforms)
+        check_finite(written.log_probabilities, self.index, now)
         judgement = self._judged(asked, answers, self.index.repeat(rows))
         uniforms = np.concatenate([one.rewards for one in drawn])
         outcome = self._outcome(judgement, uniforms, self.strength.repeat_interleave(rows), size)
         batch, log = self._assess(written, outcome)
         log |= self._truths(judgement, asked, answers)
         log |= self._update(batch, drawn)
+        check_finite(torch.stack(list(log.values()), dim=1), self.index, now)
+        for weights in self._parameters:
+            check_finite(
+                torch.linalg.vector_norm(weights.detach().flatten(1), torch.inf, 1), self.index, now
+            )
         log["length"] = _per_policy(written.lengths, size)
         log["finished"] = _per_policy((written.responses == self._end).any(1), size)
         if (control := self.settings.adaptive_kl) is not None:
@@ -404,14 +463,12 @@ class Trainer:
             raise TypeError(
                 f"source: expected Members or Interval, got {type(judgement).__name__} from judge()"
             )
-        numbers = judgement.scores if isinstance(judgement, Members) else judgement.bounds
-        if len(numbers) != len(answers):
-            raise ValueError(f"source: expected {len(answers)} judgements, got {len(numbers)}")
-        if len(bad := np.flatnonzero(~np.isfinite(numbers).all(1))):
-            raise ValueError(
-                f"source: {len(bad)} of {len(answers)} judgements are not finite, first for the response "
-                f"{answers[bad[0]]!r}"
-            )
+        if isinstance(judgement, Members):
+            _checked("source: scores", judgement.scores, answers, judgement.scores.shape[1:])
+        else:
+            _checked("source: bounds", judgement.bounds, answers, (2,))
+            if judgement.quantiles is not None:
+                _checked("source: quantiles", judgement.quantiles, answers, ())
         return judgement
 
     def _outcome(
@@ -423,7 +480,13 @@ class Trainer:
 
     def _rows(self, values: Array, policies: int) -> Tensor:
         """Arrange what is known of responses by policy (policies, responses)."""
-        return torch.from_numpy(values).float().to(self.stack.device).view(policies, -1)
+        held = torch.from_numpy(values).float()
+        if not bool(held.isfinite().all()):
+            raise ValueError(
+                f"source: a reward or variance of {np.abs(values).max():.3g}, in the unit of training, "
+                "is not finite in float32"
+            )
+        return held.to(self.stack.device).view(policies, -1)
 
     def _shaped(self, outcome: Outcome) -> Shaped:
         objective = OBJECTIVES[self.method.objective]
@@ -434,7 +497,7 @@ class Trainer:
         """Compare with the reference, shape the rewards, estimate advantages."""
         settings, size = self.settings, self.stack.size
         joined = sequences(written.prompts, written.responses, self.stack.dtype)
-        states = self.reference.all_states(joined)
+        states = self.reference.all_states(joined, self._layers)
         mask = written.mask.view(size, settings.batch_size, -1)
         old = self._old_log_probabilities(joined, written).view(mask.shape)
         heat = self.sampling.log_probability_temperature
@@ -489,11 +552,9 @@ class Trainer:
         self, judgement: Judgement, asked: list[str], answers: list[str]
     ) -> dict[str, Tensor]:
         """Return the true reward (Algorithm 9) and gold, in their own units (N,)."""
-        truths = {"true_reward": self.task.source.true_reward(judgement, asked, answers)}
-        if self.task.gold is not None:
-            truths["gold"] = self.task.gold(asked, answers)
+        known = truths(self.task, judgement, asked, answers)
         size = self.stack.size
-        return {name: self._rows(value, size).mean(1) for name, value in truths.items()}
+        return {name: self._rows(value, size).mean(1) for name, value in known.items()}
 
     # --- the update ---------------------------------------------------------------------------------
 
@@ -584,7 +645,7 @@ class Trainer:
         if self.method.standardized:
             self.unit = Unit.of(judgement.sample(rewards), judgement.variance())
         states = self.reference.all_states(
-            sequences(written.prompts, written.responses, self.stack.dtype)
+            sequences(written.prompts, written.responses, self.stack.dtype), self._layers
         )
         features = states[-1]
         if kind == "reference_states":
@@ -642,6 +703,32 @@ class _Adam:
         self.adam.step()
         for tensor in chain(self._parameters, *self._views):
             tensor.grad = None
+
+
+def truths(
+    task: Task, judgement: Judgement, asked: Sequence[str], answers: Sequence[str]
+) -> dict[str, Array]:
+    """Return the true reward (Algorithm 9) and, where known, gold, in their own units (responses,)."""
+    found = {"true_reward": task.source.true_reward(judgement, asked, answers)}
+    if task.gold is not None:
+        found["gold"] = task.gold(asked, answers)
+    return {name: _checked(name, one, answers, ()) for name, one in found.items()}
+
+
+def _checked(name: str, values: object, answers: Sequence[str], shape: tuple[int, ...]) -> Array:
+    """Return finite numbers (responses, *shape), or refuse what would spoil the weights."""
+    found = np.asarray(values)
+    if found.dtype.kind not in "bfiu":
+        raise ValueError(f"{name}: expected real numbers, got {found.dtype}")
+    if found.shape != (len(answers), *shape):
+        got = len(found) if found.ndim == 1 + len(shape) else f"shape {found.shape}"
+        raise ValueError(f"{name}: expected {len(answers)}, one a response, got {got}")
+    if len(bad := np.flatnonzero(~np.isfinite(found.reshape(len(answers), -1)).all(1))):
+        raise ValueError(
+            f"{name}: {len(bad)} of {len(answers)} are not finite, first for the response "
+            f"{answers[bad[0]]!r}"
+        )
+    return found
 
 
 def _per_policy(values: Tensor, size: int) -> Tensor:

@@ -247,6 +247,15 @@ class Sampling(Section):
         description="of the log-probabilities, untruncated: the temperature above, or 1 as in TRL",
     )
 
+    @model_validator(mode="after")
+    def _can_end(self) -> "Sampling":
+        if self.min_new_tokens > self.max_new_tokens:
+            raise ValueError(
+                f"min_new_tokens {self.min_new_tokens} must not be above max_new_tokens "
+                f"{self.max_new_tokens}: no response could end"
+            )
+        return self
+
 
 class AdaptiveKL(Section):
     """The controller of the KL coefficient."""

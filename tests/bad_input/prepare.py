@@ -9,6 +9,7 @@ from pathlib import Path
 
 import yaml
 
+from tests.bad_input.policy_parts import policies as policies  # a generator function, see there
 from vaalign_lib.paths import PROFILES
 
 # --- profiles -----------------------------------------------------------------------------------------

@@ -235,10 +235,10 @@ def test_generate_of_transformers_works_on_a_stack(saved, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"size": 0}, "at least one policy"),
+        ({"size": 1, "dtype": torch.int8}, "floating point"),
         ({"size": 1, "four_bit": True}, "give lora"),
-        ({"size": 1, "lora": LoraConfig(bias="all")}, "bias 'none'"),
-        ({"size": 1, "lora": LoraConfig(use_dora=True)}, "no DoRA"),
+        ({"size": 1, "lora": LoraConfig(bias="all")}, "bias='all' is beyond plain LoRA.*expected 'none'"),
+        ({"size": 1, "lora": LoraConfig(use_dora=True)}, "use_dora=True.*expected False"),
         ({"size": 1, "lora": LoraConfig(target_modules=["embed_tokens"])}, "linear layers only"),
         ({"size": 1, "source": BertConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
                                          intermediate_size=16, is_decoder=True)}, "got bert"),

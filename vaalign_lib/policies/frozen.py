@@ -1,17 +1,19 @@
 """The policy that all others are measured against: it writes, and never changes."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor
 from transformers import Cache, PretrainedConfig, PreTrainedModel
 
+from vaalign_lib.policies.attention import layer_masks
+from vaalign_lib.policies.checks import check_model
 from vaalign_lib.policies.sampling import Sequences, response_states, token_log_probabilities
 from vaalign_lib.policies.stack import PolicyStack, arithmetic, last_states, mixed_precision
 from vaalign_lib.profiles import Precision
 
-PIECE = 512  # rows of one pass
+PIECE, NUMBERS = 512, 2**28  # rows of one pass at most, and numbers that it keeps
 
 
 class ReferencePolicy:
@@ -20,7 +22,14 @@ class ReferencePolicy:
     def __init__(
         self, source: PreTrainedModel | PolicyStack, precision: Precision = "float32"
     ) -> None:
-        """Take a model, with a precision of its products, or a stack, with its own."""
+        """Take a model, with a precision of its products, or a stack of adapters, with its own."""
+        if isinstance(source, PolicyStack):
+            with source.without_adapters():  # which refuses full weights
+                pass
+        elif isinstance(source, PreTrainedModel):
+            check_model(source)
+        else:
+            raise ValueError(f"reference: expected a model or a stack, got {type(source).__name__}")
         self._stack = source if isinstance(source, PolicyStack) else None
         self.model = source.model if isinstance(source, PolicyStack) else source.eval()
         self.precision = source.precision if isinstance(source, PolicyStack) else precision
@@ -63,7 +72,7 @@ class ReferencePolicy:
             states: the last ones of `all_states`, where they are known.
         """
         found = []
-        for rows in torch.arange(len(batch.ids), device=batch.ids.device).split(PIECE):
+        for rows in _pieces(batch, batch.responses.shape[1] * self.config.vocab_size):
             piece = batch[rows]
             state = response_states(self, piece) if states is None else states[rows]
             logits = self.logits(state)
@@ -71,22 +80,35 @@ class ReferencePolicy:
         return torch.cat(found)
 
     @torch.no_grad()
-    def all_states(self, batch: Sequences) -> tuple[Tensor, ...]:
-        """Return the hidden states of every layer before each token of the responses, the last one
-        last, each (rows, response tokens, width).
+    def all_states(
+        self, batch: Sequences, layers: Sequence[int] | None = None
+    ) -> tuple[Tensor, ...]:
+        """Return the hidden states of layers before each token of the responses, the last one last, each
+        (rows, response tokens, width).
+
+        Args:
+            batch: prompts with responses.
+            layers: in rising order, 0 being the embeddings; by default all.
         """
-        tokens = batch.responses.shape[1]
+        tokens, every = batch.responses.shape[1], range(self.config.num_hidden_layers + 1)
+        chosen = every if layers is None else layers
         pieces = []
         with self._alone():
-            for rows in torch.arange(len(batch.ids), device=batch.ids.device).split(PIECE):
+            for rows in _pieces(batch, len(every) * batch.ids.shape[1] * self.config.hidden_size):
                 piece = batch[rows]
                 out = self.model.base_model(
                     input_ids=piece.ids,
-                    attention_mask=piece.mask,
+                    attention_mask=layer_masks(self.config, piece.mask),
                     position_ids=piece.positions,
                     use_cache=False,
                     output_hidden_states=True,
                 )
                 states = (*out.hidden_states[:-1], out.last_hidden_state)
-                pieces.append([layer[:, -tokens:] for layer in states])
-        return tuple(torch.cat(layers) for layers in zip(*pieces, strict=True))
+                pieces.append([states[layer][:, -tokens:].clone() for layer in chosen])
+        return tuple(torch.cat(layer) for layer in zip(*pieces, strict=True))
+
+
+def _pieces(batch: Sequences, numbers: int) -> tuple[Tensor, ...]:
+    """Return which rows go through together, if each keeps so many numbers."""
+    rows = torch.arange(len(batch.ids), device=batch.ids.device)
+    return rows.split(min(PIECE, max(1, NUMBERS // numbers)))

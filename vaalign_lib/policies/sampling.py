@@ -4,7 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 from transformers import Cache, PretrainedConfig, PreTrainedTokenizerBase
@@ -60,6 +62,10 @@ class Prompts:
     def of(cls, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> "Prompts":
         """Tokenize and align texts, whatever their lengths."""
         rows = prompt_ids(tokenizer, texts, 10**6)
+        if empty := [text for text, row in zip(texts, rows, strict=True) if not row]:
+            raise ValueError(
+                f"prompts: {empty[0]!r} becomes no token; expected texts that become some"
+            )
         return cls.from_lists(rows, max(map(len, rows)), pad_id(tokenizer))
 
     def __getitem__(self, rows: Tensor) -> "Prompts":
@@ -236,7 +242,27 @@ def _draw(logits: Tensor, uniforms: Tensor, settings: Sampling, barred: int | No
         sums = share.cumsum(1)
     place = torch.searchsorted(sums, (uniforms[:, None] * sums[:, -1:]).to(sums), right=True)
     last = (share > 0).sum(1, keepdim=True) - 1
-    return words.gather(1, torch.minimum(place, last))[:, 0]
+    place = torch.minimum(place, last).clamp(min=0)  # below 0 where nothing is finite any more
+    return words.gather(1, place)[:, 0]
+
+
+def check_finite(values: Tensor, index: Sequence[int] | NDArray[np.int64], when: str) -> None:
+    """Refuse to go on with a policy whose numbers are not finite in float32.
+
+    Args:
+        values: policy by policy (N * rows, ...).
+        index: of the policies (N,).
+        when: is said in the message.
+
+    Raises:
+        ValueError: there are such policies; the message names the first.
+    """
+    held = values.reshape(len(index), -1).isfinite().all(1).tolist()
+    if not all(held):
+        raise ValueError(
+            f"policy {index[held.index(False)]}, {when}: its numbers are no longer finite in float32; "
+            "take a lower learning rate, max_grad_norm, or rewards and variances nearer to 1"
+        )
 
 
 class _FilledLayer(StaticLayer):

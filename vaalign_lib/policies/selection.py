@@ -13,6 +13,21 @@ from vaalign_lib.tabular import softmax_policy
 Array = NDArray[np.float64]
 
 
+def _same_shape(proxy: ArrayLike, gold: ArrayLike) -> tuple[Array, Array]:
+    """Return finite rewards of the same responses (prompts, samples) each."""
+    chooses, counts = np.asarray(proxy, dtype=float), np.asarray(gold, dtype=float)
+    if chooses.ndim != 2 or chooses.shape != counts.shape:
+        raise ValueError(
+            f"gold: expected proxy's (prompts, samples), {chooses.shape}, got {counts.shape}"
+        )
+    for name, one in (("proxy", chooses), ("gold", counts)):
+        if not np.isfinite(one).all():
+            raise ValueError(
+                f"{name}: expected finite rewards, {(~np.isfinite(one)).sum()} are not"
+            )
+    return chooses, counts
+
+
 def best_of_n_weights(samples: int, n: int) -> Array:
     """Return how often the response of each rank is the best of n drawn without replacement (samples,).
 
@@ -36,6 +51,8 @@ def best_of_n_kl(n: int) -> float:
 
     It is exact for rewards without ties and an upper bound with them.
     """
+    if n < 1:
+        raise ValueError(f"n: expected at least 1, got {n}")
     return float(np.log(n) - (n - 1) / n)
 
 
@@ -50,7 +67,7 @@ def best_of_n(proxy: ArrayLike, gold: ArrayLike, n: int) -> tuple[Array, Array]:
     Returns:
         Both (prompts,), without bias from the finite sample.
     """
-    chooses, counts = np.asarray(proxy, dtype=float), np.asarray(gold, dtype=float)
+    chooses, counts = _same_shape(proxy, gold)
     order = np.argsort(chooses, axis=1, kind="stable")
     weights = best_of_n_weights(chooses.shape[1], n)
     ranked = [np.take_along_axis(values, order, axis=1) for values in (chooses, counts)]
@@ -63,7 +80,7 @@ def tilt(proxy: ArrayLike, gold: ArrayLike, beta: float) -> tuple[Array, Array, 
     Returns:
         Each (prompts,); the KL is to the uniform distribution over the samples, at most ln(samples).
     """
-    chooses, counts = np.asarray(proxy, dtype=float), np.asarray(gold, dtype=float)
+    chooses, counts = _same_shape(proxy, gold)
     reference = np.full(chooses.shape[1], 1 / chooses.shape[1])
     policy = softmax_policy(chooses, reference, np.full(len(chooses), beta))
     kl = (policy * np.log(np.maximum(policy / reference, 1e-300))).sum(1)
@@ -95,6 +112,8 @@ def gains(
     rows = []
     for name, proxy in proxies.items():
         standard = proxy - proxy.mean(1, keepdims=True)
+        if not standard.std() > 1e-12 * np.abs(proxy).max():
+            raise ValueError(f"{name}: its rewards of each prompt's responses are all the same")
         standard = standard / standard.std()
         results: dict[tuple[str, float], tuple[Array, Array, Array]] = {}
         for n in ns:

@@ -4,15 +4,15 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from peft import LoraConfig, get_peft_model
 from peft.tuners.lora import LoraLayer
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
     BitsAndBytesConfig,
     Cache,
@@ -23,16 +23,20 @@ from transformers import (
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from vaalign_lib.policies import attention
+from vaalign_lib.policies.checks import (
+    StackError,
+    check_config,
+    check_lora,
+    check_model,
+    configuration_of,
+    first_line,
+    whole,
+)
 from vaalign_lib.policies.layers import StackedLora, stacked, stacked_lora
 from vaalign_lib.profiles import Precision
 from vaalign_lib.runs import new_folder
 
-ARCHITECTURES = ("gpt2", "qwen2", "mistral", "llama")
 ACTIVATIONS = {"gelu_new": "gelu_pytorch_tanh"}  # the same function, in one operation
-
-
-class StackError(ValueError):
-    """A stack cannot be made of what was given."""
 
 
 class PolicyStack:
@@ -77,20 +81,19 @@ class PolicyStack:
             gradient_checkpointing: saves memory in updates for a third more time.
 
         Raises:
-            StackError: a size, an architecture or a setting that is not possible.
+            ValueError: the size is no whole number of at least 1.
+            StackError: a model, adapters or a setting that is not possible; see `checks`.
         """
-        if size < 1:
-            raise StackError(f"size: expected at least one policy, got {size}")
-        if four_bit and lora is None:
-            raise StackError("four_bit: weights in 4 bits cannot be trained; give lora as well")
-        self.size = size
+        self.size = whole("size", size, 1)
         self.lora, self.precision = lora, precision
         dtype = dtype or (torch.bfloat16 if four_bit else torch.float32)
+        _check_numbers(dtype, device, precision)
+        if lora is not None:
+            check_lora(lora)
+        elif four_bit:
+            raise StackError("four_bit: weights in 4 bits cannot be trained; give lora as well")
         self.model = _load(source, four_bit, dtype, device)
-        if (kind := self.model.config.model_type) not in ARCHITECTURES:
-            raise StackError(
-                f"architecture: expected one of {', '.join(ARCHITECTURES)}, got {kind}"
-            )
+        check_model(self.model)
         self.model.requires_grad_(False)
         self.model.set_attn_implementation(attention.NAME)
         if lora is None:
@@ -253,7 +256,7 @@ def last_states(
     """Return a model's last hidden states (rows, tokens, width); see `PolicyStack.hidden`."""
     out = model.base_model(
         input_ids=ids,
-        attention_mask=mask,
+        attention_mask=attention.layer_masks(model.config, mask),
         position_ids=positions,
         past_key_values=cache,
         use_cache=cache is not None,
@@ -270,6 +273,19 @@ def _set_states(generators: Sequence[torch.Generator], states: Sequence[Tensor])
 # --- making a stack ---------------------------------------------------------------------------------
 
 
+def _check_numbers(dtype: torch.dtype, device: str | torch.device, precision: str) -> None:
+    if precision not in get_args(Precision):
+        raise StackError(
+            f"precision: expected one of {', '.join(get_args(Precision))}, got {precision!r}"
+        )
+    if not dtype.is_floating_point:
+        raise StackError(f"dtype: expected one of floating point, got {dtype}")
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # the latter where torch has no CUDA
+        raise StackError(f"device: {device} cannot be used here: {first_line(error)}") from None
+
+
 def _load(
     source: str | Path | PretrainedConfig | PreTrainedModel,
     four_bit: bool,
@@ -283,11 +299,19 @@ def _load(
     if isinstance(source, PretrainedConfig):
         if four_bit:
             raise StackError("four_bit: expected weights to quantize, got a configuration")
+        check_config(source)
         return AutoModelForCausalLM.from_config(_quick(source), dtype=dtype)
+    if not isinstance(source, str | Path):
+        raise StackError(
+            "source: expected a name, a folder, a configuration or a causal model of transformers, got "
+            f"{type(source).__name__}"
+        )
     options: dict[str, Any] = {
-        "config": _quick(AutoConfig.from_pretrained(source)),
+        "config": _quick(configuration_of(source)),
         "dtype": dtype,
         "device_map": {"": device},  # accelerate puts weights there as it reads them
+        "use_safetensors": True,  # pickled ones could run code
+        "output_loading_info": True,
     }
     if four_bit:
         options["quantization_config"] = BitsAndBytesConfig(
@@ -296,7 +320,19 @@ def _load(
             bnb_4bit_use_double_quant=True,
             bnb_4bit_quant_type="nf4",
         )
-    return AutoModelForCausalLM.from_pretrained(source, **options)
+    try:
+        model, found = AutoModelForCausalLM.from_pretrained(source, **options)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise StackError(
+            f"source: {source} cannot be loaded (from safetensors; pytorch_model.bin is not read): "
+            f"{first_line(error)}"
+        ) from None
+    if lacking := sorted(found["missing_keys"]):  # they would be drawn at random
+        raise StackError(
+            f"source: {source} lacks {lacking[0]} ({len(lacking)} weights in all): it was not saved as a "
+            "causal language model"
+        )
+    return model
 
 
 def _quick(config: PretrainedConfig) -> PretrainedConfig:
@@ -319,12 +355,16 @@ def _stack_adapters(
     model: PreTrainedModel, lora: LoraConfig, size: int, generators: list[torch.Generator]
 ) -> PreTrainedModel:
     """Let peft choose and make the adapters, then put stacks in their places."""
-    if lora.bias != "none" or lora.use_dora or lora.modules_to_save:
-        raise StackError("lora: expected bias 'none', no DoRA and no modules_to_save")
-    base = get_peft_model(model, lora).get_base_model()
+    output = model.get_output_embeddings()
+    try:
+        base = get_peft_model(model, lora).get_base_model()
+    except ValueError as error:
+        raise StackError(f"lora: {first_line(error)}") from None
     for name, layer in list(base.named_modules()):
         if not isinstance(layer, LoraLayer):
             continue
+        if layer.get_base_layer() is output:
+            raise StackError(f"lora: {name} is the output layer; adapters belong below it")
         if not layer.lora_A:
             raise StackError(f"lora: adapters of linear layers only, {name} is none")
         _replace(base, name, stacked_lora(layer, size, generators))

@@ -1,0 +1,164 @@
+"""What a policy may be made of: model, adapters, tokenizer and prompts, checked before the first step.
+
+A model is a causal one of a known architecture, whose rotary positions do not depend on the length of a
+text, with every weight at hand in safetensors. Adapters are plain LoRA: they start as no change, act on
+linear layers below the output, and of peft's settings only those of `LORA` may differ from peft's
+defaults; each other one would change the base, train something beside the adapters, or be dropped.
+"""
+
+from collections.abc import Sequence
+from dataclasses import fields
+from math import isfinite
+from numbers import Integral
+from pathlib import Path
+from typing import Any
+
+from peft import LoraConfig
+from peft.tuners.tuners_utils import BaseTunerLayer
+from transformers import AutoConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from vaalign_lib.conversation import end_id, pad_id
+from vaalign_lib.policies.sampling import Prompts
+from vaalign_lib.profiles import Sampling
+
+ARCHITECTURES = ("gpt2", "qwen2", "mistral", "llama")
+BY_LENGTH = (
+    "dynamic",
+    "longrope",
+)  # rotations that a longer text changes for its first tokens as well
+LORA = {"r", "lora_alpha", "lora_dropout", "target_modules", "exclude_modules", "layers_to_transform",
+        "layers_pattern", "rank_pattern", "alpha_pattern", "use_rslora", "fan_in_fan_out",
+        "task_type", "peft_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision",
+        "inference_mode"}  # fmt: skip
+
+
+class StackError(ValueError):
+    """A stack cannot be made of what was given."""
+
+
+def whole(name: str, value: Any, least: int) -> int:
+    """Return a whole number of at least `least`.
+
+    Raises:
+        ValueError: it is none; the message says `name`.
+    """
+    if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
+        raise ValueError(f"{name}: expected a whole number of at least {least}, got {value!r}")
+    return int(value)
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of a library's message that says something."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), repr(error))
+
+
+def configuration_of(name: str | Path) -> PretrainedConfig:
+    """Return the configuration of a causal model, before any weights are read.
+
+    Raises:
+        StackError: it is not at hand, or no policy can be made of such a model.
+    """
+    if (Path(name) / "adapter_config.json").is_file():
+        raise StackError(
+            f"source: {name} holds adapters, no whole model; merge them into their base with peft's "
+            "merge_and_unload(), save that, and name its folder"
+        )
+    try:
+        config = AutoConfig.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise StackError(
+            f"source: {name} is no model that is at hand (a folder with config.json, or a name on the "
+            f"hub): {first_line(error)}"
+        ) from None
+    check_config(config)
+    return config
+
+
+def check_config(config: PretrainedConfig) -> None:
+    """Refuse architectures that stacks do not know, and positions that depend on the length of a text."""
+    if config.model_type not in ARCHITECTURES:
+        raise StackError(
+            f"architecture: expected one of {', '.join(ARCHITECTURES)}, got {config.model_type}"
+        )
+    rotation = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
+    if rotation in BY_LENGTH:
+        raise StackError(
+            f"rope_type: {rotation} turns positions by the length of the text, so that a response would "
+            "be written by one policy and scored by another; expected default, linear, yarn or llama3"
+        )
+
+
+def check_model(model: PreTrainedModel) -> None:
+    """Refuse models that were changed before, and those without an output layer."""
+    check_config(model.config)
+    kind = type(model).__name__
+    if any(isinstance(one, BaseTunerLayer) for one in model.modules()):
+        raise StackError(
+            f"source: this {kind} has adapters already; merge them with peft's merge_and_unload() first"
+        )
+    stacked = {type(one).__name__ for one in model.modules() if "Stacked" in type(one).__name__}
+    if stacked:
+        raise StackError(f"source: this {kind} is a stack already, of {', '.join(sorted(stacked))}")
+    if model.get_output_embeddings() is None:
+        raise StackError(f"source: expected a causal language model, {kind} has no output layer")
+
+
+def check_lora(lora: Any) -> None:
+    """Refuse settings of adapters beyond plain LoRA; see the module."""
+    if type(lora) is not LoraConfig:
+        raise StackError(f"lora: expected peft's LoraConfig, got {type(lora).__name__}")
+    plain = LoraConfig()
+    for name in (one.name for one in fields(LoraConfig) if one.name not in LORA):
+        if (value := getattr(lora, name)) != (usual := getattr(plain, name)):
+            raise StackError(
+                f"lora: {name}={value!r} is beyond plain LoRA (it changes the base, trains something "
+                f"beside the adapters or would be dropped); expected {usual!r}"
+            )
+    for alpha in (lora.lora_alpha, *(lora.alpha_pattern or {}).values()):
+        if not (isfinite(alpha) and alpha > 0):
+            raise StackError(f"lora: expected a finite lora_alpha above 0, got {alpha}")
+    if not 0 <= lora.lora_dropout < 1:
+        raise StackError(
+            f"lora: expected a lora_dropout from 0 to below 1, got {lora.lora_dropout}"
+        )
+
+
+def checked_prompts(
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[str],
+    config: PretrainedConfig,
+    sampling: Sampling,
+) -> Prompts:
+    """Return prompts as a model reads them.
+
+    Args:
+        tokenizer: of the model.
+        texts: the prompts.
+        config: of the model.
+        sampling: of the responses.
+
+    Raises:
+        ValueError: the tokenizer cannot write prompts or end responses, it knows tokens that the model
+            does not, or a prompt leaves no room for a response.
+    """
+    if not isinstance(tokenizer, PreTrainedTokenizerBase):
+        raise ValueError(f"tokenizer: expected one of transformers, got {type(tokenizer).__name__}")
+    if tokenizer.eos_token_id is None:
+        raise ValueError(
+            "tokenizer: it has no eos_token, without which no response ends; set tokenizer.eos_token"
+        )
+    prompts = Prompts.of(tokenizer, texts)
+    used = {"a prompt": int(prompts.ids.max()), "its eos_token": end_id(tokenizer)}
+    for where, token in (used | {"its pad_token": pad_id(tokenizer)}).items():
+        if token >= config.vocab_size:
+            raise ValueError(
+                f"tokenizer: {where} is token {token}, outside of the model's vocabulary of "
+                f"{config.vocab_size}; take the model's own tokenizer"
+            )
+    longest, known = prompts.ids.shape[1], config.max_position_embeddings
+    if longest + sampling.max_new_tokens > known:
+        raise ValueError(
+            f"prompts: the longest has {longest} tokens; with {sampling.max_new_tokens} of a response "
+            f"they are more than the {known} positions that this model can tell apart"
+        )
+    return prompts
