@@ -51,7 +51,9 @@ def test_the_example_profile_needs_what_it_names_and_nothing_else(tmp_path, monk
     (tmp_path / "run").mkdir()
     command = ["plan", "--profile", str(tmp_path / "mine.yaml"), "--run-dir", str(tmp_path / "run")]
     assert main(command) == 1
-    assert capsys.readouterr().err.count("missing:") == 3  # the key, for three judges
+    (line,) = capsys.readouterr().err.splitlines()[-1:]
+    assert line.startswith("vaalign: this is missing: policies.judges.judge-a: ")
+    assert line.count("MY_KEY is not set") == 3  # the key, for three judges
     monkeypatch.setenv("MY_KEY", "secret")
     assert main(command) == 0
     assert "paid calls" in capsys.readouterr().out

@@ -147,9 +147,9 @@ def _plan(options: argparse.Namespace, profile: Profile, run_dir: Path) -> int:
     store = RunStore(run_dir / "store")
     text, lacks = planning.complete_plan(profile, store, options.seed, _workers(options))
     print(text)
-    for line in lacks:
-        print(f"missing: {line}", file=sys.stderr)
-    if not lacks:
+    if lacks:
+        print(f"vaalign: this is missing: {'; '.join(lacks)}", file=sys.stderr)
+    else:
         planning.note_shown(profile, store, options.seed)
     return 1 if lacks else 0
 

@@ -234,12 +234,20 @@ def new_plan(profile: Profile, store: RunStore, seed: int, workers: int) -> str:
     Raises:
         PlanError: something is missing, which is told before anything starts.
     """
-    if profile.policies.data == EMBEDDED and not profile.policies.judges:
+    if _is_made_here(profile):
         return ""
     text, lacks = complete_plan(profile, store, seed, workers)
     if lacks:
-        raise PlanError("\n  ".join(["nothing was started, for this is missing:", *lacks]))
+        raise PlanError(f"nothing was started, for this is missing: {'; '.join(lacks)}")
     return "" if was_shown(profile, store, seed) else text
+
+
+def _is_made_here(profile: Profile) -> bool:
+    """Whether a profile names no models, data and judges but this project's own."""
+    models = [*profile.reference.models.values(), profile.reward_model.backbone]
+    data = [profile.policies.data, profile.reward_data.pairs, profile.reward_data.evaluation]
+    named = {*models, *data, profile.true_reward}
+    return named <= set(OURS) and not profile.policies.judges
 
 
 def was_shown(profile: Profile, store: RunStore, seed: int) -> bool:
