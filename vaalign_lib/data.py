@@ -281,7 +281,7 @@ def _check_size(path: Path, packed: int, unpacked: int) -> None:
 def _parquet_records(path: Path, content: bytes) -> Records:
     row = size = 0
     try:
-        for batch in pq.ParquetFile(pa.BufferReader(content)).iter_batches(256):
+        for batch in pq.ParquetFile(pa.BufferReader(content)).iter_batches(32):
             size += batch.nbytes
             _check_size(path, len(content), size)
             for record in batch.to_pylist():
@@ -304,7 +304,9 @@ def _csv_records(path: Path, text: str) -> Records:
                 raise DataError(f"{place}: expected a cell for each of the {len(names)} columns")
             yield place, {name: _cell(name, cell, place) for name, cell in record.items()}
     except csv.Error as error:
-        raise DataError(f"{path}:{reader.line_num}: cannot be read as CSV: {error}") from None
+        raise DataError(
+            f"{path}, after line {reader.line_num}: cannot be read as CSV: {error}"
+        ) from None
 
 
 def _cell(column: str, cell: str, place: str) -> Any:
@@ -402,7 +404,7 @@ def _lead(record: Mapping[str, Any], choice: str, place: str) -> float:
     votes = record[choice] if choice == "ratings" else [record[choice]]
     if not isinstance(votes, list) or any(vote not in _VALUES[choice] for vote in votes):
         expected = ", ".join(map(str, _VALUES[choice]))
-        raise DataError(f"{place}: {choice}: expected {expected}, got {_one_line(votes)}")
+        raise DataError(f"{place}: {choice}: expected {expected}, got {record[choice]!r:.80}")
     first, second = (2 * votes.count(value) > len(votes) for value in _VALUES[choice][:2])
     return int(second) - int(first)
 
@@ -438,7 +440,7 @@ def _messages(value: object, place: str) -> list[dict[str, str]]:
         not isinstance(m, dict) or not isinstance(m.get("role"), str) for m in listed
     ):
         raise DataError(
-            f"{place}: expected text or messages with role and content, got {_one_line(repr(value))}"
+            f"{place}: expected text or messages with role and content, got {value!r:.80}"
         )
     try:
         return [{"role": m["role"], "content": dialogue_text([m])} for m in listed]
@@ -501,7 +503,7 @@ def _rating(record: Mapping[str, Any], place: str) -> dict[str, Any]:
     ratings = record.get(name, people if columns else None)
     if not isinstance(ratings, list) or not all(map(_is_number, ratings)):
         raise DataError(
-            f"{place}: {name}: expected a list of at least two numbers, got {_one_line(repr(ratings))}"
+            f"{place}: {name}: expected a list of at least two numbers, got {ratings!r:.80}"
         )
     if len(ratings) < 2:
         raise _LeftOutError("rated by fewer than two people")
@@ -544,7 +546,7 @@ def _is_number(value: object) -> bool:
 def _number(record: Mapping[str, Any], name: str, place: str) -> float:
     value = _field(record, name, place, (name,))
     if not _is_number(value):
-        raise DataError(f"{place}: {name}: expected a number, got {_one_line(repr(value))}")
+        raise DataError(f"{place}: {name}: expected a number, got {value!r:.80}")
     return float(value)
 
 

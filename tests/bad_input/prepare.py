@@ -5,8 +5,13 @@ a copy. A generator function runs for each row, yields once (the row has what it
 and goes on when the row is over.
 """
 
+import gzip
+import json
+import zipfile
 from pathlib import Path
 
+import pandas as pd
+import pyarrow as pa
 import yaml
 
 from tests.bad_input.policy_parts import policies as policies  # a generator function, see there
@@ -43,3 +48,53 @@ def large_profile(folder: Path) -> None:
 
 def deep_profile(folder: Path) -> None:
     (folder / "mine.yaml").write_text("name: " + "[" * 40_000)
+
+
+# --- data ---------------------------------------------------------------------------------------------
+
+
+def zstd(content: bytes) -> bytes:
+    stream = pa.BufferOutputStream()
+    with pa.CompressedOutputStream(stream, "zstd") as packed:
+        packed.write(content)
+    return bytes(stream.getvalue().to_pybytes())
+
+
+def data_files(folder: Path) -> None:
+    """Write files of pairs that text in a row cannot make: deep, packed, cut, of other encodings."""
+    pair = {"prompt": "p", "chosen": "a", "rejected": "b"}
+    line = json.dumps(pair).encode() + b"\n"
+    much = b" " * 2**27
+    files = {
+        "keys.jsonl": json.dumps({f"key {k}": k for k in range(10_000)}).encode(),
+        "deep.jsonl": b'{"prompt": ' + b"[" * 100_000,
+        "deep_list.json": b"[" * 100_000,
+        "digits.jsonl": b'{"prompt": ' + b"1" * 5000 + b"}",
+        "utf16.jsonl": line.decode().encode("utf-16"),
+        "latin.csv": "prompt,chosen,rejected\np,\u00e9,b\n".encode("latin-1"),
+        "twice.jsonl.gz": gzip.compress(gzip.compress(line)),
+        "cut.jsonl.gz": gzip.compress(line * 100)[:-20],
+        "cut.jsonl.zst": zstd(line * 100)[:-5],
+        "flipped.jsonl.gz": gzip.compress(line)[:-8] + bytes(8),
+        "magic.jsonl.gz": b"\x1f\x8b",
+        "magic.jsonl.zst": b"\x28\xb5\x2f\xfd",
+        "bomb.jsonl.gz": gzip.compress(much, 1),
+        "bomb.jsonl.zst": zstd(much),
+        "text.parquet": line,
+    }
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+    with zipfile.ZipFile(folder / "zip.jsonl", "w") as archive:
+        archive.writestr("pairs.jsonl", line)
+    tables = {
+        "bomb": [pair | {"chosen": "a" * 2**20}] * 100,
+        "numbers": [pair | {"chosen": 3}],
+        "dates": [pair | {"chosen": pd.Timestamp("2020-01-01")}],
+        "missing": [pair | {"chosen": None}],
+    }
+    for name, rows in tables.items():
+        pd.DataFrame(rows).to_parquet(folder / f"{name}.parquet")
+    pd.DataFrame(tables["bomb"][:0]).to_parquet(folder / "empty.parquet")
+    whole = (folder / "numbers.parquet").read_bytes()
+    (folder / "cut.parquet").write_bytes(whole[: len(whole) // 2])
+    (folder / "folder.jsonl").mkdir()
