@@ -25,6 +25,11 @@ LIMITS = {"train": 1000, "held_out": 1000}
 
 
 @pytest.fixture(scope="module")
+def backbone(tmp_path_factory):
+    return str(save_tiny(tmp_path_factory.mktemp("backbone"), "llama"))
+
+
+@pytest.fixture(scope="module")
 def file(tmp_path_factory):
     random = np.random.default_rng(0)
     lines = []
@@ -38,21 +43,21 @@ def file(tmp_path_factory):
     return path
 
 
-def test_real_pairs_are_divided_by_prompt_and_nothing_is_lost(file):
-    table = real_data(0, str(file), "", LIMITS)
+def test_real_pairs_are_divided_by_prompt_and_nothing_is_lost(file, backbone):
+    table = real_data(0, str(file), "", LIMITS, backbone, 64)
     assert len(table) == 240
     parts = {part: set(table.loc[table["part"] == part, "prompt"]) for part in PARTS}
     assert sum(len(prompts) for prompts in parts.values()) == table["prompt"].nunique()
     shares = table["part"].value_counts(normalize=True)
     assert shares["train"] == pytest.approx(0.6, abs=0.02)
     assert shares["held_out"] == pytest.approx(0.1, abs=0.02)
-    assert not table.equals(real_data(1, str(file), "", LIMITS))
+    assert not table.equals(real_data(1, str(file), "", LIMITS, backbone, 64))
 
 
-def test_pairs_for_evaluation_are_not_learned_from(file, tmp_path):
+def test_pairs_for_evaluation_are_not_learned_from(file, backbone, tmp_path):
     other = tmp_path / "evaluation.jsonl"
     other.write_text("\n".join(file.read_text().splitlines()[:40]))
-    table = real_data(0, str(file), str(other), LIMITS)
+    table = real_data(0, str(file), str(other), LIMITS, backbone, 64)
     looked_at = set(table.loc[table["part"] == "evaluation", "prompt"])
     assert len(table[table["part"] == "evaluation"]) == 40
     assert not looked_at & set(table.loc[table["part"] != "evaluation", "prompt"])
@@ -61,21 +66,41 @@ def test_pairs_for_evaluation_are_not_learned_from(file, tmp_path):
     assert reasons["prompt is among those looked at"] + len(table) == 240 + 40
 
 
-def test_what_the_reader_leaves_out_is_counted_too(file, tmp_path):
+def test_what_the_reader_leaves_out_is_counted_too(file, backbone, tmp_path):
     path, other = tmp_path / "more.jsonl", tmp_path / "other.jsonl"
     same = json.dumps({"prompt": "p", "chosen": "a", "rejected": "a "})
     path.write_text(f"{file.read_text()}\n{same}\n{same}")
     other.write_text(f"{json.dumps({'prompt': 'q', 'chosen': 'a', 'rejected': 'b'})}\n{same}")
-    reasons = real_data(0, str(path), str(other), LIMITS).attrs["left out"]
+    reasons = real_data(0, str(path), str(other), LIMITS, backbone, 64).attrs["left out"]
     assert reasons["chosen and rejected are the same text"] == 2
     assert reasons["chosen and rejected are the same text, to look at"] == 1
 
 
-def test_limits_are_kept_and_what_is_left_out_is_counted(file):
-    table = real_data(0, str(file), "", {"train": 50, "held_out": 10})
+def test_limits_are_kept_and_what_is_left_out_is_counted(file, backbone):
+    limits = {"train": 50, "held_out": 10}
+    table = real_data(0, str(file), "", limits, backbone, 64)
     assert table["part"].value_counts()[["train", "held_out"]].tolist() == [50, 10]
     assert sum(table.attrs["left out"].values()) + len(table) == 240
     assert table.attrs["left out"]["more than 50 to be train"] > 50
+
+
+def test_pairs_that_the_backbone_cannot_tell_apart_are_left_out(file, backbone, tmp_path):
+    """Capital letters are unknown to the tokenizer; what is left has its features, row by row."""
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    for k, one in enumerate(lines):
+        if k % 4 == 0:
+            one |= {"chosen": "ABC", "rejected": "XYZ"}
+    lines[1]["chosen"] = "a" * 200
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("\n".join(map(json.dumps, lines)))
+    store = RunStore(tmp_path / "store")
+    study = prepare(store, SMOKE, 0, reference=None, pairs=str(path), backbone=backbone)
+    assert study.left_out["the same tokens in both responses"] == 60
+    assert study.left_out["a response longer than 128 tokens"] == 1
+    assert len(study.data) == 240 - 61 and not study.data["chosen"].str.contains("ABC").any()
+    features = study.features("evaluation")
+    assert len(features["chosen"]) == len(study.part("evaluation"))
+    assert not (features["chosen_score"] == features["rejected_score"]).any()
 
 
 def test_real_texts_need_a_real_backbone(file, tmp_path):
@@ -83,11 +108,14 @@ def test_real_texts_need_a_real_backbone(file, tmp_path):
         prepare(RunStore(tmp_path), SMOKE, 0, reference=None, pairs=str(file))
 
 
-def test_too_few_pairs_are_told(tmp_path):
+def test_too_few_pairs_are_told(backbone, tmp_path):
     path = tmp_path / "few.jsonl"
     path.write_text(json.dumps({"prompt": "p", "chosen": "a", "rejected": "b"}))
     with pytest.raises(DataError, match=r"few.jsonl: too few prompts \(1\) to divide into train"):
-        prepare(RunStore(tmp_path), SMOKE, 0, reference=None, pairs=str(path), backbone="x")
+        prepare(
+            RunStore(tmp_path), SMOKE, 0, reference=None, pairs=str(path),
+            backbone=backbone,
+        )  # fmt: skip
 
 
 def test_a_pretrained_backbone_gets_its_own_settings(tmp_path):

@@ -1,6 +1,7 @@
 """Prompt and response as token ids, the same way for every model that reads or writes them."""
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from itertools import takewhile
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 from jinja2 import TemplateError
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+_LOG = logging.getLogger(__name__)
 SPEAKERS = {"user": "Human", "assistant": "Assistant"}
 Message = Mapping[str, Any]
 
@@ -71,7 +73,15 @@ def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
 
 
 def end_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Return the id of the token that ends a response."""
+    """Return the id of the token that ends a response.
+
+    Raises:
+        ValueError: the tokenizer has none.
+    """
+    if tokenizer.eos_token_id is None:
+        raise ValueError(
+            f"tokenizer {tokenizer.name_or_path}: has no token that ends a text; set its eos_token"
+        )
     return int(tokenizer.eos_token_id)
 
 
@@ -84,6 +94,10 @@ def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
 # --- texts as token ids -----------------------------------------------------------------------------
 
 
+class LengthError(ValueError):
+    """A response that alone is longer than what may be read; responses are never cut."""
+
+
 def conversation_ids(
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[str],
@@ -94,17 +108,73 @@ def conversation_ids(
 
     A tokenizer's chat template is used if it has one. Without one, an encoder (whose tokenizer has a
     separator) gets prompt and response as a pair; a causal model the beginning-of-text token if its
-    tokenizer puts one, the prompt, a blank line, the response and the end-of-text token. What is too
-    long loses its beginning, except in pairs, where the longer text loses its end.
+    tokenizer puts one, the prompt, a blank line, the response and the end-of-text token. Of what is too
+    long the prompt loses its beginning (in pairs after the first token), and a line of the log says how
+    many did.
+
+    Raises:
+        LengthError: a response does not fit even without its prompt.
+        ValueError: a text is none, or the chat template cannot write a prompt and its response.
     """
+    rows = fitting_ids(tokenizer, prompts, responses, max_length)
+    for k, row in enumerate(rows):
+        if row is None:
+            raise LengthError(
+                f"responses: number {k} is longer than the {max_length} tokens that can be read, and "
+                "responses are not cut: allow longer conversations, or leave it out"
+            )
+    return [row for row in rows if row is not None]
+
+
+def fitting_ids(
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    responses: Sequence[str],
+    max_length: int,
+) -> list[list[int] | None]:
+    """Return what `conversation_ids` does, with None for responses that do not fit."""
+    check_texts(prompts=prompts, responses=responses)
     if len(prompts) != len(responses):
         raise ValueError(f"responses: expected {len(prompts)}, one a prompt, got {len(responses)}")
+    rows: list[list[int] | None] = []
+    cut = 0
+    for k, row in enumerate(_whole_ids(tokenizer, prompts, responses)):
+        surplus = max(0, len(row) - max_length)
+        first, after = _prompt_place(tokenizer, prompts[k], responses[k]) if surplus else (0, 0)
+        rows.append(row[:first] + row[first + surplus :] if surplus <= after - first else None)
+        cut += bool(surplus)
+    if cut:
+        _LOG.warning(
+            "%d of %d conversations have more than %d tokens; their prompts lose the beginning",
+            cut, len(rows), max_length,
+        )  # fmt: skip
+    return rows
+
+
+def check_texts(**texts: Sequence[str]) -> None:
+    """Check that these are lists of texts.
+
+    Raises:
+        ValueError: something else is among them; says what and where.
+    """
+    for name, values in texts.items():
+        if isinstance(values, str):
+            raise ValueError(f"{name}: expected a list of texts, got one text")
+        for k, one in enumerate(values):
+            if not isinstance(one, str):
+                raise ValueError(
+                    f"{name}: number {k} is {type(one).__name__}, not text; "
+                    "conversation.prompt_text makes text of messages"
+                )
+
+
+def _whole_ids(
+    tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], responses: Sequence[str]
+) -> list[list[int]]:
     if not prompts:
         return []
-    if tokenizer.chat_template is None and tokenizer.sep_token is not None:
-        pairs: Any = tokenizer(
-            list(prompts), list(responses), truncation="longest_first", max_length=max_length
-        )
+    if _takes_pairs(tokenizer):
+        pairs: Any = tokenizer(list(prompts), list(responses), verbose=False)
         return list(pairs["input_ids"])
     if tokenizer.chat_template is None:
         end = tokenizer.eos_token or ""
@@ -115,14 +185,33 @@ def conversation_ids(
             _templated(tokenizer, [("user", p), ("assistant", r)], generation=False)
             for p, r in zip(prompts, responses, strict=True)
         ]
-    ids = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
-    return [row[-max_length:] for row in ids]
+    return list(tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"])
+
+
+def _takes_pairs(tokenizer: PreTrainedTokenizerBase) -> bool:
+    return tokenizer.chat_template is None and tokenizer.sep_token is not None
+
+
+def _prompt_place(
+    tokenizer: PreTrainedTokenizerBase, prompt: str, response: str
+) -> tuple[int, int]:
+    """Return where a conversation's tokens that may be cut begin, and where they end."""
+    if not _takes_pairs(tokenizer):
+        return 0, len(prompt_ids(tokenizer, [prompt], 10**9)[0])
+    parts = tokenizer(prompt, response, verbose=False).sequence_ids(0)
+    first = parts.index(0) if 0 in parts else 0
+    return first, first + parts.count(0)
 
 
 def prompt_ids(
     tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], max_length: int
 ) -> list[list[int]]:
-    """Return the token ids of prompts up to where a causal model's response begins."""
+    """Return the token ids of prompts up to where a causal model's response begins.
+
+    Raises:
+        ValueError: a prompt is no text, or the chat template cannot write it.
+    """
+    check_texts(prompts=prompts)
     if not prompts:
         return []
     if tokenizer.chat_template is None:
@@ -147,7 +236,7 @@ def _templated(
         written = tokenizer.apply_chat_template(
             messages, tokenize=False, add_generation_prompt=generation
         )
-    except (TemplateError, ValueError) as error:
+    except (TemplateError, TypeError, ValueError) as error:
         said = " ".join(str(error).split())
         raise ValueError(
             f"tokenizer: its chat template cannot write {turns[-1][0]}'s turn ({said:.160}); set "

@@ -33,7 +33,7 @@ from vaalign_lib.rewards.disagreement import (
     sample_variance,
 )
 from vaalign_lib.rewards.heads import Heads, Kind
-from vaalign_lib.rewards.models import TINY, features_and_scores, load_reward_model
+from vaalign_lib.rewards.models import TINY, features_and_scores, load_reward_model, longest
 from vaalign_lib.rewards.simulated import PersistentJudges, SimulatedJudge
 from vaalign_lib.statistics import proportion
 from vaalign_lib.synthetic.world import SLOPES, World
@@ -383,7 +383,7 @@ def selection_table(
     answers = sample_reference(reference, asked, seed)
     shape = (sizes.prompts, sizes.samples)
     model, tokenizer = load_reward_model(study.reward_model)
-    ids = conversation_ids(tokenizer, asked, answers, study.settings.max_length)
+    ids = conversation_ids(tokenizer, asked, answers, longest(model, study.settings.max_length))
     features, single = features_and_scores(model, ids)
     proxies = {"gold reward": world.gold(asked, answers)}
     proxies["reward model"] = single.double().numpy()
@@ -446,7 +446,8 @@ def novelty_table(
     world, pairs = World(study.seed), study.part("evaluation")
     strings = world.digit_strings(len(pairs), np.random.default_rng(seed))
     model, tokenizer = load_reward_model(study.reward_model)
-    ids = conversation_ids(tokenizer, pairs["prompt"].tolist(), strings, study.settings.max_length)
+    length = longest(model, study.settings.max_length)
+    ids = conversation_ids(tokenizer, pairs["prompt"].tolist(), strings, length)
     features, _ = features_and_scores(model, ids)
     rows = []
     for name, heads in ensembles.items():
@@ -467,7 +468,7 @@ def ratings_table(
         tokenizer,
         ratings["prompt"].tolist(),
         ratings["response"].tolist(),
-        study.settings.max_length,
+        longest(model, study.settings.max_length),
     )
     features, _ = features_and_scores(model, ids, "features, ratings")
     people = np.array([np.var(row, ddof=1) for row in ratings["ratings"]])

@@ -33,6 +33,8 @@ from vaalign_lib.rewards.heads import Heads, Kind, train_heads
 from vaalign_lib.rewards.models import (
     TINY,
     load_reward_model,
+    reader,
+    usable,
     write_features,
     write_reward_model,
 )
@@ -142,7 +144,13 @@ def _where(chosen: np.ndarray, *lists: list[str]) -> list[list[str]]:
 
 
 def real_data(
-    seed: int, pairs: str, evaluation: str, limits: dict[str, int], hashes: Sequence[Any] = ()
+    seed: int,
+    pairs: str,
+    evaluation: str,
+    limits: dict[str, int],
+    backbone: str,
+    max_length: int,
+    hashes: Sequence[Any] = (),
 ) -> pd.DataFrame:
     """Read pairs from files or the hub.
 
@@ -151,18 +159,24 @@ def real_data(
         pairs: to learn from; also to look at, divided by prompt, if `evaluation` is empty.
         evaluation: pairs to look at; what has one of their prompts is not learned from.
         limits: pairs of a part, at most.
+        backbone: is to read them; what it cannot tell apart, or not read whole, is left out.
+        max_length: tokens of prompt and response together.
         hashes: of the files and folders, for the run store's key.
 
     Returns:
         The pairs with their `part`; `attrs["left out"]` counts what was not taken, by reason.
     """
-    table = read_pairs(pairs)
-    left_out = dict(table.attrs["left out"])
+    tables = [read_pairs(source) for source in (pairs, evaluation) if source]
+    tokenizer, length = reader(backbone, max_length)
+    left_out: dict[str, int] = {}
+    for k, table in enumerate(tables):
+        tables[k], unusable = usable(tokenizer, table, length)
+        to = ", to look at" if k else ""
+        left_out |= {f"{why}{to}": n for why, n in (table.attrs["left out"] | unusable).items()}
+    table, shares = tables[0], REAL_SHARES
     random = np.random.default_rng(seed)
-    shares = REAL_SHARES
     if evaluation:
-        looked_at = read_pairs(evaluation).assign(part="evaluation")
-        left_out |= {f"{k}, to look at": n for k, n in looked_at.attrs["left out"].items()}
+        looked_at = tables[1].assign(part="evaluation")
         known = table["prompt"].isin(looked_at["prompt"])
         left_out["prompt is among those looked at"] = int(known.sum())
         table, shares = table[~known], (1 - REAL_SHARES[1], REAL_SHARES[1])
@@ -217,10 +231,7 @@ class Study:
     @property
     def settings(self) -> RewardModel:
         """The settings of stage 1; a pretrained backbone in a profile of tiny ones has its own."""
-        settings = self.profile.reward_model
-        if settings.pretrained is None or self.backbone == settings.backbone:
-            return settings
-        return settings.model_copy(update=settings.pretrained.model_dump())
+        return settings_of(self.profile, self.backbone)
 
     @cached_property
     def reward_model(self) -> Path:
@@ -326,6 +337,14 @@ class Study:
         return pd.read_parquet(self.reward_model / "log.parquet")
 
 
+def settings_of(profile: Profile, backbone: str) -> RewardModel:
+    """Return the settings of stage 1 for a backbone."""
+    settings = profile.reward_model
+    if settings.pretrained is None or backbone == settings.backbone:
+        return settings
+    return settings.model_copy(update=settings.pretrained.model_dump())
+
+
 def prepare(
     store: RunStore,
     profile: Profile,
@@ -369,10 +388,11 @@ def prepare(
         }
         folder = store.folder("pairs", write_embedded_data, config, {"reference": reference})
     else:
-        hashes = [content_of(source) for source in (pairs, evaluation)]
+        hashes = [content_of(source) for source in (pairs, evaluation, backbone)]
         limits = {"train": sizes.train_pairs, "held_out": sizes.held_out_pairs}
         config = {"seed": seed, "pairs": pairs, "evaluation": evaluation, "limits": limits}
-        config["hashes"] = hashes
+        config |= {"hashes": hashes, "backbone": backbone}
+        config["max_length"] = settings_of(profile, backbone).max_length
         folder = store.folder("pairs", write_real_data, config)
     data = pd.read_parquet(folder / "pairs.parquet")
     return Study(store, profile, seed, data, folder, backbone)

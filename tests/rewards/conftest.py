@@ -8,8 +8,10 @@ from transformers import (
     AutoModelForSequenceClassification,
     BertConfig,
     GemmaConfig,
+    GPT2Config,
     LlamaConfig,
     PreTrainedTokenizerFast,
+    RobertaConfig,
 )
 
 from vaalign_lib.data import embedded_pairs
@@ -51,11 +53,13 @@ def save_tiny(folder, architecture):
         "unk_token": "<unk>",
         "bos_token": "<s>",
     }
-    if architecture == "bert":
+    if architecture.startswith(("bert", "roberta")):
+        second = ":1" if architecture == "bert with segments" else ""
+        special["model_input_names"] = ["input_ids", "token_type_ids", "attention_mask"]
         special |= {"cls_token": "<s>", "sep_token": "</s>"}
         core.post_processor = processors.TemplateProcessing(
             single="<s> $A </s>",
-            pair="<s> $A </s> $B </s>",
+            pair=f"<s> $A </s> $B{second} </s>{second}",
             special_tokens=[("<s>", 1), ("</s>", 2)],
         )
     if architecture == "llama without padding":  # as GPT-2 and the Llamas come
@@ -68,13 +72,19 @@ def save_tiny(folder, architecture):
         )
     size = {"vocab_size": len(words), "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2,
             "num_attention_heads": 2, "pad_token_id": 0, "num_labels": 1}  # fmt: skip
+    no_dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     config = {
         "llama": LlamaConfig(num_key_value_heads=1, **size),
         "gemma": GemmaConfig(num_key_value_heads=1, head_dim=8, **size),
-        "bert": BertConfig(**size),
+        "bert": BertConfig(max_position_embeddings=40, **no_dropout, **size),
+        "roberta": RobertaConfig(max_position_embeddings=20, **size),
+        "gpt2": GPT2Config(n_positions=30, n_embd=16, n_layer=1, n_head=2, **size),
     }[architecture.split()[0]]
     torch.manual_seed(0)
-    AutoModelForSequenceClassification.from_config(config).save_pretrained(folder)
+    model = AutoModelForSequenceClassification.from_config(config)
+    for weight in model.parameters():  # larger than fresh ones, so that scores differ
+        torch.nn.init.normal_(weight, std=0.3)
+    model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
 

@@ -41,4 +41,4 @@ def test_a_conversation_is_prompt_separator_response_end():
         whole[: len(prompt_ids(tokenizer, [prompt], 64)[0])]
         == prompt_ids(tokenizer, [prompt], 64)[0]
     )
-    assert conversation_ids(tokenizer, [prompt], [response], 4)[0] == whole[-4:]
+    assert conversation_ids(tokenizer, [prompt], [response], 8)[0] == whole[-8:]

@@ -13,7 +13,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from vaalign_lib.conversation import conversation_ids
 from vaalign_lib.rewards.base import Array, Judgement, Members, Policies, Truth, VarianceOf
 from vaalign_lib.rewards.heads import KINDS, Heads
-from vaalign_lib.rewards.models import BackboneError, features_and_scores, load_reward_model
+from vaalign_lib.rewards.models import (
+    BackboneError,
+    features_and_scores,
+    load_reward_model,
+    longest,
+)
 from vaalign_lib.runs import new_folder
 
 _HEADS, _RECORD, _BACKBONE = "heads.safetensors", "ensemble.json", "backbone"
@@ -34,7 +39,8 @@ class SequenceClassifierReward:
 
     def __call__(self, prompts: Sequence[str], responses: Sequence[str]) -> Array:
         """Return the score of each response (responses,), in the model's chat template."""
-        ids = conversation_ids(self.tokenizer, prompts, responses, self.max_length)
+        length = longest(self.model, self.max_length)
+        ids = conversation_ids(self.tokenizer, prompts, responses, length)
         return features_and_scores(self.model, ids)[1].double().numpy()
 
 
@@ -108,7 +114,8 @@ class EnsembleReward:
         known = self.heads.ensembles
         if known > 1 and len(policy) and not 0 <= policy.min() <= policy.max() < known:
             raise IndexError(f"policy: expected indices from 0 to {known - 1}, got {policy.max()}")
-        ids = conversation_ids(self.tokenizer, prompts, responses, self.max_length)
+        length = longest(self.model, self.max_length)
+        ids = conversation_ids(self.tokenizer, prompts, responses, length)
         features, _ = features_and_scores(self.model, ids)
         scores = self.heads.own_scores(features, torch.from_numpy(np.array(policy, dtype=np.int64)))
         return Members(scores.double().numpy(), self.variance_of)

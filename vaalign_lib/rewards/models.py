@@ -4,6 +4,7 @@ Any backbone of transformers will do, by name or path, causal or encoder; what i
 is a two-layer model of the paper's reward model architecture with the embedded world's vocabulary.
 """
 
+import logging
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from datasets import Dataset
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import (
+    AutoConfig,
     AutoModelForSequenceClassification,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -23,7 +25,7 @@ from transformers import (
 )
 from trl import RewardConfig, RewardTrainer
 
-from vaalign_lib.conversation import conversation_ids, load_tokenizer
+from vaalign_lib.conversation import conversation_ids, fitting_ids, load_tokenizer
 from vaalign_lib.profiles import RewardModel
 from vaalign_lib.progress import progress
 from vaalign_lib.synthetic.tokenizer import world_tokenizer
@@ -31,6 +33,7 @@ from vaalign_lib.tiny import tiny_config
 from vaalign_lib.trainers import train_quietly
 from vaalign_lib.workers import device
 
+_LOG = logging.getLogger(__name__)
 TINY = "tiny-gemma"
 EVALUATION_TOKENS = 16_384  # in a batch without gradients
 
@@ -50,7 +53,8 @@ def new_reward_model(
         seed: of the fresh weights; the global random state is left as it was.
 
     Raises:
-        BackboneError: there is no such model, or it has weights in an unsafe format only.
+        BackboneError: there is no such model, or it has weights in an unsafe format only, or it does not
+            know its tokenizer's padding token.
     """
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -59,18 +63,16 @@ def new_reward_model(
             config = tiny_config("gemma", width)
             config.num_labels = 1
             return AutoModelForSequenceClassification.from_config(config), tokenizer
-        try:
-            tokenizer = load_tokenizer(backbone)
-            model = AutoModelForSequenceClassification.from_pretrained(
-                backbone, num_labels=1, use_safetensors=True, dtype=torch.float32
-            )
-        except (OSError, ValueError, KeyError) as error:
-            raise BackboneError(
-                f"backbone {backbone!r}: cannot be loaded as a sequence classifier with safetensors "
-                f"weights; expected {TINY}, a folder or a hub name: {error}"
-            ) from error
-    model.config.pad_token_id = tokenizer.pad_token_id
-    return model, tokenizer
+        model, tokenizer, _ = _loaded(
+            f"backbone {backbone!r}", backbone, dtype=torch.float32, num_labels=1
+        )
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id >= _words(model):
+        raise BackboneError(
+            f"backbone {backbone!r}: learning from pairs needs a padding token among its {_words(model)} "
+            f"tokens, its tokenizer has {tokenizer.pad_token_id}; set pad_token to one it knows"
+        )
+    model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
+    return with_segments(model, tokenizer), tokenizer
 
 
 def load_reward_model(
@@ -85,24 +87,109 @@ def load_reward_model(
     Raises:
         BackboneError: it cannot be loaded, or has no trained head with exactly one output.
     """
+    place = {"": device()}
+    model, tokenizer, missing = _loaded(f"{name}", name, dtype=dtype, device_map=place)
+    if model.config.num_labels != 1 or missing:
+        raise BackboneError(
+            f"{name}: expected a sequence classifier with one trained output, got "
+            f"{model.config.num_labels} outputs, untrained weights: {missing}"
+        )
+    return with_segments(model.eval(), tokenizer), tokenizer
+
+
+def _loaded(
+    label: str, name: str | Path, **options: Any
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, list[str]]:
+    """Return a sequence classifier with one output, its tokenizer, and which weights are fresh."""
+    files = {path.name for path in Path(name).glob("*")}
+    if "adapter_config.json" in files:
+        raise BackboneError(
+            f"{label}: holds adapters (LoRA); expected a whole sequence classifier: merge them by peft's "
+            "merge_and_unload() and save that"
+        )
+    endings = {Path(file).suffix for file in files}
+    if ".bin" in endings and ".safetensors" not in endings:
+        raise BackboneError(
+            f"{label}: holds pickled weights (.bin), which can run code when they are read; expected "
+            "safetensors: load them where you trust them, and save_pretrained() the model"
+        )
     try:
         tokenizer = load_tokenizer(name)
         model, report = AutoModelForSequenceClassification.from_pretrained(
-            name,
-            use_safetensors=True,
-            output_loading_info=True,
-            dtype=dtype,
-            device_map={"": device()},
+            name, use_safetensors=True, output_loading_info=True, **options
         )
-    except (OSError, ValueError, KeyError) as error:
-        raise BackboneError(f"{name}: cannot be loaded as a reward model: {error}") from error
-    if model.config.num_labels != 1 or report["missing_keys"]:
+    except Exception as error:  # of many libraries; each has errors of its own
         raise BackboneError(
-            f"{name}: expected a sequence classifier with one trained output, got "
-            f"{model.config.num_labels} outputs, untrained weights: {sorted(report['missing_keys'])}"
+            f"{label}: cannot be loaded; expected a folder or a hub name of a sequence classifier with "
+            f"safetensors weights: {' '.join(str(error).split())}"
+        ) from error
+    return model, tokenizer, sorted(report["missing_keys"])
+
+
+def _words(model: PreTrainedModel) -> int:
+    return int(model.get_input_embeddings().weight.shape[0])
+
+
+def longest(model: PreTrainedModel, max_length: int) -> int:
+    """Return how many tokens a model may read: `max_length`, or its positions if these are fewer."""
+    config = model.config.get_text_config()
+    positions = getattr(config, "max_position_embeddings", None)
+    if not isinstance(positions, int) or positions < 1:
+        return max_length
+    table = getattr(getattr(model.base_model, "embeddings", None), "position_embeddings", None)
+    skipped = getattr(table, "padding_idx", None)  # RoBERTa counts from there
+    return min(max_length, positions if skipped is None else positions - skipped - 1)
+
+
+def reader(backbone: str, max_length: int) -> tuple[PreTrainedTokenizerBase, int]:
+    """Return a backbone's tokenizer and how many tokens it may read, without reading its weights.
+
+    Raises:
+        BackboneError: there is no such model.
+    """
+    try:
+        tokenizer = load_tokenizer(backbone)
+        with torch.device("meta"):
+            model = AutoModelForSequenceClassification.from_config(
+                AutoConfig.from_pretrained(backbone)
+            )
+    except Exception as error:
+        raise BackboneError(
+            f"backbone {backbone!r}: cannot be loaded: {' '.join(str(error).split())}"
+        ) from error
+    return tokenizer, longest(model, max_length)
+
+
+def with_segments(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+    """Give a model of BERT's kind, whose tokenizer tells prompt from response, the segment of every token
+    whenever it is called with ids alone: 1 from what follows the first separator.
+    """
+    example = tokenizer("a", "a") if tokenizer.sep_token and not tokenizer.chat_template else {}
+    told = torch.tensor([example.get("token_type_ids", [])])
+    if not told.any():
+        return model
+    between = tokenizer.sep_token_id
+    if not _segments(torch.tensor([example["input_ids"]]), between).equal(told):
+        raise BackboneError(
+            f"{tokenizer.name_or_path}: its tokenizer numbers segments otherwise than BERT's"
         )
-    model.config.pad_token_id = tokenizer.pad_token_id
-    return model.eval(), tokenizer
+
+    def add(_: Any, args: tuple[Any, ...], given: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        ids = given.get("input_ids", args[0] if args else None)
+        if given.get("token_type_ids") is None and ids is not None:
+            segments = _segments(ids, between)
+            mask = given.get("attention_mask")
+            given["token_type_ids"] = segments if mask is None else segments * mask
+        return args, given
+
+    model.register_forward_pre_hook(add, with_kwargs=True)
+    return model
+
+
+def _segments(ids: Tensor, between: int) -> Tensor:
+    """Return 1 where a separator came before (rows, tokens)."""
+    ends = (ids == between).long()
+    return (ends.cumsum(1) > ends).long()
 
 
 # --- training ---------------------------------------------------------------------------------------
@@ -114,7 +201,7 @@ def train_reward_model(
     """Train one reward model on preference pairs and save it, with its tokenizer, into a folder.
 
     Training stops when the logged loss, a mean over `settings.logging_steps` steps, reaches the
-    threshold, or after the last epoch.
+    threshold, or after the last epoch. Pairs that `usable` leaves out are not learned from.
 
     Args:
         folder: an existing folder.
@@ -127,7 +214,13 @@ def train_reward_model(
         The log: step, loss, accuracy (of the batches since the last line).
     """
     model, tokenizer = new_reward_model(backbone, settings.width, seed)
-    data = tokenized_pairs(tokenizer, pairs, settings.max_length)
+    length = longest(model, settings.max_length)
+    kept, left_out = usable(tokenizer, pairs, length)
+    if any(left_out.values()):
+        _LOG.warning("pairs left out: %s", ", ".join(f"{n} ({why})" for why, n in left_out.items()))
+    if kept.empty:
+        raise ValueError(f"pairs: none of {len(pairs)} can be learned from: {left_out}")
+    data = tokenized_pairs(tokenizer, kept, length)
     on_gpu = torch.cuda.is_available()
     passes = settings.batch_size // settings.device_batch_size
     devices = max(1, torch.cuda.device_count())
@@ -136,7 +229,7 @@ def train_reward_model(
             f"device_batch_size {settings.device_batch_size}: on {devices} GPUs an effective batch of "
             f"{settings.batch_size} needs one that divides {settings.batch_size // devices}"
         )
-    steps = math.ceil(settings.epochs * math.ceil(len(pairs) / settings.batch_size))
+    steps = math.ceil(settings.epochs * math.ceil(len(kept) / settings.batch_size))
     arguments = RewardConfig(
         output_dir=str(folder),
         num_train_epochs=settings.epochs,
@@ -180,6 +273,24 @@ class StopAtLoss(TrainerCallback):
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **rest: Any) -> None:
         if logs and float(logs.get("loss", np.inf)) <= self._threshold:
             control.should_training_stop = True
+
+
+def usable(
+    tokenizer: PreTrainedTokenizerBase, pairs: pd.DataFrame, max_length: int
+) -> tuple[pd.DataFrame, dict[str, int]]:
+    """Return the pairs that a model can tell apart, and how many others there are, by reason."""
+    prompts = pairs["prompt"].tolist()
+    chosen, rejected = (
+        fitting_ids(tokenizer, prompts, pairs[side].tolist(), max_length)
+        for side in ("chosen", "rejected")
+    )
+    long = np.array([None in both for both in zip(chosen, rejected, strict=True)], dtype=bool)
+    equal = np.array([a == b for a, b in zip(chosen, rejected, strict=True)], dtype=bool) & ~long
+    left_out = {
+        f"a response longer than {max_length} tokens": int(long.sum()),
+        "the same tokens in both responses": int(equal.sum()),
+    }
+    return pairs[~(long | equal)], left_out
 
 
 def tokenized_pairs(
@@ -231,28 +342,56 @@ def features_and_scores(
         What the head sees (conversations, width), and the model's scores (conversations,).
     """
     model.eval()
+    _check_ids(model, ids)
+    config = model.config.get_text_config()
+    own = config.pad_token_id
+    seen: list[tuple[Tensor, Tensor]] = []
     head = head_of(model)
-    seen: list[Tensor] = []
-    hook = head.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    hook = head.register_forward_hook(lambda module, inputs, out: seen.append((inputs[0], out)))
     features = torch.empty(len(ids), head.in_features)
     scores = torch.empty(len(ids))
     batches = _batches_by_length(ids)
     try:
+        config.pad_token_id = 0 if own is None else own  # transformers wants one for several rows
         for rows in progress(batches, description) if description else batches:
-            batch = _padded([ids[row] for row in rows], model.config.pad_token_id)
-            out = model(**{name: tensor.to(model.device) for name, tensor in batch.items()})
-            found = seen.pop()
-            # The last token that is not padding, as in transformers: where the end is the padding
-            # token, the one before.
-            written = batch["input_ids"] != model.config.pad_token_id
-            last = (written * torch.arange(written.shape[1])).argmax(1)
+            batch = _padded([ids[row] for row in rows])
+            model(**{name: tensor.to(model.device) for name, tensor in batch.items()})
+            found, scored = seen.pop()
             if found.ndim == 3:  # a causal model: every token has a score, the last one counts
-                found = found[torch.arange(len(rows)), last.to(found.device)]
+                last = _last(batch, own).to(found.device)
+                each = torch.arange(len(rows), device=found.device)
+                found, scored = found[each, last], scored[each, last]
             features[rows] = found.float().cpu()
-            scores[rows] = out.logits[:, 0].float().cpu()
+            scores[rows] = scored[:, 0].float().cpu()
     finally:
         hook.remove()
+        config.pad_token_id = own
     return features, scores
+
+
+def _check_ids(model: PreTrainedModel, ids: Sequence[Sequence[int]]) -> None:
+    most, words = longest(model, 10**9), _words(model)
+    for k, row in enumerate(ids):
+        if not 1 <= len(row) <= most:
+            raise ValueError(
+                f"ids: conversation {k} has {len(row)} tokens; expected 1 to {most}, the positions of "
+                f"{type(model).__name__}"
+            )
+        if not 0 <= min(row) <= max(row) < words:
+            raise ValueError(
+                f"ids: conversation {k} holds token {max(row)}, {type(model).__name__} knows {words}; "
+                "model and tokenizer do not belong together"
+            )
+
+
+def _last(batch: dict[str, Tensor], padding: int | None) -> Tensor:
+    """Return the token that scores each conversation, as transformers has it for one alone: the last that
+    is not the padding token of the model's configuration; the very last where that names none.
+    """
+    counts = batch["attention_mask"].bool()
+    if padding is not None:
+        counts = counts & (batch["input_ids"] != padding)
+    return (counts * torch.arange(counts.shape[1])).argmax(1)
 
 
 def _batches_by_length(ids: Sequence[Sequence[int]]) -> list[list[int]]:
@@ -266,9 +405,10 @@ def _batches_by_length(ids: Sequence[Sequence[int]]) -> list[list[int]]:
     return [batch for batch in batches if batch]
 
 
-def _padded(rows: Sequence[Sequence[int]], pad: int) -> dict[str, Tensor]:
+def _padded(rows: Sequence[Sequence[int]]) -> dict[str, Tensor]:
+    """Fill rows up on the right; with what does not matter, for nothing attends to it."""
     width = max(len(row) for row in rows)
-    ids = torch.full((len(rows), width), pad)
+    ids = torch.zeros((len(rows), width), dtype=torch.long)
     mask = torch.zeros((len(rows), width), dtype=torch.long)
     for k, row in enumerate(rows):
         ids[k, : len(row)] = torch.tensor(row)
@@ -283,11 +423,11 @@ def write_reward_model(
     folder: Path,
     settings: dict[str, Any],
     backbone: str,
-    weights: Sequence[str],
+    files: Any,
     seed: int,
     pairs: Path,
 ) -> None:
-    """Train the reward model of stage 1 on the pairs to learn from; `weights` are hashes for the key."""
+    """Train the reward model of stage 1 on the pairs to learn from; `files` is for the key alone."""
     table = pd.read_parquet(pairs / "pairs.parquet")
     log = train_reward_model(
         folder,
@@ -304,12 +444,11 @@ def write_features(folder: Path, part: str, max_length: int, model: Path, pairs:
     table = pd.read_parquet(pairs / "pairs.parquet")
     table = table[table["part"] == part]
     network, tokenizer = load_reward_model(model)
+    length = longest(network, max_length)
     found: dict[str, Tensor] = {}
     for side in ("chosen", "rejected"):
-        ids = conversation_ids(
-            tokenizer, table["prompt"].tolist(), table[side].tolist(), max_length
-        )
+        ids = conversation_ids(tokenizer, table["prompt"].tolist(), table[side].tolist(), length)
         found[side], found[f"{side}_score"] = features_and_scores(network, ids, f"features, {part}")
-        found[f"{side}_cut"] = torch.tensor([len(row) >= max_length for row in ids])
+        found[f"{side}_cut"] = torch.tensor([len(row) >= length for row in ids])
     found["head"] = head_of(network).weight[0].detach().float().cpu().clone()
     save_file(found, folder / "features.safetensors")
