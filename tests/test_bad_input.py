@@ -28,7 +28,7 @@ import pytest
 import torch
 import yaml
 
-import vaalign_lib
+import vaalign_lib.planning  # which the command imports, before any clock runs
 from tests.bad_input import prepare
 from vaalign_lib import cli
 from vaalign_lib.paths import ROOT

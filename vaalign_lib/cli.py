@@ -128,7 +128,9 @@ def _before_starting(options: argparse.Namespace, profile: Profile, run_dir: Pat
     """
     from vaalign_lib import planning  # here, for it takes seconds to import
 
-    if options.from_results or options.set:  # with reward models of one's own no policy is trained
+    if options.set:  # with reward models of one's own no policy is trained
+        planning.check_own(dict(options.set))
+    if options.from_results or options.set:
         return None
     if all(notebook.name not in _WITH_MODELS for notebook in select(options.only)):
         return None

@@ -8,7 +8,7 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -16,7 +16,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from vaalign_lib.data import EMBEDDED, DataError, prompts_of, read_pairs, read_prompts
+from vaalign_lib.data import EMBEDDED, DataError, prompts_of, read_pairs, read_prompts, read_ratings
 from vaalign_lib.memory import (
     ADAM,
     FLOAT,
@@ -328,6 +328,25 @@ def _missing_sources(profile: Profile, needed: set[str]) -> list[str]:
             name = getattr(profile.reward_data, where)
             found += _missing_data(f"reward_data.{where}", name, read_pairs)
     return found
+
+
+def check_own(settings: Mapping[str, str]) -> None:
+    """Refuse data and models of one's own, for a notebook's parameters, that cannot be read.
+
+    Raises:
+        PlanError: something is missing, which is told before anything starts.
+    """
+    reads = {"pairs": read_pairs, "evaluation": read_pairs, "ratings": read_ratings}
+    given = {name: value for name, value in settings.items() if value and value not in OURS}
+    lacks = [
+        line
+        for name in reads.keys() & given.keys()
+        for line in _missing_data(f"--set {name}", given[name], reads[name])
+    ]
+    if "backbone" in given:
+        lacks += _missing_model("--set backbone", given["backbone"])
+    if lacks:
+        raise PlanError(f"nothing was started, for this is missing: {'; '.join(sorted(lacks))}")
 
 
 def _missing_data(where: str, name: str, read: Callable[[str], object]) -> list[str]:
