@@ -1,12 +1,19 @@
 """Critics: ridge regression by another way, and what their features remember."""
 
 import numpy as np
+import pytest
 import torch
 
-from vaalign_lib.critics import RIDGE, Critic, reference_features
+from tests.small_problem import TableReward, policy, trainer
+from vaalign_lib import critics
+from vaalign_lib.critics import FEATURES, RIDGE, Critic, layers_seen, reference_features
+from vaalign_lib.policies.sampling import Prompts, sequences
+from vaalign_lib.ppo import Method
 
 
-def test_the_warm_up_is_ridge_regression_on_standardized_features():
+@pytest.mark.parametrize("at_a_time", [2**26, 300])  # at once, and in pieces of 42 tokens
+def test_the_warm_up_is_ridge_regression_on_standardized_features(at_a_time, monkeypatch):
+    monkeypatch.setattr(critics, "AT_A_TIME", at_a_time)
     random = torch.Generator().manual_seed(0)
     features = torch.randn(60, 5, 7, generator=random) * torch.linspace(0.5, 3, 7) + 2
     mask = torch.arange(5) < torch.randint(1, 6, (60, 1), generator=random)
@@ -24,6 +31,9 @@ def test_the_warm_up_is_ridge_regression_on_standardized_features():
             padded, np.append(target - target.mean(), np.zeros(7)), rcond=None
         )[0]
         np.testing.assert_allclose(critic.weight[j].detach(), weight, atol=1e-3)
+        gram = design @ design.T + RIDGE * np.eye(len(design))  # and by its dual
+        dual = design.T @ np.linalg.solve(gram, target - target.mean())
+        np.testing.assert_allclose(critic.weight[j].detach(), dual, atol=1e-3)
         values = critic.values(features.repeat(3, 1, 1))[j]
         expected = ((features.numpy() - centre) / unit) @ weight + target.mean()
         np.testing.assert_allclose(values.detach(), expected, atol=2e-3)
@@ -53,3 +63,26 @@ def test_features_of_the_reference_are_states_and_sums_of_earlier_tokens():
     torch.testing.assert_close(
         features[1, 3, 6:], layers[1, :2].sum(0) / 10
     )  # padding says nothing
+
+
+def test_layers_are_all_of_a_tiny_model_and_never_more_features_than_they_may_make():
+    assert layers_seen(2, 32) == [0, 1, 2] and layers_seen(4, 128) == [0, 1, 2, 3, 4]
+    assert layers_seen(30, 576) == [0, 15, 30]  # of a model of 135 million weights
+    assert layers_seen(32, 4096) == [32] and layers_seen(12, 2048) == [12]
+    for width in (16, 100, 500, 2048):
+        seen = layers_seen(40, width)
+        assert 2 * width * len(seen) <= FEATURES and seen[-1] == 40 and len(set(seen)) == len(seen)
+        assert np.diff(seen).size == 0 or np.ptp(np.diff(seen)) <= 1
+
+
+def test_a_trainers_critic_sees_the_layers_chosen_for_its_model(monkeypatch):
+    monkeypatch.setattr(critics, "FEATURES", 64)  # two layers of width 16
+    source = TableReward(lambda p, r: float(r.count("4")), lambda p, r: 1.0)
+    one = trainer(2, source, ["2", "3"], method=Method(), words=9, tokens=6,
+                  model=lambda: policy(9, layers=4))  # fmt: skip
+    assert one.critic.weight.shape == (2, 64)
+    assert one.critic.weight.any(1).all() and one.train(2).notna().all().all()
+    prompts = Prompts.from_lists([[2, 3], [4]], 2, 0)
+    joined = sequences(prompts, torch.tensor([[5, 6, 1], [7, 1, 0]]), torch.float32)
+    every, some = one.reference.all_states(joined), one.reference.all_states(joined, [0, 4])
+    assert len(every) == 5 and torch.equal(every[0], some[0]) and torch.equal(every[4], some[1])

@@ -2,6 +2,7 @@
 
 import json
 import weakref
+from dataclasses import replace
 
 import pytest
 import torch
@@ -16,7 +17,15 @@ from transformers import (
 
 from tests.small_problem import TableReward, tokenizer
 from vaalign_lib import workers
-from vaalign_lib.memory import Sizes, available_bytes, beside_bytes, fitting, sizes_of, stack_bytes
+from vaalign_lib.memory import (
+    Sizes,
+    available_bytes,
+    beside_bytes,
+    critic_bytes,
+    fitting,
+    sizes_of,
+    stack_bytes,
+)
 from vaalign_lib.policies.stack import PolicyStack
 from vaalign_lib.ppo import Method, Task, Trainer
 from vaalign_lib.profiles import PPO, PolicyTraining, Sampling, load_profile
@@ -103,6 +112,39 @@ def test_estimates_are_near_what_a_step_keeps(architecture, words, how, tmp_path
     estimate = stack_bytes(sizes, PolicyTraining(ppo=ppo, **how), 2, 24) - held
     ratio = estimate / peak_bytes(trainer)
     assert 0.95 < ratio < 1.5
+
+
+def test_a_critic_on_the_references_states_is_counted(tmp_path):
+    """Its features are most of what a warm-up and a step hold here."""
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config("qwen2", 60))
+    model.save_pretrained(tmp_path)
+    ppo = PPO(iterations=2, batch_size=32, mini_batch_size=8, ppo_epochs=1)
+    source = TableReward(lambda p, r: float(len(r)), lambda p, r: 1.0)
+    stack, peak = PolicyStack(tmp_path, 2), Peak()
+    with peak:
+        trainer = Trainer(
+            stack, model, tokenizer(60), Task(["5"] * 4, source), Method(standardized=False), ppo,
+            Sampling(min_new_tokens=24, max_new_tokens=24), warm_up=96,
+        )  # fmt: skip
+    features = trainer.critic.weight.shape[1]
+    assert features == 2 * 5 * 128
+    sizes = Sizes(0, 0, 4, 128, 60, prompt=1, features=features, warm_up=96)
+    training = PolicyTraining(ppo=ppo)
+    assert 0.8 < critic_bytes(sizes, training, 0, 24) / peak.most < 1.5
+    step = critic_bytes(replace(sizes, warm_up=0), training, 2, 24)
+    assert 0.7 < step / peak_bytes(trainer) < 1.5
+
+
+def test_the_plan_counts_the_critic_of_a_profile():
+    profile = load_profile("smoke")
+    sizes = sizes_of(profile, "qwen2")
+    assert (sizes.features, sizes.warm_up) == (2 * 3 * profile.reference.width, 64)
+    training = profile.policies.training["qwen2"]
+    without = stack_bytes(replace(sizes, features=0), training, 5, 32)
+    assert stack_bytes(sizes, training, 5, 32) > without + critic_bytes(sizes, training, 5, 32) - 2
+    own = profile.policies.model_copy(update={"critic": "own_states"})
+    assert sizes_of(profile.model_copy(update={"policies": own}), "qwen2").features == 0
 
 
 @pytest.mark.parametrize("architecture", ["gpt2", "qwen2", "mistral"])

@@ -2,7 +2,7 @@
 
 import os
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import torch
@@ -14,6 +14,7 @@ from transformers import (
 )
 
 from vaalign_lib.conversation import load_tokenizer, prompt_ids
+from vaalign_lib.critics import AT_A_TIME, layers_seen
 from vaalign_lib.data import EMBEDDED, prompts_of
 from vaalign_lib.profiles import OURS, PolicyTraining, Profile
 from vaalign_lib.runs import PlanError
@@ -22,7 +23,7 @@ from vaalign_lib.workers import memory_limit
 
 ACTIVATIONS = 80  # bytes for each layer, token and unit of width that a backward pass keeps, about
 FLOAT, FOUR_BITS, ADAM = 4, 0.55, 8  # bytes a weight: held, in 4 bits with scales, Adam's moments
-HALF = 2  # bytes of a number in bfloat16
+HALF, DOUBLE = 2, 8  # bytes of a number in bfloat16, and in double precision
 HEADROOM = 0.9  # of the memory that a stack may take
 
 
@@ -37,6 +38,8 @@ class Sizes:
         width: of its hidden states.
         vocabulary: tokens.
         prompt: tokens of the longest prompt, to which all are padded.
+        features: of a token, to a critic on the reference's states.
+        warm_up: responses of the reference from which that critic starts.
     """
 
     weights: int
@@ -45,6 +48,8 @@ class Sizes:
     width: int
     vocabulary: int
     prompt: int = 64
+    features: int = 0
+    warm_up: int = 0
 
 
 def sizes_of(profile: Profile, architecture: str) -> Sizes:
@@ -72,7 +77,11 @@ def sizes_of(profile: Profile, architecture: str) -> Sizes:
         trained = sum(lora.r * (one.in_features + one.out_features) for one in targets)
     prompt = _longest_prompt(profile.policies.data, profile.policies.prompts, name)
     layers, width = config.num_hidden_layers, config.hidden_size
-    return Sizes(weights, trained, layers, width, config.vocab_size, prompt)
+    sizes = Sizes(weights, trained, layers, width, config.vocab_size, prompt)
+    if profile.policies.critic == "own_states":
+        return sizes
+    features = 2 * width * len(layers_seen(layers, width))
+    return replace(sizes, features=features, warm_up=profile.policies.warm_up)
 
 
 @cache
@@ -120,7 +129,21 @@ def stack_bytes(sizes: Sizes, training: PolicyTraining, policies: int, written: 
     start = FLOAT * (not torch.cuda.is_available())
     trained = policies * sizes.trained * (2 * FLOAT + ADAM + HALF * mixed + start)
     base = sizes.weights * (FOUR_BITS if training.lora and training.lora.four_bit else FLOAT)
-    return int(base + trained + kept)
+    return int(base + trained + kept + critic_bytes(sizes, training, policies, written))
+
+
+def critic_bytes(sizes: Sizes, training: PolicyTraining, policies: int, written: int) -> int:
+    """Return about how much memory a critic on the reference's states takes, at most at a time.
+
+    The features of tokens with the states and sums that they are made of, of the warm-up's or a batch's;
+    or the warm-up's with the Gram matrix and its copies; and the critics' weights.
+    """
+    token, seen = FLOAT * sizes.features, sizes.warm_up * written
+    pieces = DOUBLE * 2 * min(AT_A_TIME, seen * sizes.features)
+    fitted = token * seen + pieces + 3 * DOUBLE * sizes.features**2
+    made = 3 * token * max(seen, policies * written * training.ppo.batch_size)
+    weights = policies * token * 4  # with gradient and Adam's moments
+    return max(made, fitted) + weights
 
 
 def beside_bytes(profile: Profile, source: str) -> int:
