@@ -381,8 +381,11 @@ def test_rewards_and_variances_are_standardized_on_the_references_responses():
     raw = trainer(2, source, ["2"], method=Method(standardized=False), words=9, tokens=6)
     assert raw.unit == Unit(0.0, 1.0, 1.0)
     assert Unit.of(rewards, np.zeros(5000)).variance == 1
-    with pytest.raises(ValueError, match="all the same"):
-        Unit.of(np.ones(5), np.ones(5))
+    for same in (np.ones(5), np.full(2048, 0.1), np.full(2048, 1e17), np.full(999, -1e-9)):
+        with pytest.raises(ValueError, match="all the same"):  # whatever their deviation rounds to
+            Unit.of(same, np.ones(len(same)))
+    for near in (np.array([1e6, 1e6 + 1e-3]), np.array([0.0, 1e-100])):
+        assert Unit.of(near, np.ones(2)).scale == near.std() > 0
 
 
 def test_the_log_says_what_happened():

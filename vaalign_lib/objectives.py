@@ -59,7 +59,8 @@ def variance_aware_exact(outcome: Outcome, beta: Tensor, strength: Tensor) -> Sh
     """Equation (5) with its own gradient, which also reaches the logarithm inside the expectation.
 
     The gradient of E[sigma^2 ln(pi / pi_0)] is E[sigma^2 (ln(pi / pi_0) + 1) grad ln pi]: the second
-    term costs every response beta sigma^2 once. Optimum: `tabular.exact_policy`.
+    term costs every response beta sigma^2 once. Optimum: `tabular.exact_policy`. It is the gradient for
+    `kl_penalty` 'kl' only, and others are refused (`ppo.Method.check`).
     """
     return Shaped(outcome.reward - beta * outcome.variance, outcome.variance)
 

@@ -2,6 +2,15 @@
 
 Arrays are (N, responses, tokens); `mask` is True for tokens of a response with its end. What trl computes
 as one number over a batch is one number for each policy here, (N,) or (N, 1, 1).
+
+What differs from trl 0.11.4, all of it by intent:
+- trl's updates run in eval mode and never drop anything out, whatever `lora_dropout` says; here
+  inputs of adapters are.
+- trl clips the gradient of its first update only (`max_grad_norm` meets an iterator that is spent after
+  it); here that of every update is clipped.
+- of a pass whose mean ratio is above `ratio_threshold` trl logs losses of 0; here the log has the losses,
+  and the pass has no gradient in either.
+- the adaptive coefficient stays positive, see `adapted_coefficient`.
 """
 
 from dataclasses import dataclass
