@@ -47,6 +47,7 @@ from vaalign_lib.synthetic.world import World
 
 EMBEDDED = "embedded"
 ENDINGS = (".jsonl", ".ndjson", ".json", ".csv", ".parquet")
+HUB_SECONDS = 8  # in which it must answer
 MOST_BYTES, MOST_TIMES = 2**26, 100  # unpacked: texts shrink tenfold, bombs a thousandfold
 _PACKED = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"BZh": "bz2"}  # by the first bytes
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w.-]+)?")
@@ -278,10 +279,17 @@ def _check_size(path: Path, packed: int, unpacked: int) -> None:
         raise DataError(f"{path}: {packed} bytes hold more than {most}; texts do not shrink so far")
 
 
+def _check_columns(names: list[str], place: str) -> None:
+    if len(set(names)) < len(names):
+        raise DataError(f"{place}: a column stands twice: {_one_line(', '.join(names))}")
+
+
 def _parquet_records(path: Path, content: bytes) -> Records:
     row = size = 0
     try:
-        for batch in pq.ParquetFile(pa.BufferReader(content)).iter_batches(32):
+        file = pq.ParquetFile(pa.BufferReader(content))
+        _check_columns(file.schema_arrow.names, str(path))
+        for batch in file.iter_batches(32):
             size += batch.nbytes
             _check_size(path, len(content), size)
             for record in batch.to_pylist():
@@ -296,8 +304,7 @@ def _csv_records(path: Path, text: str) -> Records:
     reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
     try:
         names = list(reader.fieldnames or [])
-        if len(set(names)) < len(names):
-            raise DataError(f"{path}:1: a column stands twice: {_one_line(', '.join(names))}")
+        _check_columns(names, f"{path}:1")
         for record in reader:
             place = f"{path}:{reader.line_num}"
             if None in record or None in record.values():
@@ -463,7 +470,7 @@ def _dialogue(text: str, place: str) -> list[dict[str, str]]:
 def _joined(records: Records) -> Records:
     """Join HelpSteer2's two responses to a prompt, which follow each other: the more helpful wins."""
     for place, record in records:
-        if "response" not in record or "helpfulness" not in record:
+        if "chosen" in record or not {"response", "helpfulness"} <= record.keys():
             yield place, record
             continue
         _, other = next(records, ("", {}))
@@ -499,7 +506,8 @@ def _rating(record: Mapping[str, Any], place: str) -> dict[str, Any]:
     texts = {name: _visible(_text(record, name, place, fields)) for name in fields[:2]}
     columns = [name for name in record if re.fullmatch(r"rating_?\d+", name)]
     people = [record[name] for name in columns if record[name] not in (None, "")]
-    name = "helpfulness" if "helpfulness" in record else "ratings"  # HelpSteer2's disagreements
+    lists = ("ratings", "helpfulness")  # the latter in HelpSteer2's disagreements
+    name = next((one for one in lists if one in record), "ratings")
     ratings = record.get(name, people if columns else None)
     if not isinstance(ratings, list) or not all(map(_is_number, ratings)):
         raise DataError(
@@ -604,14 +612,14 @@ def _ask_hub(path: str) -> None:
 
     def ask() -> None:
         try:
-            HfApi().dataset_info(path, timeout=5)
+            HfApi().dataset_info(path, timeout=HUB_SECONDS)
             failure.clear()
         except Exception as error:
             failure[:] = [error]
 
     asking = Thread(target=ask, daemon=True)  # each of many addresses has a time-out of its own
     asking.start()
-    asking.join(8)
+    asking.join(HUB_SECONDS)
     if failure and isinstance(failure[0], RepositoryNotFoundError):
         raise DataError(
             f"{path}: there is no such file, nor such a data set that the hub shows you"

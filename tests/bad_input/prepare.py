@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 import pyarrow as pa
+import pyarrow.parquet
 import yaml
 
 from tests.bad_input.policy_parts import policies as policies  # a generator function, see there
@@ -95,6 +96,8 @@ def data_files(folder: Path) -> None:
     for name, rows in tables.items():
         pd.DataFrame(rows).to_parquet(folder / f"{name}.parquet")
     pd.DataFrame(tables["bomb"][:0]).to_parquet(folder / "empty.parquet")
+    twice = pa.table([["p"], ["a"], ["b"], ["c"]], ["prompt", "chosen", "rejected", "rejected"])
+    pa.parquet.write_table(twice, folder / "twice.parquet")
     whole = (folder / "numbers.parquet").read_bytes()
     (folder / "cut.parquet").write_bytes(whole[: len(whole) // 2])
     (folder / "folder.jsonl").mkdir()
