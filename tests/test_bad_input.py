@@ -133,14 +133,18 @@ def in_time():
         signal.signal(signal.SIGALRM, before)
 
 
-def evaluated(expression, **names):
+def import_named(expression):
     for dotted in re.findall(r"\bvaalign_lib(?:\.\w+)+", expression):
         pkgutil.resolve_name(dotted)  # imports the modules on the way
+
+
+def evaluated(expression, **names):
     known = {"vaalign_lib": vaalign_lib, "np": np, "pd": pd, "torch": torch, "Path": Path}
     return eval(expression, known | names)
 
 
 def message_of_call(row, folder, value):
+    import_named(f"{row['call']} {row.get('error')}")
     expected = evaluated(row.get("error", "ValueError"))
     try:
         with in_time():

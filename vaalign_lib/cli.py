@@ -242,7 +242,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Reproduce the study: every figure and table of the papers.",
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    common = argparse.ArgumentParser(add_help=False)
+    common = _Parser(add_help=False)
     common.add_argument(
         "--profile",
         default="embedded",
