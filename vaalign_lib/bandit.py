@@ -8,8 +8,8 @@ import numpy as np
 import yaml
 
 from vaalign_lib import tabular
+from vaalign_lib.arrays import Array, count, number, numbers
 from vaalign_lib.paths import DATA
-from vaalign_lib.tabular import Array
 
 FORMS: Mapping[str, str] = {
     "free": "Eq. (2), (3), closed form of Appendix A (no distribution)",
@@ -30,7 +30,7 @@ class Bandit:
 
     Attributes:
         true_rewards: r* (arms,).
-        deviations: sigma (arms,), the standard deviations of the estimates.
+        deviations: sigma (arms,), the standard deviations of the estimates, above 0.
         form: of the two policies, a key of `FORMS`.
         vanilla_strength: epsilon of Equation (2), or beta of the KL penalty.
         variance_aware_strength: epsilon before it is scaled by lambda_min(Sigma), or beta.
@@ -45,8 +45,15 @@ class Bandit:
     def __post_init__(self) -> None:
         if self.form not in FORMS:
             raise ValueError(f"form: must be one of {', '.join(FORMS)}, got {self.form!r}")
-        if len(self.true_rewards) != len(self.deviations):
-            raise ValueError("deviations: expected as many as true_rewards")
+        rewards = numbers("true_rewards", self.true_rewards, axes=1)
+        deviations = numbers("deviations", self.deviations, above=0, axes=1)
+        if rewards.size != deviations.size:
+            raise ValueError(
+                f"deviations: expected as many as true_rewards, {rewards.size}, got {deviations.size}"
+            )
+        for name in ("vanilla_strength", "variance_aware_strength"):
+            if number(name, getattr(self, name), at_least=0) == 0 and self.form not in QUADRATIC:
+                raise ValueError(f"{name}: expected a number above 0, for it is a beta")
 
     @property
     def rewards(self) -> Array:
@@ -65,11 +72,24 @@ class Bandit:
         """Return pi_0' r* of the uniform policy."""
         return float(self.rewards.mean())
 
-    def draw(self, rng: np.random.Generator, count: int) -> Array:
-        """Return estimates R-hat ~ N(r*, sigma^2), (count, arms)."""
+    def draw(self, rng: np.random.Generator, draws: int) -> Array:
+        """Return estimates R-hat ~ N(r*, sigma^2), (draws, arms)."""
         return self.rewards + np.asarray(self.deviations) * rng.standard_normal(
-            (count, self.rewards.size)
+            (count("draws", draws), self.rewards.size)
         )
+
+    def estimates(self, estimates: Array) -> Array:
+        """Check and return estimates (draws, arms).
+
+        Raises:
+            ValueError: they are not finite, none at all, or of other arms.
+        """
+        checked = numbers("estimates", estimates, axes=2)
+        if checked.shape[1] != self.rewards.size:
+            raise ValueError(
+                f"estimates: expected {self.rewards.size} arms, got shape {checked.shape}"
+            )
+        return checked
 
     def vanilla(self, estimates: Array) -> Array:
         """Return the policy that ignores the variances, (..., arms)."""
@@ -105,14 +125,18 @@ class Bandit:
     def tells_figure_2(self, estimates: Array) -> bool:
         """Whether Figure 2's caption holds on the typical reversed draw of the estimates (draws, arms).
 
-        The variance-aware policy gives arm 1 less than the vanilla one does, and returns more.
+        The variance-aware policy gives arm 1, the poorest, less than vanilla does, and returns more.
         """
+        poorest = self.rewards.argmin()
         shown = typical_reversed_estimates(self, estimates)
         vanilla, aware = self.vanilla(shown), self.variance_aware(shown)
-        return bool(aware[0] < vanilla[0] and aware @ self.rewards > vanilla @ self.rewards)
+        return bool(
+            aware[poorest] < vanilla[poorest] and aware @ self.rewards > vanilla @ self.rewards
+        )
 
     def returns(self, estimates: Array) -> tuple[Array, Array]:
         """Return pi' r* of the vanilla and of the variance-aware policy of every draw, each (draws,)."""
+        estimates = self.estimates(estimates)
         parts = [estimates[start : start + CHUNK] for start in range(0, len(estimates), CHUNK)]
         vanilla = [self.vanilla(part) @ self.rewards for part in parts]
         aware = [self.variance_aware(part) @ self.rewards for part in parts]
@@ -124,16 +148,21 @@ def fully_reversed(estimates: Array) -> Any:
 
     The arms are to be in the order of their true rewards, as in Figure 2.
     """
-    return np.all(np.diff(estimates, axis=-1) < 0, axis=-1)
+    return np.all(np.diff(numbers("estimates", estimates), axis=-1) < 0, axis=-1)
 
 
 def typical_reversed_estimates(bandit: Bandit, estimates: Array) -> Array:
     """Return the mean of the draws in fully reversed order, (arms,): the estimates of Figure 2.
 
-    If the draws hold none, the reversed true rewards stand in for it.
+    If the draws (draws, arms) hold none, the true rewards stand in for it, in reversed order.
     """
-    chosen = estimates[fully_reversed(estimates[:, np.argsort(bandit.rewards)])]
-    return chosen.mean(0) if len(chosen) else np.sort(bandit.rewards)[::-1]
+    estimates, order = bandit.estimates(estimates), np.argsort(bandit.rewards)
+    chosen = estimates[fully_reversed(estimates[:, order])]
+    if len(chosen):
+        return chosen.mean(0)
+    reversed_rewards = np.empty_like(bandit.rewards)
+    reversed_rewards[order] = bandit.rewards[order[::-1]]
+    return reversed_rewards
 
 
 def published_bandits() -> dict[str, Bandit]:

@@ -16,9 +16,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FormatStrFormatter, MaxNLocator, PercentFormatter
 
 from vaalign_lib import theory
+from vaalign_lib.arrays import Array
 from vaalign_lib.bandit import Bandit, typical_reversed_estimates
 from vaalign_lib.statistics import Estimate, proportion
-from vaalign_lib.tabular import Array
 
 VANILLA, AWARE, REFERENCE, TRUTH = "#0072B2", "#D55E00", "#666666", "#009E73"
 PRINTED, EXACT, GRPO, PESSIMIST = "#CC79A7", "#009E73", "#E69F00", "#56B4E9"

@@ -114,7 +114,7 @@ def table_1(comparisons: Comparisons, runs: Sequence[Run]) -> pd.DataFrame:
 
     `f` is the paper's ratio of total variances with the exact interval of normal returns, `p_f` of the F
     test, `p_brown_forsythe` and `p_permutation` of tests that need no normality. `training_...` is what
-    is left without the noise of the evaluation, with BCa intervals, `ratio` its ratio with a bootstrap
+    is left without the noise of the evaluation, by `returns.decomposition`, `ratio` its ratio with a bootstrap
     interval, `floored` the share of resamples where it did not stand out from the noise, `p_training` of
     the likelihood ratio test, for normal returns. `..._holm` is adjusted over the seven main rows.
     """
@@ -129,7 +129,7 @@ def _variances(comparisons: Comparisons, run: Run) -> Mapping[str, object]:
     values = [one.values for one in pair]
     line: dict[str, object] = {}
     for name, one in zip(("vanilla", "aware"), pair, strict=True):
-        parts = decomposition(one, comparisons.resamples, comparisons.seed)
+        parts = decomposition(one)
         line |= _interval(f"variance_{name}", parts["total"]) | {f"noise_{name}": one.noise}
         line |= _interval(f"training_{name}", parts["training"])
     permuted = permuted_variance_ratio(

@@ -5,6 +5,8 @@ from scipy.optimize import brentq
 from scipy.stats import binom, f, norm
 from statsmodels.stats.proportion import samplesize_proportions_2indep_onetail
 
+from vaalign_lib.arrays import count, number
+
 LEVEL, POWER = 0.05, 0.8  # the usual ones
 
 
@@ -18,11 +20,9 @@ def risk_power(first: float, second: float, policies: int, level: float = LEVEL)
         level: of the test.
     """
     for name, risk in (("first", first), ("second", second)):
-        if not 0 <= risk <= 1:
-            raise ValueError(f"{name}: expected a probability, got {risk}")
-    if policies < 1:
-        raise ValueError(f"policies: expected at least one, got {policies}")
-    counts = np.arange(policies + 1)
+        number(name, risk, at_least=0, at_most=1)
+    _within(level=level)
+    counts = np.arange(count("policies", policies) + 1)
     more, fewer = counts[:, None], counts[None, :]
     pooled = (more + fewer) / (2 * policies)
     error = np.sqrt(pooled * (1 - pooled) * 2 / policies)
@@ -35,8 +35,8 @@ def policies_for_risks(
     first: float, second: float, power: float = POWER, level: float = LEVEL
 ) -> int:
     """Return how many policies of each method the one-sided z test needs to see two risks differ."""
-    if not 0 <= second < first <= 1:
-        raise ValueError(f"first, second: expected 0 <= second < first <= 1, got {first}, {second}")
+    _falling(first, second)
+    _within(power=power, level=level)
     found = samplesize_proportions_2indep_onetail(
         first - second, second, power, alpha=level, alternative="larger"
     )
@@ -45,10 +45,8 @@ def policies_for_risks(
 
 def policies_for_p(first: float, second: float, p: float) -> int:
     """Return from how many policies of each method on two observed risks have so small a p-value."""
-    if not 0 <= second < first <= 1:
-        raise ValueError(f"first, second: expected 0 <= second < first <= 1, got {first}, {second}")
-    if not 0 < p < 0.5:  # the larger risk was observed to be larger
-        raise ValueError(f"p: expected a number between 0 and 0.5, got {p}")
+    _falling(first, second)
+    number("p", p, above=0, below=0.5)  # the larger risk was observed to be larger
     pooled = (first + second) / 2
     return int(np.ceil((norm.isf(p) / (first - second)) ** 2 * 2 * pooled * (1 - pooled)))
 
@@ -57,6 +55,7 @@ def smallest_risk_seen(
     second: float, policies: int, power: float = POWER, level: float = LEVEL
 ) -> float:
     """Return the smallest larger risk that the test sees with a power, beside a smaller one."""
+    _within(power=power, level=level)
 
     def lacking(first: float) -> float:
         return risk_power(first, second, policies, level) - power
@@ -70,7 +69,16 @@ def smallest_variance_ratio_seen(
     policies: int, power: float = POWER, level: float = LEVEL
 ) -> float:
     """Return the smallest ratio of variances of normal returns that the two-sided F test sees."""
-    if policies < 2:
-        raise ValueError(f"policies: expected at least two, got {policies}")
-    law = f(policies - 1, policies - 1)
+    _within(power=power, level=level)
+    degrees = count("policies", policies, least=2) - 1
+    law = f(degrees, degrees)
     return float(law.ppf(1 - level / 2) / law.ppf(1 - power))
+
+
+def _within(**shares: float) -> None:
+    for name, share in shares.items():
+        number(name, share, above=0, below=1)
+
+
+def _falling(first: float, second: float) -> None:
+    number("first", first, at_most=1, above=number("second", second, at_least=0))

@@ -11,9 +11,10 @@ import pandas as pd
 from scipy.optimize import brentq, minimize
 
 from vaalign_lib import tabular, theory
+from vaalign_lib.arrays import Array
 from vaalign_lib.progress import progress
 from vaalign_lib.statistics import Estimate, mean, paired_variance_ratio, proportion
-from vaalign_lib.tabular import Array, QuadraticForm
+from vaalign_lib.tabular import QuadraticForm
 
 SPREAD = 0.7  # standard deviation of the logarithm of the variances in random problems
 

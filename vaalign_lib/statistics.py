@@ -21,6 +21,7 @@ from scipy.stats import (
     norm,
     permutation_test,
     t,
+    trim_mean,
     ttest_ind_from_stats,
     ttest_rel,
 )
@@ -31,7 +32,10 @@ from statsmodels.stats.proportion import (
     proportions_ztest,
 )
 
+from vaalign_lib.arrays import Array, count, number, numbers
+
 CONFIDENCE = 0.95
+_NO_SPREAD = "all samples are equal, there is no spread to compare"
 
 
 @dataclass(frozen=True)
@@ -55,27 +59,68 @@ def rounded(value: Any, digits: int) -> Any:
 
 
 def proportion(events: ArrayLike, confidence: float = CONFIDENCE) -> Estimate:
-    """Estimate a probability from independent events (count,), with Clopper-Pearson's interval."""
-    happened = np.asarray(events, dtype=bool)
-    if happened.ndim != 1 or not happened.size:
-        raise ValueError(f"events: expected a non-empty vector, got shape {happened.shape}")
-    successes, count = int(happened.sum()), happened.size
-    low, high = proportion_confint(successes, count, alpha=1 - confidence, method="beta")
-    return Estimate(successes / count, float(low), float(high), count)
+    """Estimate a probability from independent events (count,), with Clopper-Pearson's interval.
+
+    Raises:
+        ValueError: there is none, or one is neither true nor false; of missing ones nothing is assumed.
+    """
+    happened = numbers("events", events, axes=1, whole=True, at_least=0, at_most=1)
+    successes, alpha = int(happened.sum()), 1 - _level(confidence)
+    low, high = proportion_confint(successes, happened.size, alpha=alpha, method="beta")
+    return Estimate(successes / happened.size, float(low), float(high), happened.size)
 
 
 def mean(samples: ArrayLike, confidence: float = CONFIDENCE) -> Estimate:
-    """Estimate a mean from independent samples (count,), with the normal interval."""
+    """Estimate a mean from independent samples (count,), with Student's interval."""
     values = checked("samples", samples)
-    half = norm.ppf(0.5 + confidence / 2) * values.std(ddof=1) / np.sqrt(values.size)
+    half = (
+        t.ppf(0.5 + _level(confidence) / 2, values.size - 1)
+        * values.std(ddof=1)
+        / np.sqrt(values.size)
+    )
     centre = values.mean()
     return Estimate(float(centre), float(centre - half), float(centre + half), values.size)
+
+
+def variance(samples: ArrayLike, confidence: float = CONFIDENCE) -> Estimate:
+    """Estimate a variance from independent samples (count,), with Bonett's interval (2006).
+
+    It is that of the logarithm, with the error that follows from the samples' kurtosis, and two
+    corrections for small counts. Samples need not be normal. Equal samples have no interval: NaN.
+    """
+    values, z = checked("samples", samples), float(norm.ppf(0.5 + _level(confidence) / 2))
+    if values.size <= z:
+        raise ValueError(f"samples: {values.size} are too few for a {confidence:.0%} interval")
+    found, nan = float(values.var(ddof=1)), float("nan")
+    if np.ptp(values) == 0:
+        return Estimate(0.0, nan, nan, values.size)
+    trimmed = trim_mean(values, 0.5 / np.sqrt(values.size - 4) if values.size > 4 else 0.0)
+    squares = ((values - values.mean()) ** 2).mean()
+    kurtosis = ((values - trimmed) ** 4).mean() / squares**2
+    small = values.size / (values.size - z)
+    half = z * small * np.sqrt((kurtosis - 1 + 3 / values.size) / (values.size - 1))
+    low, high = (float(small * found * np.exp(step)) for step in (-half, half))
+    return Estimate(found, low, high, values.size)
+
+
+def difference(first: Estimate, second: Estimate) -> Estimate:
+    """Estimate the first minus the second, which err independently, from their intervals.
+
+    Each end is as far off as both intervals' ends on that side, squares added (MOVER, Zou and Donner
+    2008); the intervals need not be symmetric.
+    """
+    value = first.value - second.value
+    below = np.hypot(first.value - first.low, second.high - second.value)
+    above = np.hypot(first.high - first.value, second.value - second.low)
+    return Estimate(value, float(value - below), float(value + above), first.count)
 
 
 def median(samples: ArrayLike, confidence: float = CONFIDENCE) -> Estimate:
     """Estimate a median from independent samples (count,), with the order-statistics interval."""
     values = np.sort(checked("samples", samples))
-    low = int(binom.ppf(0.5 - confidence / 2, values.size, 0.5))  # P(fewer than low below) < 2.5%
+    low = int(
+        binom.ppf(0.5 - _level(confidence) / 2, values.size, 0.5)
+    )  # P(fewer than low below) < 2.5%
     if low < 1:
         raise ValueError(f"samples: {values.size} are too few for a {confidence:.0%} interval")
     ends = float(values[low - 1]), float(values[values.size - low])
@@ -91,16 +136,12 @@ def paired_variance_ratio(
     (a_i - mean)^2 / Var(a) - (b_i - mean)^2 / Var(b), over the count. It needs no normality and
     allows for the pairing, but the count must be large.
     """
-    a, b = checked("numerator", numerator), checked("denominator", denominator)
-    if a.size != b.size:
-        raise ValueError(
-            f"denominator: expected {a.size} samples as in the numerator, got {b.size}"
-        )
+    a, b = _pairs("numerator", numerator, "denominator", denominator)
     variances = a.var(ddof=1), b.var(ddof=1)
     if min(variances) == 0:
         raise ValueError("numerator, denominator: all samples are equal, the ratio is undefined")
     influence = (a - a.mean()) ** 2 / variances[0] - (b - b.mean()) ** 2 / variances[1]
-    half = norm.ppf(0.5 + confidence / 2) * influence.std(ddof=1) / np.sqrt(a.size)
+    half = norm.ppf(0.5 + _level(confidence) / 2) * influence.std(ddof=1) / np.sqrt(a.size)
     ratio = variances[0] / variances[1]
     return Estimate(float(ratio), float(ratio * np.exp(-half)), float(ratio * np.exp(half)), a.size)
 
@@ -109,7 +150,9 @@ def percentiles(
     value: float, resampled: np.ndarray, count: int, confidence: float = CONFIDENCE
 ) -> Estimate:
     """Return an estimate with the percentile interval of its resamples (resamples,), NaN left out."""
-    low, high = np.nanquantile(resampled, (0.5 - confidence / 2, 0.5 + confidence / 2))
+    low, high = np.nanquantile(
+        resampled, (0.5 - _level(confidence) / 2, 0.5 + _level(confidence) / 2)
+    )
     return Estimate(float(value), float(low), float(high), count)
 
 
@@ -138,11 +181,11 @@ def bca(
         Value, lower and upper end, of the statistic's shape. Where it is the same in every resample there
         is no interval: both ends are NaN.
     """
-    data = [np.asarray(one, dtype=float) for one in samples]
+    data = [numbers("samples", one) for one in samples]
     if not data or any(one.ndim == 0 or one.shape[-1] < 2 for one in data):
         raise ValueError("samples: expected arrays with at least two samples along the last axis")
-    if not all(np.isfinite(one).all() for one in data):
-        raise ValueError("samples: must be finite, got NaN or infinity")
+    if paired and len({one.shape[-1] for one in data}) > 1:
+        raise ValueError(f"samples: pairs differ in number: {[one.shape[-1] for one in data]}")
     with np.errstate(invalid="ignore", divide="ignore"), warnings.catch_warnings():
         warnings.simplefilter("ignore", DegenerateDataWarning)
         interval = bootstrap(
@@ -151,8 +194,8 @@ def bca(
             vectorized=True,
             axis=-1,
             paired=paired,
-            n_resamples=resamples,
-            confidence_level=confidence,
+            n_resamples=count("resamples", resamples),
+            confidence_level=_level(confidence),
             method="BCa",
             rng=np.random.default_rng(seed),
         ).confidence_interval
@@ -168,7 +211,7 @@ def variance_ratio(
     """Estimate a ratio of variances of normal samples, with the exact interval."""
     _variance("first", first, first_count)
     _variance("second", second, second_count)
-    ratio, ends = first / second, (0.5 + confidence / 2, 0.5 - confidence / 2)
+    ratio, ends = first / second, (0.5 + _level(confidence) / 2, 0.5 - _level(confidence) / 2)
     low, high = (ratio / f.ppf(end, first_count - 1, second_count - 1) for end in ends)
     return Estimate(ratio, float(low), float(high), first_count + second_count)
 
@@ -184,9 +227,9 @@ def mean_difference(
 ) -> Estimate:
     """Estimate the first mean minus the second, with Welch's interval."""
     error, degrees = _welch_error(first_variance, first_count, second_variance, second_count)
-    half = float(t.ppf(0.5 + confidence / 2, degrees)) * error
-    difference = first_mean - second_mean
-    return Estimate(difference, difference - half, difference + half, first_count + second_count)
+    half = float(t.ppf(0.5 + _level(confidence) / 2, degrees)) * error
+    gap = _gap(first_mean, second_mean)
+    return Estimate(gap, gap - half, gap + half, first_count + second_count)
 
 
 def proportion_difference(
@@ -196,10 +239,10 @@ def proportion_difference(
     _events("first", first, first_count)
     _events("second", second, second_count)
     low, high = confint_proportions_2indep(
-        first, first_count, second, second_count, method="newcomb", alpha=1 - confidence
+        first, first_count, second, second_count, method="newcomb", alpha=1 - _level(confidence)
     )
-    difference = first / first_count - second / second_count
-    return Estimate(difference, float(low), float(high), first_count + second_count)
+    gap = first / first_count - second / second_count
+    return Estimate(gap, float(low), float(high), first_count + second_count)
 
 
 def mean_of(estimates: Sequence[Estimate]) -> Estimate:
@@ -254,8 +297,7 @@ def welch(
 ) -> Tested:
     """Test two-sided that two means, first minus second, are equal, by Welch's t."""
     parts = (first_mean, first_variance, first_count, second_mean, second_variance, second_count)
-    if not np.isfinite([first_mean, second_mean]).all():
-        raise ValueError(f"means: must be finite, got {first_mean} and {second_mean}")
+    _gap(first_mean, second_mean)
     _, degrees = _welch_error(*parts[1:3], *parts[4:])
     spreads = np.sqrt([first_variance, second_variance])
     found = ttest_ind_from_stats(
@@ -284,10 +326,9 @@ def equivalence(
 
     `statistic` is the smaller of the two; both must exceed `critical`. `p` is the larger of the two.
     """
-    if not margin > 0:
-        raise ValueError(f"margin: expected a number above 0, got {margin}")
+    number("margin", margin, above=0)
     error, degrees = _welch_error(first_variance, first_count, second_variance, second_count)
-    statistic = (margin - abs(first_mean - second_mean)) / error
+    statistic = (margin - abs(_gap(first_mean, second_mean))) / error
     critical = float(t.ppf(CONFIDENCE, degrees))
     return Tested(statistic, critical, float(t.sf(statistic, degrees)), degrees)
 
@@ -302,7 +343,11 @@ def smallest_margin(
 ) -> float:
     """Return the margin from which on `equivalence` says at 5% that two means are equivalent."""
     error, degrees = _welch_error(first_variance, first_count, second_variance, second_count)
-    return abs(first_mean - second_mean) + error * float(t.ppf(CONFIDENCE, degrees))
+    return abs(_gap(first_mean, second_mean)) + error * float(t.ppf(CONFIDENCE, degrees))
+
+
+def _gap(first_mean: float, second_mean: float) -> float:
+    return number("first_mean", first_mean) - number("second_mean", second_mean)
 
 
 def _welch_error(
@@ -338,6 +383,7 @@ def boschloo(first: int, first_count: int, second: int, second_count: int) -> fl
     """Return the p-value of Boschloo's exact test that the first proportion is larger."""
     _events("first", first, first_count)
     _events("second", second, second_count)
+    first, second = count("first", first, least=0), count("second", second, least=0)
     if first + second in (0, first_count + second_count):
         return 1.0
     table = [[first, second], [first_count - first, second_count - second]]
@@ -356,7 +402,7 @@ def permuted_variance_ratio(
     a, b = checked("first", first), checked("second", second)
     deviations = a - np.median(a), b - np.median(b)
     if not all(one.any() for one in deviations):
-        raise ValueError("first, second: all samples are equal, there is no spread to compare")
+        raise ValueError(f"first, second: {_NO_SPREAD}")
 
     def ratio(one: np.ndarray, other: np.ndarray, axis: int) -> np.ndarray:
         return np.abs(np.log((one**2).mean(axis=axis) / (other**2).mean(axis=axis)))
@@ -365,7 +411,7 @@ def permuted_variance_ratio(
         deviations,
         ratio,
         vectorized=True,
-        n_resamples=permutations,
+        n_resamples=count("permutations", permutations),
         alternative="greater",
         rng=np.random.default_rng(seed),
     )
@@ -373,18 +419,13 @@ def permuted_variance_ratio(
     return Tested(float(found.statistic), float(critical), float(found.pvalue))
 
 
-def _variance(name: str, variance: float, count: int) -> None:
-    if not (np.isfinite(variance) and variance > 0):
-        raise ValueError(f"{name}: expected a variance above 0, got {variance}")
-    if count < 2:
-        raise ValueError(f"{name}: expected at least two samples, got {count}")
+def _variance(name: str, value: float, samples: int) -> None:
+    number(name, value, above=0)
+    count(f"{name}_count", samples, least=2)
 
 
-def _events(name: str, events: float, count: int) -> None:
-    if count < 1:
-        raise ValueError(f"{name}: expected at least one trial, got {count}")
-    if not 0 <= events <= count:
-        raise ValueError(f"{name}: expected 0 to {count} events, got {events}")
+def _events(name: str, events: float, trials: int) -> None:
+    number(name, events, at_least=0, at_most=count(f"{name}_count", trials))
 
 
 def brown_forsythe(first: Sequence[ArrayLike], second: Sequence[ArrayLike]) -> float:
@@ -400,32 +441,44 @@ def brown_forsythe(first: Sequence[ArrayLike], second: Sequence[ArrayLike]) -> f
     sides = []
     for stacks in (first, second):
         vectors = [checked("values", stack) for stack in stacks]
+        if not vectors:
+            raise ValueError("first, second: expected at least one stack of each")
         sides.append(np.concatenate([np.abs(one - np.median(one)) for one in vectors]))
+    if all(np.ptp(one) == 0 for one in sides):
+        raise ValueError(f"first, second: {_NO_SPREAD}")
     return float(f_oneway(*sides).pvalue)
 
 
 def paired_brown_forsythe(first: ArrayLike, second: ArrayLike) -> float:
     """Return the p-value of the same question for pairs: a t test of the differences of deviations."""
-    a, b = checked("first", first), checked("second", second)
+    a, b = _pairs("first", first, "second", second)
+    gaps = np.abs(a - np.median(a)) - np.abs(b - np.median(b))
+    if np.ptp(gaps) == 0:
+        raise ValueError("first, second: deviations differ by the same everywhere; nothing to test")
     return float(ttest_rel(np.abs(a - np.median(a)), np.abs(b - np.median(b))).pvalue)
 
 
 def holm(p_values: ArrayLike) -> np.ndarray:
     """Return Holm's adjusted p-values."""
-    return np.asarray(multipletests(np.asarray(p_values, dtype=float), method="holm")[1])
+    p_values = numbers("p_values", p_values, axes=1, at_least=0, at_most=1)
+    return np.asarray(multipletests(p_values, method="holm")[1])
 
 
-def checked(name: str, samples: ArrayLike) -> np.ndarray:
+def checked(name: str, samples: ArrayLike) -> Array:
     """Return samples as a vector of numbers.
 
     Raises:
         ValueError: they are no vector of at least two finite numbers.
     """
-    values = np.asarray(samples, dtype=float)
-    if values.ndim != 1 or values.size < 2:
-        raise ValueError(
-            f"{name}: expected a vector of at least two samples, got shape {values.shape}"
-        )
-    if not np.isfinite(values).all():
-        raise ValueError(f"{name}: must be finite, got NaN or infinity")
-    return values
+    return numbers(name, samples, axes=1, least=2)
+
+
+def _pairs(name: str, first: ArrayLike, other: str, second: ArrayLike) -> tuple[Array, Array]:
+    a, b = checked(name, first), checked(other, second)
+    if a.size != b.size:
+        raise ValueError(f"{other}: expected {a.size} samples as in {name}, got {b.size}")
+    return a, b
+
+
+def _level(confidence: float) -> float:
+    return number("confidence", confidence, above=0, below=1)

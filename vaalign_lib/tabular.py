@@ -22,85 +22,98 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import elementwise
 from scipy.special import logsumexp, xlogy
 
-Array = NDArray[np.float64]
+from vaalign_lib.arrays import Array, broadcast, count, numbers
+
 QuadraticForm = Literal["free", "sum_to_one", "simplex"]
 
 _SAME = 1e-12  # estimates that differ by less, relative to the largest, count as equal
 _EPS = float(np.finfo(float).eps)
 _NEWTON_STEPS = 200  # Newton's method is monotone here and takes about ten
+_TINY = 1e-300  # variances are above it, so that their inverses are finite
 
 
 # --- input ----------------------------------------------------------------------------------------
 
 
-def _finite(name: str, values: ArrayLike) -> Array:
-    array = np.asarray(values, dtype=float)
-    if array.ndim == 0:
-        raise ValueError(f"{name}: expected an array with the arms on its last axis, got a scalar")
-    if not np.isfinite(array).all():
-        raise ValueError(f"{name}: must be finite, got NaN or infinity")
+def problem(
+    *, reference: ArrayLike | None = None, variances: ArrayLike = 1.0, **rewards: ArrayLike
+) -> tuple[Array, ...]:
+    """Check rewards, variances and, if given, the reference; return them in this order, of one shape.
+
+    Variances may be one number for all arms, nothing else may.
+
+    Raises:
+        ValueError: an argument is not finite, not positive, not a distribution, or of another shape.
+    """
+    arrays = {name: numbers(name, values) for name, values in rewards.items()}
+    arrays["variances"] = np.atleast_1d(numbers("variances", variances, above=_TINY))
+    if reference is not None:
+        arrays["reference"] = distribution("reference", reference)
+    whole = broadcast(**arrays)
+    for name, array in arrays.items():
+        if name != "variances" and array.shape[-1:] != whole[0].shape[-1:]:
+            raise ValueError(
+                f"{name}: expected {whole[0].shape[-1]} arms on the last axis, got shape {array.shape}"
+            )
+    return tuple(whole)
+
+
+def distribution(name: str, values: ArrayLike) -> Array:
+    """Return probabilities (..., arms).
+
+    Raises:
+        ValueError: they are negative or do not sum to 1 over the last axis.
+    """
+    array = numbers(name, values, at_least=0)
+    if array.ndim == 0 or not np.allclose(array.sum(-1), 1.0, atol=1e-9, rtol=0):
+        raise ValueError(f"{name}: expected probabilities that sum to 1 over the last axis")
     return array
 
 
-def _distribution(name: str, values: ArrayLike) -> Array:
-    array = _finite(name, values)
-    if (array < 0).any() or not np.allclose(array.sum(-1), 1.0, atol=1e-9, rtol=0):
-        raise ValueError(f"{name}: must be non-negative and sum to 1 over the last axis")
-    return array
+def with_strength(
+    arrays: tuple[Array, ...], name: str, strength: ArrayLike, **limits: float
+) -> tuple[Array, ...]:
+    """Broadcast arrays (..., arms) and a strength (...), which lacks the axis of the arms.
 
-
-def _positive(name: str, values: ArrayLike) -> Array:
-    array = np.asarray(values, dtype=float)
-    if not (np.isfinite(array) & (array > 0)).all():
-        raise ValueError(f"{name}: must be positive and finite")
-    return array
-
-
-def _problem(
-    estimates: ArrayLike, variances: ArrayLike, reference: ArrayLike
-) -> tuple[Array, Array, Array]:
-    """Check the three arrays and broadcast them to one shape (..., arms)."""
-    checked = (
-        _finite("estimates", estimates),
-        np.atleast_1d(_positive("variances", variances)),
-        _distribution("reference", reference),
-    )
+    Beside a single problem it may have any shape; more axes than a batch has are refused, since they are
+    most likely the arms'.
+    """
+    strength = numbers(name, strength, **limits)  # type: ignore[arg-type]
+    batch, arms = arrays[0].shape[:-1], arrays[0].shape[-1]
     try:
-        shape = np.broadcast_shapes(*(array.shape for array in checked))
-    except ValueError:
-        shapes = ", ".join(
-            f"{name} {array.shape}"
-            for name, array in zip(("estimates", "variances", "reference"), checked, strict=True)
-        )
-        raise ValueError(f"estimates, variances, reference: shapes do not fit: {shapes}") from None
-    if checked[2].shape[-1] != shape[-1]:
-        raise ValueError(
-            f"reference: has {checked[2].shape[-1]} arms, the estimates have {shape[-1]}"
-        )
-    estimates, variances, reference = (np.broadcast_to(array, shape) for array in checked)
-    return estimates, variances, reference
-
-
-def _with_strength(
-    problem: tuple[Array, Array, Array], name: str, strength: Array
-) -> tuple[Array, Array, Array, Array]:
-    """Broadcast the problem (..., arms) against a strength (...) that lacks the axis of the arms."""
-    batch, arms = problem[0].shape[:-1], problem[0].shape[-1]
-    try:
+        if batch and strength.ndim > len(batch):
+            raise ValueError
         shape = np.broadcast_shapes(batch, strength.shape)
     except ValueError:
         raise ValueError(f"{name}: shape {strength.shape} does not fit the batch {batch}") from None
-    estimates, variances, reference = (np.broadcast_to(a, (*shape, arms)) for a in problem)
-    return estimates, variances, reference, np.broadcast_to(strength, shape)
+    return *(np.broadcast_to(a, (*shape, arms)) for a in arrays), np.broadcast_to(strength, shape)
 
 
 def _penalized(
     estimates: ArrayLike, variances: ArrayLike, reference: ArrayLike, beta: ArrayLike
 ) -> tuple[Array, Array, Array]:
-    """Check and broadcast; return estimates, reference and beta sigma^2, each (..., arms)."""
-    problem = _problem(estimates, variances, reference)
-    wide = _with_strength(problem, "beta", _positive("beta", beta))
-    return wide[0], wide[2], wide[1] * wide[3][..., None]
+    """Check and broadcast; return estimates, reference and beta sigma^2, each (..., arms).
+
+    Beyond 25 decades to either side of rewards over variances a beta changes no policy in double
+    precision, but would overflow; it is taken to be there.
+    """
+    checked = problem(estimates=estimates, variances=variances, reference=reference)
+    estimates, variances, reference, beta = with_strength(checked, "beta", beta, above=0)
+    size = np.where(reference > 0, np.abs(estimates), 0.0).max(-1)
+    size = np.where(size > 0, size, 1.0)
+    with np.errstate(over="ignore"):
+        beta = np.clip(beta, 1e-25 * size / variances.max(-1), 1e25 * size / variances.min(-1))
+        weights = variances * beta[..., None]
+    return estimates, reference, _representable(np.where(weights > 0, weights, np.nan))
+
+
+def _representable(policy: Array) -> Array:
+    """Refuse what is no number: sizes of arguments so far apart that a policy cannot be computed."""
+    if not np.isfinite(policy).all():
+        raise ValueError(
+            "estimates, variances: sizes are too far apart for double precision; scale them"
+        )
+    return policy
 
 
 # --- Equations (2) and (3): a linear reward in a quadratic trust region ----------------------------
@@ -111,7 +124,9 @@ def matched_epsilon(variances: ArrayLike, epsilon: ArrayLike) -> Array:
 
     Shapes: variances (..., arms), epsilon (...) -> (...).
     """
-    return _positive("variances", variances).min(-1) * np.asarray(epsilon, dtype=float)
+    checked = np.atleast_1d(numbers("variances", variances, above=_TINY))
+    variances, epsilon = with_strength((checked,), "epsilon", epsilon, at_least=0)
+    return variances.min(-1) * epsilon
 
 
 def trust_region_policy(
@@ -146,20 +161,19 @@ def trust_region_policy(
     """
     if form not in get_args(QuadraticForm):
         raise ValueError(f"form: must be one of {', '.join(get_args(QuadraticForm))}, got {form!r}")
-    problem = _problem(estimates, variances, reference)
-    epsilon = np.asarray(epsilon, dtype=float)
-    if not (np.isfinite(epsilon) & (epsilon >= 0)).all():
-        raise ValueError("epsilon: must be finite and at least 0")
-    estimates, variances, reference, epsilon = _with_strength(problem, "epsilon", epsilon)
+    checked = problem(estimates=estimates, variances=variances, reference=reference)
+    estimates, variances, reference, epsilon = with_strength(
+        checked, "epsilon", epsilon, at_least=0
+    )
     estimates = _scaled(estimates)
     if form == "simplex":
-        return _simplex_policy(estimates, variances, reference, epsilon)
+        return _representable(_simplex_policy(estimates, variances, reference, epsilon))
     if form == "sum_to_one":
         estimates = _centred(estimates, 1 / variances)
     direction = estimates / variances
     length = np.sqrt((estimates * direction).sum(-1))
     step = np.divide(np.sqrt(epsilon), length, out=np.zeros_like(length), where=length > 0)
-    return reference + step[..., None] * direction
+    return _representable(reference + step[..., None] * direction)
 
 
 def _scaled(estimates: Array) -> Array:
@@ -262,7 +276,8 @@ def printed_policy(
     states, and changes when a constant is added to the rewards. Shapes as in `exact_policy`.
     """
     estimates, reference, weights = _penalized(estimates, variances, reference, beta)
-    return _normalized(_log(reference) + estimates / weights)
+    exponents = _near_zero(np.where(reference > 0, estimates / weights, -np.inf), 1.0)
+    return _normalized(_log(reference) + exponents)
 
 
 def exact_policy(
@@ -313,10 +328,8 @@ def grpo_fixed_point(
     vary with the prompt, is left out. Shapes as in `exact_policy`.
     """
     estimates, reference, weights = _penalized(estimates, variances, reference, beta)
-    masses, poles = (
-        reference * weights,
-        np.where(reference > 0, estimates - weights, -np.inf),
-    )
+    estimates = _near_zero(np.where(reference > 0, estimates, -np.inf), weights.min(-1))
+    masses, poles = reference * weights, estimates - weights
     poles = _relative_to((poles + masses).argmax(-1), poles)
     nu = (poles + masses).max(-1)
     for _ in range(_NEWTON_STEPS):  # on 1 / sum(pi), which is concave and increasing in nu
@@ -328,7 +341,7 @@ def grpo_fixed_point(
         if _converged(total - 1, step, nu):
             break
     policy = masses / (nu[..., None] - poles)
-    return policy / policy.sum(-1, keepdims=True)
+    return _representable(policy / policy.sum(-1, keepdims=True))
 
 
 def mean_minus_variance_policy(
@@ -342,13 +355,20 @@ def mean_minus_variance_policy(
 
     Shapes: estimates, variances, reference (..., arms), beta and aversion (...).
     """
-    aversion = np.asarray(aversion, dtype=float)
-    if not np.isfinite(aversion).all():
-        raise ValueError("aversion: must be finite")
-    problem = _problem(estimates, variances, reference)
-    estimates, variances, reference, aversion = _with_strength(problem, "aversion", aversion)
+    checked = problem(estimates=estimates, variances=variances, reference=reference)
+    estimates, variances, reference, aversion = with_strength(checked, "aversion", aversion)
     pessimistic = estimates - aversion[..., None] * variances
     return softmax_policy(pessimistic, reference, beta)
+
+
+def _near_zero(values: Array, unit: Array | float) -> Array:
+    """Subtract the largest value of rows so far from zero that a unit would be lost beside them.
+
+    Arms outside the reference are -inf.
+    """
+    top = values.max(-1)
+    size = np.maximum(top, -np.where(np.isfinite(values), values, np.inf).min(-1))
+    return values - np.where(size > 1e6 * unit, top, 0.0)[..., None]
 
 
 def _log(probabilities: Array) -> Array:
@@ -357,7 +377,7 @@ def _log(probabilities: Array) -> Array:
 
 
 def _normalized(log_policy: Array) -> Array:
-    return np.exp(log_policy - logsumexp(log_policy, axis=-1, keepdims=True))
+    return _representable(np.exp(log_policy - logsumexp(log_policy, axis=-1, keepdims=True)))
 
 
 def _tilted(
@@ -408,7 +428,8 @@ def _converged(excess: Array, step: Array, nu: Array) -> bool:
 
 def expected_reward(policy: ArrayLike, rewards: ArrayLike) -> Array:
     """Return pi' r. Shapes: (..., arms), (..., arms) -> (...)."""
-    return (np.asarray(policy, dtype=float) * np.asarray(rewards, dtype=float)).sum(-1)
+    policy, rewards, _ = problem(policy=policy, rewards=rewards)
+    return (policy * rewards).sum(-1)
 
 
 def weighted_kl(
@@ -431,15 +452,24 @@ def weighted_kl(
     Returns:
         (...) without the axes of the arms and, with `prompt_weights`, of the prompts.
     """
-    policy, reference = np.broadcast_arrays(
-        np.asarray(policy, dtype=float), np.asarray(reference, dtype=float)
+    policy, reference, variances = broadcast(
+        policy=np.atleast_1d(numbers("policy", policy, at_least=0)),
+        reference=numbers("reference", reference, at_least=0),
+        variances=numbers("variances", variances, above=_TINY),
     )
     with np.errstate(divide="ignore"):
         ratio = xlogy(policy, policy) - xlogy(policy, reference)
-    per_prompt = (np.asarray(variances, dtype=float) * ratio).sum(-1)
+    per_prompt = (variances * ratio).sum(-1)
     if prompt_weights is None:
         return per_prompt
-    return (per_prompt * _distribution("prompt_weights", prompt_weights)).sum(-1)
+    return (per_prompt * _prompt_weights(prompt_weights, per_prompt.shape[-1:])).sum(-1)
+
+
+def _prompt_weights(weights: ArrayLike, prompts: tuple[int, ...]) -> Array:
+    weights = distribution("prompt_weights", weights)
+    if weights.shape != prompts:
+        raise ValueError(f"prompt_weights: expected shape {prompts}, got {weights.shape}")
+    return weights
 
 
 # --- choosing beta ------------------------------------------------------------------------------------
@@ -468,14 +498,20 @@ def solve_beta(
     Raises:
         ValueError: the measure stays above the target even at the largest; no such policy.
     """
-    index = np.arange(draws)
-    goal = np.broadcast_to(np.asarray(target, dtype=float), (draws,))
-    if not np.isfinite(goal).all():
-        raise ValueError(f"{name}: must be finite")
+    index, goal = np.arange(count("draws", draws)), numbers(name, target)
+    if goal.shape not in ((), (1,), index.shape):
+        raise ValueError(f"{name}: expected a number or {draws} of them, got shape {goal.shape}")
+    goal = np.broadcast_to(goal, index.shape)
 
     def excess(log_beta: Array, draw: NDArray[Any]) -> Array:
         chosen = draw.astype(np.intp)
-        return measure(np.exp(log_beta), chosen) - goal[chosen]
+        values = np.asarray(measure(np.exp(log_beta), chosen), dtype=float)
+        if values.shape != chosen.shape or np.isnan(values).any():
+            raise ValueError(
+                f"measure: expected {chosen.size} numbers, got shape {values.shape} with "
+                f"{np.isnan(values).sum()} NaN"
+            )
+        return values - goal[chosen]
 
     low, high = np.full(draws, np.log(1e-8)), np.full(draws, np.log(1e8))
     at_most = excess(high, index)
@@ -522,11 +558,14 @@ def constrained_policy(
     Raises:
         ValueError: bad input, or no policy meets the constraint.
     """
-    estimates, variances, reference = _problem(estimates, variances, reference)
+    estimates, variances, reference = problem(
+        estimates=estimates, variances=variances, reference=reference
+    )
     if estimates.ndim != 3:
         raise ValueError(f"estimates: expected (draws, prompts, arms), got shape {estimates.shape}")
     draws, prompts, _ = estimates.shape
-    weights = np.full(prompts, 1 / prompts) if prompt_weights is None else prompt_weights
+    even = np.full(prompts, 1 / prompts)
+    weights = _prompt_weights(even if prompt_weights is None else prompt_weights, (prompts,))
     scale = _value_scale(estimates, variances)
 
     def policy_at(beta: Array, draw: NDArray[np.intp]) -> Array:
@@ -539,7 +578,8 @@ def constrained_policy(
     beta = solve_beta(measure, epsilon, draws, name="epsilon")
     binding = np.flatnonzero(beta > 0)
     policy = _greedy_policy(estimates, variances, reference)
-    policy[binding] = policy_at(beta[binding], binding)
+    if binding.size:
+        policy[binding] = policy_at(beta[binding], binding)
     return policy, beta * scale
 
 

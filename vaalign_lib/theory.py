@@ -4,25 +4,31 @@ n = |X||Y| counts the arms, Phi is the standard normal distribution function, F_
 with n degrees of freedom. Arrays carry arms on the last axis and broadcast over the others.
 """
 
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy.stats import chi2, norm
 
-from vaalign_lib.tabular import Array
+from vaalign_lib.arrays import Array, broadcast, numbers
+from vaalign_lib.tabular import distribution, problem, with_strength
+
+RiskForm = Literal["free", "sum_to_one"]
 
 # --- Theorem 2.2 ----------------------------------------------------------------------------------
 
 
 def printed_bound(arms: ArrayLike, beta: ArrayLike) -> Array:
-    """Return 1 - exp(-n / beta^2), the probability that Theorem 2.2 prints."""
-    return -np.expm1(-np.asarray(arms, dtype=float) / np.asarray(beta, dtype=float) ** 2)
+    """Return 1 - exp(-n / beta^2), the probability that Theorem 2.2 prints; 1 at beta 0."""
+    arms, squared = _sizes(arms, beta)
+    with np.errstate(divide="ignore"):
+        return -np.expm1(-arms / squared)
 
 
 def proof_bound(arms: ArrayLike, beta: ArrayLike) -> Array:
     """Return 1 - exp(-beta^2 / n): the proof's beta = sqrt(n ln(1 / delta)) solved for 1 - delta."""
-    return -np.expm1(-(np.asarray(beta, dtype=float) ** 2) / np.asarray(arms, dtype=float))
+    arms, squared = _sizes(arms, beta)
+    return -np.expm1(-squared / arms)
 
 
 def lower_bound(arms: ArrayLike, beta: ArrayLike) -> Array:
@@ -31,7 +37,8 @@ def lower_bound(arms: ArrayLike, beta: ArrayLike) -> Array:
     It is the probability that ||R-hat - r*|| <= beta in the norm of Sigma^-1, which by
     Cauchy-Schwarz implies the inequality for every d.
     """
-    return chi2.cdf(np.asarray(beta, dtype=float) ** 2, np.asarray(arms, dtype=float))
+    arms, squared = _sizes(arms, beta)
+    return chi2.cdf(squared, arms)
 
 
 def upper_bound(beta: ArrayLike) -> Array:
@@ -40,7 +47,16 @@ def upper_bound(beta: ArrayLike) -> Array:
     The event says that R-hat lies within beta of the l1 ball of radius ||r*||_1, and that ball lies
     in the half-space {x: sign(r*)' x <= ||r*||_1}, on whose boundary r* lies.
     """
-    return norm.cdf(np.asarray(beta, dtype=float))
+    return norm.cdf(numbers("beta", beta, at_least=0))
+
+
+def _sizes(arms: ArrayLike, beta: ArrayLike) -> tuple[Array, Array]:
+    """Check; return n and beta^2."""
+    arms, beta = broadcast(
+        arms=numbers("arms", arms, at_least=1, whole=True), beta=numbers("beta", beta, at_least=0)
+    )
+    with np.errstate(over="ignore"):
+        return arms, beta**2
 
 
 def box_supremum(estimates: ArrayLike, variances: ArrayLike, beta: ArrayLike) -> Array:
@@ -49,8 +65,9 @@ def box_supremum(estimates: ArrayLike, variances: ArrayLike, beta: ArrayLike) ->
     Shapes: estimates and variances (..., arms), beta (...) -> (...).
     """
     best = box_maximizer(estimates, variances, beta)
-    length = np.sqrt((np.asarray(variances) * best**2).sum(-1))
-    return (np.asarray(estimates) * best).sum(-1) - np.asarray(beta) * length
+    estimates, variances = problem(estimates=estimates, variances=variances)
+    length = np.sqrt((variances * best**2).sum(-1))
+    return (estimates * best).sum(-1) - np.asarray(beta, dtype=float) * length
 
 
 def box_maximizer(estimates: ArrayLike, variances: ArrayLike, beta: ArrayLike) -> Array:
@@ -63,16 +80,11 @@ def box_maximizer(estimates: ArrayLike, variances: ArrayLike, beta: ArrayLike) -
 
     Shapes: estimates and variances (..., arms), beta (...), at least 0 -> (..., arms).
     """
-    beta = np.asarray(beta, dtype=float)
-    variances = np.asarray(variances, dtype=float)
-    if not (np.isfinite(beta) & (beta >= 0)).all():
-        raise ValueError("beta: must be finite and at least 0")
-    if not (np.isfinite(variances) & (variances > 0)).all():
-        raise ValueError("variances: must be positive and finite")
-    estimates, variances = np.broadcast_arrays(np.asarray(estimates, dtype=float), variances)
-    if not np.isfinite(estimates).all():
-        raise ValueError("estimates: must be finite, got NaN or infinity")
+    checked = problem(estimates=estimates, variances=variances)
+    estimates, variances, beta = with_strength(checked, "beta", beta, at_least=0)
     scaled, cap = np.abs(estimates) / np.sqrt(variances), 2 * np.sqrt(variances)
+    size = _size(scaled)  # estimates and beta may be scaled together
+    scaled, beta = scaled / size[..., None], beta / size
     limit = _box_scale(scaled, cap, beta)
     length = np.minimum(cap, scaled * np.where(np.isfinite(limit), limit, 0.0)[..., None])
     length = np.where(np.isinf(limit)[..., None] & (scaled > 0), cap, length)
@@ -103,12 +115,15 @@ def box_departures(estimates: ArrayLike, variances: ArrayLike) -> Array:
 
     Arm i is at its corner while a_i t >= 2 sigma_i, that is t >= t_i = 2 sigma_i^2 / |R-hat_i|, and t
     falls as beta grows: beta_i = sqrt(sum_j min(2 sigma_j, a_j t_i)^2) / t_i. So arms leave in the
-    order of |R-hat| / sigma^2. Shapes: (arms,) -> (arms,).
+    order of |R-hat| / sigma^2, those with an estimate of 0 at once. Shapes: (..., arms) -> (..., arms).
     """
-    estimates, variances = np.abs(np.asarray(estimates, dtype=float)), np.asarray(variances)
-    scaled, cap = estimates / np.sqrt(variances), 2 * np.sqrt(variances)
-    leaving = (cap / scaled)[:, None]
-    return np.sqrt((np.minimum(cap, scaled * leaving) ** 2).sum(-1)) / leaving[:, 0]
+    estimates, variances = problem(estimates=estimates, variances=variances)
+    scaled, cap = np.abs(estimates) / np.sqrt(variances), 2 * np.sqrt(variances)
+    with np.errstate(divide="ignore"):
+        leaving = (cap / scaled)[..., None]
+    moving = np.where(np.isfinite(leaving), leaving, 0.0)
+    lengths = np.minimum(cap[..., None, :], scaled[..., None, :] * moving)
+    return np.sqrt((lengths**2).sum(-1)) / leaving[..., 0]
 
 
 def lower_bound_event(
@@ -118,63 +133,74 @@ def lower_bound_event(
 
     Shapes: estimates, true_rewards, variances (..., arms), beta (...) -> bool (...).
     """
-    truth = 2 * np.abs(np.asarray(true_rewards, dtype=float)).sum(-1)
-    return box_supremum(estimates, variances, beta) <= truth
+    estimates, true_rewards, variances = problem(
+        estimates=estimates, true_rewards=true_rewards, variances=variances
+    )
+    return box_supremum(estimates, variances, beta) <= 2 * np.abs(true_rewards).sum(-1)
 
 
 # --- Theorem 2.4 ----------------------------------------------------------------------------------
 
 
-def vanilla_risk(
-    true_rewards: ArrayLike,
-    variances: ArrayLike,
-    form: Literal["free", "sum_to_one"] = "free",
-) -> Array:
+def vanilla_risk(true_rewards: ArrayLike, variances: ArrayLike, form: RiskForm = "free") -> Array:
     """Return P(pi_1' r* <= pi_0' r*) of Equation (2)'s policy under Assumption 2.1.
 
     `free`: Phi(-||r*||^2 / sqrt(r*' Sigma r*)), as printed in Appendix A. `sum_to_one`: the same with
-    r* less its mean over the arms. Neither depends on epsilon.
+    r* less its mean over the arms. Neither depends on epsilon. On the simplex there is no such formula;
+    up to `interior_epsilon` the risk is that of `sum_to_one`.
 
     Shapes: true_rewards and variances (..., arms) -> (...).
+
+    Raises:
+        ValueError: rewards are not finite, variances not positive, shapes do not fit, another form.
     """
-    rewards, variances = (
-        np.asarray(true_rewards, dtype=float),
-        np.asarray(variances, dtype=float),
-    )
-    if form == "sum_to_one":
-        rewards = rewards - rewards.mean(-1, keepdims=True)
-    return _risk((rewards**2).sum(-1), np.sqrt((variances * rewards**2).sum(-1)))
+    rewards, variances = _risk_problem(true_rewards, variances, form, weighted=False)
+    size = _size(rewards)
+    unit = rewards / size[..., None]
+    with np.errstate(invalid="ignore"):  # 0 / 0 without signal
+        slope = (unit**2).sum(-1) / np.sqrt((variances * unit**2).sum(-1))
+    return np.where(rewards.any(-1), norm.cdf(-size * slope), 1.0)
 
 
 def variance_aware_risk(
-    true_rewards: ArrayLike,
-    variances: ArrayLike,
-    form: Literal["free", "sum_to_one"] = "free",
+    true_rewards: ArrayLike, variances: ArrayLike, form: RiskForm = "free"
 ) -> Array:
     """Return P(pi_2' r* <= pi_0' r*) of Equation (3)'s policy under Assumption 2.1.
 
     `free`: Phi(-sqrt(r*' Sigma^-1 r*)), as printed in Appendix A. `sum_to_one`: the same with r* less
-    its precision-weighted mean over the arms. Shapes as in `vanilla_risk`.
+    its precision-weighted mean over the arms. Shapes and errors as in `vanilla_risk`.
     """
-    rewards, variances = (
-        np.asarray(true_rewards, dtype=float),
-        np.asarray(variances, dtype=float),
-    )
+    rewards, variances = _risk_problem(true_rewards, variances, form, weighted=True)
+    size = _size(rewards)
+    slope = np.sqrt(((rewards / size[..., None]) ** 2 / variances).sum(-1))
+    return np.where(rewards.any(-1), norm.cdf(-size * slope), 1.0)
+
+
+def _risk_problem(
+    true_rewards: ArrayLike, variances: ArrayLike, form: str, *, weighted: bool
+) -> tuple[Array, ...]:
+    """Check; return rewards, less their mean if probabilities sum to one, and variances.
+
+    Rewards that are equal but for rounding leave exactly zero: without signal the policy never moves.
+    """
+    if form not in get_args(RiskForm):
+        raise ValueError(f"form: must be one of {', '.join(get_args(RiskForm))}, got {form!r}")
+    rewards, variances = problem(true_rewards=true_rewards, variances=variances)
     if form == "sum_to_one":
-        precision = 1 / variances
-        centre = (precision * rewards).sum(-1, keepdims=True) / precision.sum(-1, keepdims=True)
-        rewards = rewards - centre
-    signal = np.sqrt((rewards**2 / variances).sum(-1))
-    return _risk(signal, np.ones_like(signal))
+        weights = _size(variances)[..., None] / variances if weighted else np.ones_like(variances)
+        centre = (weights * rewards).sum(-1, keepdims=True) / weights.sum(-1, keepdims=True)
+        rounding = 4 * rewards.shape[-1] * np.finfo(float).eps
+        equal = np.abs(rewards - centre) <= rounding * np.abs(rewards).max(-1, keepdims=True)
+        rewards = np.where(equal, 0.0, rewards - centre)
+    return rewards, variances
 
 
-def _risk(mean: Array, deviation: Array) -> Array:
-    """Return P(N(mean, deviation^2) <= 0); without signal the policy never changes, so 1."""
-    return np.where(
-        deviation * mean > 0,
-        norm.cdf(-np.divide(mean, deviation, out=np.zeros_like(mean), where=deviation > 0)),
-        1.0,
-    )
+def _size(values: Array) -> Array:
+    """Return a power of two near the largest value (...).
+
+    Dividing by it rounds nothing, and then squares neither overflow nor vanish.
+    """
+    return np.ldexp(0.5, np.frexp(np.abs(values).max(-1))[1])
 
 
 def interior_epsilon(reference: ArrayLike) -> Array:
@@ -186,7 +212,7 @@ def interior_epsilon(reference: ArrayLike) -> Array:
 
     Shapes: reference (..., arms) -> (...).
     """
-    reference = np.asarray(reference, dtype=float)
+    reference = distribution("reference", reference)
     arms = reference.shape[-1]
     if arms < 2:
         raise ValueError("reference: expected at least two arms")

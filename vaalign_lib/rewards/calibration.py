@@ -14,9 +14,9 @@ from scipy.optimize import minimize_scalar
 from scipy.special import expit, log_expit
 from scipy.stats import chi2, norm, spearmanr
 
+from vaalign_lib.arrays import Array, count, number, numbers
 from vaalign_lib.statistics import CONFIDENCE, Estimate, proportion
 
-Array = NDArray[np.float64]
 LEVELS = (0.5, 0.8, 0.9, 0.95)
 DROPPED = (0.0, 0.1, 0.2, 0.5)
 
@@ -33,22 +33,25 @@ def fit_temperature(errors: Array, variances: Array) -> float:
 def error_by_deviation(errors: Array, variances: Array, bins: int = 8) -> pd.DataFrame:
     """Compare errors with predicted standard deviations in bins of equal count.
 
+    Where there are fewer errors than bins, each has a bin of its own.
+
     Returns:
         A row per bin: `predicted` (root of the mean variance), `error` (root mean square) with `low`
         and `high` (95%, normal errors), `count`.
     """
     errors, variances = _checked(errors, variances)
     rows = []
+    bins = min(count("bins", bins), errors.size)
     for members in np.array_split(np.argsort(variances, kind="stable"), bins):
-        count, total = len(members), float((errors[members] ** 2).sum())
-        low, high = (total / chi2.ppf(p, count) for p in (0.975, 0.025))
+        size, total = len(members), float((errors[members] ** 2).sum())
+        low, high = (total / chi2.ppf(p, size) for p in (0.975, 0.025))
         rows.append(
             {
                 "predicted": np.sqrt(variances[members].mean()),
-                "error": np.sqrt(total / count),
+                "error": np.sqrt(total / size),
                 "low": np.sqrt(low),
                 "high": np.sqrt(high),
-                "count": count,
+                "count": size,
             }
         )
     return pd.DataFrame(rows)
@@ -63,6 +66,7 @@ def coverage(errors: Array, variances: Array, levels: Sequence[float] = LEVELS) 
     errors, variances = _checked(errors, variances)
     rows = []
     for level in levels:
+        number("levels", level, above=0, below=1)
         held = proportion(np.abs(errors) <= norm.ppf(0.5 + level / 2) * np.sqrt(variances))
         rows.append({"nominal": level, "actual": held.value, "low": held.low, "high": held.high})
     return pd.DataFrame(rows)
@@ -88,10 +92,16 @@ def accuracy_after_dropping(
     Returns:
         A row per share dropped: `dropped`, `accuracy` with `low` and `high` (95%), `count`.
     """
+    correct, variances = np.asarray(correct), numbers("variances", variances, axes=1, at_least=0)
+    if correct.shape != variances.shape:
+        raise ValueError(
+            f"correct, variances: expected as many of each, got {correct.size} and {variances.size}"
+        )
     order = np.argsort(variances, kind="stable")
     rows = []
     for share in shares:
-        kept = proportion(np.asarray(correct)[order[: len(order) - int(share * len(order))]])
+        number("shares", share, at_least=0, below=1)
+        kept = proportion(correct[order[: len(order) - int(share * len(order))]])
         rows.append(
             {
                 "dropped": share,
@@ -140,12 +150,10 @@ def fit_temperature_to_labels(gaps: Array, variances: Array, highest: float = 1e
 
 
 def _checked(errors: Array, variances: Array) -> tuple[Array, Array]:
-    errors, variances = np.asarray(errors, dtype=float), np.asarray(variances, dtype=float)
-    if errors.ndim != 1 or errors.shape != variances.shape or errors.size < 5:
+    errors = numbers("errors", errors, axes=1, least=5)
+    variances = numbers("variances", variances, axes=1, above=0)
+    if errors.size != variances.size:
         raise ValueError(
-            "errors, variances: expected two vectors of one length, at least 5, got shapes "
-            f"{errors.shape} and {variances.shape}"
+            f"errors, variances: expected as many of each, got {errors.size} and {variances.size}"
         )
-    if not (np.isfinite(errors).all() and np.isfinite(variances).all() and variances.min() > 0):
-        raise ValueError("errors, variances: must be finite, and variances positive")
     return errors, variances
