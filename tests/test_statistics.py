@@ -2,13 +2,16 @@
 
 import numpy as np
 import pytest
-from scipy.stats import binom, hypergeom, levene, norm
+from scipy.stats import binom, hypergeom, levene, norm, ttest_1samp
+from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.weightstats import ttost_ind
 
 from vaalign_lib.statistics import (
+    Estimate,
     bca,
     boschloo,
     brown_forsythe,
+    difference,
     equivalence,
     f_test,
     holm,
@@ -22,6 +25,7 @@ from vaalign_lib.statistics import (
     proportion_difference,
     smallest_margin,
     two_proportions,
+    variance,
     variance_ratio,
     welch,
 )
@@ -55,6 +59,39 @@ def test_intervals_cover_as_often_as_they_say():
     assert 0.90 < coverage(lambda pair: paired_variance_ratio(*pair), ratio, pairs) < 0.97
 
 
+@pytest.mark.parametrize("count", [2, 3, 10])
+def test_the_interval_of_a_mean_is_students_and_covers(count):
+    """The normal one covers in .685 of samples of two, .85 of three and .91 of ten."""
+    samples = np.random.default_rng(count).normal(size=(2000, count))
+    assert abs(coverage(mean, 0, samples) - 0.95) < 4 * np.sqrt(0.05 * 0.95 / 2000)
+    found, expected = mean(samples[0], 0.8), ttest_1samp(samples[0], 0).confidence_interval(0.8)
+    assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
+
+
+def test_the_interval_of_a_variance_is_bonetts_and_covers():
+    """Bonett (2006) finds .9590, .9417 and .9523 for 10, 20 and 80 normal samples."""
+    random = np.random.default_rng(0)
+    for count in (5, 10, 80):
+        share = coverage(variance, 1, random.normal(size=(600, count)))
+        assert share > 0.925 and (share < 0.975 or count == 5), (count, share)
+    heavy = coverage(variance, 5 / 3, random.standard_t(5, size=(600, 10)))
+    assert heavy > 0.91  # the exact interval of normal samples has .875
+    found = variance(samples := random.normal(size=30))
+    scaled = variance(3 * samples + 5)
+    assert (scaled.low, scaled.high) == pytest.approx((9 * found.low, 9 * found.high))
+    assert found.value == samples.var(ddof=1) and found.low < found.value < found.high
+    assert np.isnan([(flat := variance([2.0, 2.0, 2.0])).low, flat.high]).all() and flat.value == 0
+
+
+def test_a_difference_of_estimates_has_welchs_width_where_both_are_symmetric():
+    first, second = Estimate(3.0, 1.0, 5.0, 9), Estimate(1.0, -0.5, 2.5, 9)
+    found = difference(first, second)
+    assert (found.value, found.low, found.high) == pytest.approx((2.0, -0.5, 4.5))  # 3-4-5
+    skewed = difference(Estimate(3.0, 2.9, 7.0, 9), Estimate(1.0, 0.0, 1.1, 9))
+    assert skewed.high - 2 == pytest.approx(np.hypot(4, 1))
+    assert 2 - skewed.low == pytest.approx(np.hypot(0.1, 0.1))
+
+
 @pytest.mark.parametrize("count", [6, 10, 20, 101])
 def test_median_interval_covers_exactly_as_the_binomial_says(count):
     """x_(l) to x_(n+1-l) covers with 1 - 2 P(Bin(n, 1/2) < l), at least 95% and tight."""
@@ -65,11 +102,6 @@ def test_median_interval_covers_exactly_as_the_binomial_says(count):
     assert 1 - 2 * binom.cdf(low, count, 0.5) < 0.95
 
 
-def test_too_few_samples_for_a_median_interval():
-    with pytest.raises(ValueError, match="5 are too few"):
-        median(np.arange(5))
-
-
 def test_ratio_of_pairs_knows_the_pairing():
     rng = np.random.default_rng(1)
     a = rng.normal(size=5000)
@@ -77,22 +109,6 @@ def test_ratio_of_pairs_knows_the_pairing():
     narrow = paired_variance_ratio(a, 2 * a + 0.01 * rng.normal(size=5000))
     assert narrow.value == pytest.approx(0.25, rel=1e-3)
     assert (narrow.high - narrow.low) / narrow.value < 0.05 * (wide.high - wide.low) / wide.value
-
-
-@pytest.mark.parametrize(
-    ("call", "words"),
-    [
-        (lambda: mean([1.0]), "samples: .*at least two"),
-        (lambda: mean([1.0, np.nan]), "samples: must be finite"),
-        (lambda: median([[1.0, 2.0]]), "samples: expected a vector"),
-        (lambda: proportion([]), "events"),
-        (lambda: paired_variance_ratio([1, 2, 3], [1, 2]), "denominator: expected 3"),
-        (lambda: paired_variance_ratio([1, 2, 3], [1, 1, 1]), "all samples are equal"),
-    ],
-)
-def test_bad_input_is_refused_by_name(call, words):
-    with pytest.raises(ValueError, match=words):
-        call()
 
 
 def test_a_paired_test_sees_what_the_other_misses():
@@ -115,8 +131,10 @@ def test_brown_forsythe_is_scipys_for_one_stack_and_keeps_its_size_for_two():
     assert 0.03 < np.mean(np.array(p_values) < 0.05) < 0.07
 
 
-def test_holm_by_hand():
+def test_holm_by_hand_and_as_statsmodels_has_it():
     np.testing.assert_allclose(holm([0.01, 0.04, 0.03, 0.005]), [0.03, 0.06, 0.06, 0.02])
+    p_values = np.random.default_rng(0).random(40) ** 4
+    np.testing.assert_array_equal(holm(p_values), multipletests(p_values, method="holm")[1])
 
 
 # --- differences, ratios, tests -----------------------------------------------------------------------
@@ -179,7 +197,7 @@ def test_the_mean_of_intervals_covers_also_rows_that_err_together():
     random, truth = np.random.default_rng(2), np.array([0.3, 0.05, 0.0, 0.1])
     others = np.array([0.1, 0.02, 0.01, 0.3])
     covered = {"independent": 0, "together": 0}
-    for _ in range(1000):
+    for _ in range(500):
         for kind in covered:
             shape = (2, 4, 80) if kind == "independent" else (2, 1, 80)
             drawn = random.random(shape)
@@ -187,7 +205,7 @@ def test_the_mean_of_intervals_covers_also_rows_that_err_together():
             pairs = zip(first.tolist(), second.tolist(), strict=True)
             found = mean_of([proportion_difference(a, 80, b, 80) for a, b in pairs])
             covered[kind] += found.low <= truth.mean() <= found.high
-    assert covered["together"] / 1000 > 0.93 and covered["independent"] / 1000 > 0.97
+    assert covered["together"] / 500 > 0.925 and covered["independent"] / 500 > 0.97
     one = proportion_difference(3, 10, 2, 10)
     assert mean_of([one]) == one
     nothing = mean_of([proportion_difference(0, 80, 0, 80)] * 7)
@@ -227,7 +245,7 @@ def test_boschloo_by_enumeration(events):
 
 def test_tests_keep_their_size():
     """Under the null hypothesis p is below 5% in 5% of samples: 4 Monte Carlo errors to either side."""
-    random, repeats = np.random.default_rng(4), 2000
+    random, repeats = np.random.default_rng(4), 1000
     margin = 4 * np.sqrt(0.05 * 0.95 / repeats)
     found = {"f": [], "welch": [], "equivalence": []}
     for _ in range(repeats):
@@ -240,10 +258,10 @@ def test_tests_keep_their_size():
 
 
 def test_the_permutation_test_keeps_its_size_where_f_does_not():
-    random, p_values, f_values, repeats = np.random.default_rng(5), [], [], 2000
+    random, p_values, f_values, repeats = np.random.default_rng(5), [], [], 1000
     for _ in range(repeats):
         a, b = random.standard_t(4, size=(2, 80))
-        p_values.append(permuted_variance_ratio(a, b, permutations=199).p)
+        p_values.append(permuted_variance_ratio(a, b, permutations=99).p)
         f_values.append(f_test(*variances(a, b)).p)
     margin = 4 * np.sqrt(0.05 * 0.95 / repeats)
     assert abs(np.mean(np.array(p_values) <= 0.05) - 0.05) < margin
@@ -276,26 +294,3 @@ def test_bca_draws_strata_apart_and_pairs_together():
     assert widths[0] < 0.05 * widths[1]
     _, low, high = bca([np.ones(5)], lambda x: x.mean(axis=-1))
     assert np.isnan([low, high]).all()
-
-
-@pytest.mark.parametrize(
-    ("call", "words"),
-    [
-        (lambda: f_test(0.0, 80, 1.0, 80), "first: expected a variance above 0, got 0"),
-        (lambda: f_test(1.0, 80, np.nan, 80), "second: expected a variance above 0, got nan"),
-        (lambda: welch(np.nan, 1, 80, 0, 1, 80), "means: must be finite"),
-        (lambda: welch(0, 1, 1, 0, 1, 80), "first: expected at least two samples, got 1"),
-        (lambda: equivalence(0, 1, 80, 0, 1, 80, margin=0), "margin: expected a number above 0"),
-        (lambda: two_proportions(-1, 80, 3, 80), "first: expected 0 to 80 events, got -1"),
-        (lambda: two_proportions(1, 80, 81, 80), "second: expected 0 to 80 events, got 81"),
-        (lambda: boschloo(1, 0, 0, 80), "first: expected at least one trial, got 0"),
-        (lambda: proportion_difference(np.nan, 80, 1, 80), "first: expected 0 to 80"),
-        (lambda: permuted_variance_ratio([1, 1, 1], [1, 2, 3]), "all samples are equal"),
-        (lambda: bca([[1.0]], np.mean), "at least two samples"),
-        (lambda: bca([[1.0, np.nan]], np.mean), "finite"),
-        (lambda: mean_of([]), "at least one"),
-    ],
-)
-def test_bad_input_to_tests_is_refused_by_name(call, words):
-    with pytest.raises(ValueError, match=words):
-        call()

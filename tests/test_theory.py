@@ -1,8 +1,11 @@
 """Theorems 2.2 and 2.4: closed forms against Monte Carlo, the box problem against a general solver."""
 
+from fractions import Fraction
+
 import cvxpy
 import numpy as np
 import pytest
+from scipy.stats import norm
 
 from vaalign_lib import theory
 from vaalign_lib.tabular import expected_reward, matched_epsilon, trust_region_policy
@@ -109,15 +112,30 @@ def test_printed_bound_is_violated_for_every_reward():
     assert theory.proof_bound(1, 2.0) > theory.upper_bound(2.0)
 
 
-@pytest.mark.parametrize(
-    ("name", "value"), [("variances", [0.0, 1.0]), ("estimates", [np.nan, 1.0])]
-)
-def test_box_refuses_bad_input(name, value):
-    arguments = {"estimates": [1.0, 2.0], "variances": [1.0, 1.0], "beta": 1.0} | {name: value}
-    with pytest.raises(ValueError, match=name):
-        theory.box_maximizer(**arguments)
-    with pytest.raises(ValueError, match="beta"):
-        theory.box_maximizer([1.0], [1.0], -1.0)
+def test_bounds_at_beta_zero_and_far_out():
+    assert (theory.printed_bound(3, 0), theory.proof_bound(3, 0)) == (1, 0)
+    assert (theory.lower_bound(3, 0), theory.upper_bound(0)) == (0, 0.5)
+    assert (theory.printed_bound(3, 1e200), theory.proof_bound(3, 1e200)) == (0, 1)
+    assert theory.lower_bound(3, 1e200) == 1
+
+
+def test_an_arm_without_estimate_is_never_at_its_corner():
+    estimates, variances = np.array([1.0, 0, -2]), np.array([1.0, 1, 4])
+    betas = theory.box_departures(estimates, variances)
+    kept = theory.box_departures(estimates[[0, 2]], variances[[0, 2]])
+    np.testing.assert_array_equal(betas, [kept[0], 0, kept[1]])
+    np.testing.assert_array_equal(theory.box_departures([0.0, 0.0], 1.0), [0, 0])
+    both = theory.box_departures(np.stack([estimates, 2 * estimates]), variances)
+    np.testing.assert_allclose(both, [betas, 2 * betas])
+
+
+def test_the_box_knows_no_units():
+    rng = np.random.default_rng(1)
+    estimates, variances = rng.normal(size=(50, 4)), rng.lognormal(size=(50, 4))
+    expected = theory.box_maximizer(estimates, variances, 0.7)
+    for scale in (1e-200, 1e200):
+        scaled = theory.box_maximizer(scale * estimates, variances, scale * 0.7)
+        np.testing.assert_allclose(scaled, expected, atol=1e-9)
 
 
 # --- Theorem 2.4 ----------------------------------------------------------------------------------
@@ -158,6 +176,66 @@ def test_risk_without_signal_is_one():
     assert theory.vanilla_risk([0.0, 0.0], [1.0, 2.0]) == 1
     assert theory.variance_aware_risk([3.0, 3.0], [1.0, 2.0], "sum_to_one") == 1
     assert theory.vanilla_risk([3.0, 3.0], [1.0, 2.0], "sum_to_one") == 1
+
+
+@pytest.mark.parametrize("risk", [theory.vanilla_risk, theory.variance_aware_risk])
+@pytest.mark.parametrize("arms", [1, 2, 3, 7, 100])
+def test_equal_rewards_are_no_signal_however_they_round(risk, arms):
+    """Where probabilities sum to one no policy gains on equal rewards: it returns what pi_0 does."""
+    rng = np.random.default_rng(arms)
+    for reward in (0.1, 1 / 3, 1e-200, 1e200, *rng.normal(size=20)):
+        variances = rng.lognormal(0, 3, arms)
+        assert risk(np.full(arms, reward), variances, "sum_to_one") == 1
+    assert risk([0.3, 0.1 + 0.2], [1.0, 2.0], "sum_to_one") == 1
+    assert risk([1e13, 1e13 + 1], [1.0, 1.0], "sum_to_one") < 0.3  # a difference, not rounding
+
+
+def test_risks_by_exact_fractions():
+    """Signals over noise as fractions, from the formulas of Appendix A and by hand for the sum to one."""
+    rewards, variances = (
+        [Fraction(1), Fraction(2), Fraction(4)],
+        [Fraction(1), Fraction(3), Fraction(2)],
+    )
+    floats = [float(x) for x in rewards], [float(x) for x in variances]
+
+    def moments(r):
+        return sum(x * x for x in r), sum(v * x * x for v, x in zip(variances, r, strict=True))
+
+    def less(centre):
+        return [x - centre for x in rewards]
+
+    precision = [1 / v for v in variances]
+    centre = sum(p * x for p, x in zip(precision, rewards, strict=True)) / sum(precision)
+    for form, vanilla, aware in (
+        ("free", rewards, rewards),
+        ("sum_to_one", less(sum(rewards) / 3), less(centre)),
+    ):
+        square, noise = moments(vanilla)
+        signal = sum(p * x * x for p, x in zip(precision, aware, strict=True))
+        expected = (
+            norm.cdf(-float(square) / np.sqrt(float(noise))),
+            norm.cdf(-np.sqrt(float(signal))),
+        )
+        found = theory.vanilla_risk(*floats, form), theory.variance_aware_risk(*floats, form)
+        assert found == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("form", ["free", "sum_to_one"])
+def test_risks_broadcast_and_know_no_units(form):
+    rng = np.random.default_rng(2)
+    rewards, variances = rng.normal(size=3), rng.lognormal(size=(5, 3))
+    for risk in (theory.vanilla_risk, theory.variance_aware_risk):
+        many = risk(rewards, variances, form)
+        assert many.shape == (5,)
+        assert many[3] == risk(rewards, variances[3], form)
+        np.testing.assert_allclose(risk(1e-140 * rewards, 1e-280 * variances, form), many)
+        np.testing.assert_allclose(risk(1e140 * rewards, 1e280 * variances, form), many)
+    assert theory.vanilla_risk([1, 2, 3], np.ones((5, 3))) == pytest.approx(norm.cdf(-np.sqrt(14)))
+    assert theory.vanilla_risk([1e-200, 0.0], 1.0) == pytest.approx(0.5)  # a weak signal is one
+    # the limit of an arm without noise: its reward is the mean, only the other one is a signal
+    assert theory.variance_aware_risk([1, 2], [1e-40, 1], "sum_to_one") == pytest.approx(
+        norm.cdf(-1)
+    )
 
 
 def test_theorem_24_fails_on_the_simplex():

@@ -114,9 +114,10 @@ def table_1(comparisons: Comparisons, runs: Sequence[Run]) -> pd.DataFrame:
 
     `f` is the paper's ratio of total variances with the exact interval of normal returns, `p_f` of the F
     test, `p_brown_forsythe` and `p_permutation` of tests that need no normality. `training_...` is what
-    is left without the noise of the evaluation, by `returns.decomposition`, `ratio` its ratio with a bootstrap
-    interval, `floored` the share of resamples where it did not stand out from the noise, `p_training` of
-    the likelihood ratio test, for normal returns. `..._holm` is adjusted over the seven main rows.
+    is left without the noise of the evaluation (`returns.decomposition`), `ratio` its ratio with a
+    bootstrap interval, `floored` the share of resamples where it did not stand out from the noise,
+    `p_training` of the likelihood ratio test, for normal returns. `..._holm` is adjusted over the seven
+    main rows.
     """
     p_values = ["p_f", "p_brown_forsythe", "p_training"]
     return _table(comparisons, runs, lambda run: _variances(comparisons, run), p_values)

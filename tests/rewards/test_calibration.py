@@ -90,8 +90,11 @@ def test_temperature_of_labels_recovers_the_uncertainty_that_made_them():
     assert near[1] < label_loss(gaps, variances, 0) - 0.02
 
 
-def test_bad_input_is_refused():
-    with pytest.raises(ValueError, match="vectors of one length"):
-        fit_temperature(np.ones(6), np.ones(7))
-    with pytest.raises(ValueError, match="variances positive"):
-        fit_temperature(np.ones(6), np.zeros(6))
+def test_fewer_errors_than_bins_have_a_bin_each():
+    """One normal error of size e: its deviation lies from e / 2.241 to e / 0.0313 with 95%."""
+    table = error_by_deviation(np.array([1.0, -2.0, 3.0, 4.0, 5.0]), np.arange(1.0, 6.0), bins=8)
+    np.testing.assert_array_equal(table["count"], np.ones(5))
+    np.testing.assert_array_equal(table["error"], [1, 2, 3, 4, 5])
+    np.testing.assert_allclose(table["predicted"], np.sqrt(np.arange(1.0, 6.0)))
+    np.testing.assert_allclose(table["low"], table["error"] / norm.ppf(0.9875), rtol=1e-6)
+    np.testing.assert_allclose(table["high"], table["error"] / norm.ppf(0.5125), rtol=1e-6)
