@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike
 from scipy.optimize import minimize_scalar
 from scipy.stats import chi2
 
-from vaalign_lib.arrays import numbers
+from vaalign_lib.arrays import broadcast, numbers
 from vaalign_lib.statistics import (
     CONFIDENCE,
     Estimate,
@@ -195,16 +195,15 @@ def risk_measures(returns: np.ndarray, reference: np.ndarray) -> np.ndarray:
 
     Args:
         returns: of policies (..., policies).
-        reference: evaluations of the reference policy (..., evaluations).
+        reference: evaluations of the reference policy (..., evaluations); batch axes broadcast.
 
     Returns:
         (measures, ...)
     """
     returns, reference = numbers("returns", returns), numbers("reference", reference)
-    if returns.shape[:-1] != reference.shape[:-1] or min(returns.ndim, reference.ndim) < 1:
-        raise ValueError(
-            f"returns, reference: shapes do not fit: {returns.shape}, {reference.shape}"
-        )
+    if not (returns.ndim and reference.ndim):
+        raise ValueError("returns, reference: expected vectors, or batches of them, got a number")
+    broadcast(returns=returns[..., 0], reference=reference[..., 0])
     bar = reference.mean(axis=-1)
     gains = np.sort(returns - bar[..., None], axis=-1)
     in_order = np.moveaxis(gains @ _order_weights(gains.shape[-1]), -1, 0)
