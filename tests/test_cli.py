@@ -1,9 +1,13 @@
 """The command line: wrong words end in one clear line and a code, never in a stack trace."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 
 from vaalign_lib.cli import main
-from vaalign_lib.paths import RESULTS
+from vaalign_lib.paths import RESULTS, ROOT
 from vaalign_lib.runs import locked
 
 
@@ -80,3 +84,15 @@ def test_unparsable_arguments(arguments):
     with pytest.raises(SystemExit) as stopped:
         main(arguments)
     assert stopped.value.code == 2
+
+
+def test_status_and_refusals_need_no_torch(tmp_path):
+    """Imports of seconds would be most of what these take."""
+    program = (
+        "import sys; from vaalign_lib.cli import main; "
+        f"codes = [main(['status', '--profile', name, '--run-dir', {str(tmp_path)!r}]) "
+        "for name in ('smoke', 'none')]; "
+        "sys.exit(codes != [0, 2] or bool({'torch', 'transformers', 'scipy'} & set(sys.modules)))"
+    )
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    subprocess.run([sys.executable, "-c", program], env=environment, check=True)

@@ -7,9 +7,10 @@ from transformers import AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
 from vaalign_lib.paths import PROFILES
-from vaalign_lib.policy_study import plan, settings_key
+from vaalign_lib.policy_study import GROUPS, plan, settings_key
 from vaalign_lib.profiles import (
     LINEAR,
+    MATCHED,
     ProfileError,
     available_profiles,
     load_profile,
@@ -217,3 +218,9 @@ def test_files_are_looked_for_beside_the_profile(tmp_path, monkeypatch):
     for hub in ("owner/name", "owner/name@train", "Qwen/Qwen2.5-0.5B"):
         path.write_text(text.format(hub))
         assert load_profile(path).reward_data.pairs == hub
+
+
+def test_groups_that_match_a_kl():
+    assert {name for name, runs in GROUPS.items() if any(run.matched for run in runs())} == set(
+        MATCHED
+    )

@@ -30,7 +30,8 @@ LARGEST_FILE = 100_000  # bytes
 LARGEST_CONTENT = 10_000  # values, those that an alias stands for counted each time
 SHOWN_PROBLEMS = 4  # of a profile, in one line
 OURS = ("embedded", "tiny", "tiny-gemma", "gold")  # what these name is made here
-_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?(@[\w.-]+)?", re.ASCII)
+_HUB_MODEL = re.compile(r"([\w.-]+/)?[\w.-]+", re.ASCII)
+_HUB_DATA = re.compile(r"[\w.-]+/[\w.-]+(@[\w.-]+)?", re.ASCII)
 _FILE_NAME = re.compile(
     r".*\.(jsonl?|csv|tsv|parquet|arrow|txt|gz|zst|bz2|xz|zip|safetensors|bin|pt|gguf|ya?ml)", re.I
 )
@@ -74,7 +75,7 @@ Scheduler = Literal["cosine", "constant"]
 
 def _named(word: str, folders: bool) -> AfterValidator:
     """Accept our own word, a name on the hub, or a file, or folder, that is there."""
-    kind = "folder" if folders else "file"
+    kind, hub = ("folder", _HUB_MODEL) if folders else ("file", _HUB_DATA)
 
     def check(value: str) -> str:
         expected = f"expected {word}, a name on the hub, or a {kind}"
@@ -88,7 +89,7 @@ def _named(word: str, folders: bool) -> AfterValidator:
                 raise ValueError(f"{expected}; {path} is a {'file' if folders else 'folder'}")
             if folders and not (path / "config.json").is_file():
                 raise ValueError(f"{expected}; {path} has no config.json")
-        elif not _HUB_NAME.fullmatch(value) or _FILE_NAME.fullmatch(value):
+        elif not hub.fullmatch(value) or _FILE_NAME.fullmatch(value):
             raise ValueError(f"{expected}; there is no such {kind}: {value!r}")
         return value
 
@@ -362,6 +363,16 @@ RunGroup = Literal[
 ]
 
 
+MATCHED: tuple[RunGroup, ...] = (  # groups whose penalty is chosen for a KL
+    "matched_kl",
+    "independent",
+    "primary",
+    "second_seeds",
+    "controls",
+    "every_row",
+)
+
+
 class Evaluation(Section):
     """What a policy's return is the mean of."""
 
@@ -479,6 +490,17 @@ class Profile(Section):
                 raise ValueError(
                     f"policies.training.{name}.lora.target_modules: expected all-linear, or of "
                     f"{', '.join(known)}, got {', '.join(sorted(unknown))}"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _can_match(self) -> "Profile":
+        matched = set(self.policies.runs) & set(MATCHED)
+        for name, training in self.policies.training.items():
+            if matched and not training.ppo.init_kl_coef:
+                raise ValueError(
+                    f"policies.training.{name}.ppo.init_kl_coef: expected more than 0, for runs "
+                    f"{', '.join(sorted(matched))} multiply it until policies leave as much KL"
                 )
         return self
 
