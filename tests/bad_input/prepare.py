@@ -48,7 +48,7 @@ def large_profile(folder: Path) -> None:
 
 
 def deep_profile(folder: Path) -> None:
-    (folder / "mine.yaml").write_text("name: " + "[" * 3_000)
+    (folder / "mine.yaml").write_text("name: " + "[" * 1_000)
 
 
 # --- data ---------------------------------------------------------------------------------------------
