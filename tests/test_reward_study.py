@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from tests.hostile import alive
 from tests.rewards.conftest import save_tiny
 from vaalign_lib import cli
 from vaalign_lib.data import DataError
@@ -21,6 +22,7 @@ from vaalign_lib.rewards.heads import KINDS
 from vaalign_lib.runs import RunStore
 
 SMOKE = load_profile("smoke")
+HOSTILE = "<img src=x onerror=alert(1)>"  # a name of a subset, and in every prompt
 LIMITS = {"train": 1000, "held_out": 1000}
 
 
@@ -35,7 +37,7 @@ def file(tmp_path_factory):
     lines = []
     for k in range(240):
         words = ["".join(random.choice(list("abcdefgh"), 4)) for _ in range(6)]
-        record = {"subset": ("llmbar-natural", "mine")[k % 2], "prompt": f"ask {words[0]} {k // 2}?",
+        record = {"subset": ("llmbar-natural", HOSTILE)[k % 2], "prompt": f"{HOSTILE} {words[0]} {k // 2}?",
                   "chosen": " ".join(words[1:4]), "rejected": " ".join(words[4:])}  # fmt: skip
         lines.append(json.dumps(record))
     path = tmp_path_factory.mktemp("data") / "pairs.jsonl"
@@ -157,6 +159,9 @@ def test_the_notebook_on_real_input_by_parameters_alone(file, tmp_path, capsys):
     } <= figures
     assert "selection_gains" not in figures  # there is no gold reward
     kinds = (folder / "tables" / "disagreement_kinds.md").read_text()
+    pages = (tmp_path / "run" / "report.html", folder / "page.html")
+    assert [alive(page.read_text()) for page in pages] == [[], []]
+    assert "onerror" in pages[1].read_text()
     assert "label_loss" in kinds and "separate small backbones" not in kinds
 
 

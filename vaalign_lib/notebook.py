@@ -21,8 +21,9 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 from IPython.core.getipython import get_ipython
-from IPython.display import Image, display
+from IPython.display import Image, Markdown, display
 from matplotlib.figure import Figure
+from pandas.io.formats.style import Styler
 
 from vaalign_lib.paths import RUNS
 from vaalign_lib.profiles import Profile, load_profile
@@ -223,6 +224,34 @@ def _escaped(text: str) -> str:
     return re.sub(r"([&%$#_{}])", r"\\\1", text)
 
 
+# --- texts of others ----------------------------------------------------------------------------------
+
+
+def quoted(text: str) -> str:
+    """Return a text of others for Markdown, in which nothing of it is markup, HTML or a formula."""
+    return "".join(
+        character if character.isalnum() or character == " " else f"&#{ord(character)};"
+        for character in " ".join(text.split())
+    )
+
+
+def _show_texts_as_texts() -> None:
+    """Escape HTML wherever tables and Markdown are shown, which may hold names that are not ours."""
+    pd.set_option("styler.format.escape", "html")
+    if (shell := get_ipython()) is not None:
+        formatters = shell.display_formatter.formatters
+        formatters["text/html"].for_type(Styler, _table_html)
+        formatters["text/markdown"].for_type(Markdown, _without_tags)
+
+
+def _table_html(table: Styler) -> str:
+    return table.format_index(escape="html").format_index(escape="html", axis="columns").to_html()
+
+
+def _without_tags(text: Markdown) -> str:
+    return re.sub(r"<(?=[A-Za-z/!?])", "&lt;", str(text.data))
+
+
 def start(
     name: str,
     *,
@@ -257,6 +286,7 @@ def start(
             f"tcp://host:8786, got {workers!r}"
         )
     logging.basicConfig(level=logging.WARNING)
+    _show_texts_as_texts()
     mpl.rcdefaults()  # figures do not follow the user's matplotlibrc
     folder = Path(run_dir) if run_dir else RUNS / loaded.name
     return NotebookRun(
