@@ -34,7 +34,7 @@ test: $(STAMP)
 	$(BIN)/python -m pytest $(ARGS)
 
 lab: $(STAMP)
-	$(BIN)/jupyter lab --notebook-dir=notebooks $(ARGS)
+	$(BIN)/jupyter lab --notebook-dir=notebooks --config=$(CURDIR)/notebooks/lab_config.py $(ARGS)
 
 # Pin anew what the ranges of pyproject.toml allow today, in a fresh environment.
 lock: clean

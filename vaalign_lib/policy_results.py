@@ -124,11 +124,17 @@ class Results:
 
 
 def read(folder: Path, origin: str) -> Results:
-    """Read what `Results.write` has written; `origin` says where it came from."""
-    policies, runs, curves, rewards = (
-        pd.read_parquet(folder / f"{name}.parquet")
-        for name in ("policies", "runs", "curves", "rewards")
-    )
+    """Read what `Results.write` has written; `origin` says where it came from.
+
+    Raises:
+        FileNotFoundError: there are no policies, runs or curves; what reward models cost may be missing.
+    """
+    names = ("policies", "runs", "curves")
+    if lacks := [f"{one}.parquet" for one in names if not (folder / f"{one}.parquet").is_file()]:
+        raise FileNotFoundError(f"results: {folder} has no {', '.join(lacks)}")
+    policies, runs, curves = (pd.read_parquet(folder / f"{name}.parquet") for name in names)
+    costs = folder / "rewards.parquet"
+    rewards = pd.read_parquet(costs) if costs.is_file() else pd.DataFrame(columns=_COSTS)
     described = policies.merge(runs[["run", *_OF_A_RUN]], on="run", validate="many_to_one")
     return Results(described, runs.assign(origin=origin), curves, rewards)
 
@@ -242,6 +248,7 @@ def collect(
         raise LookupError(
             f"policies.runs: the notebooks need {', '.join(groups)}, trained or published with these "
             f"settings; missing: {', '.join(missing)}"
+            + ("; from_results = False trains them" if from_results else "")
         )
     return known
 

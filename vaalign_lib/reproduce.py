@@ -31,8 +31,8 @@ from vaalign_lib.runs import (
 )
 
 EXECUTED, PAGE, FINDINGS = "executed.ipynb", "page.html", "findings.json"
-FROM_RESULTS = "from_results"  # the parameter of notebooks that can be drawn from published results
-COMMON_PARAMETERS = ("profile", "seed", "run_dir", "figures_dir", "workers")
+FROM_RESULTS = "from_results"  # of notebooks that can be drawn from published results; True in JupyterLab
+COMMON_PARAMETERS = ("profile", "seed", "run_dir", "figures_dir", "workers", FROM_RESULTS)
 PUBLISHED_PROFILE = "embedded"  # its figures and tables are committed
 
 
@@ -259,7 +259,7 @@ def reproduce(
                     "seed": seed,
                     "workers": workers,
                     **settings,
-                    **({FROM_RESULTS: True} if from_results else {}),
+                    **({FROM_RESULTS: from_results} if notebook.reads_results else {}),
                 }
                 again = force or from_results
                 outcome = _run(notebook, key, parameters, run_dir, label, again)
