@@ -1,15 +1,19 @@
 """Tables 1 to 4 on results whose truth is known."""
 
+import shutil
+
 import numpy as np
+import pandas as pd
 import pytest
 from matplotlib import pyplot as plt
 from scipy.stats import f, norm, t, ttest_ind, ttest_rel
 
 from tests.test_policy_analysis import results
-from vaalign_lib import audit
+from vaalign_lib import audit, policy_results
 from vaalign_lib import policy_tables as tables
 from vaalign_lib import statistics_figures as figures
 from vaalign_lib.notebook import latex
+from vaalign_lib.paths import RESULTS
 from vaalign_lib.policy_analysis import Comparisons, compared, returns_of
 from vaalign_lib.policy_study import JUDGE_ROW, PRIMARY, RANGES, Run, plan
 from vaalign_lib.published import printed_value
@@ -175,3 +179,14 @@ def test_runs_of_one_row_alone_are_enough(known):
     one = Run(*JUDGE_ROW, "variance_aware", regime="as_printed", highest=50)
     table = tables.table_1(known, [one])
     assert len(table) == 1 and not table["main"].any() and table["p_f_holm"].isna().all()
+
+
+def test_results_of_anybody_need_three_files(tmp_path):
+    place = RESULTS / "runs" / "embedded"
+    for name in ("policies", "runs", "curves"):
+        with pytest.raises(FileNotFoundError, match=rf"results: .* has no .*{name}\.parquet"):
+            policy_results.read(tmp_path, "theirs")
+        shutil.copy(place / f"{name}.parquet", tmp_path)
+    theirs, ours = (policy_results.read(folder, "theirs") for folder in (tmp_path, place))
+    pd.testing.assert_frame_equal(theirs.policies, ours.policies)
+    assert theirs.rewards.empty and list(theirs.rewards) == list(ours.rewards)

@@ -271,7 +271,7 @@ def test_from_results_draws_what_can_be_drawn_and_takes_the_rest(study, tmp_path
     )
     path = study / "02_draws.ipynb"
     notebook = nbformat.read(path, as_version=4)
-    notebook.cells[1].source += "\nfrom_results = False"
+    notebook.cells[1].source += "\nfrom_results = True"  # as JupyterLab is to open it
     nbformat.write(notebook, path)
     assert run(tmp_path)[0] == ["done", "done"]
     drawn = {"profile_source": "smoke", "run_dir": tmp_path / "drawn", "from_results": True}

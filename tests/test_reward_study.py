@@ -37,7 +37,8 @@ def file(tmp_path_factory):
     lines = []
     for k in range(240):
         words = ["".join(random.choice(list("abcdefgh"), 4)) for _ in range(6)]
-        record = {"subset": ("llmbar-natural", HOSTILE)[k % 2], "prompt": f"{HOSTILE} {words[0]} {k // 2}?",
+        record = {"subset": ("llmbar-natural", HOSTILE)[k % 2],
+                  "prompt": f"{HOSTILE} {words[0]} {k // 2}?",
                   "chosen": " ".join(words[1:4]), "rejected": " ".join(words[4:])}  # fmt: skip
         lines.append(json.dumps(record))
     path = tmp_path_factory.mktemp("data") / "pairs.jsonl"

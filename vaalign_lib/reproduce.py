@@ -31,7 +31,9 @@ from vaalign_lib.runs import (
 )
 
 EXECUTED, PAGE, FINDINGS = "executed.ipynb", "page.html", "findings.json"
-FROM_RESULTS = "from_results"  # of notebooks that can be drawn from published results; True in JupyterLab
+FROM_RESULTS = (
+    "from_results"  # of notebooks that can be drawn from published results; True in JupyterLab
+)
 COMMON_PARAMETERS = ("profile", "seed", "run_dir", "figures_dir", "workers", FROM_RESULTS)
 PUBLISHED_PROFILE = "embedded"  # its figures and tables are committed
 

@@ -1,10 +1,13 @@
 """The notebooks themselves: stripped, one parameters cell, and all of them run in the smoke profile."""
 
+import asyncio
 import json
 import re
 
 import nbformat
 import pytest
+from jupyter_server.serverapp import ServerApp
+from jupyter_server.services.contents.largefilemanager import AsyncLargeFileManager
 
 from vaalign_lib.paths import FIGURES, NOTEBOOKS, RESULTS
 from vaalign_lib.profiles import load_profile
@@ -29,6 +32,30 @@ def test_stripped_of_outputs(path):
     for cell in read(path).cells:
         if cell.cell_type == "code":
             assert cell.outputs == [] and cell.execution_count is None
+
+
+@pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
+def test_opened_by_hand_nothing_is_trained_for_an_hour(path):
+    source = next(
+        cell.source for cell in read(path).cells if "parameters" in cell.metadata.get("tags", [])
+    )
+    assert "from_results = False" not in source  # `vaalign reproduce` says so itself
+
+
+def test_lab_saves_notebooks_as_they_are_committed(tmp_path):
+    """The whole study, executed and saved in JupyterLab with the settings of `make lab`, is unchanged."""
+    app = ServerApp(config_file=str(NOTEBOOKS / "lab_config.py"))
+    app.load_config_file()
+    manager = AsyncLargeFileManager(root_dir=str(tmp_path), config=app.config)
+    for path in PATHS:
+        notebook = read(path)
+        notebook.metadata.language_info["version"] = "3.99"
+        for cell in (one for one in notebook.cells if one.cell_type == "code"):
+            cell.execution_count, cell.metadata["execution"] = 3, {"shell.execute_reply": "now"}
+            cell.outputs = [nbformat.v4.new_output("stream", text="much")]
+        model = {"type": "notebook", "format": "json", "content": notebook}
+        asyncio.run(manager.save(model, path.name))
+        assert (tmp_path / path.name).read_text() == path.read_text()
 
 
 @pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
