@@ -1,7 +1,7 @@
 """Reward functions for TRL: rewards, variances, objectives, units, draws."""
 
 import asyncio
-from pathlib import Path
+import json
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,7 +11,7 @@ from scipy.stats import kstest
 
 from tests.small_problem import TableReward
 from tests.trl_problem import equal, make, weights
-from vaalign_lib.data import _check_conversations
+from vaalign_lib.data import read_pairs
 from vaalign_lib.objectives import OBJECTIVES, Outcome
 from vaalign_lib.ppo import Unit
 from vaalign_lib.rewards.base import Interval, Members
@@ -58,7 +58,7 @@ def test_an_ensembles_rewards_and_variances():
     assert of_mean == pytest.approx([7 / 3, 1.0])
 
 
-def test_conversations_are_read_as_texts():
+def test_conversations_are_read_as_texts(tmp_path):
     source = Ensemble()
     turns = [("system", "x"), ("user", "p"), ("assistant", "a"), ("user", "q")]
     long = [{"role": role, "content": text} for role, text in turns]
@@ -69,7 +69,8 @@ def test_conversations_are_read_as_texts():
     assert source.asked[0][:2] == (["p", whole], ["r", "s"])
     shared = [{"role": "assistant", "content": "yes"}]  # as a file's pairs are read
     pair = {"chosen": [*long, *answers[0]], "rejected": [*long, *shared]}
-    assert _check_conversations(pair, "here", Path("x"))["prompt"] == whole
+    (tmp_path / "pairs.jsonl").write_text(json.dumps(pair))
+    assert read_pairs(tmp_path / "pairs.jsonl")["prompt"].tolist() == [whole]
     assert text_of("as it is") == "as it is"
     assert text_of([{"role": "assistant", "content": "a"}, {"role": "tool", "content": "b"}]) == (
         "Assistant: a\n\ntool: b"

@@ -28,10 +28,14 @@ def dialogue_text(messages: Sequence[Message]) -> str:
     """Return what one message says, or all turns with their speakers.
 
     Raises:
-        ValueError: a message says nothing, or something else than text.
+        ValueError: a message says nothing, or something else than text, or nobody says it.
     """
+    if not messages:
+        raise ValueError("messages: expected at least one, got none")
     if len(messages) == 1:
         return _content(messages[0])
+    if any("role" not in one for one in messages):
+        raise ValueError("messages: expected a role and content in each, got one without a role")
     turns = [f"{SPEAKERS.get(m['role'], m['role'])}: {_content(m)}" for m in messages]
     return "\n\n".join(turns)
 

@@ -10,7 +10,7 @@ import inspect
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import wraps
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,8 +18,16 @@ import torch
 from vaalign_lib.conversation import dialogue_text, prompt_text
 from vaalign_lib.objectives import OBJECTIVES, Outcome
 from vaalign_lib.ppo import Unit
-from vaalign_lib.rewards.base import Array, Interval, Judgement, Members, RewardSource, VarianceOf
-from vaalign_lib.trl_trainers import VARIANCE
+from vaalign_lib.rewards.base import (
+    Array,
+    Interval,
+    Judgement,
+    Members,
+    RewardSource,
+    VarianceOf,
+    check_variance_of,
+)
+from vaalign_lib.trl_trainers import LARGEST, VARIANCE
 
 WITH_WEIGHTS = (
     "variance_aware",
@@ -64,10 +72,11 @@ def reward_function(
             f"objective: {objective} weighs the KL penalty; leave it out here and take a trainer of "
             "trl_trainers"
         )
-    if variance_of not in (None, *get_args(VarianceOf)):
-        raise ValueError(f"variance_of: expected member or mean, got {variance_of!r}")
-    if objective == "reward_robust" and not 0 <= strength <= 1:
-        raise ValueError(f"strength: expected 0 to 1 for reward_robust, got {strength}")
+    if variance_of is not None:
+        check_variance_of(variance_of)
+    most = 1 if objective == "reward_robust" else LARGEST
+    if not 0 <= strength <= most:
+        raise ValueError(f"strength: expected 0 to {most:g} for {objective}, got {strength}")
     measured = unit or Unit()
 
     def rewards(
@@ -200,6 +209,10 @@ def _uniforms(seed: int, step: int, prompts: Sequence[str], responses: Sequence[
 
 
 def _of(judgement: Judgement, variance_of: VarianceOf | None) -> Judgement:
+    if not isinstance(judgement, Members | Interval):
+        raise ValueError(
+            f"source: expected Members or Interval, got {type(judgement).__name__} from judge()"
+        )
     if variance_of is None:
         return judgement
     if isinstance(judgement, Interval):

@@ -73,10 +73,10 @@ class _VarianceAware:
         self._variances: Tensor | None = None
 
     def _check(self, settings: Any) -> None:
-        if not settings.beta > 0:
+        if not 0 < settings.beta < float("inf"):
             raise ValueError(
-                "args.beta: a penalty that grows with the variance needs a coefficient above 0, got "
-                f"{settings.beta}"
+                "args.beta: a penalty that grows with the variance needs a finite coefficient above 0, "
+                f"got {settings.beta}"
             )
 
     def _calculate_rewards(

@@ -28,8 +28,16 @@ from transformers import (
 from vaalign_lib.conversation import conversation_ids, load_tokenizer
 from vaalign_lib.profiles import HeadTraining
 from vaalign_lib.progress import progress
-from vaalign_lib.rewards.base import Array, Judgement, Members, Policies, Truth, VarianceOf
-from vaalign_lib.rewards.models import TINY, new_reward_model, tokenized_pairs
+from vaalign_lib.rewards.base import (
+    Array,
+    Judgement,
+    Members,
+    Policies,
+    Truth,
+    VarianceOf,
+    check_variance_of,
+)
+from vaalign_lib.rewards.models import TINY, BackboneError, new_reward_model, tokenized_pairs
 from vaalign_lib.synthetic.tokenizer import world_tokenizer
 from vaalign_lib.tiny import CONTEXT
 
@@ -74,7 +82,13 @@ class BackboneStack:
 
 
 def load_backbones(folder: str | Path) -> BackboneStack:
-    """Load a stack that was saved; its scores are those of the saved one, bit by bit."""
+    """Load a stack that was saved; its scores are those of the saved one, bit by bit.
+
+    Raises:
+        BackboneError: the folder holds something else.
+    """
+    if not (Path(folder) / _STACK).is_file():
+        raise BackboneError(f"{folder}: expected saved backbones, without {_STACK}")
     config = AutoConfig.from_pretrained(folder)
     template = _template(AutoModelForSequenceClassification.from_config(config))
     return BackboneStack(template, load_tokenizer(folder), load_file(Path(folder) / _STACK))
@@ -93,6 +107,9 @@ class BackboneReward:
     stack: BackboneStack
     truth: Truth
     variance_of: VarianceOf = "member"
+
+    def __post_init__(self) -> None:
+        check_variance_of(self.variance_of)
 
     def judge(self, prompts: Sequence[str], responses: Sequence[str], policy: Policies) -> Members:
         """Score responses by every member."""
@@ -126,7 +143,19 @@ def train_backbones(
         members: how many.
         pairs_each: pairs in each bootstrap sample.
         seed: of weights, samples and orders.
+
+    Raises:
+        ValueError: there are no pairs, or fewer than two members, or an empty sample.
     """
+    if not len(chosen) or len(chosen) != len(rejected):
+        raise ValueError(
+            f"chosen, rejected: expected as many of both, at least one, got {len(chosen)} and "
+            f"{len(rejected)}"
+        )
+    if members < 2 or pairs_each < 1:
+        raise ValueError(
+            f"members, pairs_each: expected at least 2 and 1, got {members} and {pairs_each}"
+        )
     models = [new_reward_model(TINY, width, seed + k)[0].eval() for k in range(members)]
     tokenizer = world_tokenizer()
     weights = stack_module_state(models)[0]  # type: ignore[arg-type]

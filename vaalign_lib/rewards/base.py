@@ -7,7 +7,7 @@ the true reward (Algorithm 9).
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,32 @@ Array = NDArray[np.float64]
 Policies = NDArray[np.int64]
 VarianceOf = Literal["member", "mean"]
 WEAKEST = 1e-6  # strength of a certainty equivalent that stands for none: its limit is the mean
+
+
+def check_numbers(name: str, values: Any) -> None:
+    """Check that a judgement is an array of numbers; NaN stands for what could not be judged.
+
+    Raises:
+        ValueError: it is something else, or infinite; says in which row.
+    """
+    if not isinstance(values, np.ndarray) or values.dtype.kind not in "fiu":
+        kind = values.dtype if isinstance(values, np.ndarray) else type(values).__name__
+        raise ValueError(f"{name}: expected an array of real numbers, got {kind}")
+    if (infinite := np.argwhere(np.isinf(values))).size:
+        raise ValueError(
+            f"{name}: a source answers with finite numbers, or NaN for what it could not judge, got an "
+            f"infinite one for response {infinite[0][0]}"
+        )
+
+
+def check_variance_of(name: str) -> None:
+    """Check that this names a variance.
+
+    Raises:
+        ValueError: it does not.
+    """
+    if name not in get_args(VarianceOf):
+        raise ValueError(f"variance_of: expected member or mean, got {name!r}")
 
 
 @dataclass(frozen=True)
@@ -33,10 +59,12 @@ class Members:
     variance_of: VarianceOf = "member"
 
     def __post_init__(self) -> None:
+        check_numbers("scores", self.scores)
         if self.scores.ndim != 2 or self.scores.shape[1] < 2:
             raise ValueError(
                 f"scores: expected (responses, at least two members), got {self.scores.shape}"
             )
+        check_variance_of(self.variance_of)
 
     def sample(self, uniforms: Array) -> Array:
         """Return the reward (responses,): the members' mean, whatever the uniforms."""
@@ -72,10 +100,19 @@ class Interval:
     quantiles: Array | None = None
 
     def __post_init__(self) -> None:
+        check_numbers("bounds", self.bounds)
         if self.bounds.ndim != 2 or self.bounds.shape[1] != 2:
             raise ValueError(f"bounds: expected (responses, 2), got {self.bounds.shape}")
         if (self.bounds[:, 0] > self.bounds[:, 1]).any():
             raise ValueError("bounds: expected a <= b in every row")
+        if self.quantiles is not None:
+            check_numbers("quantiles", self.quantiles)
+            if self.quantiles.shape != self.bounds.shape[:1]:
+                raise ValueError(
+                    f"quantiles: expected {self.bounds.shape[:1]}, got {self.quantiles.shape}"
+                )
+            if ((self.quantiles < 0) | (self.quantiles > 1)).any():
+                raise ValueError("quantiles: expected numbers from 0 to 1")
 
     def sample(self, uniforms: Array) -> Array:
         """Return the reward (responses,): a draw from U[a, b], or the judge's own."""

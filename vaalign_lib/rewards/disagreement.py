@@ -7,7 +7,15 @@ Array = NDArray[np.float64]
 
 
 def sample_variance(scores: Array) -> Array:
-    """Return the sample variance over models of scores (responses, models): (responses,), ddof=1."""
+    """Return the sample variance over models of scores (responses, models): (responses,), ddof=1.
+
+    Raises:
+        ValueError: there are fewer than two models.
+    """
+    if np.ndim(scores) != 2 or np.shape(scores)[1] < 2:
+        raise ValueError(
+            f"scores: expected (responses, at least two models), got {np.shape(scores)}"
+        )
     return np.asarray(np.var(scores, axis=1, ddof=1))
 
 
@@ -21,6 +29,7 @@ def difference_ratio(chosen: Array, rejected: Array) -> Array:
         chosen: scores (pairs, models) of the preferred responses.
         rejected: scores of the others.
     """
+    _check_alike(chosen=chosen, rejected=rejected)
     apart = sample_variance(chosen) + sample_variance(rejected)
     return np.asarray(sample_variance(chosen - rejected) / apart)
 
@@ -35,6 +44,7 @@ def initial_share(initial: Array, final: Array) -> Array:
         initial: scores (responses, models) of untrained models.
         final: scores of the same models after training.
     """
+    _check_alike(initial=initial, final=final)
     before = initial - initial.mean(1, keepdims=True)
     after = final - final.mean(1, keepdims=True)
     product = (before * after).sum(1) ** 2
@@ -51,6 +61,17 @@ def between_ensembles(scores: Array) -> tuple[Array, Array]:
         The members' sample variance, averaged over ensembles (responses,), and the sample variance over
         ensembles of their mean reward (responses,).
     """
+    if scores.ndim != 3 or min(scores.shape[:2]) < 2:
+        raise ValueError(
+            "scores: expected (at least two ensembles, at least two members, responses), got "
+            f"{scores.shape}"
+        )
     within = scores.var(1, ddof=1).mean(0)
     between = scores.mean(1).var(0, ddof=1)
     return np.asarray(within), np.asarray(between)
+
+
+def _check_alike(**scores: Array) -> None:
+    first, second = (np.shape(one) for one in scores.values())
+    if first != second:
+        raise ValueError(f"{', '.join(scores)}: expected one shape, got {first} and {second}")

@@ -7,11 +7,20 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from vaalign_lib.conversation import conversation_ids
-from vaalign_lib.rewards.base import Array, Judgement, Members, Policies, Truth, VarianceOf
+from vaalign_lib.rewards.base import (
+    Array,
+    Judgement,
+    Members,
+    Policies,
+    Truth,
+    VarianceOf,
+    check_variance_of,
+)
 from vaalign_lib.rewards.heads import KINDS, Heads
 from vaalign_lib.rewards.models import (
     BackboneError,
@@ -61,12 +70,15 @@ class ClassifierEnsemble:
     def __post_init__(self) -> None:
         if len(self.classifiers) < 2:
             raise ValueError(f"classifiers: expected at least two, got {len(self.classifiers)}")
+        check_variance_of(self.variance_of)
 
     @classmethod
     def load(
         cls, names: Sequence[str | Path], truth: Truth | None = None, max_length: int = 4096
     ) -> "ClassifierEnsemble":
         """Load classifiers with one trained output each, by name or path."""
+        if isinstance(names, str | Path):
+            raise ValueError(f"names: expected a list of at least two, got one, {names}")
         return cls(tuple(SequenceClassifierReward.load(one, max_length) for one in names), truth)
 
     def judge(self, prompts: Sequence[str], responses: Sequence[str], policy: Policies) -> Members:
@@ -104,6 +116,9 @@ class EnsembleReward:
     truth: Truth | None = None
     max_length: int = 4096
     variance_of: VarianceOf = "member"
+
+    def __post_init__(self) -> None:
+        check_variance_of(self.variance_of)
 
     def judge(self, prompts: Sequence[str], responses: Sequence[str], policy: Policies) -> Members:
         """Score responses by the ensemble of the policy that wrote each.
@@ -157,14 +172,19 @@ def load_ensemble(folder: str | Path, truth: Truth | None = None) -> EnsembleRew
     missing = [name for name in (_HEADS, _RECORD, _BACKBONE) if not (path / name).exists()]
     if missing:
         raise BackboneError(f"{path}: expected a saved ensemble, without {', '.join(missing)}")
-    record = json.loads((path / _RECORD).read_text())
-    if record["kind"] not in KINDS:
-        raise BackboneError(f"{path / _RECORD}: unknown kind of heads {record['kind']!r}")
-    heads = Heads(record["kind"], load_file(path / _HEADS))
+    try:
+        record = json.loads((path / _RECORD).read_text())
+        kind, max_length, variance_of = (
+            record[one] for one in ("kind", "max_length", "variance_of")
+        )
+        weights = load_file(path / _HEADS)
+    except (KeyError, TypeError, ValueError, SafetensorError) as error:
+        raise BackboneError(f"{path}: its heads cannot be read: {error!r}") from error
+    if kind not in KINDS:
+        raise BackboneError(f"{path / _RECORD}: unknown kind of heads {kind!r}")
+    heads = Heads(kind, weights)
     model, tokenizer = load_reward_model(path / _BACKBONE)
     width = next(iter(heads.weights.values())).shape[-1]
     if heads.kind != "mlp" and width != model.config.hidden_size:
         raise BackboneError(f"{path}: heads of width {width} on a backbone of another")
-    return EnsembleReward(
-        model, tokenizer, heads, truth, record["max_length"], record["variance_of"]
-    )
+    return EnsembleReward(model, tokenizer, heads, truth, max_length, variance_of)

@@ -123,10 +123,14 @@ def train_heads(
     Returns:
         The heads, and the copies by step.
     """
-    _check(chosen, rejected, kind, ensembles, members)
+    _check(chosen, rejected, kind, ensembles, members, pairs_each)
     random = torch.Generator().manual_seed(seed)
     weights = _fresh(kind, ensembles * members, chosen.shape[1], random)
     if first_head is not None and kind != "mlp":
+        if first_head.shape != chosen.shape[1:]:
+            raise ValueError(
+                f"first_head: expected {chosen.shape[1]} weights, got {tuple(first_head.shape)}"
+            )
         weights["weight"][0] = first_head
     anchors = {name: w.clone() for name, w in weights.items()}
     rows = _rows_of_groups(kind, len(chosen), ensembles, members, pairs_each, random)
@@ -134,6 +138,8 @@ def train_heads(
         w.requires_grad_(True)
     per_epoch = math.ceil(rows.shape[1] / settings.batch_size)
     steps = math.ceil(settings.epochs * per_epoch)
+    if wrong := [step for step in snapshots if not 0 <= step <= steps]:
+        raise ValueError(f"snapshots: expected steps from 0 to {steps}, the last, got {wrong[0]}")
     optimizer = _optimizer(list(weights.values()), settings)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _factor(settings, steps))
     kept: dict[int, Heads] = {}
@@ -166,18 +172,30 @@ def _gaps(weights: dict[str, Tensor], chosen: Tensor, rejected: Tensor, batch: T
     return _scores(weights, chosen[batch]) - _scores(weights, rejected[batch])
 
 
-def _check(chosen: Tensor, rejected: Tensor, kind: Kind, ensembles: int, members: int) -> None:
-    if chosen.ndim != 2 or chosen.shape != rejected.shape:
+def _check(
+    chosen: Tensor,
+    rejected: Tensor,
+    kind: Kind,
+    ensembles: int,
+    members: int,
+    pairs_each: int | None,
+) -> None:
+    if chosen.ndim != 2 or chosen.shape != rejected.shape or not len(chosen):
         raise ValueError(
             "chosen, rejected: expected two tables (pairs, width) of one shape, got "
             f"{tuple(chosen.shape)} and {tuple(rejected.shape)}"
         )
+    for name, values in (("chosen", chosen), ("rejected", rejected)):
+        if not (values.is_floating_point() and values.isfinite().all()):
+            raise ValueError(f"{name}: expected finite features of a floating type")
     if kind not in KINDS:
         raise ValueError(f"kind: expected one of {', '.join(KINDS)}, got {kind!r}")
     if ensembles < 1 or members < 2:
         raise ValueError(
             "ensembles, members: expected at least 1 and 2, got " + f"{ensembles} and {members}"
         )
+    if pairs_each is not None and pairs_each < 1:
+        raise ValueError(f"pairs_each: expected at least 1, got {pairs_each}")
 
 
 def _fresh(kind: Kind, heads: int, width: int, random: torch.Generator) -> dict[str, Tensor]:

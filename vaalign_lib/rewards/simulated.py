@@ -39,6 +39,16 @@ class SimulatedJudge:
     highest: float = 100.0
     stretch: float = 1.0
 
+    def __post_init__(self) -> None:
+        if not 1 < self.highest < np.inf:
+            raise ValueError(f"highest: expected a finite number above 1, got {self.highest}")
+        for name in ("level", "width", "stretch"):
+            value = getattr(self, name)
+            if not np.isfinite(value) or (name != "level" and value < 0):
+                raise ValueError(
+                    f"{name}: expected a finite number{' of at least 0' * (name != 'level')}, got {value}"
+                )
+
     def judge(self, prompts: Sequence[str], responses: Sequence[str], policy: Policies) -> Interval:
         """Judge responses; what would leave the scale is cut off at its ends."""
         span = self.highest - 1
@@ -100,6 +110,14 @@ class PersistentJudges:
     seed: int
     length_scale: float = 2.0
     frequencies: int = 256
+
+    def __post_init__(self) -> None:
+        if not 0 < self.length_scale < np.inf:
+            raise ValueError(
+                f"length_scale: expected a finite number above 0, got {self.length_scale}"
+            )
+        if self.frequencies < 1:
+            raise ValueError(f"frequencies: expected at least 1, got {self.frequencies}")
 
     def judge(self, prompts: Sequence[str], responses: Sequence[str], policy: Policies) -> Interval:
         """Judge responses, each by the judge of the policy that wrote it."""
