@@ -123,7 +123,8 @@ def with_variances(function: Callable[..., tuple[Rewards, Rewards]]) -> RewardFu
             raise ValueError(
                 f"{function.__name__}: expected two lists, (rewards, variances), got {both!r:.80}"
             )
-        return _told(*both, log_extra)
+        found, variances = both
+        return _told(found, variances, log_extra)
 
     if inspect.iscoroutinefunction(function):
 
