@@ -34,7 +34,8 @@ from vaalign_lib import cli
 from vaalign_lib.paths import ROOT
 
 SECONDS = 10  # that a refusal may take
-AT_LEAST = 5  # rows in all
+LONGEST = 1000  # characters of a message
+AT_LEAST = 300  # rows in all
 KEYS = {"case", "call", "command", "profile", "files", "prepare", "error", "exit", "says"}
 AS_PROCESSES = (
     "no such profile",
@@ -180,6 +181,7 @@ def checked_message(row, code, out, err):
 
 
 def check_words(row, message):
+    assert len(message) < LONGEST, f"{len(message)} characters: {message[:LONGEST]}"
     absent = [word for word in row["says"] if str(word).lower() not in message.lower()]
     assert not absent, f"not said: {absent}; said: {message}"
 

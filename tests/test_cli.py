@@ -50,6 +50,19 @@ def test_a_wrong_key_in_a_profile(tmp_path, capsys):
     assert "theorems: missing" in message
 
 
+@pytest.mark.parametrize(
+    "profile", ["extends: smoke\nname: mine\nreference: {width: 17}\n", "a: 1\na: 2"]
+)
+def test_every_command_refuses_the_same_by_the_same_check(tmp_path, capsys, profile):
+    file = tmp_path / "mine.yaml"
+    file.write_text(profile)
+    said = set()
+    for command in ("reproduce", "plan", "status", "report", "publish"):
+        assert main([command, "--profile", str(file), "--run-dir", str(tmp_path / "run")]) == 2
+        said.add(capsys.readouterr().err)
+    assert len(said) == 1 and not (tmp_path / "run").exists()
+
+
 def test_a_busy_run_folder(tmp_path, capsys):
     with locked(tmp_path):
         assert main(["reproduce", "--profile", "smoke", "--run-dir", str(tmp_path)]) == 2

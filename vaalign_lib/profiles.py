@@ -33,7 +33,8 @@ OURS = ("embedded", "tiny", "tiny-gemma", "gold")  # what these name is made her
 _HUB_MODEL = re.compile(r"([\w.-]+/)?[\w.-]+", re.ASCII)
 _HUB_DATA = re.compile(r"[\w.-]+/[\w.-]+(@[\w.-]+)?", re.ASCII)
 _FILE_NAME = re.compile(
-    r".*\.(jsonl?|csv|tsv|parquet|arrow|txt|gz|zst|bz2|xz|zip|safetensors|bin|pt|gguf|ya?ml)", re.I
+    r".*\.(jsonl?|ndjson|[ct]sv|xlsx|parquet|arrow|txt|gz|zst|bz2|xz|zip|tar|safetensors|bin|pt|gguf)",
+    re.IGNORECASE,
 )
 _LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 LINEAR = {  # layers that can have adapters, by architecture
@@ -147,8 +148,8 @@ class Theorems(Section):
 class RewardData(Section):
     """Preference pairs, for training the reward models and for looking at them."""
 
-    pairs: Data = Field(description="`embedded`, a .jsonl file, or a hub data set")
-    evaluation: Data = Field(description="`embedded`, a .jsonl file, or a hub data set")
+    pairs: Data = Field(description="`embedded`, a file, or a hub data set")
+    evaluation: Data = Field(description="`embedded`, a file, or a hub data set")
     train_pairs: Count = Field(description="embedded pairs to learn from, for each stage")
     held_out_pairs: Count = Field(description="pairs for the temperature of the variances")
     evaluation_pairs: Count = Field(description="embedded pairs per category to look at")
@@ -417,7 +418,7 @@ class Policies(Section):
     )
     data: Data = Field(
         default="embedded",
-        description="where prompts come from: `embedded`, a .jsonl file, or a hub data set",
+        description="where prompts come from: `embedded`, a file, or a hub data set",
     )
     judges: dict[str, Judge] = Field(
         default={}, description="by name, judge-a to judge-c; simulated ones where there are none"
