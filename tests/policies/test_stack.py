@@ -68,6 +68,12 @@ def loss(logits):
     return (logits.log_softmax(-1) * torch.linspace(-1, 1, logits.numel()).view(logits.shape)).sum()
 
 
+def assert_near(gradient, other):
+    """Compare as wholes: single elements of nearly 0 round differently on different processors."""
+    assert gradient.shape == other.shape
+    assert torch.linalg.vector_norm(gradient - other) <= 1e-4 * torch.linalg.vector_norm(other) + 1e-6
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_logits_and_gradients_of_full_weights_equal_those_of_separate_models(kind, saved, tmp_path):
     stack = PolicyStack(saved(kind), 4)
@@ -84,7 +90,7 @@ def test_logits_and_gradients_of_full_weights_equal_those_of_separate_models(kin
         gradients = {name: p.grad for name, p in model.named_parameters()}
         assert gradients.keys() == stack.parameters().keys()
         for name, parameter in stack.parameters().items():
-            torch.testing.assert_close(parameter.grad[j], gradients[name], atol=2e-4, rtol=1e-3)
+            assert_near(parameter.grad[j], gradients[name])
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "mistral-untied"])
@@ -111,7 +117,7 @@ def test_logits_and_gradients_of_adapters_equal_those_of_peft(kind, targets, sav
             layer, _, part_name = name.rpartition(".")
             side = {"down": "lora_A", "up": "lora_B"}[part_name]
             theirs = gradients[f"base_model.model.{layer}.{side}.default.weight"]
-            torch.testing.assert_close(parameter.grad[j].T, theirs, atol=2e-4, rtol=1e-3)
+            assert_near(parameter.grad[j].T, theirs)
 
 
 def test_adapters_start_at_the_reference_and_can_be_left_out(saved):

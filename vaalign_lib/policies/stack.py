@@ -332,6 +332,9 @@ def _load(
             f"source: {source} lacks {lacking[0]} ({len(lacking)} weights in all): it was not saved as a "
             "causal language model"
         )
+    for layer in model.modules():  # a layout for inference alone: later passes with gradients misread it
+        if hasattr(layer, "support_avx512bf16_for_cpu"):
+            layer.support_avx512bf16_for_cpu = False
     return model
 
 
