@@ -71,6 +71,8 @@ def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
         declared = json.loads(config.read_text(encoding="utf-8")).get("tokenizer_class", "")
     plain = declared in ("TokenizersBackend", "PreTrainedTokenizerFast")
     tokenizer = (PreTrainedTokenizerFast if plain else AutoTokenizer).from_pretrained(name)
+    if not tokenizer.vocab_size:  # what transformers makes of a folder without a tokenizer
+        raise ValueError(f"tokenizer: {name} holds none (expected tokenizer.json in it)")
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer

@@ -1,9 +1,11 @@
 """How much memory a stack of policies takes, from counted weights; and how many policies fit."""
 
 import os
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache
+from typing import Any
 
 import torch
 from transformers import (
@@ -16,8 +18,15 @@ from transformers import (
 from vaalign_lib.conversation import load_tokenizer, prompt_ids
 from vaalign_lib.critics import AT_A_TIME, layers_seen
 from vaalign_lib.data import EMBEDDED, prompts_of
+from vaalign_lib.policies.checks import (
+    check_room,
+    check_tokenizer,
+    configuration_of,
+    first_line,
+)
 from vaalign_lib.profiles import OURS, PolicyTraining, Profile
 from vaalign_lib.runs import PlanError
+from vaalign_lib.synthetic.tokenizer import world_tokenizer
 from vaalign_lib.tiny import tiny_config
 from vaalign_lib.workers import memory_limit
 
@@ -56,13 +65,13 @@ def sizes_of(profile: Profile, architecture: str) -> Sizes:
     """Count the weights of an architecture without loading any.
 
     Raises:
-        PlanError: its configuration is not at hand.
+        PlanError: it is not at hand, no policy can start from it, or the prompts leave no room.
         DataError: the prompts cannot be read.
     """
-    name = profile.reference.models[architecture]
+    where, name = f"reference.models.{architecture}", profile.reference.models[architecture]
     config = tiny_config(architecture, profile.reference.width)  # type: ignore[arg-type]
     if name not in OURS:
-        config = configuration(f"reference.models.{architecture}", name)
+        config = policy_configuration(where, name)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
     weights = sum(one.numel() for one in {id(p): p for p in model.parameters()}.values())
@@ -76,6 +85,8 @@ def sizes_of(profile: Profile, architecture: str) -> Sizes:
             targets = [one for key, one in named.items() if key.endswith(("q_proj", "v_proj"))]
         trained = sum(lora.r * (one.in_features + one.out_features) for one in targets)
     prompt = _longest_prompt(profile.policies.data, profile.policies.prompts, name)
+    if profile.policies.data != EMBEDDED:
+        _told(where, check_room, prompt, config, profile.policies.sampling)
     layers, width = config.num_hidden_layers, config.hidden_size
     sizes = Sizes(weights, trained, layers, width, config.vocab_size, prompt)
     if profile.policies.critic == "own_states":
@@ -89,7 +100,8 @@ def _longest_prompt(data: str, count: int, model: str) -> int:
     """Return the tokens of the longest of the first prompts of a data set, to a model's tokenizer."""
     if data == EMBEDDED:
         return Sizes.prompt
-    return max(map(len, prompt_ids(load_tokenizer(model), prompts_of(data, count), 10**6)))
+    tokenizer = world_tokenizer() if model in OURS else load_tokenizer(model)
+    return max(map(len, prompt_ids(tokenizer, prompts_of(data, count), 10**6)))
 
 
 def configuration(where: str, name: str) -> PretrainedConfig:
@@ -101,8 +113,26 @@ def configuration(where: str, name: str) -> PretrainedConfig:
     try:
         return AutoConfig.from_pretrained(name)
     except (OSError, ValueError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise PlanError(f"{where}: {name} is not at hand: {first}") from None
+        raise PlanError(f"{where}: {name} is not at hand: {first_line(error)}") from None
+
+
+def policy_configuration(where: str, name: str) -> PretrainedConfig:
+    """Return the configuration of a model from which policies can start; its tokenizer is checked too.
+
+    Raises:
+        PlanError: it is not at hand, or no policy can start from it; see `policies.checks`.
+    """
+    config: PretrainedConfig = _told(where, configuration_of, name)
+    _told(where, check_tokenizer, _told(where, load_tokenizer, name), config)
+    return config
+
+
+def _told(where: str, function: Callable[..., Any], *arguments: Any) -> Any:
+    """Call a function; what it refuses is said with the place in a profile."""
+    try:
+        return function(*arguments)
+    except (OSError, ValueError) as error:
+        raise PlanError(f"{where}: {first_line(error)}") from None
 
 
 def stack_bytes(sizes: Sizes, training: PolicyTraining, policies: int, written: int) -> int:

@@ -26,6 +26,7 @@ from vaalign_lib.memory import (
     classifier_weights,
     configuration,
     fitting,
+    policy_configuration,
     sizes_of,
     stack_bytes,
 )
@@ -277,7 +278,7 @@ def missing_first(profile: Profile) -> list[str]:
         line
         for where, name in models.items()
         if name not in OURS
-        for line in _missing_model(where, name)
+        for line in _missing_model(where, name, policy_configuration)
     ]
     return lines + _missing_data("policies.data", profile.policies.data, read_prompts)
 
@@ -358,9 +359,11 @@ def _missing_data(where: str, name: str, read: Callable[[str], object]) -> list[
     return []
 
 
-def _missing_model(where: str, name: str) -> list[str]:
+def _missing_model(
+    where: str, name: str, read: Callable[[str, str], object] = configuration
+) -> list[str]:
     try:
-        configuration(where, name)
+        read(where, name)
     except PlanError as error:
         return [str(error)]
     return []

@@ -126,3 +126,30 @@ class _Policies:
         if truth is not None:
             source.true_reward = lambda judgement, prompts, responses: truth(len(responses))
         return source
+
+
+# --- folders of models that a profile names ------------------------------------------------------------
+
+
+def policy_folders(folder: Path) -> None:
+    """Write models, each into `folder`/<what is wrong with it>."""
+    import shutil
+
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
+    (folder / "made").mkdir()
+    made = _Policies(folder / "made")
+    whole = made.saved(n_positions=64)
+    bert = transformers.BertConfig(vocab_size=9, hidden_size=16, num_hidden_layers=1,
+                                   num_attention_heads=2, intermediate_size=16)  # fmt: skip
+    made.tokenizer().save_pretrained(whole)
+    for name in ("good", "whole", "no_tokenizer", "no_weights", "no_end"):
+        shutil.copytree(whole, folder / name)
+    for file in (folder / "no_tokenizer").glob("token*"):
+        file.unlink()
+    (folder / "no_weights/model.safetensors").unlink()
+    made.tokenizer(eos_token=None).save_pretrained(folder / "no_end")
+    made.tokenizer(30, eos_token="29").save_pretrained(folder / "whole")
+    shutil.move(made.adapters(), folder / "adapters")
+    shutil.move(made.saved(bert, "AutoModel"), folder / "bert")

@@ -16,6 +16,7 @@ import pyarrow.parquet
 import yaml
 
 from tests.bad_input.policy_parts import policies as policies  # a generator function, see there
+from tests.bad_input.policy_parts import policy_folders as policy_folders
 from tests.bad_input.reward_parts import rewards as rewards  # likewise
 from vaalign_lib.paths import PROFILES
 

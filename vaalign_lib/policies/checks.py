@@ -63,12 +63,17 @@ def configuration_of(name: str | Path) -> PretrainedConfig:
             f"source: {name} holds adapters, no whole model; merge them into their base with peft's "
             "merge_and_unload(), save that, and name its folder"
         )
+    if Path(name).is_dir() and not any(Path(name).glob("*.safetensors")):
+        raise StackError(
+            f"source: {name} holds no weights in safetensors (pytorch_model.bin is not read); save the "
+            "model with save_pretrained()"
+        )
     try:
         config = AutoConfig.from_pretrained(name)
     except (OSError, ValueError) as error:
         raise StackError(
-            f"source: {name} is no model that is at hand (a folder with config.json, or a name on the "
-            f"hub): {first_line(error)}"
+            f"source: {name} is not at hand (expected a folder with config.json, or a name on the hub): "
+            f"{first_line(error)}"
         ) from None
     check_config(config)
     return config
@@ -123,6 +128,30 @@ def check_lora(lora: Any) -> None:
         )
 
 
+def check_tokenizer(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig) -> None:
+    """Refuse tokenizers that can end no response, and those of another model.
+
+    Raises:
+        ValueError: there is no end, or end or padding are outside of the model's vocabulary.
+    """
+    if not isinstance(tokenizer, PreTrainedTokenizerBase):
+        raise ValueError(f"tokenizer: expected one of transformers, got {type(tokenizer).__name__}")
+    if tokenizer.eos_token_id is None:
+        raise ValueError(
+            "tokenizer: it has no eos_token, without which no response ends; set tokenizer.eos_token"
+        )
+    _check_token("its eos_token", end_id(tokenizer), config)
+    _check_token("its pad_token", pad_id(tokenizer), config)
+
+
+def _check_token(what: str, token: int, config: PretrainedConfig) -> None:
+    if token >= config.vocab_size:
+        raise ValueError(
+            f"tokenizer: {what} is token {token}, outside of the model's vocabulary of "
+            f"{config.vocab_size}; take the model's own tokenizer"
+        )
+
+
 def checked_prompts(
     tokenizer: PreTrainedTokenizerBase,
     texts: Sequence[str],
@@ -141,24 +170,22 @@ def checked_prompts(
         ValueError: the tokenizer cannot write prompts or end responses, it knows tokens that the model
             does not, or a prompt leaves no room for a response.
     """
-    if not isinstance(tokenizer, PreTrainedTokenizerBase):
-        raise ValueError(f"tokenizer: expected one of transformers, got {type(tokenizer).__name__}")
-    if tokenizer.eos_token_id is None:
-        raise ValueError(
-            "tokenizer: it has no eos_token, without which no response ends; set tokenizer.eos_token"
-        )
+    check_tokenizer(tokenizer, config)
     prompts = Prompts.of(tokenizer, texts)
-    used = {"a prompt": int(prompts.ids.max()), "its eos_token": end_id(tokenizer)}
-    for where, token in (used | {"its pad_token": pad_id(tokenizer)}).items():
-        if token >= config.vocab_size:
-            raise ValueError(
-                f"tokenizer: {where} is token {token}, outside of the model's vocabulary of "
-                f"{config.vocab_size}; take the model's own tokenizer"
-            )
-    longest, known = prompts.ids.shape[1], config.max_position_embeddings
+    _check_token("the largest of a prompt", int(prompts.ids.max()), config)
+    check_room(prompts.ids.shape[1], config, sampling)
+    return prompts
+
+
+def check_room(longest: int, config: PretrainedConfig, sampling: Sampling) -> None:
+    """Refuse prompts of so many tokens if they leave no room for a response.
+
+    Raises:
+        ValueError: they do not.
+    """
+    known = config.max_position_embeddings
     if longest + sampling.max_new_tokens > known:
         raise ValueError(
             f"prompts: the longest has {longest} tokens; with {sampling.max_new_tokens} of a response "
             f"they are more than the {known} positions that this model can tell apart"
         )
-    return prompts
