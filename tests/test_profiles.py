@@ -11,13 +11,15 @@ from vaalign_lib.policy_study import GROUPS, plan, settings_key
 from vaalign_lib.profiles import (
     LINEAR,
     MATCHED,
+    OWN_ENSEMBLES,
+    TINY_TOKENS,
     ProfileError,
     available_profiles,
     load_profile,
     local_files,
 )
 from vaalign_lib.runs import content_key
-from vaalign_lib.tiny import tiny_config
+from vaalign_lib.tiny import CONTEXT, tiny_config
 
 
 def changed(tmp_path, **changes):
@@ -220,7 +222,12 @@ def test_files_are_looked_for_beside_the_profile(tmp_path, monkeypatch):
         assert load_profile(path).reward_data.pairs == hub
 
 
-def test_groups_that_match_a_kl():
-    assert {name for name, runs in GROUPS.items() if any(run.matched for run in runs())} == set(
-        MATCHED
-    )
+def test_what_profiles_know_of_groups_and_tiny_policies():
+    groups = {name: make() for name, make in GROUPS.items()}
+    assert set(MATCHED) == {name for name in groups if any(run.matched for run in groups[name])}
+    assert set(OWN_ENSEMBLES) == {
+        name
+        for name in groups
+        if any((run.source, run.protocol) == ("ensemble", "independent") for run in groups[name])
+    }
+    assert TINY_TOKENS == CONTEXT

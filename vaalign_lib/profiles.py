@@ -30,8 +30,9 @@ LARGEST_FILE = 100_000  # bytes
 LARGEST_CONTENT = 10_000  # values, those that an alias stands for counted each time
 SHOWN_PROBLEMS = 4  # of a profile, in one line
 OURS = ("embedded", "tiny", "tiny-gemma", "gold")  # what these name is made here
-_HUB_MODEL = re.compile(r"([\w.-]+/)?[\w.-]+", re.ASCII)
-_HUB_DATA = re.compile(r"[\w.-]+/[\w.-]+(@[\w.-]+)?", re.ASCII)
+TINY_TOKENS = 64  # of prompt and response together, that a tiny policy can tell apart
+_HUB_MODEL = re.compile(r"(\w[\w.-]{0,95}/)?\w[\w.-]{0,95}", re.ASCII)
+_HUB_DATA = re.compile(r"\w[\w.-]{0,95}/\w[\w.-]{0,95}(@[\w.-]+)?", re.ASCII)
 _FILE_NAME = re.compile(
     r".*\.(jsonl?|ndjson|[ct]sv|xlsx|parquet|arrow|txt|gz|zst|bz2|xz|zip|tar|safetensors|bin|pt|gguf)",
     re.IGNORECASE,
@@ -61,11 +62,11 @@ Instances = Annotated[int, Field(ge=20, le=10**6)]  # so that intervals exist
 # of hidden states, which heads divide, two of policies and four of reward models; halves are rotated
 PolicyWidth = Annotated[int, Field(ge=4, le=4096, multiple_of=4)]
 RewardWidth = Annotated[int, Field(ge=8, le=4096, multiple_of=8)]
-Rate = Annotated[float, Field(gt=0, le=1)]  # of learning
-Share = Annotated[float, Field(gt=0, le=1)]
-Positive = Annotated[float, Field(gt=0, le=1e6)]
+Rate = Annotated[float, Field(ge=1e-10, le=1)]  # of learning
+Share = Annotated[float, Field(ge=1e-10, le=1)]
+Positive = Annotated[float, Field(ge=1e-10, le=1e6)]
 Coefficient = Annotated[float, Field(ge=0, le=1e6)]
-Epochs = Annotated[float, Field(gt=0, le=1000)]
+Epochs = Annotated[float, Field(ge=1e-10, le=1000)]
 Temperature = Annotated[float, Field(ge=0.01, le=100)]
 Moment = Annotated[float, Field(ge=0, lt=1)]  # the decay of one of Adam's
 Word = Annotated[str, Field(pattern=r"^\S(.*\S)?$")]  # without spaces around it, in one line
@@ -91,7 +92,7 @@ def _named(word: str, folders: bool) -> AfterValidator:
             if folders and not (path / "config.json").is_file():
                 raise ValueError(f"{expected}; {path} has no config.json")
         elif not hub.fullmatch(value) or _FILE_NAME.fullmatch(value):
-            raise ValueError(f"{expected}; there is no such {kind}: {value!r}")
+            raise ValueError(f"{expected}; there is no such {kind}: {value!r:.200}")
         return value
 
     return AfterValidator(check)
@@ -108,7 +109,7 @@ def _is_url(value: str) -> str:
         HttpUrl(value)
     except ValidationError:
         raise ValueError(
-            f"expected the URL of an endpoint, such as http://localhost:8000/v1, got {value!r}"
+            f"expected the URL of an endpoint, such as http://localhost:8000/v1, got {value!r:.200}"
         ) from None
     return value
 
@@ -240,7 +241,7 @@ class Sampling(Section):
     """How policies write, Table 18."""
 
     temperature: Temperature = 1.5
-    top_k: Annotated[int, Field(ge=0)] = Field(default=50, description="0 keeps all")
+    top_k: Annotated[int, Field(ge=0, le=10**7)] = Field(default=50, description="0 keeps all")
     top_p: Share = 0.9
     min_new_tokens: Annotated[int, Field(ge=0)] = 8
     max_new_tokens: Count = 32
@@ -364,6 +365,11 @@ RunGroup = Literal[
 ]
 
 
+OWN_ENSEMBLES: tuple[RunGroup, ...] = (
+    "independent",
+    "second_seeds",
+    "every_row",
+)  # policy by policy
 MATCHED: tuple[RunGroup, ...] = (  # groups whose penalty is chosen for a KL
     "matched_kl",
     "independent",
@@ -492,6 +498,26 @@ class Profile(Section):
                     f"policies.training.{name}.lora.target_modules: expected all-linear, or of "
                     f"{', '.join(known)}, got {', '.join(sorted(unknown))}"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _ensemble_for_each(self) -> "Profile":
+        count, known = self.policies.count, self.ensembles.independent
+        if count > known and (groups := set(self.policies.runs) & set(OWN_ENSEMBLES)):
+            raise ValueError(
+                f"ensembles.independent: expected at least policies.count, {count}, got {known}: in runs "
+                f"{', '.join(sorted(groups))} every policy has its own"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _short_enough(self) -> "Profile":
+        written = self.policies.sampling.max_new_tokens
+        if "tiny" in self.reference.models.values() and written >= TINY_TOKENS:
+            raise ValueError(
+                f"policies.sampling.max_new_tokens: tiny policies read {TINY_TOKENS} tokens, prompt and "
+                f"response together, got {written}"
+            )
         return self
 
     @model_validator(mode="after")

@@ -45,6 +45,11 @@ def without_true_reward(folder: Path) -> None:
     smoke_without(folder, "true_reward")
 
 
+def long_name(folder: Path) -> None:
+    text = f"extends: smoke\nname: mine\nreference: {{models: {{gpt2: {'a' * 5000}}}}}\n"
+    (folder / "mine.yaml").write_text(text)
+
+
 def large_profile(folder: Path) -> None:
     (folder / "mine.yaml").write_text("extends: smoke\nname: mine\n" + "# much\n" * 500_000)
 
