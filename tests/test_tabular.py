@@ -539,6 +539,13 @@ def test_a_single_arm_has_all_the_mass():
     assert policy == 1 and beta == 0
 
 
+def test_a_divergence_of_zero_leaves_the_reference():
+    reference = np.array([0.2, 0.3, 0.5])
+    policy, beta = constrained_policy([[[1.0, 2, 3]]] * 2, 1.0, reference, [0.0, 0.1])
+    np.testing.assert_allclose(policy[0, 0], reference, atol=1e-7)
+    assert weighted_kl(policy[1, 0], reference) == pytest.approx(0.1) and beta[0] > 1e7 > beta[1]
+
+
 def test_constraints_down_to_the_smallest_value():
     """E[sigma^2 ln(pi/pi0)] has a smallest value below zero."""
     estimates, variances = (

@@ -26,7 +26,7 @@ from vaalign_lib.arrays import Array, broadcast, count, numbers
 
 QuadraticForm = Literal["free", "sum_to_one", "simplex"]
 
-_SAME = 1e-12  # estimates that differ by less, relative to the largest, count as equal
+_SAME = 1e-12  # estimates that differ by less, relative to the largest, and measures count as equal
 _EPS = float(np.finfo(float).eps)
 _NEWTON_STEPS = 200  # Newton's method is monotone here and takes about ten
 _TINY = 1e-300  # variances are above it, so that their inverses are finite
@@ -493,7 +493,8 @@ def solve_beta(
 
     Returns:
         beta (draws,), searched from 1e-8 to 1e8; 0 where the measure stays below the target even at
-        the smallest: the constraint does not bind and the policy is greedy.
+        the smallest: the constraint does not bind and the policy is greedy. A target that equals the
+        measure at the largest has that.
 
     Raises:
         ValueError: the measure stays above the target even at the largest; no such policy.
@@ -515,14 +516,14 @@ def solve_beta(
 
     low, high = np.full(draws, np.log(1e-8)), np.full(draws, np.log(1e8))
     at_most = excess(high, index)
-    if (at_most > 0).any():
-        worst = goal[at_most > 0].min()
+    if (missed := at_most > _SAME).any():
         raise ValueError(
-            f"{name}: {worst:g} cannot be reached, the smallest attainable value is "
-            f"{(goal + at_most)[at_most > 0].max():g}"
+            f"{name}: {goal[missed].min():g} cannot be reached, the smallest attainable value is "
+            f"{(goal + at_most)[missed].max():g}"
         )
     binds = excess(low, index) > 0
-    beta = np.zeros(draws)
+    beta = np.where(binds, np.exp(high), 0.0)
+    binds &= at_most < 0  # the others are at the smallest attainable value
     if binds.any():
         root = elementwise.find_root(
             excess, (low[binds], high[binds]), args=(index[binds].astype(float),)
