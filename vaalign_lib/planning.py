@@ -35,6 +35,7 @@ from vaalign_lib.policy_study import ENSEMBLE_ROW, REFERENCE, Run, plan, train_r
 from vaalign_lib.profiles import OURS, Profile
 from vaalign_lib.reproduce import PUBLISHED_PROFILE
 from vaalign_lib.reward_study import prepare
+from vaalign_lib.rewards.prompted import REPLIES
 from vaalign_lib.run_folder import SHOWN_PLAN
 from vaalign_lib.runs import (
     NotKeptError,
@@ -58,8 +59,9 @@ def planned(profile: Profile, store: RunStore, seed: int, workers: int = 1) -> p
     """Return a row for every run of policies that a profile asks for.
 
     Columns: `run`, `state` (`done`, `published` or `to do`), `policies`, `steps`, `responses` that are
-    judged, `calls` to a paid judge at most (a text is asked for once), `seconds` of one worker,
-    `together` (policies that fit into memory), `gigabytes` (of memory, for those), `disk` in gigabytes.
+    judged, `calls` to a paid judge at most (a text is asked for once, and once more where the reply is
+    no interval), `seconds` of one worker, `together` (policies that fit into memory), `gigabytes` (of
+    memory, for those), `disk` in gigabytes.
 
     Args:
         profile: what is asked for.
@@ -154,7 +156,7 @@ def _amounts(
         "policies": count,
         "steps": steps,
         "responses": asked,
-        "calls": asked if paid else 0,
+        "calls": asked * REPLIES if paid else 0,
         "seconds": seconds or arithmetic / (EFFICIENCY * flops()),
         "together": together,
         "gigabytes": (stack_bytes(sizes, training, max(together, 1), written) + beside) / 1e9,

@@ -339,6 +339,7 @@ def prompted_judge(store: RunStore, profile: Profile, run: Run) -> PromptedJudge
         highest=run.highest,
         workers=named.requests,
         refusals_say_nothing=named.refusals_say_nothing,
+        reply_tokens=named.reply_tokens,
     )
 
 

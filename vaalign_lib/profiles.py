@@ -410,9 +410,27 @@ class Judge(Section):
     requests: Annotated[int, Field(ge=1, le=1000)] = Field(default=8, description="at a time")
     refusals_say_nothing: bool = Field(
         default=False,
-        description="whether a text that it does not judge gets the whole scale; otherwise its stack "
-        "stops there",
+        description="whether a text that it refuses gets the whole scale; otherwise its stack stops",
     )
+    reply_tokens: Annotated[int, Field(ge=1, le=1_000_000)] = Field(
+        default=64, description="of a reply, at most; judges that reason aloud need more"
+    )
+
+
+JudgeName = Literal["judge-a", "judge-b", "judge-c"]  # of the rows of Tables 1 to 3
+_ALL_JUDGES = (
+    "rows",
+    "printed_rows",
+    "every_row",
+)  # groups that ask all three, others only judge-b
+_SIMULATED = (  # groups whose judges are each policy's own, stretched, or of another world
+    "independent",
+    "primary",
+    "second_seeds",
+    "controls",
+    "printed_widths",
+    "every_row",
+)
 
 
 class Policies(Section):
@@ -426,7 +444,7 @@ class Policies(Section):
         default="embedded",
         description="where prompts come from: `embedded`, a file, or a hub data set",
     )
-    judges: dict[str, Judge] = Field(
+    judges: dict[JudgeName, Judge] = Field(
         default={}, description="by name, judge-a to judge-c; simulated ones where there are none"
     )
     prompts: Count = Field(description="prompts that training draws from, at most")
@@ -440,6 +458,22 @@ class Policies(Section):
     training: Annotated[dict[str, PolicyTraining], ByArchitecture] = Field(
         description="by architecture"
     )
+
+    @model_validator(mode="after")
+    def _judges_fit_the_runs(self) -> "Policies":
+        """Judges are simulated in the embedded world and asked everywhere else."""
+        if self.data == "embedded":
+            if self.judges:
+                raise ValueError("judges: in the embedded world they are simulated; name data too")
+            return self
+        if groups := [group for group in self.runs if group in _SIMULATED]:
+            raise ValueError(
+                f"runs: {', '.join(groups)} need simulated judges, which only data: embedded has"
+            )
+        asked = get_args(JudgeName) if set(self.runs) & set(_ALL_JUDGES) else ("judge-b",)
+        if absent := [name for name in asked if name not in self.judges]:
+            raise ValueError(f"judges: the runs ask {', '.join(absent)}, which have no model here")
+        return self
 
 
 class TrlComparison(Section):

@@ -18,8 +18,8 @@ _DECOR = r"[\s*_`'\"“”„«»()\[\]{}\\$#>|]*"  # that means nothing
 _END = r"[ \t*_`'\"“”„«»)\]}\\$|.,;!]*"
 _ASIDE = r"(?:\([^()\d]*\))?"
 _IS = r"(?:[:=|≈~→]|-+>|=>|\bis\b|\bequals\b|[ ]-+[ ])"
-_FROM_TO = (  # the dash with a space on both sides or on none, else it is a sign
-    r"(?:\s*(?:[,;~|<&]|\.{2,3}|…|→|,\s*and\b)\s*|[ ]-[ ]|(?<! )-(?! )"
+_FROM_TO = (  # a dash with a space on one side only is a sign
+    r"(?:\s*(?:[,;~|<&]|\.{2,3}|…|→|,\s*and\b)\s*|[ ]-[ ]|(?<=\d)-(?=\d)"
     r"|\s+(?:to|and|through|until)\s+)"
 )
 _REASONING = r"(think|thinking|reasoning)"
@@ -69,9 +69,12 @@ def _plain(reply: str, highest: float) -> str:
     text = "".join(map(_character, text))
     text = re.sub(r"\A\s*a:\s*\n\s*b:\s*\n(?=\s*\d)", "", text)  # the prompt's end, repeated
     if re.search(r"<a>", text, re.IGNORECASE) and re.search(r"<b>", text, re.IGNORECASE):
-        text = re.sub(r"<([ab])>", r"\n\1: ", text, flags=re.IGNORECASE)
+        text = re.sub(r"<([ab])>", r" \1: ", text, flags=re.IGNORECASE)
     text = re.sub(r"</?[a-z][^<>\d\n]*>|\\(?:boxed|mathbf)\b", " ", text, flags=re.IGNORECASE)
-    return re.sub(rf"\bscale (?:of|from) 1 ?(?:to|-) ?{highest:g}\b(?![.,]\d)", "scale", text)
+    scale = r"\bscale (?:of|from) 1(?: to |-| - )R\b|1 ?(?:≤|<=) ?a ?< ?b ?(?:≤|<=) ?R\b"
+    return re.sub(
+        scale.replace("R", f"{highest:g}") + r"(?![.,]\d)", " ", text
+    )  # the prompt's words
 
 
 def _character(one: str) -> str:
@@ -85,7 +88,7 @@ def _character(one: str) -> str:
 
 
 def _out_of(highest: float) -> str:
-    return rf"(?:\s*(?:/|out of)\s*{highest:g}(?:\.0+)?(?![^\W_]|[.,]\d|\s*%))?"
+    return rf"(?:[ \t]*(?:/|out of)[ \t]*{highest:g}(?:\.0+)?(?![^\W_]|[.,]\d|\s*%))?"
 
 
 def _json(text: str, highest: float) -> dict[str, str]:
@@ -98,15 +101,10 @@ def _json(text: str, highest: float) -> dict[str, str]:
         content = json.loads(found[0], object_pairs_hook=tuple, **kinds)
     except (ValueError, RecursionError):
         return {}
-    if isinstance(content, list):
-        values = content
-    elif all(isinstance(one, tuple) for one in content):
-        values = [
-            value
-            for name in (_A, _B)
-            for key, value in content
-            if re.fullmatch(name, key, re.IGNORECASE)
-        ]
+    values: Any = content
+    if isinstance(content, tuple):
+        named = [[v for key, v in content if re.fullmatch(one, key, re.I)] for one in (_A, _B)]
+        values = [one[0] for one in named if len(one) == 1]
     matches = [
         re.fullmatch(r"\s*" + _VALUE + _out_of(highest) + r"\s*", value)
         for value in values
@@ -118,28 +116,34 @@ def _json(text: str, highest: float) -> dict[str, str]:
 
 
 def _named(text: str, highest: float) -> dict[str, str]:
-    """Return the values that are called a or b, if each has one and nothing beside it is a number.
+    """Return the values that are called a or b, if each has one and no number is beside it.
 
     Raises:
         ReplyError: a name has two values, or there are other digits on the line.
     """
     statement = re.compile(
         rf"(?:^[ \t]*[12][.)]{_DECOR})?(?<![^\W_])(?<![^\W\d_][-'’.])(?:({_A})|({_B}))"
-        rf"(?:{_DECOR}\([^()\d]*\))?{_DECOR}{_IS}{_DECOR}{_VALUE}{_out_of(highest)}"
-        rf"(?={_END}(?:$|[|&<#(\-/]|(?:and|to|but|because|{_A}|{_B})\b)"
+        rf"(?:{_DECOR}\([^()\d]*\))?{_DECOR}{_IS}{_DECOR}(?!2[.)]\W*b){_VALUE}{_out_of(highest)}"
+        rf"(?={_END}(?:$|[|&<#(]|//|[ ]-+(?:[ ]|$)|(?:and|to|but|because|{_A}|{_B})\b)"
         rf"|[ \t]*[*_`'\")\]}}\\$]*[.,;!](?!\d))",
         re.IGNORECASE | re.MULTILINE,
     )
     values: dict[str, set[float]] = {"a": set(), "b": set()}
     said: dict[str, str] = {}
     for match in statement.finditer(text):
-        if match[2] and re.search(rf"(?<![^\W_]){_A}\W+(?:and\W+)?\Z", text[: match.start()], re.I):
+        if match[2] and re.search(
+            rf"(?<![^\W_]){_A}[ ,&/-]+(?:and +)?\Z", text[: match.start()], re.I
+        ):
             continue  # of "a, b: 30, 70"
         name = "a" if match[1] else "b"
         values[name].add(float(match[3]))
         said[name] = match[3]
-    rest = statement.sub(lambda match: "\0" + "\n" * match[0].count("\n"), text)
-    beside = [line for line in rest.splitlines() if "\0" in line and re.search(r"\d", line)]
+    rest = statement.sub(lambda match: "\0" + "\n\0" * match[0].count("\n"), text)
+    beside = [
+        line
+        for line in rest.splitlines()
+        if re.search(r"\d", line) and ("\0" in line or not re.search(r"[^\W\d_]{2}", line))
+    ]
     if (beside and len(said) == 2) or max(map(len, values.values())) > 1:
         raise ReplyError(f"expected one a and one b, got {shortened(text.strip())}")
     return said
@@ -149,18 +153,18 @@ def _bare(text: str, highest: float) -> tuple[str, str] | None:
     """Return two numbers on two lines, or on one with a sign of a range between; no digits elsewhere."""
     number = _VALUE + _out_of(highest)
     item = re.compile(
-        rf"\s*(?:([-*•+]|[12][.)])\s+)?{_DECOR}(?:(?:({_A})|({_B}))(?!\d))?{_DECOR}"
-        rf"(?:{_IS}|[.)](?=\s))?{_DECOR}(?<![-+.,\d]){number}{_END}{_ASIDE}{_END}",
+        rf"\s*(?:([-*•+]|[12][.)])\s+)?{_DECOR}(?:(?:({_A})|({_B}))(?![\d+]))?{_DECOR}"
+        rf"(?:{_IS}|[.)](?=\s))?{_DECOR}(?<![-+.,\d])(?![12][.)]\s*$){number}{_END}{_ASIDE}{_END}",
         re.IGNORECASE,
     )
     span = re.compile(
-        rf"\s*(?:([^\d\n]*)[:=])?\s*(?:between|from)?{_DECOR}{number}[*_`\"')\]}}]*{_FROM_TO}"
+        rf"\s*(?:[^\d\n]*[:=])?\s*(?:(?:between|from)\s+)?{_DECOR}{number}[*_`\"')\]}}]*{_FROM_TO}"
         rf"{_DECOR}{number}{_END}{_ASIDE}{_END}",
         re.IGNORECASE,
     )
     lines = [line for line in text.splitlines() if re.search(r"\d", line)]
     if len(lines) == 1 and (match := span.fullmatch(lines[0])):
-        return None if _one_name(match[1] or "") else (match[2], match[3])
+        return None if _one_name(re.split(r"\d", text)[0]) else (match[1], match[2])
     items = [item.fullmatch(line) for line in lines]
     if len(items) != 2 or items[0] is None or items[1] is None:
         return None
@@ -172,6 +176,6 @@ def _bare(text: str, highest: float) -> tuple[str, str] | None:
 
 def _one_name(label: str) -> bool:
     """Whether what stands before a range is the name of one number only."""
-    last = re.search(rf"(?<![^\W_])(?:{_A}|{_B})\W*$", label, re.IGNORECASE)
-    both = rf"(?<![^\W_]){_A}\W+(?:and\W+)?{_B}\W*$"
+    last = re.search(rf"(?<![^\W_])(?:{_A}|{_B})\W*\Z", label, re.IGNORECASE)
+    both = rf"(?<![^\W_]){_A}\W+(?:and\W+)?{_B}\W*\Z"
     return last is not None and not re.search(both, label, re.IGNORECASE)
