@@ -417,7 +417,7 @@ class Judge(Section):
     )
 
 
-JudgeName = Literal["judge-a", "judge-b", "judge-c"]  # of the rows of Tables 1 to 3
+JudgeName = Annotated[str, Field(pattern="^judge-[abc]$")]  # of the rows of Tables 1 to 3
 _ALL_JUDGES = (
     "rows",
     "printed_rows",
@@ -470,7 +470,9 @@ class Policies(Section):
             raise ValueError(
                 f"runs: {', '.join(groups)} need simulated judges, which only data: embedded has"
             )
-        asked = get_args(JudgeName) if set(self.runs) & set(_ALL_JUDGES) else ("judge-b",)
+        asked = (
+            ("judge-a", "judge-b", "judge-c") if set(self.runs) & set(_ALL_JUDGES) else ("judge-b",)
+        )
         if absent := [name for name in asked if name not in self.judges]:
             raise ValueError(f"judges: the runs ask {', '.join(absent)}, which have no model here")
         return self

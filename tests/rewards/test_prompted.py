@@ -651,7 +651,6 @@ def test_four_processes_and_kills_pay_once_for_a_text(server, tmp_path, monkeypa
     assert [process.exitcode for process in running] == [-9] * kills + [0] * 4
     store = JudgementStore(tmp_path / "j.sqlite")
     assert len(store) == len(server.answered) == count and all(one.a == 20 for one in store)
-    assert not store._connection.execute("SELECT * FROM claims").fetchall()
     paid = sum(server.answered.values())
     assert paid - count <= 2 * kills  # answered, and killed before it was written down
     assert round(paid / count, 2) <= 1.01

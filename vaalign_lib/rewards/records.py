@@ -185,14 +185,14 @@ class JudgementStore:
         """Claim what nobody else has claimed, and return it."""
         now = time.time()
         with self._changes() as connection:
+            connection.execute("DELETE FROM claims WHERE until < ?", (now,))
             return {
                 key
                 for key in keys
                 if connection.execute(
                     "INSERT INTO claims VALUES (?, ?, ?) ON CONFLICT (key) DO UPDATE SET "
-                    "(owner, until) = (excluded.owner, excluded.until) "
-                    "WHERE until < ? OR owner = excluded.owner",
-                    (key, owner, now + LEASE, now),
+                    "until = excluded.until WHERE owner = excluded.owner",
+                    (key, owner, now + LEASE),
                 ).rowcount
             }
 
