@@ -575,8 +575,8 @@ def _folded(text: str) -> str:
 
 
 def _same(first: str, second: str) -> bool:
-    one, other = (text[:80].split()[:-1] for text in (first, second))
-    if " ".join((*one, *other)).isascii() and any(a != b for a, b in zip(one, other, strict=False)):
+    begin, other = (_folded(" ".join(text[:80].split()[:-1])).split() for text in (first, second))
+    if any(one != two for one, two in zip(begin, other, strict=False)):
         return False  # as nearly always; their first words tell
     return _folded(first) == _folded(second)
 
