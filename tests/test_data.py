@@ -3,9 +3,12 @@
 import gzip
 import json
 import logging
+import os
 import socket
 import unicodedata
+from types import SimpleNamespace
 
+import datasets
 import huggingface_hub.constants
 import numpy as np
 import pandas as pd
@@ -16,6 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vaalign_lib import data
+from vaalign_lib import hub as hub_library
 from vaalign_lib.data import (
     DataError,
     _folded,
@@ -27,6 +31,8 @@ from vaalign_lib.data import (
     read_ratings,
     reward_bench_weights,
 )
+from vaalign_lib.memory import configuration
+from vaalign_lib.runs import PlanError
 from vaalign_lib.synthetic.world import World
 
 GOOD = {"subset": "llmbar-natural", "prompt": "p", "chosen": "c", "rejected": "r", "source": "s"}
@@ -461,7 +467,7 @@ def test_other_columns_and_absent_sets_are_told(hub):
     name = hub("some/other", pd.DataFrame([{"text": "x", "label": 1}]), "train")
     with pytest.raises(DataError, match=r"some/other, row 0: .* got text, label"):
         read_pairs(name)
-    with pytest.raises(DataError, match=r"split nope: cannot be loaded"):
+    with pytest.raises(DataError, match=r"split nope: .* cannot be loaded"):
         read_pairs(f"{name}@nope")
 
 
@@ -472,21 +478,41 @@ def test_what_looks_like_a_path_is_never_looked_for_on_the_hub(name, monkeypatch
         read_pairs(name)
 
 
-def test_a_hub_that_does_not_answer_ends_in_one_line(monkeypatch, capfd):
-    """A server that takes the connection and says nothing; then none at all."""
-    assert data.HUB_SECONDS < 10
-    monkeypatch.setattr(data, "HUB_SECONDS", 0.5)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+@pytest.fixture
+def online(monkeypatch):
+    """Let the libraries believe that they are online, and what they learn be forgotten."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    for place in (huggingface_hub.constants, datasets.config):
+        monkeypatch.setattr(place, "HF_HUB_OFFLINE", False)
+    hub_library._failure.cache_clear()
+    yield
+    hub_library._failure.cache_clear()
+
+
+@pytest.mark.parametrize("listening", [True, False])
+def test_a_hub_that_does_not_answer_is_asked_once(online, monkeypatch, capfd, caplog, listening):
+    """A server that takes the connection and says nothing, or none at all; then what is kept is taken."""
+    assert hub_library.SECONDS < 10
+    monkeypatch.setattr(hub_library, "SECONDS", 0.3)
     with socket.create_server(("127.0.0.1", 0)) as server:
-        for endpoint in (f"http://127.0.0.1:{server.getsockname()[1]}", "http://127.0.0.1:9"):
-            ask = huggingface_hub.HfApi(endpoint=endpoint)
-            monkeypatch.setattr(data, "HfApi", lambda ask=ask: ask)
-            with pytest.raises(
-                DataError, match="no such file, and the hub cannot be asked"
-            ) as error:
-                read_pairs("owner/name")
+        port = server.getsockname()[1] if listening else 9
+        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", f"http://127.0.0.1:{port}")
+        for read in (
+            lambda: read_pairs("owner/name"),
+            lambda: configuration("here", "owner/model"),
+        ):
+            with pytest.raises((DataError, PlanError)) as error:
+                read()
             assert "\n" not in str(error.value)
-    assert capfd.readouterr().err == ""
+    assert huggingface_hub.is_offline_mode() and os.environ["HF_HUB_OFFLINE"] == "1"
+    assert capfd.readouterr().err == "" and not caplog.records
+
+
+def test_a_hub_that_answers_is_left_as_it_is(online, monkeypatch):
+    session = SimpleNamespace(head=lambda *_, **__: None)
+    monkeypatch.setattr(hub_library, "get_session", lambda: session)
+    hub_library.ask_hub("owner/name")
+    assert not huggingface_hub.is_offline_mode()
 
 
 # --- the embedded world ---

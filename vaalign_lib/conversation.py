@@ -10,6 +10,8 @@ from typing import Any
 from jinja2 import TemplateError
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from vaalign_lib.hub import ask_hub
+
 _LOG = logging.getLogger(__name__)
 SPEAKERS = {"user": "Human", "assistant": "Assistant"}
 Message = Mapping[str, Any]
@@ -65,6 +67,7 @@ def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
     the architecture's own in its place, which reads other words; a folder that says it holds a plain
     fast tokenizer is taken at its word.
     """
+    ask_hub(name)
     config = Path(name) / "tokenizer_config.json"
     declared = ""
     if config.is_file():

@@ -28,7 +28,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -37,17 +36,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 from datasets import load_dataset
-from huggingface_hub import HfApi, is_offline_mode
-from huggingface_hub.errors import RepositoryNotFoundError
 
 from vaalign_lib.conversation import dialogue_text, prompt_text
+from vaalign_lib.hub import ask_hub
 from vaalign_lib.paths import DATA
 from vaalign_lib.synthetic.language import CATEGORIES
 from vaalign_lib.synthetic.world import World
 
 EMBEDDED = "embedded"
 ENDINGS = (".jsonl", ".ndjson", ".json", ".csv", ".parquet")
-HUB_SECONDS = 8  # in which it must answer
 MOST_BYTES, MOST_TIMES = 2**26, 100  # unpacked: texts shrink tenfold, bombs a thousandfold
 _PACKED = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"BZh": "bz2"}  # by the first bytes
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w.-]+)?")
@@ -594,39 +591,13 @@ _SPLITS = {"reward-bench": "filtered", "ultrafeedback_binarized": "train_prefs"}
 def _hub_records(name: str) -> Records:
     path, _, split = name.partition("@")
     split = split or _SPLITS.get(path.rpartition("/")[2], "train")
-    if not Path(path).is_dir() and not is_offline_mode():
-        _ask_hub(path)
+    ask_hub(path)
     try:
         data = load_dataset(path, split=split)
     except Exception as error:
         raise DataError(
-            f"{path}, split {split}: cannot be loaded ({type(error).__name__}: {_one_line(error)}); "
-            "name another split as owner/name@split, or give the path of a file"
+            f"{path}, split {split}: there is no such file, and from the hub it cannot be loaded "
+            f"({type(error).__name__}: {_one_line(error)}); name another split as owner/name@split, or "
+            "give the path of a file"
         ) from error
     return ((f"{name}, row {k}", row) for k, row in enumerate(data))
-
-
-def _ask_hub(path: str) -> None:
-    """Make sure that the hub answers and has a data set: `load_dataset` tries for half a minute."""
-    failure: list[Exception] = [TimeoutError("no answer")]
-
-    def ask() -> None:
-        try:
-            HfApi().dataset_info(path, timeout=HUB_SECONDS)
-            failure.clear()
-        except Exception as error:
-            failure[:] = [error]
-
-    asking = Thread(target=ask, daemon=True)  # each of many addresses has a time-out of its own
-    asking.start()
-    asking.join(HUB_SECONDS)
-    if failure and isinstance(failure[0], RepositoryNotFoundError):
-        raise DataError(
-            f"{path}: there is no such file, nor such a data set that the hub shows you"
-        )
-    if failure:
-        raise DataError(
-            f"{path}: there is no such file, and the hub cannot be asked "
-            f"({type(failure[0]).__name__}: {_one_line(failure[0])}); HF_HUB_OFFLINE=1 takes what was "
-            "loaded before"
-        )

@@ -18,6 +18,7 @@ from transformers import (
 from vaalign_lib.conversation import load_tokenizer, prompt_ids
 from vaalign_lib.critics import AT_A_TIME, layers_seen
 from vaalign_lib.data import EMBEDDED, prompts_of
+from vaalign_lib.hub import ask_hub
 from vaalign_lib.policies.checks import (
     check_room,
     check_tokenizer,
@@ -110,6 +111,7 @@ def configuration(where: str, name: str) -> PretrainedConfig:
     Raises:
         PlanError: it is not at hand; `where` says what in a profile names it.
     """
+    ask_hub(name)
     try:
         return AutoConfig.from_pretrained(name)
     except (OSError, ValueError) as error:

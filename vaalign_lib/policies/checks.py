@@ -18,6 +18,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from vaalign_lib.conversation import end_id, pad_id
+from vaalign_lib.hub import ask_hub
 from vaalign_lib.policies.sampling import Prompts
 from vaalign_lib.profiles import Sampling
 
@@ -68,6 +69,7 @@ def configuration_of(name: str | Path) -> PretrainedConfig:
             f"source: {name} holds no weights in safetensors (pytorch_model.bin is not read); save the "
             "model with save_pretrained()"
         )
+    ask_hub(name)
     try:
         config = AutoConfig.from_pretrained(name)
     except (OSError, ValueError) as error:
