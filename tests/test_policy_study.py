@@ -300,7 +300,9 @@ def test_keys_follow_contents_and_not_how_a_judge_is_asked(tmp_path):
     before = config(profile)
     assert before["policies"]["judge"] == ["m", False]
     assert "judge" not in config(profile, Run("qwen2", "judge-a"))["policies"]
-    asked = real(data=str(prompts), judges={"judge-b": Judge(model="m", requests=9, base_url="http://u")})
+    asked = real(
+        data=str(prompts), judges={"judge-b": Judge(model="m", requests=9, base_url="http://u")}
+    )
     assert config(asked) == before
     silent = Judge(model="m", refusals_say_nothing=True)
     assert config(real(data=str(prompts), judges={"judge-b": silent})) != before

@@ -71,7 +71,9 @@ def loss(logits):
 def assert_near(gradient, other):
     """Compare as wholes: single elements of nearly 0 round differently on different processors."""
     assert gradient.shape == other.shape
-    assert torch.linalg.vector_norm(gradient - other) <= 1e-4 * torch.linalg.vector_norm(other) + 1e-6
+    assert (
+        torch.linalg.vector_norm(gradient - other) <= 1e-4 * torch.linalg.vector_norm(other) + 1e-6
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -332,7 +332,7 @@ def _load(
             f"source: {source} lacks {lacking[0]} ({len(lacking)} weights in all): it was not saved as a "
             "causal language model"
         )
-    for layer in model.modules():  # a layout for inference alone: later passes with gradients misread it
+    for layer in model.modules():  # their layout for inference is misread by passes with gradients
         if hasattr(layer, "support_avx512bf16_for_cpu"):
             layer.support_avx512bf16_for_cpu = False
     return model
