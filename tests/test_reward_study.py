@@ -1,15 +1,20 @@
 """The experiment of notebook 03: how data is divided, and the whole notebook on real input."""
 
 import json
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
+from safetensors.torch import load_file
 
 from tests.hostile import alive
 from tests.rewards.conftest import save_tiny
 from vaalign_lib import cli
+from vaalign_lib.conversation import conversation_ids
 from vaalign_lib.data import DataError
 from vaalign_lib.profiles import load_profile
+from vaalign_lib.reward_analysis import ratings_table
 from vaalign_lib.reward_study import (
     PARTS,
     Study,
@@ -19,6 +24,7 @@ from vaalign_lib.reward_study import (
     reward_source,
 )
 from vaalign_lib.rewards.heads import KINDS
+from vaalign_lib.rewards.models import reader, write_features
 from vaalign_lib.runs import RunStore
 
 SMOKE = load_profile("smoke")
@@ -104,6 +110,23 @@ def test_pairs_that_the_backbone_cannot_tell_apart_are_left_out(file, backbone, 
     features = study.features("evaluation")
     assert len(features["chosen"]) == len(study.part("evaluation"))
     assert not (features["chosen_score"] == features["rejected_score"]).any()
+    assert not features["chosen_cut"].any()
+    heads, _ = study.heads("bootstrap", SMOKE.ensembles.trained)
+    rated = pd.DataFrame({"prompt": "ask?", "response": [*"abcdefgh", "a" * 200]})
+    rated["ratings"] = [[float(k), 1.0] for k in range(9)]
+    table, (text,) = ratings_table(study, {"bootstrap": heads}, rated)
+    assert len(table) == 8 and "n = 8" in text
+
+
+def test_what_was_cut_is_counted(backbone, tmp_path):
+    """A conversation that just fits is not cut."""
+    tokenizer, _ = reader(backbone, 64)
+    longest = len(conversation_ids(tokenizer, ["ask"], ["ab"], 64)[0])
+    pairs = {"prompt": ["ask", "asks"], "chosen": "ab", "rejected": "a", "part": "train"}
+    pd.DataFrame(pairs).to_parquet(tmp_path / "pairs.parquet")
+    write_features(tmp_path, "train", longest, Path(backbone), tmp_path)
+    found = load_file(tmp_path / "features.safetensors")
+    assert found["chosen_cut"].tolist() == [False, True] and not found["rejected_cut"].any()
 
 
 def test_real_texts_need_a_real_backbone(file, tmp_path):

@@ -150,8 +150,9 @@ def fitting_ids(
     for k, row in enumerate(_whole_ids(tokenizer, prompts, responses)):
         surplus = max(0, len(row) - max_length)
         first, after = _prompt_place(tokenizer, prompts[k], responses[k]) if surplus else (0, 0)
-        rows.append(row[:first] + row[first + surplus :] if surplus <= after - first else None)
-        cut += bool(surplus)
+        fits = surplus <= after - first
+        rows.append(row[:first] + row[first + surplus :] if fits else None)
+        cut += fits and surplus > 0
     if cut:
         _LOG.warning(
             "%d of %d conversations have more than %d tokens; their prompts lose the beginning",

@@ -1,5 +1,6 @@
 """The tables of notebook 03: what ensembles of each kind disagree about, and whether that is right."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from scipy.stats import spearmanr
 from torch import Tensor
 from torch.nn import functional
 
-from vaalign_lib.conversation import conversation_ids
+from vaalign_lib.conversation import conversation_ids, fitting_ids
 from vaalign_lib.data import accuracy_by_category
 from vaalign_lib.policies.selection import gains
 from vaalign_lib.profiles import HeadTraining
@@ -39,6 +40,7 @@ from vaalign_lib.statistics import proportion
 from vaalign_lib.synthetic.world import SLOPES, World
 
 Array = NDArray[np.float64]
+_LOG = logging.getLogger(__name__)
 PAPER = "the paper's recipe"
 BACKBONES = "separate small backbones"
 TRAINED: dict[
@@ -462,14 +464,17 @@ def novelty_table(
 def ratings_table(
     study: Study, ensembles: Mapping[str, Heads], ratings: pd.DataFrame
 ) -> tuple[pd.DataFrame, list[str]]:
-    """Return variances between models and between people for rated responses, and their correlation."""
+    """Return variances between models and between people for rated responses, and their correlation.
+
+    Responses that the model cannot read whole are left out; a line of the log says how many.
+    """
     model, tokenizer = load_reward_model(study.reward_model)
-    ids = conversation_ids(
-        tokenizer,
-        ratings["prompt"].tolist(),
-        ratings["response"].tolist(),
-        longest(model, study.settings.max_length),
-    )
+    length = longest(model, study.settings.max_length)
+    rows = fitting_ids(tokenizer, ratings["prompt"].tolist(), ratings["response"].tolist(), length)
+    ids = [row for row in rows if row is not None]
+    if len(ids) < len(rows):
+        _LOG.warning("%d rated responses are longer than %d tokens", len(rows) - len(ids), length)
+        ratings = ratings[[row is not None for row in rows]]
     features, _ = features_and_scores(model, ids, "features, ratings")
     people = np.array([np.var(row, ddof=1) for row in ratings["ratings"]])
     tables, texts = [], []

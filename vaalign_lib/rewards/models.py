@@ -447,8 +447,10 @@ def write_features(folder: Path, part: str, max_length: int, model: Path, pairs:
     length = longest(network, max_length)
     found: dict[str, Tensor] = {}
     for side in ("chosen", "rejected"):
-        ids = conversation_ids(tokenizer, table["prompt"].tolist(), table[side].tolist(), length)
+        texts = table["prompt"].tolist(), table[side].tolist()
+        whole = conversation_ids(tokenizer, *texts, 10**9)
+        ids = conversation_ids(tokenizer, *texts, length)
         found[side], found[f"{side}_score"] = features_and_scores(network, ids, f"features, {part}")
-        found[f"{side}_cut"] = torch.tensor([len(row) >= length for row in ids])
+        found[f"{side}_cut"] = torch.tensor([len(row) > length for row in whole])
     found["head"] = head_of(network).weight[0].detach().float().cpu().clone()
     save_file(found, folder / "features.safetensors")
