@@ -6,8 +6,9 @@ import yaml
 from transformers import AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
+from vaalign_lib import profiles
 from vaalign_lib.paths import PROFILES
-from vaalign_lib.policy_study import GROUPS, plan, settings_key
+from vaalign_lib.policy_study import GROUPS, JUDGES, plan, settings_key
 from vaalign_lib.profiles import (
     LINEAR,
     MATCHED,
@@ -231,3 +232,15 @@ def test_what_profiles_know_of_groups_and_tiny_policies():
         if any((run.source, run.protocol) == ("ensemble", "independent") for run in groups[name])
     }
     assert TINY_TOKENS == CONTEXT
+
+
+def test_which_judges_a_group_asks_is_what_its_runs_ask():
+    for group, runs in GROUPS.items():
+        runs = [run for run in runs() if run.source in JUDGES]
+        simulated = any(
+            run.protocol != "shared" or run.widths != "rescaled" or run.disagreement != "none"
+            for run in runs
+        )
+        assert simulated == (group in profiles._SIMULATED), group
+        asked = {run.source for run in runs}
+        assert asked == (set(JUDGES) if group in profiles._ALL_JUDGES else {"judge-b"}), group

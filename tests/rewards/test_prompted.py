@@ -1,5 +1,6 @@
 """Prompted judges: what replies say, faults of every kind, nothing paid for twice, no key anywhere."""
 
+import asyncio
 import json
 import logging
 import multiprocessing
@@ -209,6 +210,7 @@ def test_what_comes_of_an_endpoints_behaviour(row, server, make, tmp_path, caplo
     assert (comes, server.asked["p\nq"]) == (row["comes"], row["asked"]), said
     assert all(str(word) in said for word in row.get("says", [])), said
     server.plan = {}  # mended: whatever the endpoint did is asked again, what the text did is not
+    judge = make(store=judge.store, refusals_say_nothing=True)
     ends = [1, 100] if comes == "refusal" else [20, 60]
     assert judge.judge(["p"], ["q"], np.zeros(1, dtype=int)).bounds.tolist() == [ends]
     assert SECRET not in said + caplog.text and server.strayed == []
@@ -411,6 +413,13 @@ def test_ctrl_c_ends_a_long_wait_and_keeps_what_came(server, tmp_path):
     assert "KeyboardInterrupt" in told and "asked again in 600 seconds" in told
     kept = {record.failure == "" for record in JudgementStore(tmp_path / "j.sqlite")}
     assert True in kept and process.returncode != 0
+
+
+def test_where_a_loop_runs_already_as_in_notebooks_a_judge_can_be_asked(server, make):
+    async def cell():
+        return make().records(["one", "two"])
+
+    assert {one.a for one in asyncio.run(cell()).values()} == {20}
 
 
 def test_how_long_an_endpoint_asks_to_wait():
