@@ -6,8 +6,9 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.complete
 PROFILE ?= embedded
 ARGS ?=
+TORCH := 2.13.0
 
-.PHONY: help setup reproduce test lab lock clean
+.PHONY: help setup install reproduce test lab lock clean
 
 help:
 	@sed -n '1,2p' Makefile | sed 's/^# //'
@@ -20,9 +21,15 @@ $(STAMP): pyproject.toml requirements.lock
 	  || { echo "Python 3.11 or newer is needed; this is $$($(PYTHON) -V). Name one: make PYTHON=python3.12 ..."; exit 1; }
 	@rm -f $(STAMP)
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	$(MAKE) install PYTHON=$(BIN)/python
 	@touch $(STAMP)
+
+# Into the environment of PYTHON. The lock is complete and has hashes of every platform's files; of torch,
+# which is not in it, the build that the index prefers is taken, with its CUDA libraries if it has any.
+install:
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements.lock
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check torch==$(TORCH)
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 
 reproduce: $(STAMP)
 	$(BIN)/vaalign reproduce --profile $(PROFILE) $(ARGS)
@@ -36,14 +43,14 @@ test: $(STAMP)
 lab: $(STAMP)
 	$(BIN)/jupyter lab --notebook-dir=notebooks --config=$(CURDIR)/notebooks/lab_config.py $(ARGS)
 
-# Pin anew what the ranges of pyproject.toml allow today, in a fresh environment.
-lock: clean
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet "$$(grep -oE 'torch>=[0-9.]+' pyproject.toml | sed 's/>=/==/').*" setuptools
-	$(BIN)/python -m pip install --quiet -e '.[test]'
-	$(BIN)/python -m pip freeze --all --exclude-editable | grep -v '^pip==' | sed 's/+cpu//' > requirements.lock
+# Pin anew what the ranges of pyproject.toml allow today, for all platforms, with hashes; torch: TORCH above.
+lock:
+	$(PYTHON) -m venv build/lock
+	build/lock/bin/python -m pip install --quiet uv
+	build/lock/bin/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes \
+	  --no-header --no-annotate --extra test --no-emit-package torch pyproject.toml -o requirements.lock
 
 # Only what make and its tests wrote: VENV goes if it is an environment.
 clean:
 	@test ! -f "$(VENV)/pyvenv.cfg" || rm -rf "$(VENV)"
-	rm -rf build/lib build/bdist.* vaalign.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf build/lib build/bdist.* build/lock vaalign.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

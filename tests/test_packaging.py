@@ -16,10 +16,22 @@ def canonical(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
+def locked() -> list[tuple[Requirement, list[str]]]:
+    """Return the requirements of the lock with the hashes of their files."""
+    text = (ROOT / "requirements.lock").read_text().replace("\\\n", "")
+    lines = [line.split("--hash=") for line in text.splitlines()]
+    return [(Requirement(first), [one.strip() for one in hashes]) for first, *hashes in lines]
+
+
 def pins() -> dict[str, str]:
-    lines = (ROOT / "requirements.lock").read_text().splitlines()
-    assert all(re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9.]+", line) for line in lines)
-    return {canonical(name): version for name, version in (line.split("==") for line in lines)}
+    environment = {"python_version": "3.11", "python_full_version": "3.11.7"}
+    names = {
+        canonical(one.name): str(one.specifier).removeprefix("==")
+        for one, _ in locked()
+        if one.marker is None or one.marker.evaluate(environment)
+    }
+    (torch,) = re.findall(r"^TORCH := ([\d.]+)$", (ROOT / "Makefile").read_text(), flags=re.M)
+    return names | {"torch": torch}
 
 
 def requirements() -> list[Requirement]:
@@ -34,9 +46,18 @@ def test_every_requirement_is_pinned_inside_its_range():
         assert version in requirement.specifier, f"{requirement} against the lock's {version}"
 
 
-def test_the_lock_names_no_build_of_torch():
-    assert "+" not in (ROOT / "requirements.lock").read_text()
-    assert not any(name.startswith("nvidia") for name in pins())
+def test_the_lock_leaves_the_build_of_torch_to_the_index():
+    names = {canonical(one.name) for one, _ in locked()}
+    assert "torch" not in names and not any(one.startswith(("nvidia", "triton")) for one in names)
+
+
+def test_every_file_of_the_lock_has_a_hash_and_one_version():
+    for one, hashes in locked():
+        assert re.fullmatch(r"==[\w.]+", str(one.specifier)), one
+        assert hashes and all(re.fullmatch("sha256:[0-9a-f]{64}", each) for each in hashes), one
+    files = {canonical(one.name): len(hashes) for one, hashes in locked()}
+    assert files["numpy"] > 20 and files["pyarrow"] > 20  # those of other platforms, too
+    assert {"appnope", "colorama", "pywinpty", "setuptools"} <= set(files)
 
 
 def test_the_running_environment_is_the_locked_one():
@@ -50,7 +71,7 @@ def test_conda_environment_uses_the_same_lock_and_python():
     content = yaml.safe_load((ROOT / "environment.yml").read_text())
     python = next(entry for entry in content["dependencies"] if str(entry).startswith("python"))
     assert content["channels"] == ["conda-forge"]
-    assert content["dependencies"][-1] == {"pip": ["-r requirements.lock", "-e ."]}
+    assert {"pip", "make"} <= set(content["dependencies"])  # what `make install` needs
     allowed, wanted = (
         SpecifierSet(PROJECT["requires-python"]),
         SpecifierSet(python.removeprefix("python")),

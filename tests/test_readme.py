@@ -4,7 +4,10 @@ import json
 import math
 import re
 
+import dask
+import distributed
 import pytest
+import yaml
 
 from tests.test_paper_profile import checkpoints, data_files
 from vaalign_lib.cli import _parser, main
@@ -25,7 +28,7 @@ def test_python_examples_run(code, tmp_path, monkeypatch):
 
 
 def test_the_example_profile_is_valid(tmp_path):
-    (text,) = re.findall(r"```yaml\n(.*?)```", README, flags=re.S)
+    (text,) = re.findall(r"```yaml\n(# mine.*?)```", README, flags=re.S)
     (tmp_path / "mine.yaml").write_text(text)
     for name in ("my_pairs.jsonl", "my_bench.jsonl", "my_prompts.jsonl"):
         (tmp_path / name).touch()
@@ -37,7 +40,7 @@ def test_the_example_profile_is_valid(tmp_path):
 
 
 def test_the_example_profile_needs_what_it_names_and_nothing_else(tmp_path, monkeypatch, capsys):
-    (text,) = re.findall(r"```yaml\n(.*?)```", README, flags=re.S)
+    (text,) = re.findall(r"```yaml\n(# mine.*?)```", README, flags=re.S)
     (tmp_path / "mine.yaml").write_text(text)
     models = checkpoints(tmp_path)
     (tmp_path / "my").mkdir()
@@ -89,3 +92,17 @@ def test_published_runs_are_committed():
     for profile in ("embedded", "extended"):
         for name in ("policies", "runs", "curves", "rewards"):
             assert (RESULTS / "runs" / profile / f"{name}.parquet").is_file()
+
+
+def test_the_dask_recipe_names_one_interface_and_demands_certificates():
+    (text,) = re.findall(r"```yaml\n(# /shared/dask.*?)```", README, flags=re.S)
+    settings = dask.config.merge(dask.config.config, yaml.safe_load(text))
+    with dask.config.set(settings):
+        security = distributed.Security()
+        assert dask.config.get("distributed.scheduler.allowed-failures") == 100
+    assert security.require_encryption and security.tls_ca_file == "/shared/dask.crt"
+    for role in ("scheduler", "worker", "client"):
+        named = security.get_tls_config_for_role(role)
+        assert (named["cert"], named["key"]) == ("/shared/dask.crt", "/shared/dask.key")
+    schedulers = re.findall(r"dask scheduler --.*", README)
+    assert len(schedulers) == 2 and all("--host" in one for one in schedulers)

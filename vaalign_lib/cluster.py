@@ -1,7 +1,7 @@
 """Long jobs on a dask.distributed cluster, instead of processes of this machine.
 
 All machines see the same run store, where checkpoints and results go. A job whose worker dies is given to
-another one, which goes on from the last checkpoint. Needs `pip install 'vaalign[cluster]'`.
+another one, which goes on from the last checkpoint. Needs `pip install -e '.[cluster]'`.
 """
 
 import queue
@@ -55,7 +55,7 @@ def run_jobs(
         import distributed
     except ImportError:
         raise ClusterError(
-            "dask.distributed is not installed; install it with `pip install 'vaalign[cluster]'`"
+            "dask.distributed is not installed; install it with `pip install -e '.[cluster]'`"
         ) from None
     reports: queue.Queue[int] = queue.Queue()
     mark = shared.resolve() / f".seen-{uuid.uuid4().hex}"

@@ -116,7 +116,7 @@ def write_tensorboard(log: pd.DataFrame, folder: str | Path) -> None:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         raise ModuleNotFoundError(
-            "TensorBoard is not installed; install it with `pip install 'vaalign[tensorboard]'`"
+            "TensorBoard is not installed; install it with `pip install -e '.[tensorboard]'`"
         ) from None
     for policy, rows in log.groupby("policy"):
         with SummaryWriter(str(Path(folder) / f"policy-{policy}")) as writer:
