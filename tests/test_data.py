@@ -467,7 +467,7 @@ def test_other_columns_and_absent_sets_are_told(hub):
     name = hub("some/other", pd.DataFrame([{"text": "x", "label": 1}]), "train")
     with pytest.raises(DataError, match=r"some/other, row 0: .* got text, label"):
         read_pairs(name)
-    with pytest.raises(DataError, match=r"split nope: .* cannot be loaded"):
+    with pytest.raises(DataError, match=r"split nope: cannot be loaded"):
         read_pairs(f"{name}@nope")
 
 

@@ -36,6 +36,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 from datasets import load_dataset
+from huggingface_hub import is_offline_mode
 
 from vaalign_lib.conversation import dialogue_text, prompt_text
 from vaalign_lib.hub import ask_hub
@@ -595,9 +596,10 @@ def _hub_records(name: str) -> Records:
     try:
         data = load_dataset(path, split=split)
     except Exception as error:
+        if is_offline_mode() and not Path(path).is_dir():
+            raise DataError(f"{name}: no such file, nor at hand from the hub (offline)") from error
         raise DataError(
-            f"{path}, split {split}: there is no such file, and from the hub it cannot be loaded "
-            f"({type(error).__name__}: {_one_line(error)}); name another split as owner/name@split, or "
-            "give the path of a file"
+            f"{path}, split {split}: cannot be loaded ({type(error).__name__}: {_one_line(error)}); "
+            "name another split as owner/name@split, or give the path of a file"
         ) from error
     return ((f"{name}, row {k}", row) for k, row in enumerate(data))
