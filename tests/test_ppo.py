@@ -372,7 +372,7 @@ def test_rewards_and_variances_are_standardized_on_the_references_responses():
     one = trainer(2, source, ["2", "3"], method=Method("variance_aware"), words=9, tokens=6)
     random = np.random.default_rng(0)
     log = trainer(2, source, ["2", "3"], method=Method("variance_aware"), words=9, tokens=6,
-                  batch_size=600, mini_batch_size=600, learning_rate=1e-12).train(1)  # fmt: skip
+                  batch_size=600, mini_batch_size=600, learning_rate=1e-10).train(1)  # fmt: skip
     assert abs(log["reward"].mean()) < 0.1 and abs(log["variance"].mean() - 1) < 0.05
     assert 7 < one.unit.scale < 20 and 9 < one.unit.variance < 70
     rewards, variances = random.normal(3, 2, 5000), random.gamma(2, 2, 5000)

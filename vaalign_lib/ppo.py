@@ -268,6 +268,14 @@ class Trainer:
         self.index: Policies = np.array([whole("policies", one, 0) for one in index])
         if self.index.shape != (stack.size,) or len(set(self.index.tolist())) != stack.size:
             raise ValueError(f"policies: expected {stack.size} different indices, got {policies}")
+        for name, value, kind in (
+            ("task", task, Task),
+            ("method", method, Method),
+            ("settings", settings, PPO),
+            ("sampling", sampling, Sampling),
+        ):
+            if not isinstance(value, kind):
+                raise ValueError(f"{name}: expected {kind.__name__}, got {type(value).__name__}")
         if critic not in get_args(Kind):
             raise ValueError(f"critic: expected one of {', '.join(get_args(Kind))}, got {critic!r}")
         method.check(settings)
@@ -314,7 +322,7 @@ class Trainer:
         Raises:
             ValueError: there are none to take, or the rate, which falls linearly, is 0 by then.
         """
-        last = self.settings.iterations if steps is None else self.done + steps
+        last = self.settings.iterations if steps is None else self.done + whole("steps", steps, 0)
         if last <= self.done:
             raise ValueError(f"steps: expected steps to take, all of {self.done} are done")
         if self.settings.schedule == "linear" and last > self.settings.iterations:
@@ -405,7 +413,16 @@ class Trainer:
 
     @torch.no_grad()
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Go back to a state of a trainer that was made with the same arguments."""
+        """Go back to a state of a trainer that was made with the same arguments.
+
+        Raises:
+            ValueError: the state is that of another trainer.
+        """
+        held = {f"weights.{name}": p for name, p in self._trained.items()} | {"beta": self.beta}
+        for name, tensor in held.items():
+            if name not in state or state[name].shape != tensor.shape:
+                got = tuple(state[name].shape) if name in state else "none"
+                raise ValueError(f"state: {name}: expected shape {tuple(tensor.shape)}, got {got}")
         for name, parameter in self._trained.items():
             parameter.copy_(state[f"weights.{name}"])
         self.beta = state["beta"].to(self.stack.device)
