@@ -3,11 +3,13 @@
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
 import uuid
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -49,23 +51,23 @@ def scheduler():
     process.wait(20)
 
 
-@pytest.fixture
-def add_worker(scheduler, tmp_path):
-    started = []
+@pytest.fixture(scope="module")
+def worker_called(scheduler, tmp_path_factory):
+    """Return a function that gives the worker process of a name, started now or before."""
+    started, folder = {}, tmp_path_factory.mktemp("workers")
 
-    def add(name):
-        command = [sys.executable, "-m", "distributed.cli.dask_worker", scheduler, "--name", name]
-        options = ["--nthreads", "1", "--no-nanny", "--no-dashboard", "--memory-limit", "0"]
-        place = ["--local-directory", str(tmp_path / name)]
-        log = (tmp_path / f"{name}.log").open("w")
-        process = subprocess.Popen(
-            [*command, *options, *place], stderr=log, stdout=log, env=ENVIRONMENT
-        )
-        started.append(process)
-        return process
+    def called(name):
+        if name not in started:
+            command = [sys.executable, "-m", "distributed.cli.dask_worker", scheduler]
+            options = ["--nthreads", "1", "--no-nanny", "--no-dashboard", "--memory-limit", "0"]
+            place = ["--name", name, "--local-directory", str(folder / name)]
+            with (folder / f"{name}.log").open("w") as log:
+                out = {"stderr": log, "stdout": log, "env": ENVIRONMENT}
+                started[name] = subprocess.Popen([*command, *options, *place], **out)
+        return started[name]
 
-    yield add
-    for process in started:
+    yield called
+    for process in started.values():
         process.kill()
         process.wait(20)
 
@@ -123,15 +125,14 @@ def save_always():
     policy_study.CHECKPOINT_SECONDS = 0.0
 
 
-def test_a_worker_may_die_and_another_join(scheduler, add_worker, tmp_path):
+def test_a_worker_may_die_and_another_join(scheduler, worker_called, tmp_path):
     profile, runs = small(), stacks()
     here = train_runs(RunStore(tmp_path / "here"), profile, 0, runs, os.cpu_count() or 1)
-    first = add_worker("first")
-    add_worker("second")
+    first, second = (worker_called(name) for name in ("first", "second"))
 
     def trouble():
         kill_when_busy(first, "first", scheduler, tmp_path / "there")
-        add_worker("third")
+        worker_called("third")
 
     thread = threading.Thread(target=trouble)
     thread.start()
@@ -149,7 +150,10 @@ def test_a_worker_may_die_and_another_join(scheduler, add_worker, tmp_path):
             pd.testing.assert_frame_equal(
                 log.drop(columns=seconds), theirs[name][1].drop(columns=seconds), check_exact=True
             )
-    assert not list((tmp_path / "there").glob(".seen-*"))
+    assert not list((tmp_path / "there").glob(".*"))
+    for process in (second, worker_called("third")):
+        process.kill()
+        process.wait(20)
 
 
 def job(folder, number):
@@ -160,23 +164,34 @@ def job(folder, number):
     return number, os.getpid()
 
 
-def test_jobs_go_to_the_workers_in_their_order_of_names(scheduler, add_worker, tmp_path):
-    process = add_worker("only")
+def test_no_workers_are_told_and_waited_for(scheduler, worker_called, tmp_path, monkeypatch):
+    monkeypatch.setattr(cluster, "LOOK_SECONDS", 0.2)
+    with pytest.warns(cluster.NoWorkersWarning, match=r"no workers: 1 jobs wait.*dask worker tcp"):
+        thread = threading.Timer(1, worker_called, ("only",))
+        thread.start()
+        found = run_jobs({"a": partial(job, tmp_path, 1)}, scheduler, 1, "jobs", tmp_path / "store")
+    assert found["a"][0] == 1
+
+
+def test_jobs_go_to_the_workers_in_their_order_of_names(scheduler, worker_called, tmp_path):
+    process = worker_called("only")
     jobs = {f"job {k}": partial(job, tmp_path, k) for k in range(5)}
     found = run_jobs(jobs, scheduler, 5, "jobs", tmp_path / "store")
     assert found == {f"job {k}": (k, process.pid) for k in range(5)}
 
 
-def test_what_fails_there_fails_here(scheduler, add_worker, tmp_path, monkeypatch):
-    add_worker("only")
+def test_what_fails_there_fails_here(scheduler, worker_called, tmp_path, monkeypatch):
+    worker_called("only")
     monkeypatch.setattr(cluster, "RETRIES", 1)
     with pytest.raises(ValueError, match="job -1"):
         run_jobs({"bad": partial(job, tmp_path, -1)}, scheduler, 1, "jobs", tmp_path / "store")
     assert len(list(tmp_path.glob("-1-*"))) == 2  # tried again once
 
 
-def test_workers_that_cannot_take_the_jobs_are_named(scheduler, add_worker, tmp_path, monkeypatch):
-    add_worker("only")
+def test_workers_that_cannot_take_the_jobs_are_named(
+    scheduler, worker_called, tmp_path, monkeypatch
+):
+    worker_called("only")
     monkeypatch.setattr(cluster, "code_key", lambda: "of another version")
     with pytest.raises(cluster.ClusterError, match="has another version of the library"):
         run_jobs({"one": partial(job, tmp_path, 1)}, scheduler, 1, "jobs", tmp_path / "store")
@@ -208,6 +223,59 @@ def test_nobody_answers(tmp_path, monkeypatch):
         cluster.ClusterError, match=r"no dask scheduler answers at tcp://127\.0\.0\.1:9"
     ):
         run_jobs({"one": partial(job, tmp_path, 1)}, "tcp://127.0.0.1:9", 1, "jobs", tmp_path)
+
+
+def test_a_scheduler_that_accepts_and_never_answers_is_given_up(tmp_path, monkeypatch):
+    monkeypatch.setattr(cluster, "CONNECT_SECONDS", 1)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"tcp://127.0.0.1:{silent.getsockname()[1]}"
+        started = time.monotonic()
+        with pytest.raises(cluster.ClusterError, match="no greeting within 1 seconds"):
+            run_jobs({"one": partial(job, tmp_path, 1)}, address, 1, "jobs", tmp_path / "store")
+        assert time.monotonic() - started < 5
+    assert not (tmp_path / "store").exists()
+
+
+CLIENT = """
+import sys
+from functools import partial
+from pathlib import Path
+from tests.test_cluster import endless
+from vaalign_lib.workers import run_jobs
+folder = Path(sys.argv[2])
+run_jobs({"one": partial(endless, folder)}, sys.argv[1], 1, "jobs", folder / "store")
+"""
+
+
+def endless(folder):
+    """Beat without ever reporting, as deep inside a trainer, deaf to ordinary exceptions."""
+    while True:
+        with suppress(Exception):
+            (folder / "beat").write_text(str(time.time()))
+            time.sleep(0.05)
+
+
+def test_jobs_end_with_their_client_and_the_next_client_need_not_wait(
+    scheduler, worker_called, tmp_path
+):
+    process = worker_called("only")
+    command = [sys.executable, "-c", CLIENT, scheduler, str(tmp_path)]
+    client = subprocess.Popen(command, env=ENVIRONMENT)
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "beat").exists():
+        assert time.monotonic() < deadline and client.poll() is None
+        time.sleep(0.1)
+    assert len(list((tmp_path / "store").glob(".seen.*"))) == 1
+    client.kill()
+    client.wait()
+    killed = time.monotonic()
+    found = run_jobs({"a": partial(job, tmp_path, 1)}, scheduler, 1, "jobs", tmp_path / "store")
+    assert time.monotonic() - killed < 20
+    assert found["a"] == (1, process.pid)  # in the same worker, alive
+    last = (tmp_path / "beat").read_text()
+    time.sleep(0.5)
+    assert (tmp_path / "beat").read_text() == last
+    assert not list((tmp_path / "store").glob(".*"))
 
 
 def test_notebooks_take_an_address_as_workers(tmp_path):

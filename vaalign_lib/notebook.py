@@ -30,6 +30,7 @@ from vaalign_lib.profiles import Profile, load_profile
 from vaalign_lib.published import Finding, printed_text, rule_of, rules, verdict
 from vaalign_lib.runs import RunStore, write_atomically
 from vaalign_lib.statistics import Estimate, rounded
+from vaalign_lib.workers import check_workers
 
 SIGNIFICANT_DIGITS = 10  # of tables; what lies below differs between processors
 
@@ -279,12 +280,7 @@ def start(
     loaded = load_profile(profile)
     if not isinstance(seed, int) or seed < 0:
         raise ValueError(f"seed: expected a whole number of at least 0, got {seed!r}")
-    address = isinstance(workers, str) and re.fullmatch(r"(\w+://)?[^\s/]+:\d+", workers)
-    if not address and (not isinstance(workers, int) or workers < 0):
-        raise ValueError(
-            "workers: expected a whole number of at least 0, or the address of a dask scheduler such as "
-            f"tcp://host:8786, got {workers!r}"
-        )
+    check_workers(workers, least=0)
     logging.basicConfig(level=logging.WARNING)
     _show_texts_as_texts()
     mpl.rcdefaults()  # figures do not follow the user's matplotlibrc

@@ -9,10 +9,9 @@ On real input the pairs come from a file or the hub, and there are no reference 
 import json
 import time
 from collections.abc import Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import cached_property
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Literal
 
@@ -40,7 +39,7 @@ from vaalign_lib.rewards.models import (
 )
 from vaalign_lib.runs import RunStore, content_key, content_of
 from vaalign_lib.synthetic.world import World
-from vaalign_lib.workers import be_quiet
+from vaalign_lib.workers import check_workers, start_processes
 
 PARTS = ("train", "held_out", "evaluation")
 TEMPERATURE, TOP_K, TOP_P = 1.5, 50, 0.9  # of the policies' responses; the first is Table 18's
@@ -72,11 +71,9 @@ def start_references(
     Returns:
         For each architecture the folder to come.
     """
-    pool = ProcessPoolExecutor(
-        max(1, min(workers - 1, len(architectures))),
-        mp_context=get_context("spawn"),
-        initializer=be_quiet,
-    )
+    check_workers(workers)
+    count = max(1, min(workers - 1, len(architectures)))
+    pool = start_processes(count, together=count + 1)
     futures = {one: pool.submit(reference, store, profile, seed, one) for one in architectures}
     pool.shutdown(wait=False)
     return futures

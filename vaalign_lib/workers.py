@@ -1,7 +1,12 @@
-"""Long jobs in processes of their own: one per core with one thread each, or one per GPU."""
+"""Long jobs in processes of their own: one per core with one thread each, or one per GPU.
+
+`start_processes` is the only place of the library that starts processes for its work: they end with the
+one that waits for them, however that ends.
+"""
 
 import multiprocessing
 import os
+import re
 import sys
 import threading
 import time
@@ -11,16 +16,18 @@ from contextlib import contextmanager
 from multiprocessing import get_context
 from pathlib import Path
 from queue import Empty
-from typing import Any, TypeVar
-
-import torch
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from vaalign_lib.progress import bar
-from vaalign_lib.trainers import silence_libraries
+
+if TYPE_CHECKING:
+    import torch  # elsewhere where it is needed: it takes seconds, in which a worker is to have its watch
 
 Name = TypeVar("Name")
 Result = TypeVar("Result")
 Report = Callable[[int], None]  # steps that were taken, or, if negative, that are to come besides
+
+ADDRESS = re.compile(r"(\w+://)?[^\s/]+:\d{1,5}")  # of a dask scheduler
 
 _steps: Any = None  # in a worker, where its reports go
 _together = 1  # in a worker, how many there are on this machine
@@ -29,11 +36,29 @@ _memory: int | None = None  # in a worker of a cluster, the bytes that it may ta
 
 def default_workers() -> int:
     """Return how many jobs this machine takes at a time: its GPUs if it has any, else its cores."""
+    import torch
+
     return torch.cuda.device_count() or os.cpu_count() or 1
 
 
-def device() -> torch.device:
+def check_workers(workers: object, least: int = 1) -> None:
+    """Refuse what is neither a number of processes nor the address of a dask scheduler.
+
+    Raises:
+        ValueError: it is something else, or fewer than `least`.
+    """
+    whole = isinstance(workers, int) and not isinstance(workers, bool) and workers >= least
+    if not whole and not (isinstance(workers, str) and ADDRESS.fullmatch(workers)):
+        raise ValueError(
+            f"workers: expected a whole number of at least {least}, or the address of a dask scheduler "
+            f"such as tcp://host:8786, got {workers!r}"
+        )
+
+
+def device() -> "torch.device":
     """Return the device of this process: workers share out the GPUs."""
+    import torch
+
     if not torch.cuda.is_available():
         return torch.device("cpu")
     identity = (
@@ -87,19 +112,19 @@ def run_jobs(
         shared: a folder that all workers see, here or elsewhere.
 
     Raises:
+        ValueError: `workers` is neither.
         Exception: what the first failing job raised; jobs that have not begun are given up.
     """
+    check_workers(workers)
     if not jobs:
         return {}
     if isinstance(workers, str):
         from vaalign_lib import cluster  # needs an optional package
 
         return cluster.run_jobs(workers, jobs, steps, description, shared)
-    context = get_context("spawn")
-    queue = context.Queue()
-    pool = ProcessPoolExecutor(
-        min(workers, len(jobs)), context, _begin, (queue, os.getpid(), max(1, workers))
-    )
+    queue = get_context("spawn").Queue()
+    threads = max(1, (os.cpu_count() or 1) // workers)
+    pool = start_processes(min(workers, len(jobs)), workers, threads, queue)
     try:
         futures = {pool.submit(job): name for name, job in jobs.items()}
         with shown(queue, steps, description):
@@ -110,6 +135,21 @@ def run_jobs(
         raise
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def start_processes(
+    count: int, together: int, threads: int = 1, queue: Any = None
+) -> ProcessPoolExecutor:
+    """Return processes that end when this one does.
+
+    Args:
+        count: of them.
+        together: how many share this machine, these included.
+        threads: of each.
+        queue: where their reports go.
+    """
+    given = (queue, os.getpid(), together, threads)
+    return ProcessPoolExecutor(count, get_context("spawn"), _begin, given)
 
 
 def _end(pool: ProcessPoolExecutor) -> None:
@@ -143,22 +183,23 @@ def shown(queue: Any, steps: int, description: str) -> Iterator[None]:
         thread.join(timeout=5)
 
 
-def be_quiet(threads: int = 1) -> None:
-    """Take few threads and show nothing: the output of a notebook belongs to its own process."""
+def _begin(queue: Any, parent: int, together: int, threads: int) -> None:
+    """Set up a worker: its share of the cores, silence, for the output of a notebook belongs to its own
+    process, and an end when nobody waits for it any more.
+    """
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    import torch
+
+    from vaalign_lib.trainers import silence_libraries
+
+    global _together
+    _together = together
+    report_to(queue)
     torch.set_num_threads(threads)
     silence_libraries()
     sys.stderr = sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - as long as the process
-
-
-def _begin(queue: Any, parent: int, workers: int) -> None:
-    """Set up a worker: its share of the cores, silence, and an end when nobody waits for it any more."""
-    global _together
-    _together = workers
-    report_to(queue)
-    be_quiet(max(1, (os.cpu_count() or 1) // workers))
     if torch.cuda.is_available():
         torch.cuda.set_device(device())  # also for models that ask for "cuda" without a number
-    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
 
 
 def _end_with(parent: int) -> None:
