@@ -277,9 +277,9 @@ def published(profile: Profile, seed: int, folder: Path = PUBLISHED) -> Results:
         DamagedError: a file is not what was published.
     """
     found = _empty()
-    for place in sorted(folder.glob("*/runs.parquet")):
-        read_record(place.parent)
-        results = read(place.parent, _origin(place.parent.name))
+    for place in sorted({path.parent for path in folder.glob("*/*.*")}):
+        read_record(place)
+        results = read(place, _origin(place.name))
         valid = [
             row["run"]
             for row in results.runs.to_dict("records")

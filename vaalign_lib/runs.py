@@ -28,6 +28,7 @@ from typing import Any
 
 import filelock
 import pandas as pd
+import xxhash
 
 PACKAGE = Path(__file__).resolve().parent
 RECORD = "run.json"  # of a finished folder
@@ -237,9 +238,9 @@ def _as_json(value: Any) -> Any:
 
 
 def file_hash(path: Path) -> str:
-    """Return the SHA-256 of a file."""
+    """Return the hash of all that a file holds: 128 bits of XXH3, ten times as quick as SHA-256."""
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        return hashlib.file_digest(file, xxhash.xxh3_128).hexdigest()
 
 
 _read: ContextVar[dict[Path, str] | None] = ContextVar("_read", default=None)
