@@ -103,6 +103,10 @@ def _reproduce(options: argparse.Namespace, profile: Profile, run_dir: Path) -> 
         )
     if (stopped := _before_starting(options, profile, run_dir)) is not None:
         return stopped
+    if options.dask:
+        from vaalign_lib import cluster  # here, for it takes seconds to import
+
+        cluster.connected(options.dask).close()
     outcomes = reproduce(
         profile,
         profile_source=_source(options.profile),
@@ -230,10 +234,19 @@ def _path(text: str) -> Path:
 
 
 def _whole(text: str) -> int:
-    number = int(text)
-    if number < 0:
-        raise argparse.ArgumentTypeError(f"expected a whole number of at least 0, got {text}")
-    return number
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 0, got {text!r}")
+    return int(text)
+
+
+def _address(text: str) -> str:
+    from vaalign_lib.workers import ADDRESS
+
+    if not ADDRESS.fullmatch(text):
+        raise argparse.ArgumentTypeError(
+            f"expected the address of a dask scheduler such as tcp://host:8786, got {text!r}"
+        )
+    return text
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -266,6 +279,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--dask",
         metavar="ADDRESS",
+        type=_address,
         default="",
         help="train the policies on a dask.distributed cluster, such as tcp://host:8786; its workers "
         "must see the run folder under the same path",

@@ -33,7 +33,7 @@ Name = TypeVar("Name")
 Result = TypeVar("Result")
 
 RETRIES = 3  # of a job that failed, for a worker may have lost its GPU or its disk
-CONNECT_SECONDS = 8  # until a scheduler must have answered
+CONNECT_SECONDS = 5  # until a scheduler must have answered
 LOOK_SECONDS = 5  # between looks whether the scheduler has workers
 WATCH_SECONDS = 1.0  # between a worker's looks whether its job is still wanted
 

@@ -15,9 +15,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import torch
 
-from vaalign_lib.data import EMBEDDED
+from vaalign_lib.data import EMBEDDED, DataError
 from vaalign_lib.paths import RESULTS
 from vaalign_lib.policy_study import (
     ENSEMBLE_ROW,
@@ -55,6 +56,11 @@ MEASURES = ("reward", "true_reward", "gold", "kl", "length", "variance", "penalt
 _FOUND = ["beta", "off", "attempts"]  # of runs whose coefficient was looked for
 _COSTS = ["table", "what", "seconds", "bytes"]
 _OF_A_RUN = [field.name for field in fields(Run)]
+_READ = {  # what results have at least
+    "policies": ["run", "policy", "true_reward"],
+    "runs": ["run", *_OF_A_RUN],
+    "curves": ["run", "step"],
+}
 
 
 @dataclass(frozen=True)
@@ -127,16 +133,33 @@ def read(folder: Path, origin: str) -> Results:
     """Read what `Results.write` has written; `origin` says where it came from.
 
     Raises:
-        FileNotFoundError: there are no policies, runs or curves; what reward models cost may be missing.
+        DataError: there are no policies, runs or curves, or they do not go together; what reward models
+            cost may be missing.
     """
-    names = ("policies", "runs", "curves")
-    if lacks := [f"{one}.parquet" for one in names if not (folder / f"{one}.parquet").is_file()]:
-        raise FileNotFoundError(f"results: {folder} has no {', '.join(lacks)}")
-    policies, runs, curves = (pd.read_parquet(folder / f"{name}.parquet") for name in names)
+    if lacks := [f"{one}.parquet" for one in _READ if not (folder / f"{one}.parquet").is_file()]:
+        raise DataError(f"results: {folder} has no {', '.join(lacks)}")
+    tables = {name: _table(folder / f"{name}.parquet", columns) for name, columns in _READ.items()}
+    policies, runs, curves = tables.values()
+    if runs["run"].duplicated().any():
+        raise DataError(f"{folder / 'runs.parquet'}: a run stands there twice; expected a row each")
+    if unknown := sorted({*policies["run"], *curves["run"]} - {*runs["run"]}, key=str):
+        raise DataError(f"{folder / 'runs.parquet'}: no row for {unknown[0]!r}, which has policies")
     costs = folder / "rewards.parquet"
-    rewards = pd.read_parquet(costs) if costs.is_file() else pd.DataFrame(columns=_COSTS)
+    rewards = _table(costs, _COSTS) if costs.is_file() else pd.DataFrame(columns=_COSTS)
     described = policies.merge(runs[["run", *_OF_A_RUN]], on="run", validate="many_to_one")
     return Results(described, runs.assign(origin=origin), curves, rewards)
+
+
+def _table(path: Path, columns: Sequence[str]) -> pd.DataFrame:
+    try:
+        table = pd.read_parquet(path)
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(f"{path}: no whole Parquet file: {error}") from None
+    if lacks := [name for name in columns if name not in table]:
+        raise DataError(
+            f"{path}: no column {', '.join(lacks)}; it has {', '.join(map(str, table))}"
+        )
+    return table
 
 
 @read_once()

@@ -72,6 +72,10 @@ def start_references(
         For each architecture the folder to come.
     """
     check_workers(workers)
+    if isinstance(workers, str):
+        raise ValueError(
+            f"workers: expected a number of processes of this machine, got {workers!r}"
+        )
     count = max(1, min(workers - 1, len(architectures)))
     pool = start_processes(count, together=count + 1)
     futures = {one: pool.submit(reference, store, profile, seed, one) for one in architectures}

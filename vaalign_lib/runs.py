@@ -99,6 +99,15 @@ def new_folder(path: Path) -> Iterator[Path]:
         replace_folder(temporary, path)
 
 
+def _make_folder(path: Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise NotADirectoryError(
+            f"{path} cannot be a folder, for there is a file; name another one"
+        ) from None
+
+
 def _new_file(**place: Any) -> str:
     descriptor, path = tempfile.mkstemp(**place)
     os.close(descriptor)
@@ -114,7 +123,7 @@ def unfinished(path: Path, make: Callable[..., str] = _new_file) -> Iterator[Pat
     Raises:
         DiskFullError: there is no room.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    _make_folder(path.parent)
     with full_disk_named(path.parent):
         temporary, held = _claimed(partial(make, dir=path.parent, prefix=f".{path.name}."))
         try:
@@ -205,10 +214,7 @@ def locked(run_dir: Path, wait: float = 0) -> Iterator[None]:
     Raises:
         RunDirectoryBusyError: another process holds it.
     """
-    try:
-        run_dir.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError):
-        raise NotADirectoryError(f"{run_dir} is not a folder; name one, there or not") from None
+    _make_folder(run_dir)
     lock = filelock.FileLock(run_dir / ".lock")
     try:
         lock.acquire(timeout=wait)
