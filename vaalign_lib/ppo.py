@@ -143,11 +143,13 @@ class Method:
     standardized: bool = True
 
     def check(self, settings: PPO) -> None:
-        """Refuse an objective whose gradient is not that of a penalty's kind.
+        """Refuse a strength beyond its range, and an objective whose gradient is not a penalty's.
 
         The gradient of E[sigma^2 f(ln(pi / pi_0))] has beside the penalty's own the term sigma^2 f';
         it is sigma^2, which `variance_aware_exact` adds, for the log ratio itself only.
         """
+        if self.objective == "reward_robust" and np.any(np.asarray(self.strength) > 1):
+            raise ValueError(f"strength: expected 0 to 1 for reward_robust, got {self.strength}")
         if self.objective == "variance_aware_exact" and settings.kl_penalty != "kl":
             raise ValueError(
                 "objective: variance_aware_exact has the gradient of kl_penalty 'kl' only, got "
@@ -268,22 +270,11 @@ class Trainer:
         self.index: Policies = np.array([whole("policies", one, 0) for one in index])
         if self.index.shape != (stack.size,) or len(set(self.index.tolist())) != stack.size:
             raise ValueError(f"policies: expected {stack.size} different indices, got {policies}")
-        for name, value, kind in (
-            ("task", task, Task),
-            ("method", method, Method),
-            ("settings", settings, PPO),
-            ("sampling", sampling, Sampling),
-        ):
-            if not isinstance(value, kind):
-                raise ValueError(f"{name}: expected {kind.__name__}, got {type(value).__name__}")
-        if critic not in get_args(Kind):
-            raise ValueError(f"critic: expected one of {', '.join(get_args(Kind))}, got {critic!r}")
-        method.check(settings)
+        self._check_kinds(critic)
         self.beta = self._each("beta", method.beta, settings.init_kl_coef)
         self.strength = self._each("strength", method.strength, 1.0)
         self.rate = self._each("learning_rate", method.learning_rate, settings.learning_rate)
-        if method.objective == "reward_robust" and bool((self.strength > 1).any()):
-            raise ValueError(f"strength: expected 0 to 1 for reward_robust, got {method.strength}")
+        method.check(settings)
         self.reference = ReferencePolicy(stack if reference is None else reference, stack.precision)
         if (known := self.reference.config.vocab_size) != stack.config.vocab_size:
             raise ValueError(
@@ -300,6 +291,18 @@ class Trainer:
         self._trained = stack.parameters() | self.critic.parameters()
         self._parameters = list(self._trained.values())
         self._optimizer = _Adam(self._parameters, self.rate, settings.adam_betas)
+
+    def _check_kinds(self, critic: str) -> None:
+        for name, kind in {
+            "task": Task,
+            "method": Method,
+            "settings": PPO,
+            "sampling": Sampling,
+        }.items():
+            if not isinstance(value := getattr(self, name), kind):
+                raise ValueError(f"{name}: expected {kind.__name__}, got {type(value).__name__}")
+        if critic not in get_args(Kind):
+            raise ValueError(f"critic: expected one of {', '.join(get_args(Kind))}, got {critic!r}")
 
     def _each(self, name: str, value: float | Sequence[float] | None, default: float) -> Tensor:
         """Return one number per policy (N,)."""
