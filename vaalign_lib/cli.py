@@ -280,7 +280,6 @@ def _parser() -> argparse.ArgumentParser:
         "--dask",
         metavar="ADDRESS",
         type=_address,
-        default="",
         help="train the policies on a dask.distributed cluster, such as tcp://host:8786; its workers "
         "must see the run folder under the same path",
     )
