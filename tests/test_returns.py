@@ -88,7 +88,7 @@ def test_risk_carries_the_error_of_the_bar():
 
 @pytest.mark.parametrize("size", [10, 80])
 def test_the_decomposition_covers(size):
-    random, repeats = np.random.default_rng(6), 600
+    random, repeats = np.random.default_rng(6), 500
     covered = dict.fromkeys(("total", "training", "noise"), 0)
     for _ in range(repeats):
         errors = np.sqrt(0.1 * random.gamma(4, 1 / 4, size))
@@ -108,7 +108,7 @@ def test_the_decomposition_knows_errors_that_are_all_alike():
 
 
 def test_the_test_of_training_variances_keeps_its_size_where_f_of_totals_does_not():
-    random, p_values, of_totals, repeats = np.random.default_rng(7), [], [], 1000
+    random, p_values, of_totals, repeats = np.random.default_rng(7), [], [], 700
     for _ in range(repeats):
         a, b = stack(random, 80, 0.2, 0.05), stack(random, 80, 0.2, 0.3)
         p_values.append(training_variance_test(a, b).p)

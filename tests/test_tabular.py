@@ -384,13 +384,16 @@ def test_constrained_policy_matches_a_general_solver(seed):
         {"type": "eq", "fun": lambda z: unpack(z).sum(-1)[0] - 1},
         {
             "type": "ineq",
-            "fun": lambda z: epsilon - weighted_kl(unpack(z), reference, variances, weights)[0],
+            "fun": lambda z: (
+                epsilon
+                - (variances * unpack(z) * np.log(unpack(z) / reference)).sum(-1)[0] @ weights
+            ),
         },
     ]
     best = max(
         (
             minimize(
-                lambda z: -(weights * expected_reward(unpack(z), estimates)).sum(),
+                lambda z: -(unpack(z) * estimates).sum(-1)[0] @ weights,
                 rng.dirichlet(np.full(3, 5.0), 2).ravel(),
                 bounds=[(1e-9, 1)] * 6,
                 constraints=constraints,

@@ -458,10 +458,8 @@ def paired_brown_forsythe(first: ArrayLike, second: ArrayLike) -> float:
 
 
 def holm(p_values: ArrayLike) -> np.ndarray:
-    """Return Holm's adjusted p-values.
-
-    As those of statsmodels, which collects garbage at every call.
-    """
+    """Return Holm's adjusted p-values."""
+    # not by statsmodels, which collects garbage at every call: a second where models are in memory
     p_values = numbers("p_values", p_values, axes=1, at_least=0, at_most=1)
     order = np.argsort(p_values)
     stepped = p_values[order] * np.arange(p_values.size, 0, -1)
