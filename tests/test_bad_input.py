@@ -34,7 +34,7 @@ from vaalign_lib import cli
 from vaalign_lib.paths import ROOT
 
 SECONDS = 10  # that a refusal may take
-LONGEST = 1000  # characters of a message
+LONGEST = 3000  # characters of a message
 AT_LEAST = 300  # rows in all
 KEYS = {"case", "call", "command", "profile", "files", "prepare", "error", "exit", "says"}
 AS_PROCESSES = (

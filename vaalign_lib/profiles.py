@@ -31,8 +31,7 @@ LARGEST_CONTENT = 10_000  # values, those that an alias stands for counted each 
 SHOWN_PROBLEMS = 4  # of a profile, in one line
 OURS = ("embedded", "tiny", "tiny-gemma", "gold")  # what these name is made here
 TINY_TOKENS = 64  # of prompt and response together, that a tiny policy can tell apart
-_HUB_MODEL = re.compile(r"(\w[\w.-]{0,95}/)?\w[\w.-]{0,95}", re.ASCII)
-_HUB_DATA = re.compile(r"\w[\w.-]{0,95}/\w[\w.-]{0,95}(@[\w.-]+)?", re.ASCII)
+_HUB_NAME = re.compile(r"(\w[\w.-]{0,95}/)?\w[\w.-]{0,95}(@[\w.-]+)?", re.ASCII)
 _FILE_NAME = re.compile(
     r".*\.(jsonl?|ndjson|[ct]sv|xlsx|parquet|arrow|txt|gz|zst|bz2|xz|zip|tar|safetensors|bin|pt|gguf)",
     re.IGNORECASE,
@@ -77,7 +76,7 @@ Scheduler = Literal["cosine", "constant"]
 
 def _named(word: str, folders: bool) -> AfterValidator:
     """Accept our own word, a name on the hub, or a file, or folder, that is there."""
-    kind, hub = ("folder", _HUB_MODEL) if folders else ("file", _HUB_DATA)
+    kind = "folder" if folders else "file"
 
     def check(value: str) -> str:
         expected = f"expected {word}, a name on the hub, or a {kind}"
@@ -86,16 +85,20 @@ def _named(word: str, folders: bool) -> AfterValidator:
         if value in OURS:
             raise ValueError(f"{expected}, got {value!r}, which is made here for something else")
         path = Path(value)
-        if path.is_absolute() and _exists(path):
+        if value and _exists(path):
             if folders != path.is_dir():
                 raise ValueError(f"{expected}; {path} is a {'file' if folders else 'folder'}")
             if folders and not (path / "config.json").is_file():
                 raise ValueError(f"{expected}; {path} has no config.json")
-        elif not hub.fullmatch(value) or _FILE_NAME.fullmatch(value):
+        elif not _is_hub_name(value) or not (folders or "/" in value):
             raise ValueError(f"{expected}; there is no such {kind}: {value!r:.200}")
         return value
 
     return AfterValidator(check)
+
+
+def _is_hub_name(value: str) -> bool:
+    return bool(_HUB_NAME.fullmatch(value)) and not _FILE_NAME.fullmatch(value)
 
 
 def _exists(path: Path) -> bool:
@@ -628,9 +631,14 @@ def _from_folder(content: dict[str, Any], folder: Path) -> None:
         if not isinstance(place, dict):
             continue
         for name in list(place) if key == "*" else [key] if key in place else []:
-            named = isinstance(place[name], str) and place[name] not in ("", *OURS)
-            if named and _exists(folder / place[name]):
-                place[name] = str((folder / place[name]).resolve())
+            value = place[name]
+            if not isinstance(value, str) or value in ("", *OURS):
+                continue
+            path = folder.resolve() / value
+            if _exists(path):
+                place[name] = str(path.resolve())
+            elif not _is_hub_name(value):
+                place[name] = str(path)
 
 
 def local_files(profile: Profile) -> dict[str, Any]:
