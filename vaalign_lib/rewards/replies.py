@@ -14,8 +14,8 @@ _A, _B = (
     for letter, word, short in (("a", "low(?:er)?", "min"), ("b", "(?:upp|high)(?:er)?", "max"))
 )
 _VALUE = r"\+?(\d{1,9}(?:\.\d{1,20})?)(?![^\W_]|[.,_'’]\d|[.\s]*[%‰°²³½])"
-_DECOR = r"[\s*_`'\"“”„«»()\[\]{}\\$#>|]*"  # that means nothing
-_END = r"[ \t*_`'\"“”„«»)\]}\\$|.,;!]*"
+_DECOR = r"[\s*_`'\"“”„«»()\[\]{}\\$#>|]{0,40}"  # that means nothing
+_END = r"[ \t*_`'\"“”„«»)\]}\\$|.,;!]{0,40}"
 _ASIDE = r"(?:\([^()\d]*\))?"
 _IS = r"(?:[:=|≈~→]|-+>|=>|\bis\b|\bequals\b|[ ]-+[ ])"
 _FROM_TO = (  # a dash with a space on one side only is a sign
@@ -24,6 +24,9 @@ _FROM_TO = (  # a dash with a space on one side only is a sign
 )
 _REASONING = r"(think|thinking|reasoning)"
 _SAME = {"٫": ".", "٬": ",", "、": ",", "。": ".", "〜": "~"} | dict.fromkeys("‐‑‒–—―−﹣", "-")
+
+
+LONGEST = 50_000  # characters of a reply that is read, reasoning included
 
 
 class ReplyError(ValueError):
@@ -62,6 +65,8 @@ def shortened(text: str, length: int = 80) -> str:
 
 def _plain(reply: str, highest: float) -> str:
     """Return what a reply says without its reasoning, in ASCII digits, signs and spaces."""
+    if len(reply) > LONGEST:
+        raise ReplyError(f"expected a short reply, got {len(reply)} characters")
     text = re.sub(rf"<{_REASONING}>.*?</\1>", " ", reply, flags=re.DOTALL | re.IGNORECASE)
     text = re.split(rf"</(?:{_REASONING})>", text, flags=re.IGNORECASE)[-1]  # begun in the prompt
     if re.search(rf"<{_REASONING}>", text, re.IGNORECASE):
@@ -71,10 +76,9 @@ def _plain(reply: str, highest: float) -> str:
     if re.search(r"<a>", text, re.IGNORECASE) and re.search(r"<b>", text, re.IGNORECASE):
         text = re.sub(r"<([ab])>", r" \1: ", text, flags=re.IGNORECASE)
     text = re.sub(r"</?[a-z][^<>\d\n]*>|\\(?:boxed|mathbf)\b", " ", text, flags=re.IGNORECASE)
-    scale = r"\bscale (?:of|from) 1(?: to |-| - )R\b|1 ?(?:≤|<=) ?a ?< ?b ?(?:≤|<=) ?R\b"
-    return re.sub(
-        scale.replace("R", f"{highest:g}") + r"(?![.,]\d)", " ", text
-    )  # the prompt's words
+    asked = r"\bscale (?:of|from) 1(?: to |-| - )R\b|1 ?(?:≤|<=) ?a ?< ?b ?(?:≤|<=) ?R\b"
+    asked = asked.replace("R", f"{highest:g}") + r"(?![.,]\d)"
+    return re.sub(asked, " ", text)  # the prompt's words
 
 
 def _character(one: str) -> str:
@@ -130,10 +134,9 @@ def _named(text: str, highest: float) -> dict[str, str]:
     )
     values: dict[str, set[float]] = {"a": set(), "b": set()}
     said: dict[str, str] = {}
+    both = re.compile(rf"(?<![^\W_]){_A}[ ,&/-]+(?:and +)?\Z", re.IGNORECASE)
     for match in statement.finditer(text):
-        if match[2] and re.search(
-            rf"(?<![^\W_]){_A}[ ,&/-]+(?:and +)?\Z", text[: match.start()], re.I
-        ):
+        if match[2] and both.search(text[max(0, match.start() - 40) : match.start()]):
             continue  # of "a, b: 30, 70"
         name = "a" if match[1] else "b"
         values[name].add(float(match[3]))
