@@ -71,7 +71,7 @@ def in_the_store(root):
 
 def publish_into(folder):
     about = {"run": RUN.name, **asdict(RUN)}
-    policies = pd.DataFrame([about | {"policy": 0, "kl": 1.0}])
+    policies = pd.DataFrame([about | {"policy": 0, "kl": 1.0, "true_reward": 0.0}])
     settings = policy_study.settings_key(SMOKE, 0, RUN)
     table = pd.DataFrame([about | {"origin": "", "key": "k", "settings": settings}])
     curves = pd.DataFrame({"run": [RUN.name], "step": [1]})
