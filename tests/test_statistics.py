@@ -116,6 +116,8 @@ def test_a_paired_test_sees_what_the_other_misses():
     b = 1.15 * a + 0.05 * random.normal(size=80)
     assert paired_brown_forsythe(a, b) < 1e-6 and brown_forsythe([a], [b]) > 0.05
     null = [paired_brown_forsythe(*random.normal(size=(2, 80))) for _ in range(1000)]
+    assert paired_brown_forsythe([0.1, 0.4], [0.3, 0.9]) == 1  # smallest stacks say nothing
+    assert brown_forsythe([[0.1, 0.4]], [[0.3, 0.9]]) == 1
     assert 0.03 < np.mean(np.array(null) < 0.05) < 0.07
 
 

@@ -431,7 +431,8 @@ def brown_forsythe(first: Sequence[ArrayLike], second: Sequence[ArrayLike]) -> f
     """Return the p-value of Brown and Forsythe's test that two methods spread alike.
 
     It is about total variances, with whatever noise is in them, and takes the methods to be independent:
-    where policies of both share random numbers, it is conservative.
+    where policies of both share random numbers, it is conservative. Of two values on each side it is 1:
+    two values are always as far from their median.
 
     Args:
         first: values of one method, a vector for each stack; deviations are taken from its median.
@@ -443,14 +444,21 @@ def brown_forsythe(first: Sequence[ArrayLike], second: Sequence[ArrayLike]) -> f
         if not vectors:
             raise ValueError("first, second: expected at least one stack of each")
         sides.append(np.concatenate([np.abs(one - np.median(one)) for one in vectors]))
+    if all(one.size == 2 and one.any() for one in sides):
+        return 1.0
     if all(np.ptp(one) == 0 for one in sides):
         raise ValueError(f"first, second: {_NO_SPREAD}")
     return float(f_oneway(*sides).pvalue)
 
 
 def paired_brown_forsythe(first: ArrayLike, second: ArrayLike) -> float:
-    """Return the p-value of the same question for pairs: a t test of the differences of deviations."""
+    """Return the p-value of the same question for pairs: a t test of the differences of deviations.
+
+    Of two pairs it is 1: two values are always as far from their median.
+    """
     a, b = _pairs("first", first, "second", second)
+    if a.size == 2:
+        return 1.0
     gaps = np.abs(a - np.median(a)) - np.abs(b - np.median(b))
     if np.ptp(gaps) == 0:
         raise ValueError("first, second: deviations differ by the same everywhere; nothing to test")
