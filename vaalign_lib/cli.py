@@ -26,6 +26,7 @@ from vaalign_lib.reproduce import (
 from vaalign_lib.run_folder import RunFolderError, check, opened
 from vaalign_lib.runs import PlanError, RunDirectoryBusyError, RunStore, content_key
 from vaalign_lib.summary import write_into_readme
+from vaalign_lib.workers import check_workers
 
 _WITH_MODELS = ("03_ensemble_disagreement", "04_ppo_runs", "05_statistics")
 
@@ -92,6 +93,9 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _reproduce(options: argparse.Namespace, profile: Profile, run_dir: Path) -> int:
+    names = [name for name, _ in options.set]
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise _UsageError(f"--set: {', '.join(sorted(twice))} twice; say it once")
     if options.from_results and (profile.name != PUBLISHED_PROFILE or options.seed or options.set):
         raise _UsageError(
             f"--from-results: published are the results of profile {PUBLISHED_PROFILE} with seed 0 and "
@@ -215,9 +219,11 @@ def _run_dir(options: argparse.Namespace, profile: Profile) -> Path:
 
 
 def _setting(text: str) -> tuple[str, str]:
-    name, equals, value = text.partition("=")
-    if not equals or not name.isidentifier():
+    name, _, value = text.partition("=")
+    if not value or not name.isidentifier():
         raise argparse.ArgumentTypeError(f"expected NAME=VALUE, got {text!r}")
+    if not Path(value).exists() and value.startswith(("/", "./", "../", "~")):
+        raise argparse.ArgumentTypeError(f"{name}: there is no {value}")
     exists = (Path(value).exists() and "/" in value) or Path(value).is_file()
     return name, str(Path(value).resolve()) if exists else value
 
@@ -231,6 +237,14 @@ def _path(text: str) -> Path:
     if not text.strip() or "\0" in text:
         raise argparse.ArgumentTypeError(f"expected the name of a folder, got {text!r}")
     return Path(text)
+
+
+def _address(text: str) -> str:
+    try:
+        check_workers(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error).partition(", or the ")[2]) from None
+    return text
 
 
 def _whole(text: str) -> int:

@@ -29,6 +29,7 @@ from vaalign_lib.runs import (
     replace_folder,
     write_atomically,
 )
+from vaalign_lib.workers import check_workers
 
 EXECUTED, PAGE, FINDINGS = "executed.ipynb", "page.html", "findings.json"
 FROM_RESULTS = (
@@ -115,13 +116,13 @@ def notebooks() -> list[Notebook]:
 
 
 def select(only: str | None) -> list[Notebook]:
-    """Return the notebooks that a list such as "01,02" or "01_bandit" names; all if it is empty.
+    """Return the notebooks that a list such as "01,02" or "01_bandit" names; all if it is None.
 
     Raises:
         UnknownNotebookError: a name fits none.
     """
     everything = notebooks()
-    if not only:
+    if only is None:
         return everything
     wanted = [part.strip() for part in only.split(",")]
     for part in wanted:
@@ -222,7 +223,7 @@ def reproduce(
     Args:
         profile: the validated profile.
         profile_source: the name or path it came from, handed to the notebooks.
-        only: numbers or names of notebooks, separated by commas; all if empty.
+        only: numbers or names of notebooks, separated by commas; None: all.
         workers: processes for long work, 0 means one per core; or the address of a dask scheduler.
         run_dir: the run folder.
         seed: of the study.
@@ -239,8 +240,10 @@ def reproduce(
         RunFolderError: it is a folder of other things.
         UnknownNotebookError: `only` names a notebook that does not exist.
         UnknownParameterError: a selected notebook has no such parameter.
+        ValueError: `workers` is neither a number nor an address.
     """
     chosen, run_dir, settings = select(only), run_dir.resolve(), dict(settings or {})
+    check_workers(workers, least=0)
     for notebook in chosen:
         notebook.check_parameters(settings)
     outcomes: list[Outcome] = []

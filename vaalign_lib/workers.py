@@ -27,7 +27,7 @@ Name = TypeVar("Name")
 Result = TypeVar("Result")
 Report = Callable[[int], None]  # steps that were taken, or, if negative, that are to come besides
 
-ADDRESS = re.compile(r"(\w+://)?[^\s/]+:\d{1,5}")  # of a dask scheduler
+ADDRESS = re.compile(r"((tcp|tls|ucx|wss?)://)?[^\s/]+:\d{1,5}")  # of a dask scheduler
 
 _steps: Any = None  # in a worker, where its reports go
 _together = 1  # in a worker, how many there are on this machine

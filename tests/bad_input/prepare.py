@@ -110,3 +110,9 @@ def data_files(folder: Path) -> None:
     whole = (folder / "numbers.parquet").read_bytes()
     (folder / "cut.parquet").write_bytes(whole[: len(whole) // 2])
     (folder / "folder.jsonl").mkdir()
+
+
+def link_loop(folder):
+    """A link to itself, a generator for links are not copied."""
+    (folder / "loop").symlink_to(folder / "loop")
+    yield
