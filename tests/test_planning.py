@@ -114,9 +114,14 @@ def test_no_more_prompts_are_counted_than_a_file_holds(tmp_path, monkeypatch):
     assert counted["responses"] == 3 * SMOKE.policies.evaluation.samples * SMOKE.policies.count
 
 
-def test_hours_are_never_less_than_the_longest_runs():
-    assert planning._hours(pd.Series([3600.0, 7200.0, 3600.0]), 2) == 2
-    assert planning._hours(pd.Series([36000.0, 7200.0]), 8) == 10
+def test_time_is_never_less_than_the_longest_runs():
+    assert planning._seconds(pd.Series([3600.0, 7200.0, 3600.0]), 2) == 7200
+    assert planning._seconds(pd.Series([36000.0, 7200.0]), 8) == 36000
+
+
+def test_time_is_said_as_people_say_it():
+    said = [planning._time(value) for value in (0.4572, 110, 600, 9000, 259200)]
+    assert said == ["0.457 seconds", "110 seconds", "10 minutes", "2.5 hours", "3 days"]
 
 
 def test_the_command(tmp_path, capsys):

@@ -198,22 +198,30 @@ def in_words(table: pd.DataFrame, workers: int) -> str:
     ]
     if len(left):
         shown = left.drop(columns="state").copy()
-        shown["hours"] = shown.pop("seconds") / 3600
+        shown["time"] = shown.pop("seconds").map(_time)
         shown = shown.rename(columns={"gigabytes": "memory GB", "disk": "disk GB"})
         lines.append(shown.to_string(index=False, float_format=lambda value: f"{value:.3g}"))
         lines.append(
             f"together: {left['policies'].sum()} policies, {left['steps'].sum()} steps, "
             f"{left['responses'].sum():,} responses to judge, at most {left['calls'].sum():,} paid "
-            f"calls, about {_hours(left['seconds'], workers):.3g} hours with {workers} at a time"
+            f"calls, about {_time(_seconds(left['seconds'], workers))} with {workers} at a time"
             f"{' beside the time of the judges' if left['calls'].any() else ''}, about "
             f"{left['disk'].sum():.3g} GB on disk"
         )
     return "\n".join(lines)
 
 
-def _hours(seconds: pd.Series, workers: int) -> float:
-    """Return the hours of runs that share workers; none can be split over two."""
-    return float(max(seconds.sum() / max(workers, 1), seconds.max()) / 3600)
+def _seconds(seconds: pd.Series, workers: int) -> float:
+    """Return the seconds of runs that share workers; none can be split over two."""
+    return float(max(seconds.sum() / max(workers, 1), seconds.max()))
+
+
+def _time(seconds: float) -> str:
+    """Return seconds in the unit in which people say them."""
+    for unit, length in (("days", 86400), ("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.3g} {unit}"
+    return f"{seconds:.3g} seconds"
 
 
 # --- shown once before anything starts ----------------------------------------------------------------
