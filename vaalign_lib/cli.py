@@ -26,7 +26,6 @@ from vaalign_lib.reproduce import (
 from vaalign_lib.run_folder import RunFolderError, check, opened
 from vaalign_lib.runs import PlanError, RunDirectoryBusyError, RunStore, content_key
 from vaalign_lib.summary import write_into_readme
-from vaalign_lib.workers import check_workers
 
 _WITH_MODELS = ("03_ensemble_disagreement", "04_ppo_runs", "05_statistics")
 
@@ -237,14 +236,6 @@ def _path(text: str) -> Path:
     if not text.strip() or "\0" in text:
         raise argparse.ArgumentTypeError(f"expected the name of a folder, got {text!r}")
     return Path(text)
-
-
-def _address(text: str) -> str:
-    try:
-        check_workers(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error).partition(", or the ")[2]) from None
-    return text
 
 
 def _whole(text: str) -> int:

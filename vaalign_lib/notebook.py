@@ -239,7 +239,7 @@ def quoted(text: str) -> str:
 def _show_texts_as_texts() -> None:
     """Escape HTML wherever tables and Markdown are shown, which may hold names that are not ours."""
     pd.set_option("styler.format.escape", "html")
-    if (shell := get_ipython()) is not None:
+    if (shell := get_ipython()) is not None and shell.display_formatter is not None:
         formatters = shell.display_formatter.formatters
         formatters["text/html"].for_type(Styler, _table_html)
         formatters["text/markdown"].for_type(Markdown, _without_tags)
