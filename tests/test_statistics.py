@@ -117,6 +117,7 @@ def test_a_paired_test_sees_what_the_other_misses():
     assert paired_brown_forsythe(a, b) < 1e-6 and brown_forsythe([a], [b]) > 0.05
     null = [paired_brown_forsythe(*random.normal(size=(2, 80))) for _ in range(1000)]
     assert paired_brown_forsythe([0.1, 0.4], [0.3, 0.9]) == 1  # smallest stacks say nothing
+    assert paired_brown_forsythe([1.0, 2.0, 4.0], [1.0, 2.0, 4.0]) == 1  # nor do equal ones
     assert brown_forsythe([[0.1, 0.4]], [[0.3, 0.9]]) == 1
     assert 0.03 < np.mean(np.array(null) < 0.05) < 0.07
 

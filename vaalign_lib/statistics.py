@@ -454,12 +454,12 @@ def brown_forsythe(first: Sequence[ArrayLike], second: Sequence[ArrayLike]) -> f
 def paired_brown_forsythe(first: ArrayLike, second: ArrayLike) -> float:
     """Return the p-value of the same question for pairs: a t test of the differences of deviations.
 
-    Of two pairs it is 1: two values are always as far from their median.
+    Of equal deviations it is 1, and of two pairs: two values are always as far from their median.
     """
     a, b = _pairs("first", first, "second", second)
-    if a.size == 2:
-        return 1.0
     gaps = np.abs(a - np.median(a)) - np.abs(b - np.median(b))
+    if a.size == 2 or not gaps.any():
+        return 1.0
     if np.ptp(gaps) == 0:
         raise ValueError("first, second: deviations differ by the same everywhere; nothing to test")
     return float(ttest_rel(np.abs(a - np.median(a)), np.abs(b - np.median(b))).pvalue)
