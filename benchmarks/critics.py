@@ -10,16 +10,16 @@ import argparse
 
 import torch
 
-from vaalign_lib.paths import RUNS
-from vaalign_lib.pilots import final
+from vaalign_lib.data.world.world import World
+from vaalign_lib.experiments.references import reference
 from vaalign_lib.policies.sampling import sequences
-from vaalign_lib.ppo import Method, Trainer
 from vaalign_lib.profiles import load_profile
-from vaalign_lib.reward_study import reference
-from vaalign_lib.rewards.simulated import stand_ins
-from vaalign_lib.runs import RunStore
-from vaalign_lib.study import embedded_task, policy_trainer
-from vaalign_lib.synthetic.world import World
+from vaalign_lib.rewards.simulated_judge import stand_ins
+from vaalign_lib.store import RUNS, RunStore
+from vaalign_lib.training.matched_kl import final
+from vaalign_lib.training.objectives import Method
+from vaalign_lib.training.ppo import Trainer
+from vaalign_lib.training.run import embedded_task, policy_trainer
 
 
 def warm_up_own_states(one: Trainer) -> None:
@@ -36,9 +36,7 @@ def warm_up_own_states(one: Trainer) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--policies", type=int, default=20)
     parser.add_argument("--steps", type=int, default=40)
     options = parser.parse_args()
@@ -47,17 +45,11 @@ def main() -> None:
     embedded, world = load_profile("embedded"), World(0)
     start = reference(RunStore(RUNS / "embedded" / "store"), embedded, 0, "gpt2")
     task = embedded_task(embedded, stand_ins(world)["stand-in for Gemini 1.5 Flash"], world)
-    for name in (
-        "own states, cold as in trl",
-        "own states, warmed up",
-        "reference states, warmed up",
-    ):
+    for name in ("own states, cold as in trl", "own states, warmed up", "reference states, warmed up"):
         kind = "own_states" if name.startswith("own") else "reference_states"
         policies = embedded.policies.model_copy(update={"critic": kind})
         profile = embedded.model_copy(update={"policies": policies})
-        one = policy_trainer(
-            profile, "gpt2", start, task, Method(), policies=range(options.policies)
-        )
+        one = policy_trainer(profile, "gpt2", start, task, Method(), policies=range(options.policies))
         if name == "own states, warmed up":
             warm_up_own_states(one)
         log = one.train(options.steps)

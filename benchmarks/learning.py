@@ -16,18 +16,18 @@ import pandas as pd
 import torch
 from scipy.optimize import brentq
 
-from vaalign_lib.paths import RUNS
-from vaalign_lib.pilots import Grid, final
-from vaalign_lib.policies.selection import tilt
-from vaalign_lib.policy_figures import learning_curves
-from vaalign_lib.policy_results import curves_of
-from vaalign_lib.ppo import Method
+from vaalign_lib.data.world.world import World
+from vaalign_lib.experiments.references import reference, sample_reference
+from vaalign_lib.experiments.results import curves_of
+from vaalign_lib.experiments.reward_models import prepare, reward_source
+from vaalign_lib.figures.policies import learning_curves
+from vaalign_lib.policies.best_of_n import tilt
 from vaalign_lib.profiles import Profile, load_profile
-from vaalign_lib.reward_study import prepare, reference, reward_source, sample_reference
-from vaalign_lib.rewards.simulated import stand_ins
-from vaalign_lib.runs import RunStore
-from vaalign_lib.study import embedded_task, policy_trainer
-from vaalign_lib.synthetic.world import World
+from vaalign_lib.rewards.simulated_judge import stand_ins
+from vaalign_lib.store import RUNS, RunStore
+from vaalign_lib.training.matched_kl import Grid, final
+from vaalign_lib.training.objectives import Method
+from vaalign_lib.training.run import embedded_task, policy_trainer
 
 JUDGE = "stand-in for Gemini 1.5 Flash"
 PROMPTS, SAMPLES = 120, 64
@@ -64,13 +64,9 @@ def over_optimization(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--policies", type=int, default=80)
-    parser.add_argument(
-        "--weak", type=int, default=8, help="policies per beta on the learned reward"
-    )
+    parser.add_argument("--weak", type=int, default=8, help="policies per beta on the learned reward")
     parser.add_argument("--out", type=Path, default=RUNS / "learning")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -81,18 +77,14 @@ def main() -> None:
     task = embedded_task(profile, stand_ins(world)[JUDGE], world)
     logs = {}
     for name in ("vanilla", "variance_aware"):
-        one = policy_trainer(
-            profile, "gpt2", start, task, Method(name), policies=range(options.policies)
-        )
+        one = policy_trainer(profile, "gpt2", start, task, Method(name), policies=range(options.policies))
         logs[name] = one.train()
         logs[name].to_parquet(options.out / f"{name}.parquet")
     learning_curves({name: curves_of(log) for name, log in logs.items()}).savefig(
         options.out / "learning_curves.png"
     )
     reached = {name: final(log) for name, log in logs.items()}
-    mean, spread, tilts = tilted_gain(
-        world, start, [float(r["kl"].mean()) for r in reached.values()]
-    )
+    mean, spread, tilts = tilted_gain(world, start, [float(r["kl"].mean()) for r in reached.values()])
     for (name, table), best in zip(reached.items(), tilts, strict=True):
         gain = (table["gold"] - mean) / spread
         print(f"{name}: gold {gain.mean():+.2f} (SE over policies {gain.sem():.2f}) reference SDs at KL "

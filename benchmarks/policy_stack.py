@@ -23,14 +23,15 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, GPT2LMHeadModel
 
+from vaalign_lib.data.world.tokenizer import world_tokenizer
+from vaalign_lib.data.world.world import World
+from vaalign_lib.jobs import silence_libraries
+from vaalign_lib.models import tiny_config
 from vaalign_lib.policies.stack import PolicyStack
-from vaalign_lib.ppo import Method, Task, Trainer
 from vaalign_lib.profiles import PPO, Sampling
-from vaalign_lib.rewards.simulated import stand_ins
-from vaalign_lib.synthetic.tokenizer import world_tokenizer
-from vaalign_lib.synthetic.world import World
-from vaalign_lib.tiny import tiny_config
-from vaalign_lib.trainers import silence_libraries
+from vaalign_lib.rewards.simulated_judge import stand_ins
+from vaalign_lib.training.objectives import Method, Task
+from vaalign_lib.training.ppo import Trainer
 
 BATCH, EPOCHS, STEPS, WIDTH = 8, 4, 3, 32
 PACKAGES = ("torch==2.13.0", "trl==0.11.4", "transformers==4.45.2", "rich", "numpy>=2")
@@ -72,9 +73,7 @@ def seconds_of_trl(python: Path, folder: Path) -> float:
     """Return trl's process seconds per step, its imports and its first step not counted."""
     script = Path(__file__).with_name("trl_peer.py")
     command = [str(python), str(script), str(folder), str(BATCH), str(EPOCHS), str(STEPS)]
-    out = subprocess.run(
-        command, capture_output=True, text=True, check=True, env={"OMP_NUM_THREADS": "1"}
-    )
+    out = subprocess.run(command, capture_output=True, text=True, check=True, env={"OMP_NUM_THREADS": "1"})
     return float(json.loads(out.stdout.splitlines()[-1])["seconds"])
 
 
@@ -115,14 +114,10 @@ def operations(one: Trainer) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--sizes", default="1,8,80")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument(
-        "--environment", type=Path, default=Path(tempfile.gettempdir()) / "trl-0.11.4"
-    )
+    parser.add_argument("--environment", type=Path, default=Path(tempfile.gettempdir()) / "trl-0.11.4")
     parser.add_argument("--without-trl", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -153,9 +148,7 @@ def main() -> None:
             ratios += f", {median['trl'] / own:.1f} times trl"
         share = work / own / limit
         print(f"N = {n}: {1e3 * own:.1f} ms per policy and step, {n * own:.2f} s a step, {ratios}")
-        print(
-            f"    {share:.0%} of the limit, {3600 / own / 100:,.0f} policies of 100 steps an hour"
-        )
+        print(f"    {share:.0%} of the limit, {3600 / own / 100:,.0f} policies of 100 steps an hour")
     if "trl" in median:
         print(f"trl 0.11.4: {1e3 * median['trl']:.1f} ms per policy and step")
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

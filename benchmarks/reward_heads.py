@@ -16,16 +16,16 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from vaalign_lib.data import embedded_pairs
+from vaalign_lib.data.pairs import embedded_pairs
+from vaalign_lib.data.world.world import World
 from vaalign_lib.profiles import load_profile
-from vaalign_lib.rewards.heads import train_heads
-from vaalign_lib.rewards.models import (
+from vaalign_lib.rewards.classifier import (
     features_and_scores,
     load_reward_model,
     tokenized_pairs,
     train_reward_model,
 )
-from vaalign_lib.synthetic.world import World
+from vaalign_lib.rewards.heads import train_heads
 
 MODELS = 10
 

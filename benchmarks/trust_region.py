@@ -11,7 +11,7 @@ import time
 import cvxpy
 import numpy as np
 
-from vaalign_lib.tabular import trust_region_policy
+from vaalign_lib.theory.tabular import trust_region_policy
 
 ARMS, BATCH, SINGLE, ROUNDS = 10, 10_000, 40, 5
 
@@ -21,9 +21,7 @@ def main() -> None:
     policy, rewards = cvxpy.Variable(ARMS, nonneg=True), cvxpy.Parameter(ARMS)
     variances, reference = rng.lognormal(size=ARMS), np.full(ARMS, 1 / ARMS)
     step = cvxpy.norm(cvxpy.multiply(np.sqrt(variances), policy - reference))
-    problem = cvxpy.Problem(
-        cvxpy.Maximize(rewards @ policy), [cvxpy.sum(policy) == 1, step <= np.sqrt(0.2)]
-    )
+    problem = cvxpy.Problem(cvxpy.Maximize(rewards @ policy), [cvxpy.sum(policy) == 1, step <= np.sqrt(0.2)])
     ratios, gap = [], 0.0
     for _ in range(ROUNDS):
         estimates = rng.normal(size=(BATCH, ARMS))

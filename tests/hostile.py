@@ -37,9 +37,7 @@ def alive(page):
         if not isinstance(element.tag, str):  # a comment
             continue
         tag = element.tag.split("}")[-1]
-        if _RUN_OR_LOAD.fullmatch(tag) or (
-            tag == "meta" and element.get("http-equiv") == "refresh"
-        ):
+        if _RUN_OR_LOAD.fullmatch(tag) or (tag == "meta" and element.get("http-equiv") == "refresh"):
             found.append(tag)
         for name, value in element.attrib.items():
             target = re.sub(r"[\s\x00-\x1f]", "", value).lower()

@@ -6,9 +6,10 @@ from tokenizers import Tokenizer, models
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from vaalign_lib.policies.stack import PolicyStack
-from vaalign_lib.ppo import Task, Trainer
 from vaalign_lib.profiles import PPO, Sampling
 from vaalign_lib.rewards.base import Interval
+from vaalign_lib.training.objectives import Task
+from vaalign_lib.training.ppo import Trainer
 
 END = 1
 

@@ -28,21 +28,16 @@ import pytest
 import torch
 import yaml
 
-import vaalign_lib.planning  # which the command imports, before any clock runs
+import vaalign_lib.reproduce.plan  # which the command imports, before any clock runs
 from tests.bad_input import prepare
-from vaalign_lib import cli
-from vaalign_lib.paths import ROOT
+from vaalign_lib.reproduce import cli
+from vaalign_lib.store import ROOT
 
 SECONDS = 10  # that a refusal may take
 LONGEST = 3000  # characters of a message
 AT_LEAST = 300  # rows in all
 KEYS = {"case", "call", "command", "profile", "files", "prepare", "error", "exit", "says"}
-AS_PROCESSES = (
-    "no such profile",
-    "no policies",
-    "several wrong keys at once",
-    "an unknown command",
-)
+AS_PROCESSES = ("no such profile", "no policies", "several wrong keys at once", "an unknown command")
 
 ROWS = {
     f"{path.stem}: {row['case']}": row
@@ -218,7 +213,7 @@ def test_rows_as_processes(tmp_path, made):
         row, folder = ROWS[f"profiles: {case}"], tmp_path / str(len(started))
         folder.mkdir()
         with prepared(row, folder, made) as (filled, _):
-            command = [sys.executable, "-m", "vaalign_lib.cli"]
+            command = [sys.executable, "-m", "vaalign_lib.reproduce.cli"]
             command += [filled(word) for word in shlex.split(row["command"])]
             pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
             environment = os.environ | {"PYTHONPATH": str(ROOT)}

@@ -5,9 +5,8 @@ import errno
 import pytest
 import torch
 
-from vaalign_lib import checkpoints
-from vaalign_lib.checkpoints import Checkpoints, CorruptCheckpointWarning
-from vaalign_lib.runs import DiskFullError
+from vaalign_lib import store as checkpoints
+from vaalign_lib.store import Checkpoints, CorruptCheckpointWarning, DiskFullError
 
 
 def state(step):

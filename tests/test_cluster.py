@@ -17,13 +17,13 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from vaalign_lib import cluster
-from vaalign_lib.notebook import start
-from vaalign_lib.paths import ROOT
-from vaalign_lib.policy_study import Run, train_runs
+from vaalign_lib import jobs as cluster
+from vaalign_lib.experiments.conditions import Condition
+from vaalign_lib.experiments.policies import train_runs
+from vaalign_lib.jobs import report, run_jobs
 from vaalign_lib.profiles import load_profile
-from vaalign_lib.runs import RunStore
-from vaalign_lib.workers import report, run_jobs
+from vaalign_lib.reproduce.notebook import start
+from vaalign_lib.store import ROOT, RunStore
 
 STEPS = 12
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT)}  # workers know the jobs of this module
@@ -31,14 +31,7 @@ ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT)}  # workers know the jobs of
 
 @pytest.fixture(scope="module")
 def scheduler():
-    command = [
-        sys.executable,
-        "-m",
-        "distributed.cli.dask_scheduler",
-        "--port",
-        "0",
-        "--no-dashboard",
-    ]
+    command = [sys.executable, "-m", "distributed.cli.dask_scheduler", "--port", "0", "--no-dashboard"]
     process = subprocess.Popen(
         [*command, "--host", "127.0.0.1"], stderr=subprocess.PIPE, text=True, env=ENVIRONMENT
     )
@@ -77,13 +70,11 @@ def small():
     training = dict(profile.policies.training)
     longer = training["qwen2"].ppo.model_copy(update={"iterations": STEPS})
     training["qwen2"] = training["qwen2"].model_copy(update={"ppo": longer})
-    return profile.model_copy(
-        update={"policies": profile.policies.model_copy(update={"training": training})}
-    )
+    return profile.model_copy(update={"policies": profile.policies.model_copy(update={"training": training})})
 
 
 def stacks():
-    first = Run("qwen2", "judge-a")
+    first = Condition("qwen2", "judge-a")
     methods = [replace(first, objective=name) for name in ("vanilla", "variance_aware")]
     return [*methods, replace(first, source="judge-b"), first.start]
 
@@ -120,7 +111,7 @@ def kill_when_busy(process, name, address, root):
 
 def save_always():
     """Let a worker keep a checkpoint of every step."""
-    from vaalign_lib import policy_study
+    from vaalign_lib.training import run as policy_study
 
     policy_study.CHECKPOINT_SECONDS = 0.0
 
@@ -188,9 +179,7 @@ def test_what_fails_there_fails_here(scheduler, worker_called, tmp_path, monkeyp
     assert len(list(tmp_path.glob("-1-*"))) == 2  # tried again once
 
 
-def test_workers_that_cannot_take_the_jobs_are_named(
-    scheduler, worker_called, tmp_path, monkeypatch
-):
+def test_workers_that_cannot_take_the_jobs_are_named(scheduler, worker_called, tmp_path, monkeypatch):
     worker_called("only")
     monkeypatch.setattr(cluster, "code_key", lambda: "of another version")
     with pytest.raises(cluster.ClusterError, match="has another version of the library"):
@@ -205,23 +194,19 @@ def _run_without_folder(scheduler, tmp_path):
 
     with Client(scheduler, set_as_default=False) as client:
         mark = str(tmp_path / "nowhere" / "mark")
-        run = client.submit(cluster._run, partial(job, tmp_path, 1), _code(), mark, pure=False)
+        run = client.submit(cluster._run_in_worker, partial(job, tmp_path, 1), _code(), mark, pure=False)
         return run.result()
 
 
 def _code():
-    from vaalign_lib.runs import content_key, package_versions, source_hashes
+    from vaalign_lib.store import content_key, package_versions, source_hashes
 
-    return content_key(
-        source=source_hashes("vaalign_lib.policy_study"), packages=package_versions()
-    )
+    return content_key(source=source_hashes("vaalign_lib.experiments.policies"), packages=package_versions())
 
 
 def test_nobody_answers(tmp_path, monkeypatch):
     monkeypatch.setattr(cluster, "CONNECT_SECONDS", 1)
-    with pytest.raises(
-        cluster.ClusterError, match=r"no dask scheduler answers at tcp://127\.0\.0\.1:9"
-    ):
+    with pytest.raises(cluster.ClusterError, match=r"no dask scheduler answers at tcp://127\.0\.0\.1:9"):
         run_jobs({"one": partial(job, tmp_path, 1)}, "tcp://127.0.0.1:9", 1, "jobs", tmp_path)
 
 
@@ -241,7 +226,7 @@ import sys
 from functools import partial
 from pathlib import Path
 from tests.test_cluster import endless
-from vaalign_lib.workers import run_jobs
+from vaalign_lib.jobs import run_jobs
 folder = Path(sys.argv[2])
 run_jobs({"one": partial(endless, folder)}, sys.argv[1], 1, "jobs", folder / "store")
 """
@@ -255,9 +240,7 @@ def endless(folder):
             time.sleep(0.05)
 
 
-def test_jobs_end_with_their_client_and_the_next_client_need_not_wait(
-    scheduler, worker_called, tmp_path
-):
+def test_jobs_end_with_their_client_and_the_next_client_need_not_wait(scheduler, worker_called, tmp_path):
     process = worker_called("only")
     command = [sys.executable, "-c", CLIENT, scheduler, str(tmp_path)]
     client = subprocess.Popen(command, env=ENVIRONMENT)

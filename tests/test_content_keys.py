@@ -5,11 +5,13 @@ import shutil
 
 import pytest
 
-from vaalign_lib import policy_study, reproduce, runs
-from vaalign_lib.policy_study import Run
+from vaalign_lib import store as runs
+from vaalign_lib.experiments import policies
+from vaalign_lib.experiments.conditions import Condition
+from vaalign_lib.experiments.reward_models import Study, prepare
 from vaalign_lib.profiles import load_profile, local_files
-from vaalign_lib.reward_study import Study, prepare
-from vaalign_lib.runs import RunStore, content_of, read_once, source_hashes
+from vaalign_lib.reproduce import run
+from vaalign_lib.store import RunStore, content_of, read_once, source_hashes
 
 SMOKE = load_profile("smoke")
 FILES = (
@@ -53,23 +55,18 @@ def recorded_config(study):
 def keys(folder, tmp_path):
     """Return every key that covers a folder that a user names."""
     named = str(folder)
-    reference = SMOKE.reference.model_copy(
-        update={"models": dict.fromkeys(SMOKE.reference.models, named)}
-    )
+    reference = SMOKE.reference.model_copy(update={"models": dict.fromkeys(SMOKE.reference.models, named)})
     judged = SMOKE.model_copy(update={"true_reward": named})
     started = SMOKE.model_copy(update={"reference": reference})
     real = SMOKE.policies.model_copy(update={"data": f"{named}/{PROMPTS}"})
-    store, book = RunStore(tmp_path / "store"), reproduce.notebooks()[2]
-    setting = [
-        reproduce.notebook_key(book, SMOKE, 0, tmp_path, {name: named})
-        for name in ("backbone", "results")
-    ]
+    store, book = RunStore(tmp_path / "store"), run.notebooks()[2]
+    setting = [run.notebook_key(book, SMOKE, 0, tmp_path, {name: named}) for name in ("backbone", "results")]
     return {
         "--set backbone": setting[0],
         "--set results": setting[1],
-        "a stack's true reward": policy_study.settings_key(judged, 0, Run("gpt2", "ensemble")),
-        "what a stack starts from": policy_study.settings_key(started, 0, Run("gpt2", "judge-a")),
-        "a notebook's profile": reproduce.notebook_key(book, judged, 0, tmp_path),
+        "a stack's true reward": policies.settings_key(judged, 0, Condition("gpt2", "ensemble")),
+        "what a stack starts from": policies.settings_key(started, 0, Condition("gpt2", "judge-a")),
+        "a notebook's profile": run.notebook_key(book, judged, 0, tmp_path),
         "pairs made with a reference": store.place("pairs", keys, {}, {"reference": folder}).name,
         "a reward model": recorded_config(Study(store, SMOKE, 0, None, tmp_path, named)),
         "prompts": local_files(SMOKE.model_copy(update={"policies": real})),
@@ -98,9 +95,7 @@ def test_a_file_that_is_added_or_lost_counts(model, tmp_path):
 
 def test_pairs_are_keyed_by_content(tmp_path, monkeypatch):
     found = []
-    monkeypatch.setattr(
-        RunStore, "folder", lambda self, name, write, config: found.append(config) or 1 / 0
-    )
+    monkeypatch.setattr(RunStore, "folder", lambda self, name, write, config: found.append(config) or 1 / 0)
     for text in ("a", "b"):
         (tmp_path / "pairs.jsonl").write_text(text)
         with pytest.raises(ZeroDivisionError):

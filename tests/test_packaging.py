@@ -7,7 +7,7 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
-from vaalign_lib.paths import ROOT
+from vaalign_lib.store import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
@@ -72,10 +72,7 @@ def test_conda_environment_uses_the_same_lock_and_python():
     python = next(entry for entry in content["dependencies"] if str(entry).startswith("python"))
     assert content["channels"] == ["conda-forge"]
     assert {"pip", "make"} <= set(content["dependencies"])  # what `make install` needs
-    allowed, wanted = (
-        SpecifierSet(PROJECT["requires-python"]),
-        SpecifierSet(python.removeprefix("python")),
-    )
+    allowed, wanted = (SpecifierSet(PROJECT["requires-python"]), SpecifierSet(python.removeprefix("python")))
     for version in ("3.10", "3.11", "3.12", "3.13"):
         assert (version in wanted) <= (version in allowed)
     assert "3.11" in wanted and "3.10" not in wanted

@@ -7,8 +7,9 @@ from transformers import AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
 from vaalign_lib import profiles
-from vaalign_lib.paths import PROFILES
-from vaalign_lib.policy_study import GROUPS, JUDGES, plan, settings_key
+from vaalign_lib.experiments.conditions import GROUPS, JUDGES, plan
+from vaalign_lib.experiments.policies import settings_key
+from vaalign_lib.models import CONTEXT, tiny_config
 from vaalign_lib.profiles import (
     LINEAR,
     MATCHED,
@@ -19,8 +20,7 @@ from vaalign_lib.profiles import (
     load_profile,
     local_files,
 )
-from vaalign_lib.runs import content_key
-from vaalign_lib.tiny import CONTEXT, tiny_config
+from vaalign_lib.store import PROFILES, content_key
 
 
 def changed(tmp_path, **changes):
@@ -64,10 +64,7 @@ def test_a_profile_can_be_a_file(tmp_path):
             {"policies__training__gpt2__ppo__foo": 1},
             r"policies\.training\.gpt2\.ppo\.foo: unknown key; allowed here: iterations, ",
         ),
-        (
-            {"policies__training__gpt2__variance_aware": {"learning_rate": -1.0}},
-            r"policies\.training\.gpt2",
-        ),
+        ({"policies__training__gpt2__variance_aware": {"learning_rate": -1.0}}, r"policies\.training\.gpt2"),
         ({"bandit__drawz": 5}, r"bandit\.drawz: unknown key; allowed here: draws, many_draws"),
         ({"colour": "red"}, r"colour: unknown key; allowed here: name, description, bandit"),
         ({"bandit__draws": "many"}, r"bandit\.draws: .*valid integer, got 'many'"),
@@ -76,15 +73,9 @@ def test_a_profile_can_be_a_file(tmp_path):
         ({"bandit__draws": -5}, r"bandit\.draws: .*greater than or equal to 100, got -5"),
         ({"theorems__instances": 1}, r"theorems\.instances: .*greater than or equal to 20, got 1"),
         ({"theorems__draws": None}, r"theorems\.draws: missing; expected draws of the estimates"),
-        (
-            {"reward_model__optimizer": "sgd"},
-            r"reward_model\.optimizer: .*'adamw_torch'.*got 'sgd'",
-        ),
+        ({"reward_model__optimizer": "sgd"}, r"reward_model\.optimizer: .*'adamw_torch'.*got 'sgd'"),
         ({"reward_model__device_batch_size": 5}, r"reward_model: .*32 must be a multiple of .* 5"),
-        (
-            {"reward_model__pretrained__lr": 1},
-            r"pretrained\.lr: unknown key; allowed here: learning_rate",
-        ),
+        ({"reward_model__pretrained__lr": 1}, r"pretrained\.lr: unknown key; allowed here: learning_rate"),
         ({"reference__models__gpt2": 3}, r"reference\.models\.gpt2: .*valid string, got 3"),
         ({"name": "Not A Name"}, r"name: .*pattern"),
     ],
@@ -176,23 +167,13 @@ def test_plain_values_aliases_and_merged_keys(tmp_path):
     )
     profile = load_profile(path)
     gpt2, qwen2, mistral = (profile.policies.training[name].ppo for name in LINEAR)
-    assert (gpt2.learning_rate, gpt2.gamma, gpt2.vf_coef, gpt2.max_grad_norm) == (
-        1e-5,
-        0.5,
-        0.15,
-        None,
-    )
+    assert (gpt2.learning_rate, gpt2.gamma, gpt2.vf_coef, gpt2.max_grad_norm) == (1e-5, 0.5, 0.15, None)
     assert (qwen2.learning_rate, qwen2.gamma) == (1e-5, 1) and mistral == gpt2
     assert profile.description == "2026-01-01"
 
 
 def test_the_narrowest_widths_run_and_narrower_ones_do_not():
-    for name, width, wrong in (
-        ("qwen2", 4, 6),
-        ("mistral", 4, 6),
-        ("gpt2", 4, 5),
-        ("gemma", 8, 12),
-    ):
+    for name, width, wrong in (("qwen2", 4, 6), ("mistral", 4, 6), ("gpt2", 4, 5), ("gemma", 8, 12)):
         model = AutoModelForCausalLM.from_config(tiny_config(name, width))
         assert torch.isfinite(model(torch.tensor([[1, 2, 3]])).logits).all()
         with pytest.raises((RuntimeError, ValueError)):
@@ -238,8 +219,7 @@ def test_which_judges_a_group_asks_is_what_its_runs_ask():
     for group, runs in GROUPS.items():
         runs = [run for run in runs() if run.source in JUDGES]
         simulated = any(
-            run.protocol != "shared" or run.widths != "rescaled" or run.disagreement != "none"
-            for run in runs
+            run.protocol != "shared" or run.widths != "rescaled" or run.disagreement != "none" for run in runs
         )
         assert simulated == (group in profiles._SIMULATED), group
         asked = {run.source for run in runs}

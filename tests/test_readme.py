@@ -9,10 +9,10 @@ import distributed
 import pytest
 import yaml
 
-from tests.test_paper_profile import checkpoints, data_files
-from vaalign_lib.cli import _parser, main
-from vaalign_lib.paths import RESULTS, ROOT
+from tests.experiments.test_paper_profile import checkpoints, data_files
 from vaalign_lib.profiles import load_profile
+from vaalign_lib.reproduce.cli import _parser, main
+from vaalign_lib.store import RESULTS, ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 SECTIONS = re.split(r"\n(?=\*\*|## )", README)  # what stands in one goes together
@@ -47,9 +47,7 @@ def test_the_example_profile_needs_what_it_names_and_nothing_else(tmp_path, monk
     named = {"gpt2": "gpt2", "qwen2": "qwen2", "mistral": "mistral", "gemma": "backbone"}
     for made, name in (named | {"llama": "reward-model"}).items():
         (tmp_path / models[made]).rename(tmp_path / "my" / name)
-    for made, name in zip(
-        data_files(tmp_path).values(), ("pairs", "bench", "prompts"), strict=True
-    ):
+    for made, name in zip(data_files(tmp_path).values(), ("pairs", "bench", "prompts"), strict=True):
         (tmp_path / made).rename(tmp_path / f"my_{name}.jsonl")
     (tmp_path / "run").mkdir()
     command = ["plan", "--profile", str(tmp_path / "mine.yaml"), "--run-dir", str(tmp_path / "run")]

@@ -7,8 +7,8 @@ import textwrap
 import pandas as pd
 import pytest
 
-from vaalign_lib import runs
-from vaalign_lib.runs import (
+from vaalign_lib import store as runs
+from vaalign_lib.store import (
     DiskFullError,
     RunDirectoryBusyError,
     RunStore,
@@ -100,17 +100,17 @@ def test_keys_depend_on_content_and_not_on_order():
 
 def test_source_hashes_follow_imports(monkeypatch):
     monkeypatch.undo()
-    theory = source_hashes("vaalign_lib.theory")
-    assert {"vaalign_lib.theory", "vaalign_lib.tabular"} <= set(theory)
-    assert "vaalign_lib.cli" not in theory
-    assert "vaalign_lib.figures" not in source_hashes("vaalign_lib.simulations")
+    theory = source_hashes("vaalign_lib.theory.bounds")
+    assert {"vaalign_lib.theory.bounds", "vaalign_lib.theory.tabular"} <= set(theory)
+    assert "vaalign_lib.reproduce.cli" not in theory
+    assert "vaalign_lib.figures.theory" not in source_hashes("vaalign_lib.theory.simulations")
 
 
 def test_two_processes_cannot_use_one_run_folder(tmp_path):
     code = textwrap.dedent(
         f"""
         from pathlib import Path
-        from vaalign_lib.runs import RunDirectoryBusyError, locked
+        from vaalign_lib.store import RunDirectoryBusyError, locked
         try:
             with locked(Path({str(tmp_path)!r})):
                 print("entered")

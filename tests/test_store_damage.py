@@ -17,13 +17,16 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from vaalign_lib import policy_study, reproduce, runs
-from vaalign_lib.checkpoints import Checkpoints, CorruptCheckpointWarning
-from vaalign_lib.cli import main
-from vaalign_lib.policy_results import PUBLISHED, Results, published
-from vaalign_lib.policy_study import Run
+from vaalign_lib import store as runs
+from vaalign_lib.experiments import policies as policy_study
+from vaalign_lib.experiments.conditions import Condition
+from vaalign_lib.experiments.results import PUBLISHED, Results, published
 from vaalign_lib.profiles import load_profile
-from vaalign_lib.runs import (
+from vaalign_lib.reproduce import run
+from vaalign_lib.reproduce.cli import main
+from vaalign_lib.store import (
+    Checkpoints,
+    CorruptCheckpointWarning,
     DamagedError,
     DamagedResultWarning,
     NotKeptError,
@@ -35,7 +38,7 @@ from vaalign_lib.runs import (
 
 FLIPS = 1000
 SMOKE = load_profile("smoke")
-RUN = Run("qwen2", "judge-a")
+RUN = Condition("qwen2", "judge-a")
 
 
 @pytest.fixture(autouse=True)
@@ -92,9 +95,7 @@ def noticed_in_store(read, path, content):
         warnings.simplefilter("always")
         read()
     told = [str(one.message) for one in said if one.category is DamagedResultWarning]
-    aside = [
-        Path(found[1]) for text in told if (found := re.search(r"set aside as (\S+) and", text))
-    ]
+    aside = [Path(found[1]) for text in told if (found := re.search(r"set aside as (\S+) and", text))]
     fresh = path.name == "run.json" or path.read_bytes() == content  # records tell the seconds
     found = len(told) == 1 and told[0].startswith(str(path)) and aside[0].is_dir()
     shutil.rmtree(aside[0])
@@ -133,16 +134,11 @@ def kept(tmp_path):
 
     def of_notebook(path, _):
         with pytest.warns(DamagedResultWarning, match=str(path)):
-            return reproduce.read_record(tmp_path / "01_a") is None
+            return run.read_record(tmp_path / "01_a") is None
 
     found.append((path, of_checkpoint))
-    found.append(
-        (tmp_path / "together.json", lambda p, _: raises_damaged(lambda: runs.unsealed(p), p))
-    )
-    for folder, notices in (
-        (tmp_path / "published", of_published),
-        (tmp_path / "01_a", of_notebook),
-    ):
+    found.append((tmp_path / "together.json", lambda p, _: raises_damaged(lambda: runs.unsealed(p), p)))
+    for folder, notices in ((tmp_path / "published", of_published), (tmp_path / "01_a", of_notebook)):
         found += [(path, notices) for path in folder.rglob("*") if path.is_file()]
     return found
 
@@ -187,14 +183,10 @@ def test_a_store_that_only_reads_lacks_what_is_damaged(tmp_path):
 def test_published_results_are_as_they_were_published():
     assert len(list(PUBLISHED.glob("*/runs.parquet"))) == 2
     for folder in PUBLISHED.iterdir():
-        assert set(runs.read_record(folder)["files"]) == {
-            path.name for path in folder.glob("*.parquet")
-        }
+        assert set(runs.read_record(folder)["files"]) == {path.name for path in folder.glob("*.parquet")}
 
 
-@pytest.mark.parametrize(
-    "content", [b"", b"{}", b"\xff\xfe", b"[" * 10_000, b'{"files": 3}', b"null"]
-)
+@pytest.mark.parametrize("content", [b"", b"{}", b"\xff\xfe", b"[" * 10_000, b'{"files": 3}', b"null"])
 def test_status_and_report_survive_damaged_records(tmp_path, capsys, content):
     (tmp_path / ".vaalign").touch()
     a_notebook(tmp_path / "01_bandit")
@@ -242,7 +234,7 @@ def test_checking_costs_little_beside_reading(tmp_path):
 LEAVES = """
 import os, sys
 from pathlib import Path
-from vaalign_lib import runs
+from vaalign_lib import store as runs
 root = Path(sys.argv[1])
 with runs.new_folder(root / "study-0123456789abcdef") as folder:
     (folder / "half").write_bytes(bytes(1000))

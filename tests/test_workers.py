@@ -11,9 +11,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from vaalign_lib import workers
-from vaalign_lib.paths import ROOT
-from vaalign_lib.runs import PACKAGE, NotKeptError
+from vaalign_lib import jobs
+from vaalign_lib.store import PACKAGE, ROOT, NotKeptError
 
 PLACE = "VAALIGN_TEST_PLACE"  # where jobs say that they have begun
 
@@ -22,10 +21,10 @@ import sys
 from pathlib import Path
 from threading import Thread
 from tests.test_workers import nap
-from vaalign_lib import policy_study, reward_study, trl_study
-from vaalign_lib.policy_study import Run
+from vaalign_lib.experiments import policies as policy_study, reward_study, trl_study
+from vaalign_lib.experiments.conditions import Run
 from vaalign_lib.profiles import load_profile
-from vaalign_lib.runs import RunStore
+from vaalign_lib.store import RunStore
 
 reward_study.reference = policy_study.train_run = trl_study.one_token_shares = nap
 policy_study.prerequisites = trl_study.reference = lambda *_: None
@@ -100,11 +99,7 @@ def test_one_module_starts_processes():
     assert starting == {"workers", "execution"}
 
 
-@pytest.mark.parametrize(
-    "wrong", [0, -1, 2.5, True, None, "", "two", "host", "tcp://host", "a:b", [2]]
-)
+@pytest.mark.parametrize("wrong", [0, -1, 2.5, True, None, "", "two", "host", "tcp://host", "a:b", [2]])
 def test_workers_of_a_wrong_kind(tmp_path, wrong):
-    with pytest.raises(
-        ValueError, match="workers: expected a whole number of at least 1, or the addr"
-    ):
-        workers.run_jobs({"one": nap}, wrong, 1, "jobs", tmp_path)
+    with pytest.raises(ValueError, match="workers: expected a whole number of at least 1, or the addr"):
+        jobs.run_jobs({"one": nap}, wrong, 1, "jobs", tmp_path)

@@ -5,8 +5,7 @@ from datasets import Dataset
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
 from tests.small_problem import policy, tokenizer
-from vaalign_lib.trl_rewards import with_variances
-from vaalign_lib.trl_trainers import VarianceAwareGRPOTrainer, VarianceAwareRLOOTrainer
+from vaalign_lib.training.trl import VarianceAwareGRPOTrainer, VarianceAwareRLOOTrainer, with_variances
 
 WORDS = 8
 KINDS = {
@@ -42,9 +41,7 @@ def rewards_of(variance=lambda ids: 1.0):
 
     @with_variances
     def reward(prompts, completions, completion_ids, **_):
-        return [float(sum(ids)) for ids in completion_ids], [
-            variance(ids) for ids in completion_ids
-        ]
+        return [float(sum(ids)) for ids in completion_ids], [variance(ids) for ids in completion_ids]
 
     return reward
 

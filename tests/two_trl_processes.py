@@ -6,8 +6,7 @@ from pathlib import Path
 import torch
 
 from tests.trl_problem import KINDS, equal, make, rewards_of, uneven, weights
-from vaalign_lib.trl_rewards import _uniforms
-from vaalign_lib.trl_trainers import VARIANCE
+from vaalign_lib.training.trl import VARIANCE, _uniforms
 
 
 def completions(batch):

@@ -13,18 +13,9 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Field,
-    HttpUrl,
-    ValidationError,
-    model_validator,
-)
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, HttpUrl, ValidationError, model_validator
 
-from vaalign_lib.paths import PROFILES
-from vaalign_lib.runs import content_of
+from vaalign_lib.store import PROFILES, content_of
 
 LARGEST_FILE = 100_000  # bytes
 LARGEST_CONTENT = 10_000  # values, those that an alias stands for counted each time
@@ -162,8 +153,8 @@ class RewardData(Section):
 class Reference(Section):
     """The policies that all others start from, and what the corpus of the tiny ones is."""
 
-    models: Annotated[dict[str, Annotated[str, _named("tiny", folders=True)]], ByArchitecture] = (
-        Field(description="architecture: `tiny`, or a name or path")
+    models: Annotated[dict[str, Annotated[str, _named("tiny", folders=True)]], ByArchitecture] = Field(
+        description="architecture: `tiny`, or a name or path"
     )
     width: PolicyWidth = Field(description="of the hidden states of the tiny ones")
     responses: Count = Field(description="of the supervised corpus")
@@ -282,10 +273,7 @@ class PPO(Section):
     schedule: Literal["constant", "linear"] = Field(
         default="constant", description="of the learning rate; `linear` falls to 0 at the end"
     )
-    adam_betas: Annotated[tuple[Moment, Moment], Field(strict=False)] = (
-        0.9,
-        0.999,
-    )  # YAML has lists
+    adam_betas: Annotated[tuple[Moment, Moment], Field(strict=False)] = (0.9, 0.999)  # YAML has lists
     max_grad_norm: Positive | None = None
     init_kl_coef: Coefficient = 0.2
     adaptive_kl: AdaptiveKL | None = None
@@ -295,9 +283,7 @@ class PPO(Section):
     cliprange: Share = 0.2
     cliprange_value: Positive = 0.2
     vf_coef: Coefficient = 0.1
-    ratio_threshold: Positive = Field(
-        default=10.0, description="mean ratio above which a pass's loss is 0"
-    )
+    ratio_threshold: Positive = Field(default=10.0, description="mean ratio above which a pass's loss is 0")
 
     @model_validator(mode="after")
     def _whole_batches(self) -> "PPO":
@@ -316,8 +302,8 @@ class Lora(Section):
     r: Count
     lora_alpha: Positive
     lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    target_modules: Literal["all-linear"] | Annotated[list[Word], Field(min_length=1)] | None = (
-        Field(default=None, description="None takes peft's choice for the architecture")
+    target_modules: Literal["all-linear"] | Annotated[list[Word], Field(min_length=1)] | None = Field(
+        default=None, description="None takes peft's choice for the architecture"
     )
     four_bit: bool = Field(default=False, description="whether the base is held in 4 bits")
 
@@ -367,12 +353,7 @@ RunGroup = Literal[
     "every_row",
 ]
 
-
-OWN_ENSEMBLES: tuple[RunGroup, ...] = (
-    "independent",
-    "second_seeds",
-    "every_row",
-)  # policy by policy
+OWN_ENSEMBLES: tuple[RunGroup, ...] = ("independent", "second_seeds", "every_row")  # policy by policy
 MATCHED: tuple[RunGroup, ...] = (  # groups whose penalty is chosen for a KL
     "matched_kl",
     "independent",
@@ -421,11 +402,7 @@ class Judge(Section):
 
 
 JudgeName = Annotated[str, Field(pattern="^judge-[abc]$")]  # of the rows of Tables 1 to 3
-_ALL_JUDGES = (
-    "rows",
-    "printed_rows",
-    "every_row",
-)  # groups that ask all three, others only judge-b
+_ALL_JUDGES = ("rows", "printed_rows", "every_row")  # groups that ask all three, others only judge-b
 _SIMULATED = (  # groups whose judges are each policy's own, stretched, or of another world
     "independent",
     "primary",
@@ -441,11 +418,10 @@ class Policies(Section):
 
     count: Annotated[int, Field(ge=1, le=10_000)] = Field(description="of each method; 80")
     runs: Annotated[list[RunGroup], Field(min_length=1)] = Field(
-        description="which are trained; see `vaalign_lib.policy_study.GROUPS`"
+        description="which are trained; see `vaalign_lib.experiments.conditions.GROUPS`"
     )
     data: Data = Field(
-        default="embedded",
-        description="where prompts come from: `embedded`, a file, or a hub data set",
+        default="embedded", description="where prompts come from: `embedded`, a file, or a hub data set"
     )
     judges: dict[JudgeName, Judge] = Field(
         default={}, description="by name, judge-a to judge-c; simulated ones where there are none"
@@ -454,13 +430,9 @@ class Policies(Section):
     warm_up: Count = Field(description="reference responses for the critic and the unit of reward")
     evaluation: Evaluation
     matching: Matching
-    critic: Literal["own_states", "reference_states"] = Field(
-        description="see `vaalign_lib.critics`"
-    )
+    critic: Literal["own_states", "reference_states"] = Field(description="see `vaalign_lib.training.critic`")
     sampling: Sampling
-    training: Annotated[dict[str, PolicyTraining], ByArchitecture] = Field(
-        description="by architecture"
-    )
+    training: Annotated[dict[str, PolicyTraining], ByArchitecture] = Field(description="by architecture")
 
     @model_validator(mode="after")
     def _judges_fit_the_runs(self) -> "Policies":
@@ -473,9 +445,7 @@ class Policies(Section):
             raise ValueError(
                 f"runs: {', '.join(groups)} need simulated judges, which only data: embedded has"
             )
-        asked = (
-            ("judge-a", "judge-b", "judge-c") if set(self.runs) & set(_ALL_JUDGES) else ("judge-b",)
-        )
+        asked = ("judge-a", "judge-b", "judge-c") if set(self.runs) & set(_ALL_JUDGES) else ("judge-b",)
         if absent := [name for name in asked if name not in self.judges]:
             raise ValueError(f"judges: the runs ask {', '.join(absent)}, which have no model here")
         return self
@@ -642,7 +612,7 @@ def _from_folder(content: dict[str, Any], folder: Path) -> None:
 
 
 def local_files(profile: Profile) -> dict[str, Any]:
-    """Return, of every file and folder that a profile names, what a key covers; see `runs.content_of`."""
+    """Return, of every file and folder that a profile names, what a key covers; see `store.content_of`."""
     content, found = profile.model_dump(), {}
     for *sections, key in _SOURCES:
         place = content
@@ -681,9 +651,7 @@ for _kind, _pattern, _first in (
     ("float", r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)", "-+."),
     ("merge", r"<<", "<"),
 ):
-    _Loader.add_implicit_resolver(
-        f"tag:yaml.org,2002:{_kind}", re.compile(f"({_pattern})$"), _first
-    )
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_kind}", re.compile(f"({_pattern})$"), _first)
 
 
 def _read(path: Path) -> Any:
@@ -693,9 +661,7 @@ def _read(path: Path) -> Any:
         ProfileError: it is something else, or too large.
     """
     if (size := path.stat().st_size) > LARGEST_FILE:
-        raise ProfileError(
-            f"{path}: {size:,} bytes are no profile; expected at most {LARGEST_FILE:,}"
-        )
+        raise ProfileError(f"{path}: {size:,} bytes are no profile; expected at most {LARGEST_FILE:,}")
     try:
         loader = _Loader(path.read_bytes())
         if (node := loader.get_single_node()) is None:
@@ -716,9 +682,7 @@ def _values(node: yaml.Node, known: dict[yaml.Node, int]) -> int:
     """Return how many values a node stands for, aliases resolved; refuse what is no tree of texts."""
     if node in known:
         return known[node]
-    known[node] = (
-        LARGEST_CONTENT + 1
-    )  # as long as it is open: an alias inside of what it stands for
+    known[node] = LARGEST_CONTENT + 1  # as long as it is open: an alias inside of what it stands for
     children: list[yaml.Node] = [] if isinstance(node, yaml.ScalarNode) else node.value
     if isinstance(node, yaml.MappingNode):
         seen: set[str] = set()
@@ -776,3 +740,6 @@ def _section_at(location: tuple[str | int, ...]) -> type[Section]:
         sections = [one for one in kinds if isinstance(one, type) and issubclass(one, Section)]
         section = sections[0] if sections else section
     return section
+
+
+PUBLISHED_PROFILE = "embedded"  # its figures and tables are committed

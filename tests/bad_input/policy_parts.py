@@ -80,8 +80,9 @@ class _Policies:
     ):  # fmt: skip
         """Return a trainer of two policies, after some steps."""
         from vaalign_lib.policies.stack import PolicyStack
-        from vaalign_lib.ppo import Method, Task, Trainer
         from vaalign_lib.profiles import PPO, Sampling
+        from vaalign_lib.training.objectives import Method, Task
+        from vaalign_lib.training.ppo import Trainer
 
         small = self.small
         one = Trainer(
@@ -99,10 +100,10 @@ class _Policies:
         return one
 
     def evaluator(self, prompts=("2", "3"), samples=2, tokenizer=None, source=None, **sampling):
-        from vaalign_lib.evaluation import Evaluator
-        from vaalign_lib.policies.frozen import ReferencePolicy
-        from vaalign_lib.ppo import Task
+        from vaalign_lib.policies.reference import ReferencePolicy
         from vaalign_lib.profiles import Sampling
+        from vaalign_lib.training.evaluation import Evaluator
+        from vaalign_lib.training.objectives import Task
 
         how = Sampling(**{"min_new_tokens": 0, "max_new_tokens": 6} | sampling)
         return Evaluator(ReferencePolicy(self.small.policy(9)), tokenizer or self.small.tokenizer(9),
@@ -110,9 +111,7 @@ class _Policies:
 
     def answering(self, judgement, truth=None, late=0):
         """Return a source that judges by a function of the number of responses, after some calls."""
-        source = type("Answering", (type(self.source),), {})(
-            self.source.middle, self.source.variance
-        )
+        source = type("Answering", (type(self.source),), {})(self.source.middle, self.source.variance)
         usual, calls = source.judge, []
 
         def judge(prompts, responses, policy):

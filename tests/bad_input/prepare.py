@@ -20,7 +20,7 @@ from tests.bad_input.policy_parts import policy_folders as policy_folders
 from tests.bad_input.reward_parts import rewards as rewards  # likewise
 from tests.bad_input.store_parts import results as results
 from tests.bad_input.store_parts import silent_server as silent_server
-from vaalign_lib.paths import PROFILES
+from vaalign_lib.store import PROFILES
 
 # --- profiles -----------------------------------------------------------------------------------------
 

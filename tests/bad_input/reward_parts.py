@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 import vaalign_lib.rewards.ensemble
-import vaalign_lib.trl_rewards  # noqa: F401 - imports take longer than a refusal may
+import vaalign_lib.training.trl  # noqa: F401 - imports take longer than a refusal may
 
 
 def rewards(folder: Path):
@@ -78,7 +78,7 @@ class _Rewards:
         import pandas as pd
 
         from vaalign_lib.profiles import load_profile
-        from vaalign_lib.rewards.models import train_reward_model
+        from vaalign_lib.rewards.classifier import train_reward_model
 
         settings = load_profile("smoke").reward_model
         table = pd.DataFrame(self.pairs | pairs)
@@ -119,14 +119,14 @@ class _Rewards:
 
     def asked(self, source, completions=("a", "b"), prompts=None, **options):
         """Call a source as a reward function of TRL."""
-        from vaalign_lib.trl_rewards import reward_function
+        from vaalign_lib.training.trl import reward_function
 
         function = reward_function(source, **options)
         return function(prompts=prompts or ["p"] * len(completions), completions=[*completions])
 
     def told(self, value):
         """Call a reward function of one's own, which returns a value, with two completions."""
-        from vaalign_lib.trl_rewards import with_variances
+        from vaalign_lib.training.trl import with_variances
 
         return with_variances(lambda **_: value)(prompts=["p"] * 2, completions=["a", "b"])
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from vaalign_lib.policy_study import Run
-from vaalign_lib.runs import write_record
+from vaalign_lib.experiments.conditions import Condition
+from vaalign_lib.store import write_record
 
 
 def silent_server(folder: Path):
@@ -18,7 +18,7 @@ def silent_server(folder: Path):
 
 def results(folder: Path) -> None:
     """Write results that are complete, and such as lack something."""
-    about = {"run": "mine", **asdict(Run("qwen2", "judge-b"))}
+    about = {"run": "mine", **asdict(Condition("qwen2", "judge-b"))}
     tables = {
         "policies": pd.DataFrame({"run": ["mine"], "policy": [0], "true_reward": [1.0]}),
         "runs": pd.DataFrame([about]),
@@ -33,8 +33,6 @@ def results(folder: Path) -> None:
     (folder / "without_curves" / "curves.parquet").unlink()
     cut = folder / "cut" / "policies.parquet"
     cut.write_bytes(cut.read_bytes()[:-20])
-    tables["policies"].drop(columns="true_reward").to_parquet(
-        folder / "without_column" / "policies.parquet"
-    )
+    tables["policies"].drop(columns="true_reward").to_parquet(folder / "without_column" / "policies.parquet")
     pd.concat([tables["runs"]] * 2).to_parquet(folder / "twice" / "runs.parquet")
     tables["policies"].assign(run="another").to_parquet(folder / "unknown" / "policies.parquet")

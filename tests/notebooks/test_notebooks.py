@@ -9,10 +9,10 @@ import pytest
 from jupyter_server.serverapp import ServerApp
 from jupyter_server.services.contents.largefilemanager import AsyncLargeFileManager
 
-from vaalign_lib.paths import FIGURES, NOTEBOOKS, RESULTS
+from vaalign_lib.papers.printed import rules
 from vaalign_lib.profiles import load_profile
-from vaalign_lib.published import rules
-from vaalign_lib.reproduce import notebooks, reproduce
+from vaalign_lib.reproduce.run import notebooks, reproduce
+from vaalign_lib.store import FIGURES, NOTEBOOKS, RESULTS
 
 PATHS = sorted(NOTEBOOKS.glob("*.ipynb"))
 NAMES = ["profile", "seed", "run_dir", "figures_dir", "workers"]
@@ -36,9 +36,7 @@ def test_stripped_of_outputs(path):
 
 @pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
 def test_opened_by_hand_nothing_is_trained_for_an_hour(path):
-    source = next(
-        cell.source for cell in read(path).cells if "parameters" in cell.metadata.get("tags", [])
-    )
+    source = next(cell.source for cell in read(path).cells if "parameters" in cell.metadata.get("tags", []))
     assert "from_results = False" not in source  # `vaalign reproduce` says so itself
 
 
@@ -106,9 +104,7 @@ def test_committed_figures_and_tables_are_those_the_notebooks_make(smoke_run):
 def test_other_profiles_leave_the_committed_results_alone(smoke_run):
     """The smoke run above wrote into its own folder only."""
     assert {path.stem for part in (FIGURES, RESULTS) for path in part.glob("*.*")} == COMMITTED_ONCE
-    assert all(
-        "profile smoke" not in path.read_bytes().decode("latin-1") for path in FIGURES.glob("*.png")
-    )
+    assert all("profile smoke" not in path.read_bytes().decode("latin-1") for path in FIGURES.glob("*.png"))
 
 
 def test_published_runs_draw_the_committed_figures_without_training(tmp_path):

@@ -11,7 +11,7 @@ from tests.policies.conftest import END, PAD, WORDS, config
 from tests.policies.test_stack import TOKENS, batch, disturb, separate, separate_logits
 from tests.policies.test_stack import stacked_logits as logits_of
 from vaalign_lib.policies.checks import LORA, StackError, check_lora
-from vaalign_lib.policies.frozen import ReferencePolicy
+from vaalign_lib.policies.reference import ReferencePolicy
 from vaalign_lib.policies.sampling import Prompts, rollout, sequences, token_log_probabilities
 from vaalign_lib.policies.stack import PolicyStack
 from vaalign_lib.profiles import Sampling

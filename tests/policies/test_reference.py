@@ -5,11 +5,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from vaalign_lib.conversation import load_tokenizer
+from vaalign_lib.data.world.language import WORDS
+from vaalign_lib.data.world.world import World
+from vaalign_lib.models import ARCHITECTURES, load_tokenizer, tiny_config
 from vaalign_lib.policies.reference import sample, train_reference
-from vaalign_lib.synthetic.language import WORDS
-from vaalign_lib.synthetic.world import World
-from vaalign_lib.tiny import ARCHITECTURES, tiny_config
 
 WORLD = World(0)
 SIZES = {"width": 16, "responses": 1500, "batch_size": 32, "learning_rate": 1e-2, "seed": 0}
@@ -54,8 +53,8 @@ def test_sampling_repeats_itself_and_keeps_to_its_seed(trained):
 
 
 def test_only_the_response_counts_in_the_loss(tmp_path):
+    from vaalign_lib.data.world.tokenizer import world_tokenizer
     from vaalign_lib.policies.reference import _supervised
-    from vaalign_lib.synthetic.tokenizer import world_tokenizer
 
     data = _supervised(world_tokenizer(), ["describe the drum ?"], ["the drum is soft ."])
     assert data["completion_mask"][0] == [0] * 5 + [1] * 6  # prompt and separator; response and end

@@ -89,9 +89,7 @@ def test_every_token_is_the_one_that_a_separate_model_draws(saved, tmp_path):
     for j in range(3):
         part = slice(j * ROWS, (j + 1) * ROWS)
         model = separate(stack, j, tmp_path / f"out-{j}")
-        logits = separate_logits(
-            model, rows[part], torch.nn.functional.pad(written.responses[part], (0, 0))
-        )
+        logits = separate_logits(model, rows[part], torch.nn.functional.pad(written.responses[part], (0, 0)))
         for step in range(SETTINGS.max_new_tokens):
             barred = END if step < SETTINGS.min_new_tokens else None
             place = step - SETTINGS.max_new_tokens

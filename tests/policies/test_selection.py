@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import entropy
 
-from vaalign_lib.policies.selection import best_of_n, best_of_n_kl, best_of_n_weights, gains, tilt
+from vaalign_lib.policies.best_of_n import best_of_n, best_of_n_kl, best_of_n_weights, gains, tilt
 
 
 def test_weights_are_how_often_a_rank_wins_when_n_are_drawn():
@@ -13,9 +13,7 @@ def test_weights_are_how_often_a_rank_wins_when_n_are_drawn():
     frequency = np.bincount(draws, minlength=8) / len(draws)
     weights = best_of_n_weights(8, 3)
     assert weights.sum() == pytest.approx(1)
-    assert (
-        np.abs(frequency - weights) < 4.5 * np.sqrt(weights * (1 - weights) / 40_000) + 1e-12
-    ).all()
+    assert (np.abs(frequency - weights) < 4.5 * np.sqrt(weights * (1 - weights) / 40_000) + 1e-12).all()
 
 
 def test_best_of_one_is_the_mean_and_of_all_the_maximum():
@@ -50,9 +48,7 @@ def test_gold_gains_what_it_says_and_noise_gains_nothing():
     random = np.random.default_rng(3)
     gold = random.normal(size=(400, 16))
     category = np.repeat(["a", "b"], 200)
-    table = gains(
-        {"gold": gold, "noise": random.normal(size=(400, 16))}, gold, category, ns=(1, 16)
-    )
+    table = gains({"gold": gold, "noise": random.normal(size=(400, 16))}, gold, category, ns=(1, 16))
     best = table[(table["method"] == "best of n") & (table["setting"] == 16)].set_index("proxy")
     assert best.loc["gold", "gain"].to_numpy() == pytest.approx([1.766] * 2, abs=0.2)  # E max of 16
     assert (best.loc["noise", "gain"].abs() < 4 * best.loc["noise", "error"]).all()

@@ -8,18 +8,11 @@ from peft import LoraConfig, PeftModel
 from transformers import AutoConfig, AutoModelForCausalLM, BertConfig
 
 from tests.policies.conftest import END, PAD, WORDS, config
+from vaalign_lib.policies.checks import StackError
 from vaalign_lib.policies.sampling import Prompts, sequences
-from vaalign_lib.policies.stack import PolicyStack, StackError
+from vaalign_lib.policies.stack import PolicyStack
 
-KINDS = [
-    "gpt2",
-    "gpt2-untied",
-    "qwen2",
-    "qwen2-untied",
-    "mistral-untied",
-    "mistral",
-    "llama-untied",
-]
+KINDS = ["gpt2", "gpt2-untied", "qwen2", "qwen2-untied", "mistral-untied", "mistral", "llama-untied"]
 ROWS, TOKENS = 3, 7
 
 
@@ -58,9 +51,7 @@ def separate(stack, policy, folder, base=None):
     stack.export(policy, folder)
     if base is None:
         return AutoModelForCausalLM.from_pretrained(folder)
-    return PeftModel.from_pretrained(
-        AutoModelForCausalLM.from_pretrained(base), folder, is_trainable=True
-    )
+    return PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), folder, is_trainable=True)
 
 
 def loss(logits):
@@ -71,9 +62,7 @@ def loss(logits):
 def assert_near(gradient, other):
     """Compare as wholes: single elements of nearly 0 round differently on different processors."""
     assert gradient.shape == other.shape
-    assert (
-        torch.linalg.vector_norm(gradient - other) <= 1e-4 * torch.linalg.vector_norm(other) + 1e-6
-    )
+    assert torch.linalg.vector_norm(gradient - other) <= 1e-4 * torch.linalg.vector_norm(other) + 1e-6
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -98,9 +87,7 @@ def test_logits_and_gradients_of_full_weights_equal_those_of_separate_models(kin
 @pytest.mark.parametrize("kind", ["gpt2", "mistral-untied"])
 @pytest.mark.parametrize("targets", [None, "all-linear"])
 def test_logits_and_gradients_of_adapters_equal_those_of_peft(kind, targets, saved, tmp_path):
-    lora = LoraConfig(
-        r=4, lora_alpha=6, target_modules=targets, task_type="CAUSAL_LM", use_rslora=True
-    )
+    lora = LoraConfig(r=4, lora_alpha=6, target_modules=targets, task_type="CAUSAL_LM", use_rslora=True)
     folder = saved(kind)
     stack = PolicyStack(folder, 3, lora=lora)
     disturb(stack)
@@ -124,20 +111,14 @@ def test_logits_and_gradients_of_adapters_equal_those_of_peft(kind, targets, sav
 
 def test_adapters_start_at_the_reference_and_can_be_left_out(saved):
     folder = saved("mistral")
-    stack = PolicyStack(
-        folder, 3, lora=LoraConfig(r=4, target_modules="all-linear"), seeds=[5, 6, 7]
-    )
+    stack = PolicyStack(folder, 3, lora=LoraConfig(r=4, target_modules="all-linear"), seeds=[5, 6, 7])
     rows, responses, prompts = batch(3)
     reference = separate_logits(AutoModelForCausalLM.from_pretrained(folder), rows, responses)
-    torch.testing.assert_close(
-        stacked_logits(stack, prompts, responses), reference, atol=2e-5, rtol=1e-5
-    )
+    torch.testing.assert_close(stacked_logits(stack, prompts, responses), reference, atol=2e-5, rtol=1e-5)
     disturb(stack)
     assert (stacked_logits(stack, prompts, responses) - reference).abs().max() > 0.1
     with stack.without_adapters():
-        torch.testing.assert_close(
-            stacked_logits(stack, prompts, responses), reference, atol=2e-5, rtol=1e-5
-        )
+        torch.testing.assert_close(stacked_logits(stack, prompts, responses), reference, atol=2e-5, rtol=1e-5)
 
 
 def test_the_start_of_an_adapter_is_pefts_and_its_own(saved):
@@ -165,9 +146,7 @@ def test_dropout_acts_in_updates_only_and_each_policy_has_its_own(saved):
         other = stacked_logits(stack, prompts, responses).split(ROWS)
     assert (dropped - plain).abs().max() > 0.01
     assert torch.equal(stacked_logits(stack, prompts, responses), plain)
-    for same, (a, b) in zip(
-        (True, False, True), zip(dropped.split(ROWS), other, strict=True), strict=True
-    ):
+    for same, (a, b) in zip((True, False, True), zip(dropped.split(ROWS), other, strict=True), strict=True):
         assert torch.equal(a, b) == same
 
 
@@ -187,9 +166,7 @@ def test_the_mean_of_a_dropped_layer_is_the_layer(saved):
 
 
 def test_four_bits_under_adapters(saved, tmp_path):
-    stack = PolicyStack(
-        saved("mistral"), 2, lora=LoraConfig(r=4, target_modules="all-linear"), four_bit=True
-    )
+    stack = PolicyStack(saved("mistral"), 2, lora=LoraConfig(r=4, target_modules="all-linear"), four_bit=True)
     kinds = {type(m).__name__ for m in stack.model.modules()}
     assert {"Linear4bit", "StackedLora"} <= kinds
     _, responses, prompts = batch(2)

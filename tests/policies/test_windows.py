@@ -8,11 +8,12 @@ from tests.policies.conftest import END, PAD, WORDS
 from tests.policies.test_stack import ROWS, batch, disturb, loss, separate, separate_logits
 from tests.policies.test_stack import stacked_logits as logits_of
 from tests.small_problem import TableReward, tokenizer
-from vaalign_lib.policies.frozen import ReferencePolicy
+from vaalign_lib.policies.reference import ReferencePolicy
 from vaalign_lib.policies.sampling import rollout, sequences, token_log_probabilities
 from vaalign_lib.policies.stack import PolicyStack
-from vaalign_lib.ppo import Method, Task, Trainer
 from vaalign_lib.profiles import PPO, Sampling
+from vaalign_lib.training.objectives import Method, Task
+from vaalign_lib.training.ppo import Trainer
 
 LIKE = {"vocab_size": WORDS, "pad_token_id": PAD, "eos_token_id": END, "bos_token_id": END,
         "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 3, "num_attention_heads": 4,

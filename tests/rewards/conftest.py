@@ -14,9 +14,9 @@ from transformers import (
     RobertaConfig,
 )
 
-from vaalign_lib.data import embedded_pairs
-from vaalign_lib.rewards.models import new_reward_model
-from vaalign_lib.synthetic.world import World
+from vaalign_lib.data.pairs import embedded_pairs
+from vaalign_lib.data.world.world import World
+from vaalign_lib.rewards.classifier import new_reward_model
 
 
 @pytest.fixture(scope="session")
@@ -35,24 +35,10 @@ def tiny():
 
 def save_tiny(folder, architecture):
     """Save a tiny random model of an architecture with a tokenizer of its own."""
-    words = [
-        "<pad>",
-        "<s>",
-        "</s>",
-        "<unk>",
-        "user",
-        "assistant",
-        ":",
-        *"abcdefghijklmnopqrstuvwxyz .?",
-    ]
+    words = ["<pad>", "<s>", "</s>", "<unk>", "user", "assistant", ":", *"abcdefghijklmnopqrstuvwxyz .?"]
     core = Tokenizer(models.WordLevel({w: k for k, w in enumerate(words)}, unk_token="<unk>"))
     core.pre_tokenizer = pre_tokenizers.Split("", "isolated")
-    special: dict = {
-        "pad_token": "<pad>",
-        "eos_token": "</s>",
-        "unk_token": "<unk>",
-        "bos_token": "<s>",
-    }
+    special: dict = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>", "bos_token": "<s>"}
     if architecture.startswith(("bert", "roberta")):
         second = ":1" if architecture == "bert with segments" else ""
         special["model_input_names"] = ["input_ids", "token_type_ids", "attention_mask"]

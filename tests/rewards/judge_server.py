@@ -83,13 +83,7 @@ class JudgeServer:
 def completion(content, model="served-1", finish="stop", **message):
     choice = {"index": 0, "message": {"role": "assistant", "content": content} | message}
     choice["finish_reason"] = finish
-    return {
-        "id": "x",
-        "object": "chat.completion",
-        "created": 0,
-        "model": model,
-        "choices": [choice],
-    }
+    return {"id": "x", "object": "chat.completion", "created": 0, "model": model, "choices": [choice]}
 
 
 def _handler(server):
@@ -159,9 +153,7 @@ def _handler(server):
             self.send_response(status)
             self.send_header("Content-Length", str(len(data) + (50 if cut else 0)))
             for name, value in sent.items():
-                self.send_header(
-                    name, str(value).replace("{here}", here).replace("{tomorrow}", date)
-                )
+                self.send_header(name, str(value).replace("{here}", here).replace("{tomorrow}", date))
             self.end_headers()
             self.wfile.write(data)
             if cut:
@@ -200,9 +192,9 @@ def judge_server():
 
 def ask_as_process(path, url, count, lease):
     """Ask for `count` texts, as one of several processes that share a file."""
-    from vaalign_lib.rewards import prompted, records
+    from vaalign_lib.rewards import judgements, prompted_judge
 
-    records.LEASE = prompted.LEASE = lease
-    store = records.JudgementStore(path)
-    judge = prompted.PromptedJudge(store, "judge-1", url, "JUDGE_KEY", workers=2)
+    judgements.LEASE = prompted_judge.LEASE = lease
+    store = judgements.JudgementStore(path)
+    judge = prompted_judge.PromptedJudge(store, "judge-1", url, "JUDGE_KEY", workers=2)
     judge.records([f"text {k}" for k in range(count)])

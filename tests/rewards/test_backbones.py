@@ -4,11 +4,11 @@ import numpy as np
 import torch
 from torch.nn import functional
 
+from vaalign_lib.data.world.tokenizer import world_tokenizer
+from vaalign_lib.data.world.world import World
 from vaalign_lib.profiles import load_profile
 from vaalign_lib.rewards.backbones import BackboneReward, load_backbones, train_backbones
-from vaalign_lib.rewards.models import features_and_scores, new_reward_model, tokenized_pairs
-from vaalign_lib.synthetic.tokenizer import world_tokenizer
-from vaalign_lib.synthetic.world import World
+from vaalign_lib.rewards.classifier import features_and_scores, new_reward_model, tokenized_pairs
 
 SETTINGS = load_profile("smoke").ensembles.backbones.model_copy(update={"learning_rate": 3e-3})
 
@@ -39,16 +39,12 @@ def test_training_in_the_stack_equals_training_alone(pairs):
     order = samples.gather(1, torch.rand(samples.shape, generator=random).argsort(1))
     for k in range(2):
         model, tokenizer = new_reward_model("tiny-gemma", 16, 5 + k)
-        optimizer = torch.optim.AdamW(
-            model.parameters(), lr=3e-3, weight_decay=SETTINGS.weight_decay
-        )
+        optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=SETTINGS.weight_decay)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 2)
         for rows in order[k].split(32):
             scores = []
             for side in both:
-                batch = tokenizer.pad(
-                    {"input_ids": [side[r] for r in rows.tolist()]}, return_tensors="pt"
-                )
+                batch = tokenizer.pad({"input_ids": [side[r] for r in rows.tolist()]}, return_tensors="pt")
                 scores.append(model(**batch).logits[:, 0])
             loss = -functional.logsigmoid(scores[0] - scores[1]).mean()
             optimizer.zero_grad()

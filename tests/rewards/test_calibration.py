@@ -23,9 +23,7 @@ ERRORS = 3.0 * np.sqrt(VARIANCES) * RANDOM.normal(size=20_000)  # deviations thr
 
 def test_temperature_is_the_maximum_of_the_normal_likelihood():
     loss = lambda log: -norm.logpdf(ERRORS, scale=np.exp(log) * np.sqrt(VARIANCES)).mean()  # noqa: E731
-    best = np.exp(
-        minimize_scalar(loss, bounds=(-3, 5), method="bounded", options={"xatol": 1e-9}).x
-    )
+    best = np.exp(minimize_scalar(loss, bounds=(-3, 5), method="bounded", options={"xatol": 1e-9}).x)
     assert fit_temperature(ERRORS, VARIANCES) == pytest.approx(best, rel=1e-5)
     assert best == pytest.approx(3, rel=0.02)
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from vaalign_lib.rewards.disagreement import (
+from vaalign_lib.rewards.calibration import (
     between_ensembles,
     difference_ratio,
     initial_share,
@@ -30,15 +30,11 @@ def test_initial_share_is_one_if_all_moved_alike_and_small_if_no_trace_is_left()
     initial = RANDOM.normal(size=(2000, 9))
     moved = initial + RANDOM.normal(size=(2000, 1))
     assert initial_share(initial, moved) == pytest.approx(1)
-    assert initial_share(initial, RANDOM.normal(size=(2000, 9))).mean() == pytest.approx(
-        1 / 8, abs=0.02
-    )
+    assert initial_share(initial, RANDOM.normal(size=(2000, 9))).mean() == pytest.approx(1 / 8, abs=0.02)
 
 
 def test_between_ensembles_of_independent_members_is_a_tenth_of_within():
     scores = RANDOM.normal(size=(300, 10, 40)) * 2.0
     within, between = between_ensembles(scores)
-    assert within.mean() == pytest.approx(4, rel=0.03) and between.mean() == pytest.approx(
-        0.4, rel=0.05
-    )
+    assert within.mean() == pytest.approx(4, rel=0.03) and between.mean() == pytest.approx(0.4, rel=0.05)
     np.testing.assert_allclose(between, np.var(scores.mean(1), axis=0, ddof=1))

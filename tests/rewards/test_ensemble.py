@@ -7,7 +7,9 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification
 
+from vaalign_lib.data.world.world import World
 from vaalign_lib.profiles import load_profile
+from vaalign_lib.rewards.classifier import BackboneError, features_and_scores, tokenized_pairs
 from vaalign_lib.rewards.ensemble import (
     ClassifierEnsemble,
     EnsembleReward,
@@ -15,23 +17,17 @@ from vaalign_lib.rewards.ensemble import (
     load_ensemble,
 )
 from vaalign_lib.rewards.heads import train_heads
-from vaalign_lib.rewards.models import BackboneError, features_and_scores, tokenized_pairs
-from vaalign_lib.synthetic.world import World
 
 
 @pytest.fixture(scope="module")
 def build(pairs, tiny):
     model, tokenizer = tiny
     data = tokenized_pairs(tokenizer, pairs, 64)
-    chosen, rejected = (
-        features_and_scores(model, data[f"{side}_ids"])[0] for side in ("chosen", "rejected")
-    )
+    chosen, rejected = (features_and_scores(model, data[f"{side}_ids"])[0] for side in ("chosen", "rejected"))
     settings = load_profile("smoke").ensembles.trained
 
     def make(kind="bootstrap", ensembles=1, **options):
-        heads, _ = train_heads(
-            chosen, rejected, kind=kind, settings=settings, seed=0, ensembles=ensembles
-        )
+        heads, _ = train_heads(chosen, rejected, kind=kind, settings=settings, seed=0, ensembles=ensembles)
         return EnsembleReward(model, tokenizer, heads, World(0).gold, max_length=64, **options)
 
     return make
@@ -131,9 +127,7 @@ def test_classifiers_are_an_ensemble(build, pairs, tmp_path):
     np.testing.assert_array_equal(judgement.scores, np.stack(alone, axis=1))
     np.testing.assert_allclose(judgement.variance(), np.var(alone, axis=0, ddof=1))
     assert judgement.scores.std(axis=1).min() > 0
-    np.testing.assert_allclose(
-        source.true_reward(judgement, prompts, responses), np.mean(alone, axis=0)
-    )
+    np.testing.assert_allclose(source.true_reward(judgement, prompts, responses), np.mean(alone, axis=0))
     known = ClassifierEnsemble.load(names, truth=World(0).gold, max_length=64)
     truth = known.true_reward(judgement, prompts, responses)
     np.testing.assert_array_equal(truth, World(0).gold(prompts, responses))

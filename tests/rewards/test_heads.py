@@ -110,25 +110,18 @@ def test_fresh_heads_are_drawn_as_transformers_draws_them_and_the_first_is_kept(
 
 def test_on_the_same_data_all_heads_reach_the_one_minimum():
     gap = (CHOSEN - REJECTED).double().numpy()
-    exact = minimize(
-        lambda w: np.logaddexp(0, -gap @ w).mean(), np.zeros(WIDTH), method="BFGS", tol=1e-9
-    ).x
+    exact = minimize(lambda w: np.logaddexp(0, -gap @ w).mean(), np.zeros(WIDTH), method="BFGS", tol=1e-9).x
     settings = HeadTraining(batch_size=PAIRS, learning_rate=0.05, optimizer="adamw_torch", weight_decay=0,
                             scheduler="cosine", epochs=600)  # fmt: skip
     trained, kept = train(settings=settings, snapshots=[0])
-    assert trained.weights["weight"][0].double().numpy() == pytest.approx(
-        np.tile(exact, (10, 1)), abs=2e-3
-    )
-    assert (
-        kept[0].weights["weight"][0].std(0).min() > 100 * trained.weights["weight"][0].std(0).max()
-    )
+    assert trained.weights["weight"][0].double().numpy() == pytest.approx(np.tile(exact, (10, 1)), abs=2e-3)
+    assert kept[0].weights["weight"][0].std(0).min() > 100 * trained.weights["weight"][0].std(0).max()
 
 
 def test_heads_with_own_data_keep_disagreeing():
     settings = SETTINGS.model_copy(update={"epochs": 60, "learning_rate": 0.05})
     same, own = (
-        train(kind, settings=settings)[0].weights["weight"][0].std(0)
-        for kind in ("paper", "bootstrap")
+        train(kind, settings=settings)[0].weights["weight"][0].std(0) for kind in ("paper", "bootstrap")
     )
     assert own.min() > 5 * same.max()
 

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from vaalign_lib.conversation import conversation_ids, prompt_ids
+from vaalign_lib.models import conversation_ids, prompt_ids
 from vaalign_lib.profiles import load_profile
-from vaalign_lib.rewards.models import (
+from vaalign_lib.rewards.classifier import (
     BackboneError,
     features_and_scores,
     head_of,
@@ -20,9 +20,7 @@ SETTINGS = load_profile("smoke").reward_model.model_copy(update={"epochs": 1, "l
 
 def letters(pairs, count):
     return pairs.head(count).assign(
-        prompt="abc def?",
-        chosen=[f"good {k % 7 * 'a'}." for k in range(count)],
-        rejected="bad bad.",
+        prompt="abc def?", chosen=[f"good {k % 7 * 'a'}." for k in range(count)], rejected="bad bad."
     )
 
 
@@ -49,9 +47,7 @@ def test_training_learns_and_its_loss_is_the_bradley_terry_loss(pairs, tmp_path)
 
 def test_a_training_shorter_than_its_log_has_a_line_too(pairs, tmp_path):
     settings = SETTINGS.model_copy(update={"logging_steps": 500})
-    log = train_reward_model(
-        tmp_path, pairs.head(40), settings=settings, backbone="tiny-gemma", seed=0
-    )
+    log = train_reward_model(tmp_path, pairs.head(40), settings=settings, backbone="tiny-gemma", seed=0)
     assert log["step"].tolist() == [2]
 
 
@@ -70,9 +66,7 @@ def test_any_backbone_by_path_with_the_settings_of_table_5(architecture, saved, 
     )
     assert settings.optimizer == "paged_adamw_32bit" and settings.scheduler == "cosine"
     backbone = str(saved(architecture))
-    log = train_reward_model(
-        tmp_path, letters(pairs, 12), settings=settings, backbone=backbone, seed=0
-    )
+    log = train_reward_model(tmp_path, letters(pairs, 12), settings=settings, backbone=backbone, seed=0)
     assert log["step"].tolist() == [1, 2, 3]
     before = new_reward_model(backbone, 0, 0)[0].state_dict()
     after = load_reward_model(tmp_path)[0].state_dict()
@@ -83,9 +77,7 @@ def test_any_backbone_by_path_with_the_settings_of_table_5(architecture, saved, 
 @pytest.mark.parametrize("architecture", ["gemma", "llama", "bert", "llama without padding"])
 def test_features_are_what_the_head_turns_into_the_score_of_transformers(architecture, saved):
     model, tokenizer = load_reward_model(saved(architecture))
-    ids = conversation_ids(
-        tokenizer, ["abc?", "a b c d e f?"] * 3, ["x.", "hello there.", "ab"] * 2, 64
-    )
+    ids = conversation_ids(tokenizer, ["abc?", "a b c d e f?"] * 3, ["x.", "hello there.", "ab"] * 2, 64)
     features, scores = features_and_scores(model, ids)
     head = head_of(model)
     linear = features @ head.weight[0] + (head.bias[0] if head.bias is not None else 0)

@@ -24,19 +24,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.rewards.judge_server import BAD_REPLIES, NAMED, ask_as_process, judge_server
-from vaalign_lib.rewards import records
+from vaalign_lib.rewards import judgements
 from vaalign_lib.rewards.endpoint import LONGEST, PATIENCE, Reply, seconds_asked
-from vaalign_lib.rewards.prompted import (
+from vaalign_lib.rewards.judgements import JudgementStore, RecordError
+from vaalign_lib.rewards.prompted_judge import (
     KEPT,
     RANGES,
     REFUSED,
     JudgementError,
     PromptedJudge,
-    ReplyError,
     judge_prompt,
-    parse_interval,
 )
-from vaalign_lib.rewards.records import JudgementStore, RecordError
+from vaalign_lib.rewards.replies import ReplyError, parse_interval
 
 HERE = Path(__file__).parent
 REPLIES = yaml.safe_load((HERE / "judge_replies.yaml").read_text(encoding="utf-8"))
@@ -124,9 +123,7 @@ def numbers_on(line):
     numbers = []
     for _, word in words_with_digits(line):
         splits = r"(?<=\d)-(?=\d)|,(?=\D)|(?<=\d)\.{2,}(?=\d)|(?<=\d)[~…→&](?=\d)"
-        parts = re.split(
-            splits + r"|(?<=\d)[-.+'|]+(?=[a-zA-Z])|(?<=\D)[`'_](?=\d)|(?<=\d)[`'](?=\D)", word
-        )
+        parts = re.split(splits + r"|(?<=\d)[-.+'|]+(?=[a-zA-Z])|(?<=\D)[`'_](?=\d)|(?<=\d)[`'](?=\D)", word)
         for part in parts:
             plain = part.strip("_'’.,!~+-|&→≈…“”„«»")
             dashed = re.search(r"-\s*" + re.escape(plain), part) is not None
@@ -172,9 +169,7 @@ def check_said(pair, text):
     lines = [numbers_on(line) for line in text.splitlines() if re.search(r"\d", line)]
     prose = [line for line in text.splitlines() if re.search(r"\d", line)]
     prose = [bool(re.search(r"[^\W\d_]{2}", line)) for line in prose]
-    there = [
-        line for line, words in zip(lines, prose, strict=True) if not words or {a, b} & {*line}
-    ]
+    there = [line for line, words in zip(lines, prose, strict=True) if not words or {a, b} & {*line}]
     assert there, f"{pair} from {text!r}"
     flat = [number for line in there for number in line]
     assert a in flat and b in flat, f"{pair} from {text!r}"
@@ -240,9 +235,7 @@ def test_faults_of_an_endpoint_settle_no_text(server, make):
     assert not any(one.failure for one in judge.records(texts).values())
 
 
-def test_a_thousand_judgements_with_faults_each_text_once_nothing_lost(
-    server, make, tmp_path, caplog
-):
+def test_a_thousand_judgements_with_faults_each_text_once_nothing_lost(server, make, tmp_path, caplog):
     caplog.set_level(logging.DEBUG)
     random = np.random.default_rng(0)
     texts = [f"text number {k}" for k in range(1000)]
@@ -251,10 +244,7 @@ def test_a_thousand_judgements_with_faults_each_text_once_nothing_lost(
         if random.random() < 0.3:
             server.plan[text] = list(random.choice(sorted(faults), random.integers(1, 4)))
     judge = make(workers=16, replies=9, attempts=9)
-    started = [
-        judge.records(texts[:600]),
-        judge.records(texts),
-    ]  # the second asks for the rest only
+    started = [judge.records(texts[:600]), judge.records(texts)]  # the second asks for the rest only
     assert len(started[1]) == 1000 and all((r.a, r.b) == (20, 60) for r in started[1].values())
     assert set(server.answered) == set(texts) and set(server.answered.values()) == {1}
     assert server.most_active <= 16 and server.retried_early == []
@@ -269,9 +259,7 @@ def test_a_thousand_judgements_with_faults_each_text_once_nothing_lost(
     assert SECRET.encode() not in everything and SECRET not in caplog.text
 
 
-def test_a_reply_that_never_fits_is_recorded_as_failed_and_excluded_with_a_count(
-    server, make, caplog
-):
+def test_a_reply_that_never_fits_is_recorded_as_failed_and_excluded_with_a_count(server, make, caplog):
     server.plan = {"bad": ["swapped"] * 99, "down": ["500"] * 99}
     judge = make(attempts=5)
     found = judge.records(["good", "bad", "down", "good"])
@@ -307,9 +295,7 @@ def test_what_says_nothing_is_the_whole_scale_and_nothing_else_is(server, make):
 def test_refusals_of_older_files_are_asked_for_again(server, make):
     """Before, a reply in another form or a wrong setting was written down as a refusal."""
     judge = make(refusals_say_nothing=True)
-    record = judge.record_of(
-        "text", Reply("served-1", "x"), None, "refused: status 400, in attempt 1"
-    )
+    record = judge.record_of("text", Reply("served-1", "x"), None, "refused: status 400, in attempt 1")
     judge.store.put(replace(record, date="2025-11-25T12:00:00.000+00:00"))
     assert judge.records(["text"])["text"].a == 20 and server.asked["text"] == 1
 
@@ -393,8 +379,8 @@ def test_another_model_that_answers_is_told(server, make, caplog):
 
 def test_ctrl_c_ends_a_long_wait_and_keeps_what_came(server, tmp_path):
     script = textwrap.dedent(f"""
-        from vaalign_lib.rewards.prompted import PromptedJudge
-        from vaalign_lib.rewards.records import JudgementStore
+        from vaalign_lib.rewards.prompted_judge import PromptedJudge
+        from vaalign_lib.rewards.judgements import JudgementStore
         store = JudgementStore({str(tmp_path / "j.sqlite")!r})
         judge = PromptedJudge(store, "judge-1", {server.url!r}, "JUDGE_KEY", workers=2)
         judge.records(["one", "two"])
@@ -476,9 +462,7 @@ def test_records_travel_as_json_lines(server, make, tmp_path):
     assert make(store=other, replay_only=True).records(["t3"])["t3"].a == 20
 
 
-@pytest.mark.parametrize(
-    "line", ["{", "{}", '{"key": 1}', "[]"], ids=["cut", "empty", "fields", "list"]
-)
+@pytest.mark.parametrize("line", ["{", "{}", '{"key": 1}', "[]"], ids=["cut", "empty", "fields", "list"])
 def test_a_bad_line_is_told_and_nothing_is_imported(make, tmp_path, line):
     judge = make()
     judge.records(["t"])
@@ -551,9 +535,7 @@ def test_what_was_changed_on_disk_is_not_believed(make, tmp_path):
     make().records(["t"])
     with sqlite3.connect(path) as connection:
         connection.execute("UPDATE judgements SET b = 61")
-    with pytest.raises(
-        RecordError, match=r"judgements.sqlite: the judgement \w+ is damaged: restore"
-    ):
+    with pytest.raises(RecordError, match=r"judgements.sqlite: the judgement \w+ is damaged: restore"):
         make().records(["t"])
     with sqlite3.connect(path) as connection:  # an older file has no checksums, but bounds
         connection.execute("DELETE FROM checksums")
@@ -606,15 +588,15 @@ def test_a_claim_outlives_a_kill_by_little(tmp_path, monkeypatch):
     assert first.claim(["x", "y"], "one") == {"x", "y"} == first.claim(["x", "y"], "one")
     assert second.claim(["x", "z"], "two") == {"z"}
     now = time.time()
-    monkeypatch.setattr(records.time, "time", lambda: now + 0.9 * records.LEASE)
+    monkeypatch.setattr(judgements.time, "time", lambda: now + 0.9 * judgements.LEASE)
     assert second.claim(["x"], "two") == set()
     first.renew("one")
-    monkeypatch.setattr(records.time, "time", lambda: now + 1.1 * records.LEASE)
+    monkeypatch.setattr(judgements.time, "time", lambda: now + 1.1 * judgements.LEASE)
     assert second.claim(["x"], "two") == set()  # renewed
     first.release("one")
     assert second.claim(["x"], "two") == {"x"}
-    monkeypatch.setattr(records.time, "time", lambda: now + 3 * records.LEASE)
-    assert first.claim(["x"], "one") == {"x"} and records.LEASE <= 15
+    monkeypatch.setattr(judgements.time, "time", lambda: now + 3 * judgements.LEASE)
+    assert first.claim(["x"], "one") == {"x"} and judgements.LEASE <= 15
 
 
 def test_what_another_process_asks_for_is_waited_for(server, make, tmp_path):
@@ -641,7 +623,7 @@ def test_four_processes_and_kills_pay_once_for_a_text(server, tmp_path, monkeypa
     count, kills, lease = 400, 2, 2.0
     server.late = 0.02
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["vaalign_lib.rewards.prompted"])
+    context.set_forkserver_preload(["vaalign_lib.rewards.prompted_judge"])
 
     def started():
         arguments = (tmp_path / "j.sqlite", server.url, count, lease)

@@ -11,10 +11,9 @@ from torch.nn import functional
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from tests.rewards.conftest import save_tiny
-from vaalign_lib.conversation import LengthError, conversation_ids, end_id, prompt_ids
+from vaalign_lib.models import LengthError, conversation_ids, end_id, prompt_ids
 from vaalign_lib.profiles import load_profile
-from vaalign_lib.rewards.ensemble import SequenceClassifierReward
-from vaalign_lib.rewards.models import (
+from vaalign_lib.rewards.classifier import (
     BackboneError,
     features_and_scores,
     load_reward_model,
@@ -24,6 +23,7 @@ from vaalign_lib.rewards.models import (
     train_reward_model,
     usable,
 )
+from vaalign_lib.rewards.ensemble import SequenceClassifierReward
 
 SETTINGS = load_profile("smoke").reward_model.model_copy(
     update={"epochs": 1, "logging_steps": 1, "batch_size": 8, "device_batch_size": 8}
@@ -61,9 +61,7 @@ def by_hand(folder, texts):
 
 @pytest.mark.parametrize("pad", [0, 2, 5, None])
 @pytest.mark.parametrize("architecture", ["llama", "gemma", "llama without padding"])
-def test_whatever_the_padding_token_a_score_is_that_of_transformers(
-    architecture, pad, saved, tmp_path
-):
+def test_whatever_the_padding_token_a_score_is_that_of_transformers(architecture, pad, saved, tmp_path):
     folder = changed(saved(architecture), tmp_path / "model", pad_token_id=pad)
     scores = SequenceClassifierReward.load(folder, 64)(PROMPTS, RESPONSES)
     expected = by_hand(folder, list(zip(PROMPTS, RESPONSES, strict=True)))
@@ -129,9 +127,7 @@ def test_a_response_is_never_cut(architecture, saved):
         source(["abc"] * 2, ["i", "a" * 30])
 
 
-@pytest.mark.parametrize(
-    ("architecture", "positions"), [("bert", 40), ("roberta", 19), ("gpt2", 30)]
-)
+@pytest.mark.parametrize(("architecture", "positions"), [("bert", 40), ("roberta", 19), ("gpt2", 30)])
 def test_no_more_is_read_than_a_model_has_positions(architecture, positions, saved):
     folder = saved(architecture)
     model, tokenizer = load_reward_model(folder)
@@ -139,14 +135,10 @@ def test_no_more_is_read_than_a_model_has_positions(architecture, positions, sav
     assert reader(str(folder), 4096)[1] == positions
     scores = SequenceClassifierReward.load(folder)(["abc" * 30, "a"], ["fine.", "fine."])
     assert np.isfinite(scores).all()
-    with pytest.raises(
-        ValueError, match=f"conversation 1 has {positions + 1} tokens; expected 1 to"
-    ):
+    with pytest.raises(ValueError, match=f"conversation 1 has {positions + 1} tokens; expected 1 to"):
         features_and_scores(model, [[1], [1] * (positions + 1)])
     ids = conversation_ids(tokenizer, ["abc" * 30], ["fine."], positions)
-    assert len(ids[0]) == positions and scores[0] == pytest.approx(
-        float(features_and_scores(model, ids)[1])
-    )
+    assert len(ids[0]) == positions and scores[0] == pytest.approx(float(features_and_scores(model, ids)[1]))
 
 
 # --- pairs that cannot be told apart ------------------------------------------------------------------
@@ -160,21 +152,14 @@ def sixty(pairs):
     return pairs.head(60).assign(prompt="ask?", chosen=chosen, rejected=rejected)
 
 
-def test_pairs_that_are_the_same_to_the_model_are_left_out_and_counted(
-    saved, pairs, tmp_path, caplog
-):
+def test_pairs_that_are_the_same_to_the_model_are_left_out_and_counted(saved, pairs, tmp_path, caplog):
     backbone = str(saved("llama"))
     kept, left_out = usable(reader(backbone, 64)[0], sixty(pairs), 64)
     assert len(kept) == 28 and list(kept.index[:3]) == [4, 6, 8]
-    assert left_out == {
-        "a response longer than 64 tokens": 2,
-        "the same tokens in both responses": 30,
-    }
+    assert left_out == {"a response longer than 64 tokens": 2, "the same tokens in both responses": 30}
     settings = SETTINGS.model_copy(update={"max_length": 64, "learning_rate": 1e-2, "epochs": 8})
     with caplog.at_level(logging.WARNING):
-        log = train_reward_model(
-            tmp_path, sixty(pairs), settings=settings, backbone=backbone, seed=0
-        )
+        log = train_reward_model(tmp_path, sixty(pairs), settings=settings, backbone=backbone, seed=0)
     assert "30 (the same tokens in both responses)" in caplog.text
     assert log["step"].iloc[-1] <= 8 * 4 and log["accuracy"].iloc[-1] > 0.9
     equal = sixty(pairs).iloc[1::2]
@@ -195,9 +180,7 @@ def test_without_padding_and_end_a_model_scores_and_does_not_learn(saved, tmp_pa
     source = SequenceClassifierReward.load(folder, 64)
     model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
     rows = prompt_ids(source.tokenizer, ["ab", "abc"], 64)
-    rows = [
-        row + source.tokenizer(text)["input_ids"][1:] for row, text in zip(rows, "xy", strict=True)
-    ]
+    rows = [row + source.tokenizer(text)["input_ids"][1:] for row, text in zip(rows, "xy", strict=True)]
     expected = [float(model(torch.tensor([row])).logits) for row in rows]
     np.testing.assert_allclose(source(["ab", "abc"], ["x", "y"]), expected, rtol=1e-4)
     with pytest.raises(BackboneError, match="needs a padding token among its 36 tokens"):
@@ -214,7 +197,5 @@ def test_a_padding_token_that_the_model_does_not_know_is_no_hindrance_to_scores(
     scores = SequenceClassifierReward.load(tmp_path / "model", 64)(["abc", "d"], ["x", "hello."])
     expected = by_hand(saved("llama"), [("abc", "x"), ("d", "hello.")])
     np.testing.assert_allclose(scores, expected, rtol=1e-4)
-    with pytest.raises(
-        BackboneError, match=r"padding token among its \d+ tokens, its tokenizer has"
-    ):
+    with pytest.raises(BackboneError, match=r"padding token among its \d+ tokens, its tokenizer has"):
         new_reward_model(str(tmp_path / "model"), 0, 0)

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from scipy.stats import kstest
 
-from vaalign_lib.rewards.simulated import PersistentJudges, stand_ins
-from vaalign_lib.synthetic.world import World
+from vaalign_lib.data.world.world import World
+from vaalign_lib.rewards.simulated_judge import PersistentJudges, stand_ins
 
 WORLD = World(0)
 PROMPTS, RESPONSES = WORLD.corpus(400, np.random.default_rng(0))

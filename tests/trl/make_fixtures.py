@@ -1,4 +1,4 @@
-"""Write what trl 0.11.4 computes, for the tests of `vaalign_lib.ppo_arithmetic` and `vaalign_lib.ppo`.
+"""Write what trl 0.11.4 computes, for the tests of `vaalign_lib.training.losses` and `vaalign_lib.training.ppo`.
 
 trl 0.11 is the last with the paper's PPOTrainer and needs older packages than this project, so it runs in
 an environment of its own:
@@ -71,9 +71,7 @@ def arithmetic():
     )
     found |= {"masked_values": values_, "advantages": advantages, "returns": returns}
     for name, threshold in (("", 10.0), (".skipped", 0.5)):
-        self = trainer_like(
-            cliprange=0.1, cliprange_value=0.3, vf_coef=0.4, ratio_threshold=threshold
-        )
+        self = trainer_like(cliprange=0.1, cliprange_value=0.3, vf_coef=0.4, ratio_threshold=threshold)
         policy, value, stats = PPOTrainer.loss(
             self, old, values_, logits, new_values, new, mask, advantages, returns
         )
@@ -126,9 +124,7 @@ def start(seed):
     torch.manual_seed(seed)
     words = {str(k): k for k in range(WORDS)}
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer(models.WordLevel(words, unk_token="0")),
-        eos_token="1",
-        pad_token="0",
+        tokenizer_object=Tokenizer(models.WordLevel(words, unk_token="0")), eos_token="1", pad_token="0"
     )
     model = AutoModelForCausalLMWithValueHead.from_pretrained(policy())
     reference = AutoModelForCausalLMWithValueHead.from_pretrained(policy())
@@ -178,15 +174,11 @@ def step():
     found = {"queries": torch.cat(queries), "responses": responses,
              "lengths": torch.tensor([len(a) for a in answers]), "scores": torch.stack(rewards),
              "orders": torch.tensor(np.array(orders))}  # fmt: skip
-    save_file(
-        {k: v.contiguous() for k, v in (found | head | after).items()}, HERE / "step.safetensors"
-    )
+    save_file({k: v.contiguous() for k, v in (found | head | after).items()}, HERE / "step.safetensors")
 
 
 if __name__ == "__main__":
-    argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    ).parse_args()
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter).parse_args()
     arithmetic()
     step()
     curves = [curve(seed) for seed in range(SEEDS)]

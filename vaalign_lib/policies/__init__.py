@@ -1,1 +1,1 @@
-"""Policies: the reference policies, how they are trained and sampled."""
+"""Stacks of policies, how they write, and what they start from."""

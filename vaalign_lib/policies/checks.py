@@ -17,16 +17,13 @@ from peft import LoraConfig
 from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from vaalign_lib.conversation import end_id, pad_id
-from vaalign_lib.hub import ask_hub
+from vaalign_lib.data.hub import ask_hub
+from vaalign_lib.models import end_id, pad_id
 from vaalign_lib.policies.sampling import Prompts
 from vaalign_lib.profiles import Sampling
 
 ARCHITECTURES = ("gpt2", "qwen2", "mistral", "llama")
-BY_LENGTH = (
-    "dynamic",
-    "longrope",
-)  # rotations that a longer text changes for its first tokens as well
+BY_LENGTH = ("dynamic", "longrope")  # rotations that a longer text changes for its first tokens as well
 LORA = {"r", "lora_alpha", "lora_dropout", "target_modules", "exclude_modules", "layers_to_transform",
         "layers_pattern", "rank_pattern", "alpha_pattern", "use_rslora", "fan_in_fan_out",
         "task_type", "peft_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision",
@@ -84,9 +81,7 @@ def configuration_of(name: str | Path) -> PretrainedConfig:
 def check_config(config: PretrainedConfig) -> None:
     """Refuse architectures that stacks do not know, and positions that depend on the length of a text."""
     if config.model_type not in ARCHITECTURES:
-        raise StackError(
-            f"architecture: expected one of {', '.join(ARCHITECTURES)}, got {config.model_type}"
-        )
+        raise StackError(f"architecture: expected one of {', '.join(ARCHITECTURES)}, got {config.model_type}")
     rotation = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
     if rotation in BY_LENGTH:
         raise StackError(
@@ -125,9 +120,7 @@ def check_lora(lora: Any) -> None:
         if not (isfinite(alpha) and alpha > 0):
             raise StackError(f"lora: expected a finite lora_alpha above 0, got {alpha}")
     if not 0 <= lora.lora_dropout < 1:
-        raise StackError(
-            f"lora: expected a lora_dropout from 0 to below 1, got {lora.lora_dropout}"
-        )
+        raise StackError(f"lora: expected a lora_dropout from 0 to below 1, got {lora.lora_dropout}")
 
 
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig) -> None:
@@ -155,10 +148,7 @@ def _check_token(what: str, token: int, config: PretrainedConfig) -> None:
 
 
 def checked_prompts(
-    tokenizer: PreTrainedTokenizerBase,
-    texts: Sequence[str],
-    config: PretrainedConfig,
-    sampling: Sampling,
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], config: PretrainedConfig, sampling: Sampling
 ) -> Prompts:
     """Return prompts as a model reads them.
 

@@ -1,8 +1,4 @@
-"""Layers that hold N sets of weights, one for each policy of a stack.
-
-They take the place of a transformers model's own layers; the rows of what goes through them are laid out
-policy by policy, (N * rows each, ...), and meet the weights of their own policy only.
-"""
+"""Layers for many policies at once: stacked weights and adapters, and attention among them."""
 
 from typing import Any
 
@@ -10,6 +6,9 @@ import torch
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from torch.nn import functional
+from transformers import AttentionInterface, AttentionMaskInterface, PretrainedConfig
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
 from transformers.pytorch_utils import Conv1D
 
 
@@ -95,9 +94,7 @@ class StackedLora(nn.Module):
         adapted: False gives the frozen layer alone, which is the reference policy's.
     """
 
-    def __init__(
-        self, base: nn.Module, down: Tensor, up: Tensor, scaling: float, dropout: float
-    ) -> None:
+    def __init__(self, base: nn.Module, down: Tensor, up: Tensor, scaling: float, dropout: float) -> None:
         super().__init__()
         self.base = base
         self.down = nn.Parameter(down)
@@ -122,9 +119,7 @@ class StackedLora(nn.Module):
     def _masks(self, rows: Tensor) -> Tensor:
         """Return zeros and 1 / (1 - p), drawn for each policy from its own generator."""
         assert self.generators is not None
-        drawn = [
-            torch.rand(rows.shape[1:], generator=one, device=one.device) for one in self.generators
-        ]
+        drawn = [torch.rand(rows.shape[1:], generator=one, device=one.device) for one in self.generators]
         return (torch.stack(drawn) >= self.dropout).to(rows) / (1 - self.dropout)
 
 
@@ -188,3 +183,62 @@ def stacked_lora(layer: LoraLayer, size: int, generators: list[torch.Generator])
         adapter.scaling["default"],
         dropout,
     )
+
+
+NAME = "vaalign"
+
+
+def attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    **options: Any,
+) -> tuple[Tensor, None]:
+    """Return what transformers asks of attention: (rows, queries, heads, width of a head), and None.
+
+    Args:
+        module: the layer.
+        query: (rows, heads, queries, width).
+        key: (rows, key heads, keys, width); several heads may share one.
+        value: as key.
+        attention_mask: added to the scores (rows, 1, queries, keys).
+        scaling: of the scores, by default one over the root of the width.
+        options: of transformers' own function.
+    """
+    rows, heads, queries, width = query.shape
+    plain = attention_mask is None or attention_mask.is_floating_point()
+    if queries > 1 or query.is_cuda or torch.is_grad_enabled() or not plain:
+        out, _ = sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **options)
+        return out, None
+    grouped = query.view(rows, key.shape[1], -1, width)  # the heads of one key head as its queries
+    scores = grouped @ key.transpose(2, 3)
+    scores = scores * (width**-0.5 if scaling is None else scaling)
+    if attention_mask is not None:
+        scores = scores + attention_mask
+    out = scores.softmax(-1, dtype=torch.float32).to(value.dtype) @ value
+    return out.view(rows, 1, heads, width), None
+
+
+def layer_masks(config: PretrainedConfig, mask: Tensor) -> Tensor | dict[str, Tensor]:
+    """Return what is added to attention scores, as the layers of an architecture want it.
+
+    Args:
+        config: of the model; Mistral's layers all have its sliding window, Qwen2's those it says.
+        mask: causal (rows, 1, queries, keys), padding only before a text and after it.
+    """
+    window = config.sliding_window if config.model_type in ("mistral", "qwen2") else None
+    queries, keys = mask.shape[-2:]
+    if window is None or keys <= window:
+        return mask
+    near = torch.ones(queries, keys, dtype=torch.bool, device=mask.device).triu(keys - queries - window + 1)
+    windowed = mask.masked_fill(~near, torch.finfo(mask.dtype).min)
+    if config.model_type == "mistral":
+        return windowed
+    return {"full_attention": mask, "sliding_attention": windowed}
+
+
+AttentionInterface.register(NAME, attention)
+AttentionMaskInterface.register(NAME, sdpa_mask)

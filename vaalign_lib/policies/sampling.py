@@ -12,7 +12,7 @@ from torch.nn import functional
 from transformers import Cache, PretrainedConfig, PreTrainedTokenizerBase
 from transformers.cache_utils import StaticLayer
 
-from vaalign_lib.conversation import pad_id, prompt_ids
+from vaalign_lib.models import pad_id, prompt_ids
 from vaalign_lib.profiles import Sampling
 
 
@@ -25,9 +25,7 @@ class Writer(Protocol):
     @property
     def dtype(self) -> torch.dtype: ...
 
-    def hidden(
-        self, ids: Tensor, mask: Tensor, positions: Tensor, cache: Cache | None = None
-    ) -> Tensor: ...
+    def hidden(self, ids: Tensor, mask: Tensor, positions: Tensor, cache: Cache | None = None) -> Tensor: ...
 
     def logits(self, hidden: Tensor) -> Tensor: ...
 
@@ -63,9 +61,7 @@ class Prompts:
         """Tokenize and align texts, whatever their lengths."""
         rows = prompt_ids(tokenizer, texts, 10**6)
         if empty := [text for text, row in zip(texts, rows, strict=True) if not row]:
-            raise ValueError(
-                f"prompts: {empty[0]!r} becomes no token; expected texts that become some"
-            )
+            raise ValueError(f"prompts: {empty[0]!r} becomes no token; expected texts that become some")
         return cls.from_lists(rows, max(map(len, rows)), pad_id(tokenizer))
 
     def __getitem__(self, rows: Tensor) -> "Prompts":
@@ -119,9 +115,7 @@ class Sequences:
     responses: Tensor
 
     def __getitem__(self, rows: Tensor) -> "Sequences":
-        return Sequences(
-            self.ids[rows], self.mask[rows], self.positions[rows], self.responses[rows]
-        )
+        return Sequences(self.ids[rows], self.mask[rows], self.positions[rows], self.responses[rows])
 
 
 def sequences(prompts: Prompts, responses: Tensor, dtype: torch.dtype) -> Sequences:
@@ -140,9 +134,7 @@ def _positions(real: Tensor) -> Tensor:
 def _scores(seen: Tensor, dtype: torch.dtype) -> Tensor:
     """Return what is added to attention scores (rows, 1, queries, keys)."""
     hidden = torch.finfo(dtype).min
-    return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill(~seen, hidden)[
-        :, None
-    ]
+    return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill(~seen, hidden)[:, None]
 
 
 def response_states(stack: Writer, batch: Sequences) -> Tensor:
@@ -191,9 +183,7 @@ def rollout(
     written: list[tuple[Tensor, ...]] = []
     for step in range(most):
         logits = stack.logits(state)[:, 0]
-        token = _draw(
-            logits, uniforms[:, step], settings, end if step < settings.min_new_tokens else None
-        )
+        token = _draw(logits, uniforms[:, step], settings, end if step < settings.min_new_tokens else None)
         token = torch.where(going, token, pad)
         heat = settings.log_probability_temperature
         normal = (logits / heat).log_softmax(1)
@@ -204,9 +194,7 @@ def rollout(
         if step + 1 == most or not bool(going.any()):
             break
         place = width + step
-        state = stack.hidden(
-            token[:, None], later[..., : place + 1], positions[:, place : place + 1], cache
-        )
+        state = stack.hidden(token[:, None], later[..., : place + 1], positions[:, place : place + 1], cache)
     parts = [_fill(torch.stack(part, 1), most) for part in zip(*written, strict=True)]
     tokens, real, chosen, entropy, hidden = parts
     tokens = torch.where(real, tokens, pad)

@@ -22,7 +22,7 @@ from transformers import (
 )
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from vaalign_lib.policies import attention
+from vaalign_lib.policies import layers as attention
 from vaalign_lib.policies.checks import (
     StackError,
     check_config,
@@ -34,7 +34,7 @@ from vaalign_lib.policies.checks import (
 )
 from vaalign_lib.policies.layers import StackedLora, stacked, stacked_lora
 from vaalign_lib.profiles import Precision
-from vaalign_lib.runs import new_folder
+from vaalign_lib.store import new_folder
 
 ACTIVATIONS = {"gelu_new": "gelu_pytorch_tanh"}  # the same function, in one operation
 
@@ -126,9 +126,7 @@ class PolicyStack:
         """Return what is trained, by name, each (N, ...); what is tied appears once."""
         return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
 
-    def hidden(
-        self, ids: Tensor, mask: Tensor, positions: Tensor, cache: Cache | None = None
-    ) -> Tensor:
+    def hidden(self, ids: Tensor, mask: Tensor, positions: Tensor, cache: Cache | None = None) -> Tensor:
         """Return the last hidden states (N * rows, tokens, width).
 
         Args:
@@ -168,9 +166,7 @@ class PolicyStack:
         """
         layers = self._adapters()
         generators = [torch.Generator(self.device).manual_seed(seed) for seed in seeds]
-        blocks = [
-            one for one in self.model.modules() if isinstance(one, GradientCheckpointingLayer)
-        ]
+        blocks = [one for one in self.model.modules() if isinstance(one, GradientCheckpointingLayer)]
         for layer in layers:
             layer.generators = generators
         for block in blocks:  # the block alone: what is inside would begin to drop out
@@ -211,7 +207,7 @@ class PolicyStack:
         Args:
             policy: its place in the stack.
             folder: new, empty, or an earlier export, which is replaced; it appears when it is complete.
-            tokenizer: is saved beside it. Beside a Qwen2 model read it by `conversation.load_tokenizer`:
+            tokenizer: is saved beside it. Beside a Qwen2 model read it by `models.load_tokenizer`:
                 AutoTokenizer of transformers 5 puts the class of the model's makers in its place.
 
         Raises:
@@ -222,12 +218,8 @@ class PolicyStack:
             raise IndexError(f"policy: expected 0 to {self.size - 1}, got {policy}")
         held = {path.name for path in Path(folder).glob("*")}
         if held and not held & {"model.safetensors", "adapter_model.safetensors"}:
-            raise FileExistsError(
-                f"folder: {folder} holds other things ({min(held)}); name a new one"
-            )
-        weights = {
-            name: p.detach()[policy].cpu().contiguous() for name, p in self.parameters().items()
-        }
+            raise FileExistsError(f"folder: {folder} holds other things ({min(held)}); name a new one")
+        weights = {name: p.detach()[policy].cpu().contiguous() for name, p in self.parameters().items()}
         with new_folder(Path(folder)) as partial:
             if self.lora is None:
                 _write_model(self.model.config, weights, partial)
@@ -275,9 +267,7 @@ def _set_states(generators: Sequence[torch.Generator], states: Sequence[Tensor])
 
 def _check_numbers(dtype: torch.dtype, device: str | torch.device, precision: str) -> None:
     if precision not in get_args(Precision):
-        raise StackError(
-            f"precision: expected one of {', '.join(get_args(Precision))}, got {precision!r}"
-        )
+        raise StackError(f"precision: expected one of {', '.join(get_args(Precision))}, got {precision!r}")
     if not dtype.is_floating_point:
         raise StackError(f"dtype: expected one of floating point, got {dtype}")
     try:

@@ -1,1 +1,1 @@
-"""Where rewards and their variances come from: trained ensembles, prompted judges, the truth."""
+"""Sources of rewards and their variance (Algorithms 6 to 9)."""

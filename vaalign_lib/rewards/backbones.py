@@ -25,21 +25,20 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from vaalign_lib.conversation import conversation_ids, load_tokenizer
+from vaalign_lib.data.world.tokenizer import world_tokenizer
+from vaalign_lib.jobs import progress
+from vaalign_lib.models import CONTEXT, conversation_ids, load_tokenizer
 from vaalign_lib.profiles import HeadTraining
-from vaalign_lib.progress import progress
 from vaalign_lib.rewards.base import (
     Array,
     Judgement,
     Members,
-    Policies,
+    PolicyIndex,
     Truth,
     VarianceOf,
     check_variance_of,
 )
-from vaalign_lib.rewards.models import TINY, BackboneError, new_reward_model, tokenized_pairs
-from vaalign_lib.synthetic.tokenizer import world_tokenizer
-from vaalign_lib.tiny import CONTEXT
+from vaalign_lib.rewards.classifier import TINY, BackboneError, new_reward_model, tokenized_pairs
 
 EVALUATION_ROWS = 512
 _STACK = "stack.safetensors"
@@ -111,14 +110,12 @@ class BackboneReward:
     def __post_init__(self) -> None:
         check_variance_of(self.variance_of)
 
-    def judge(self, prompts: Sequence[str], responses: Sequence[str], policy: Policies) -> Members:
+    def judge(self, prompts: Sequence[str], responses: Sequence[str], policy: PolicyIndex) -> Members:
         """Score responses by every member."""
         ids = conversation_ids(self.stack.tokenizer, prompts, responses, CONTEXT)
         return Members(self.stack.scores(ids).double().numpy(), self.variance_of)
 
-    def true_reward(
-        self, judgement: Judgement, prompts: Sequence[str], responses: Sequence[str]
-    ) -> Array:
+    def true_reward(self, judgement: Judgement, prompts: Sequence[str], responses: Sequence[str]) -> Array:
         """Return the true reward (responses,); it does not depend on the judgement."""
         return self.truth(prompts, responses)
 
@@ -149,13 +146,10 @@ def train_backbones(
     """
     if not len(chosen) or len(chosen) != len(rejected):
         raise ValueError(
-            f"chosen, rejected: expected as many of both, at least one, got {len(chosen)} and "
-            f"{len(rejected)}"
+            f"chosen, rejected: expected as many of both, at least one, got {len(chosen)} and {len(rejected)}"
         )
     if members < 2 or pairs_each < 1:
-        raise ValueError(
-            f"members, pairs_each: expected at least 2 and 1, got {members} and {pairs_each}"
-        )
+        raise ValueError(f"members, pairs_each: expected at least 2 and 1, got {members} and {pairs_each}")
     models = [new_reward_model(TINY, width, seed + k)[0].eval() for k in range(members)]
     tokenizer = world_tokenizer()
     weights = stack_module_state(models)[0]  # type: ignore[arg-type]
@@ -229,13 +223,7 @@ def _table(ids: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor]:
 
 
 def write_backbones(
-    folder: Path,
-    settings: dict[str, Any],
-    width: int,
-    members: int,
-    pairs_each: int,
-    seed: int,
-    pairs: Path,
+    folder: Path, settings: dict[str, Any], width: int, members: int, pairs_each: int, seed: int, pairs: Path
 ) -> None:
     """Train separate small backbones and score the pairs of the other parts."""
     table = pd.read_parquet(pairs / "pairs.parquet")

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from scipy.special import logsumexp
 
 Array = NDArray[np.float64]
-Policies = NDArray[np.int64]
+PolicyIndex = NDArray[np.int64]
 VarianceOf = Literal["member", "mean"]
 WEAKEST = 1e-6  # strength of a certainty equivalent that stands for none: its limit is the mean
 
@@ -61,9 +61,7 @@ class Members:
     def __post_init__(self) -> None:
         check_numbers("scores", self.scores)
         if self.scores.ndim != 2 or self.scores.shape[1] < 2:
-            raise ValueError(
-                f"scores: expected (responses, at least two members), got {self.scores.shape}"
-            )
+            raise ValueError(f"scores: expected (responses, at least two members), got {self.scores.shape}")
         check_variance_of(self.variance_of)
 
     def sample(self, uniforms: Array) -> Array:
@@ -108,9 +106,7 @@ class Interval:
         if self.quantiles is not None:
             check_numbers("quantiles", self.quantiles)
             if self.quantiles.shape != self.bounds.shape[:1]:
-                raise ValueError(
-                    f"quantiles: expected {self.bounds.shape[:1]}, got {self.quantiles.shape}"
-                )
+                raise ValueError(f"quantiles: expected {self.bounds.shape[:1]}, got {self.quantiles.shape}")
             if ((self.quantiles < 0) | (self.quantiles > 1)).any():
                 raise ValueError("quantiles: expected numbers from 0 to 1")
 
@@ -136,9 +132,7 @@ class Interval:
         strength = np.maximum(strength, WEAKEST)
         half = strength * np.diff(self.bounds)[:, 0] / 2
         safe = np.maximum(half, 1e-4)  # below that the first term of the series is exact
-        log_mean = np.where(
-            half < 1e-4, half**2 / 6, safe + np.log(-np.expm1(-2 * safe) / (2 * safe))
-        )
+        log_mean = np.where(half < 1e-4, half**2 / 6, safe + np.log(-np.expm1(-2 * safe) / (2 * safe)))
         return self.midpoint() - log_mean / strength
 
 
@@ -149,9 +143,7 @@ Truth = Callable[[Sequence[str], Sequence[str]], Array]  # prompts, responses ->
 class RewardSource(Protocol):
     """A source of rewards; everything downstream sees only this."""
 
-    def judge(
-        self, prompts: Sequence[str], responses: Sequence[str], policy: Policies
-    ) -> Judgement:
+    def judge(self, prompts: Sequence[str], responses: Sequence[str], policy: PolicyIndex) -> Judgement:
         """Judge responses.
 
         Args:
@@ -161,7 +153,58 @@ class RewardSource(Protocol):
                 policies share ignore it; where every policy has its own it picks one.
         """
 
-    def true_reward(
-        self, judgement: Judgement, prompts: Sequence[str], responses: Sequence[str]
-    ) -> Array:
+    def true_reward(self, judgement: Judgement, prompts: Sequence[str], responses: Sequence[str]) -> Array:
         """Return the true reward (responses,)."""
+
+
+SAME = 1e-12  # of the largest reward: a deviation below that is rounding
+
+
+@dataclass(frozen=True)
+class Unit:
+    """What rewards and variances are measured in before an objective sees them.
+
+    Attributes:
+        location: subtracted from rewards.
+        scale: divides rewards after that.
+        variance: divides variances.
+    """
+
+    location: float = 0.0
+    scale: float = 1.0
+    variance: float = 1.0
+
+    @classmethod
+    def of(cls, rewards: Array, variances: Array) -> "Unit":
+        """Return the unit in which these have mean 0 and deviation 1, and variances have mean 1.
+
+        Variances that are all 0 stay so.
+
+        Raises:
+            ValueError: the rewards are fewer than two, not finite, or all the same.
+        """
+        if len(rewards) < 2 or not (np.isfinite(rewards).all() and np.isfinite(variances).all()):
+            raise ValueError(
+                f"source: expected at least two rewards, finite with their variances, got {len(rewards)}"
+            )
+        scale = float(rewards.std())
+        if not scale > SAME * float(np.abs(rewards).max()):
+            raise ValueError(
+                "source: over the reference policy's responses its rewards are all the same; give "
+                "Method(standardized=False) to train with them as they are"
+            )
+        return cls(float(rewards.mean()), scale, float(variances.mean()) or 1.0)
+
+    def of_judgement(
+        self, judgement: Judgement, uniforms: Array, strength: Array
+    ) -> tuple[Array, Array, Array, Array]:
+        """Return what a judgement says, in this unit (responses,) each, in the order of `Outcome`."""
+        reward, worst, soft_worst = (
+            (one - self.location) / self.scale
+            for one in (
+                judgement.sample(uniforms),
+                judgement.worst(),
+                judgement.soft_worst(strength / self.scale),
+            )
+        )
+        return reward, judgement.variance() / self.variance, worst, soft_worst

@@ -115,9 +115,7 @@ def client_of(base_url: str | None, key: str, seconds: float) -> openai.AsyncOpe
         StopError: there cannot be one, say for the proxy that the environment names.
     """
     try:
-        http = openai.DefaultAsyncHttpxClient(
-            follow_redirects=False, event_hooks={"response": [_bounded]}
-        )
+        http = openai.DefaultAsyncHttpxClient(follow_redirects=False, event_hooks={"response": [_bounded]})
         return openai.AsyncOpenAI(
             api_key=key,
             base_url=base_url or OPENAI,
@@ -224,9 +222,7 @@ def _fault(status: int, body: object, headers: httpx2.Headers) -> Exception:
         return StopError(f"status {status}: {words}")
     wait = seconds_asked(headers)
     if wait > PATIENCE:
-        return StopError(
-            f"status {status}: {words}; asks to wait {wait:g} seconds, start again then"
-        )
+        return StopError(f"status {status}: {words}; asks to wait {wait:g} seconds, start again then")
     return TransientError(f"status {status}: {words}", wait)
 
 

@@ -11,24 +11,19 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from vaalign_lib.conversation import conversation_ids
+from vaalign_lib.models import conversation_ids
 from vaalign_lib.rewards.base import (
     Array,
     Judgement,
     Members,
-    Policies,
+    PolicyIndex,
     Truth,
     VarianceOf,
     check_variance_of,
 )
+from vaalign_lib.rewards.classifier import BackboneError, features_and_scores, load_reward_model, longest
 from vaalign_lib.rewards.heads import KINDS, Heads
-from vaalign_lib.rewards.models import (
-    BackboneError,
-    features_and_scores,
-    load_reward_model,
-    longest,
-)
-from vaalign_lib.runs import new_folder
+from vaalign_lib.store import new_folder
 
 _HEADS, _RECORD, _BACKBONE = "heads.safetensors", "ensemble.json", "backbone"
 
@@ -81,14 +76,12 @@ class ClassifierEnsemble:
             raise ValueError(f"names: expected a list of at least two, got one, {names}")
         return cls(tuple(SequenceClassifierReward.load(one, max_length) for one in names), truth)
 
-    def judge(self, prompts: Sequence[str], responses: Sequence[str], policy: Policies) -> Members:
+    def judge(self, prompts: Sequence[str], responses: Sequence[str], policy: PolicyIndex) -> Members:
         """Score responses by every classifier (responses, classifiers)."""
         scores = [one(prompts, responses) for one in self.classifiers]
         return Members(np.stack(scores, axis=1), self.variance_of)
 
-    def true_reward(
-        self, judgement: Judgement, prompts: Sequence[str], responses: Sequence[str]
-    ) -> Array:
+    def true_reward(self, judgement: Judgement, prompts: Sequence[str], responses: Sequence[str]) -> Array:
         """Return the true reward (responses,)."""
         if self.truth is not None:
             return self.truth(prompts, responses)
@@ -120,7 +113,7 @@ class EnsembleReward:
     def __post_init__(self) -> None:
         check_variance_of(self.variance_of)
 
-    def judge(self, prompts: Sequence[str], responses: Sequence[str], policy: Policies) -> Members:
+    def judge(self, prompts: Sequence[str], responses: Sequence[str], policy: PolicyIndex) -> Members:
         """Score responses by the ensemble of the policy that wrote each.
 
         Raises:
@@ -135,9 +128,7 @@ class EnsembleReward:
         scores = self.heads.own_scores(features, torch.from_numpy(np.array(policy, dtype=np.int64)))
         return Members(scores.double().numpy(), self.variance_of)
 
-    def true_reward(
-        self, judgement: Judgement, prompts: Sequence[str], responses: Sequence[str]
-    ) -> Array:
+    def true_reward(self, judgement: Judgement, prompts: Sequence[str], responses: Sequence[str]) -> Array:
         """Return the true reward (responses,); it does not depend on the judgement.
 
         Raises:
@@ -154,11 +145,7 @@ class EnsembleReward:
             self.tokenizer.save_pretrained(partial / _BACKBONE)
             weights = {name: w.contiguous() for name, w in self.heads.weights.items()}
             save_file(weights, partial / _HEADS)
-            record = {
-                "kind": self.heads.kind,
-                "max_length": self.max_length,
-                "variance_of": self.variance_of,
-            }
+            record = {"kind": self.heads.kind, "max_length": self.max_length, "variance_of": self.variance_of}
             (partial / _RECORD).write_text(json.dumps(record, indent=1) + "\n")
 
 
@@ -174,9 +161,7 @@ def load_ensemble(folder: str | Path, truth: Truth | None = None) -> EnsembleRew
         raise BackboneError(f"{path}: expected a saved ensemble, without {', '.join(missing)}")
     try:
         record = json.loads((path / _RECORD).read_text())
-        kind, max_length, variance_of = (
-            record[one] for one in ("kind", "max_length", "variance_of")
-        )
+        kind, max_length, variance_of = (record[one] for one in ("kind", "max_length", "variance_of"))
         weights = load_file(path / _HEADS)
     except (KeyError, TypeError, ValueError, SafetensorError) as error:
         raise BackboneError(f"{path}: its heads cannot be read: {error!r}") from error

@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from vaalign_lib.jobs import progress
 from vaalign_lib.profiles import HeadTraining
-from vaalign_lib.progress import progress
 
-Kind = Literal["paper", "order", "bootstrap", "disjoint", "anchored", "mlp"]
-KINDS: dict[Kind, str] = {
+HeadKind = Literal["paper", "order", "bootstrap", "disjoint", "anchored", "mlp"]
+KINDS: dict[HeadKind, str] = {
     "paper": "same data in the same order, fresh weights",
     "order": "same data, own order, fresh weights",
     "bootstrap": "own bootstrap sample",
@@ -43,7 +43,7 @@ class Heads:
             members, hidden, width), `inner_bias` and `outer` (ensembles, members, hidden).
     """
 
-    kind: Kind
+    kind: HeadKind
     weights: dict[str, Tensor]
 
     @property
@@ -95,7 +95,7 @@ def train_heads(
     chosen: Tensor,
     rejected: Tensor,
     *,
-    kind: Kind,
+    kind: HeadKind,
     settings: HeadTraining,
     seed: int,
     ensembles: int = 1,
@@ -128,9 +128,7 @@ def train_heads(
     weights = _fresh(kind, ensembles * members, chosen.shape[1], random)
     if first_head is not None and kind != "mlp":
         if first_head.shape != chosen.shape[1:]:
-            raise ValueError(
-                f"first_head: expected {chosen.shape[1]} weights, got {tuple(first_head.shape)}"
-            )
+            raise ValueError(f"first_head: expected {chosen.shape[1]} weights, got {tuple(first_head.shape)}")
         weights["weight"][0] = first_head
     anchors = {name: w.clone() for name, w in weights.items()}
     rows = _rows_of_groups(kind, len(chosen), ensembles, members, pairs_each, random)
@@ -173,12 +171,7 @@ def _gaps(weights: dict[str, Tensor], chosen: Tensor, rejected: Tensor, batch: T
 
 
 def _check(
-    chosen: Tensor,
-    rejected: Tensor,
-    kind: Kind,
-    ensembles: int,
-    members: int,
-    pairs_each: int | None,
+    chosen: Tensor, rejected: Tensor, kind: HeadKind, ensembles: int, members: int, pairs_each: int | None
 ) -> None:
     if chosen.ndim != 2 or chosen.shape != rejected.shape or not len(chosen):
         raise ValueError(
@@ -191,14 +184,12 @@ def _check(
     if kind not in KINDS:
         raise ValueError(f"kind: expected one of {', '.join(KINDS)}, got {kind!r}")
     if ensembles < 1 or members < 2:
-        raise ValueError(
-            "ensembles, members: expected at least 1 and 2, got " + f"{ensembles} and {members}"
-        )
+        raise ValueError("ensembles, members: expected at least 1 and 2, got " + f"{ensembles} and {members}")
     if pairs_each is not None and pairs_each < 1:
         raise ValueError(f"pairs_each: expected at least 1, got {pairs_each}")
 
 
-def _fresh(kind: Kind, heads: int, width: int, random: torch.Generator) -> dict[str, Tensor]:
+def _fresh(kind: HeadKind, heads: int, width: int, random: torch.Generator) -> dict[str, Tensor]:
     """Draw weights as transformers draws those of a new head."""
     if kind != "mlp":
         return {"weight": INITIAL_DEVIATION * torch.randn(heads, width, generator=random)}
@@ -208,12 +199,7 @@ def _fresh(kind: Kind, heads: int, width: int, random: torch.Generator) -> dict[
 
 
 def _rows_of_groups(
-    kind: Kind,
-    pairs: int,
-    ensembles: int,
-    members: int,
-    pairs_each: int | None,
-    random: torch.Generator,
+    kind: HeadKind, pairs: int, ensembles: int, members: int, pairs_each: int | None, random: torch.Generator
 ) -> Tensor:
     """Choose the pairs that each group of heads learns from (groups, pairs of a group).
 
@@ -273,6 +259,6 @@ def _pull(weights: dict[str, Tensor], anchors: dict[str, Tensor], strength: floa
     return 0.5 * strength * torch.stack(distances).sum()
 
 
-def _grid(kind: Kind, weights: dict[str, Tensor], ensembles: int) -> Heads:
+def _grid(kind: HeadKind, weights: dict[str, Tensor], ensembles: int) -> Heads:
     copies = {name: w.detach().clone() for name, w in weights.items()}
     return Heads(kind, {name: w.unflatten(0, (ensembles, -1)) for name, w in copies.items()})

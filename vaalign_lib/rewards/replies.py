@@ -25,7 +25,6 @@ _FROM_TO = (  # a dash with a space on one side only is a sign
 _REASONING = r"(think|thinking|reasoning)"
 _SAME = {"٫": ".", "٬": ",", "、": ",", "。": ".", "〜": "~"} | dict.fromkeys("‐‑‒–—―−﹣", "-")
 
-
 LONGEST = 50_000  # characters of a reply that is read, reasoning included
 
 

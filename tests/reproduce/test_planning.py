@@ -1,0 +1,127 @@
+"""What a plan says: counts, what is done already, what is missing."""
+
+import pandas as pd
+import pytest
+from transformers import AutoModelForCausalLM
+
+from vaalign_lib.experiments.conditions import Condition, plan
+from vaalign_lib.experiments.policies import train_run
+from vaalign_lib.experiments.results import collect
+from vaalign_lib.models import tiny_config
+from vaalign_lib.profiles import Judge, load_profile
+from vaalign_lib.reproduce import plan as planning
+from vaalign_lib.reproduce.cli import main
+from vaalign_lib.store import PlanError, RunStore
+
+SMOKE = load_profile("smoke")
+
+
+def with_judges(**changes):
+    judge = Judge(model="some-model", key_variable="NOBODYS_KEY")
+    update = {"judges": {"judge-b": judge}, "runs": ["rows"]} | changes
+    return SMOKE.model_copy(update={"policies": SMOKE.policies.model_copy(update=update)})
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory):
+    store = RunStore(tmp_path_factory.mktemp("store"))
+    return planning.planned(with_judges(), store, 0).set_index("run")
+
+
+def test_judgements_are_counted(table):
+    run = table.loc[Condition("qwen2", "judge-b").name]
+    sizes = SMOKE.policies
+    ppo = sizes.training["qwen2"].ppo
+    evaluated = sizes.count * sizes.evaluation.prompts * sizes.evaluation.samples
+    trained = sizes.count * ppo.iterations * ppo.batch_size
+    assert run["responses"] == evaluated + trained + sizes.warm_up
+    assert run["calls"] == 2 * run["responses"]  # what is no interval is asked for once more
+    assert run["steps"] == ppo.iterations
+    assert table.loc[Condition("qwen2", "judge-a").name, "calls"] == 0  # simulated
+    start = table.loc[Condition("qwen2", "judge-b").start.name]
+    assert (start["steps"], start["responses"]) == (0, evaluated)
+
+
+def test_amounts_are_plausible(table, tmp_path):
+    left = table[table["steps"] > 0]
+    assert (left["seconds"] > 0).all() and (left["together"] == SMOKE.policies.count).all()
+    assert (left["gigabytes"] < 0.1).all() and (left["disk"] < 0.1).all()
+    long = with_judges(count=40)
+    more = planning.planned(long, RunStore(tmp_path), 0).set_index("run")
+    both = Condition("qwen2", "judge-b").name
+    assert 5 < more.loc[both, "seconds"] / table.loc[both, "seconds"] < 15
+
+
+def test_what_is_done_is_not_to_do(tmp_path):
+    store, run = RunStore(tmp_path / "store"), Condition("qwen2", "judge-a").start
+    train_run(store, SMOKE, 0, run)
+    found = planning.planned(SMOKE, store, 0).set_index("run")["state"]
+    assert found[run.name] == "done" and (found == "done").sum() == 1
+    text = planning.in_words(planning.planned(SMOKE, store, 0), 2)
+    assert text.startswith(f"{len(plan(SMOKE.policies.runs))} runs: 1 done, 0 published")
+    assert run.name not in text
+
+
+def test_what_is_missing_is_told_all_at_once(tmp_path, monkeypatch):
+    monkeypatch.delenv("NOBODYS_KEY", raising=False)
+    nowhere = with_judges(data=str(tmp_path / "no.jsonl"))
+    (told,) = planning.missing_first(nowhere)
+    assert "policies.data:" in told and "there is no such file" in told
+    _, lacks = planning.complete_plan(nowhere, RunStore(tmp_path / "store"), 0, 1)
+    assert told in lacks and any("NOBODYS_KEY is not set" in one for one in lacks)
+    data = SMOKE.reward_data.model_copy(update={"evaluation": str(tmp_path / "bench.jsonl")})
+    profile = with_judges().model_copy(update={"reward_data": data})
+    profile = profile.model_copy(update={"true_reward": str(tmp_path / "no model")})
+    found = planning.planned(profile, RunStore(tmp_path), 0)
+    told = "\n".join(planning.missing(profile, found, tmp_path / "run"))
+    assert "policies.judges.judge-b: the environment variable NOBODYS_KEY is not set" in told
+    assert "reward_data.evaluation:" in told and "true_reward:" in told
+    huge = found.assign(together=0, disk=1e9)
+    told = "\n".join(planning.missing(profile, huge, tmp_path / "run"))
+    assert "GB of memory" in told and "GB are needed" in told
+    done = found.assign(state="done")
+    assert planning.missing(profile, done, tmp_path) == []
+
+
+def test_in_a_notebook_too_the_plan_comes_first(tmp_path, monkeypatch):
+    monkeypatch.setenv("NOBODYS_KEY", "secret")
+    profile, store = with_judges(), RunStore(tmp_path / "store")
+    with pytest.raises(PlanError, match=r"(?s)paid calls.*run this again to start it"):
+        collect(store, profile, 0, 1)
+    assert planning.was_shown(profile, store, 0) and planning.new_plan(profile, store, 0, 1) == ""
+    assert not planning.was_shown(with_judges(count=5), store, 0)
+    assert planning.new_plan(SMOKE, store, 0, 1) == ""  # nothing real, nothing paid
+
+
+def test_the_reward_model_is_planned(tmp_path):
+    tiny = tiny_config("gemma", 32)
+    AutoModelForCausalLM.from_config(tiny).save_pretrained(tmp_path / "gemma")
+    settings = SMOKE.reward_model.model_copy(update={"backbone": str(tmp_path / "gemma")})
+    profile = with_judges().model_copy(update={"reward_model": settings})
+    row = planning.planned(profile, RunStore(tmp_path / "store"), 0).set_index("run").loc["reward model"]
+    assert row["steps"] == -(-SMOKE.reward_data.train_pairs // settings.batch_size)
+    assert row["state"] == "to do" and row["gigabytes"] > 0 and row["calls"] == 0
+
+
+def test_no_more_prompts_are_counted_than_a_file_holds(tmp_path, monkeypatch):
+    monkeypatch.setattr(planning, "prompts_of", lambda data, count: ("one", "two", "three"))
+    sizes = planning.sizes_of(SMOKE, "qwen2")
+    run = Condition("qwen2", "judge-b").start
+    counted = planning._amounts(with_judges(data="prompts.jsonl"), run, sizes, None, 1)
+    assert counted["responses"] == 3 * SMOKE.policies.evaluation.samples * SMOKE.policies.count
+
+
+def test_time_is_never_less_than_the_longest_runs():
+    assert planning._seconds(pd.Series([3600.0, 7200.0, 3600.0]), 2) == 7200
+    assert planning._seconds(pd.Series([36000.0, 7200.0]), 8) == 36000
+
+
+def test_time_is_said_as_people_say_it():
+    said = [planning._time(value) for value in (0.4572, 110, 600, 9000, 259200)]
+    assert said == ["0.457 seconds", "110 seconds", "10 minutes", "2.5 hours", "3 days"]
+
+
+def test_the_command(tmp_path, capsys):
+    assert main(["plan", "--profile", "smoke", "--run-dir", str(tmp_path)]) == 0
+    told = capsys.readouterr().out
+    assert "together: " in told and "0 paid calls" in told

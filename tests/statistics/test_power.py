@@ -1,0 +1,48 @@
+"""Power against simulation and published sample sizes."""
+
+import numpy as np
+import pytest
+
+from vaalign_lib.statistics.power import (
+    policies_for_p,
+    policies_for_risks,
+    risk_power,
+    smallest_risk_seen,
+    smallest_variance_ratio_seen,
+)
+from vaalign_lib.statistics.tests import f_test, two_proportions
+
+
+@pytest.mark.parametrize(("first", "second", "policies"), [(0.29, 0.05, 80), (0.4, 0.3, 50)])
+def test_power_is_the_share_of_simulated_rejections(first, second, policies):
+    random, repeats = np.random.default_rng(0), 4000
+    more, fewer = (random.binomial(policies, p, repeats).tolist() for p in (first, second))
+    pairs = zip(more, fewer, strict=True)
+    seen = np.mean([two_proportions(a, policies, b, policies).p < 0.05 for a, b in pairs])
+    power = risk_power(first, second, policies)
+    assert power == pytest.approx(seen, abs=4 * np.sqrt(power * (1 - power) / repeats) + 1e-3)
+
+
+def test_sizes_have_the_power_asked_for():
+    for first, second in ((0.48, 0.41), (0.29, 0.24), (0.5, 0.2)):
+        needed = policies_for_risks(first, second)
+        assert risk_power(first, second, needed) == pytest.approx(0.8, abs=0.02)
+    seen = smallest_risk_seen(0.1, 80)
+    assert risk_power(seen, 0.1, 80) == pytest.approx(0.8, abs=1e-3)
+    assert risk_power(0.1, 0.1, 80) < 0.06
+    assert np.isnan(smallest_risk_seen(0.9, 5))
+
+
+def test_policies_for_a_p_value():
+    needed = policies_for_p(0.29, 0.24, 0.038)
+    before, after = (two_proportions(0.29 * n, n, 0.24 * n, n).p for n in (needed - 1, needed))
+    assert after <= 0.038 < before
+
+
+def test_ratios_seen_by_simulation():
+    random, ratio = np.random.default_rng(1), smallest_variance_ratio_seen(80)
+    a, b = random.normal(size=(2, 3000, 80)).var(axis=-1, ddof=1)
+    seen = ratio * a / b > f_test(1, 80, 1, 80).critical  # so few fall below 1 / critical
+    assert seen.mean() == pytest.approx(0.8, abs=0.03)
+    for one, other in zip((ratio * a[:20]).tolist(), b[:20].tolist(), strict=True):
+        assert (f_test(one, 80, other, 80).p < 0.05) == (one / other > f_test(1, 80, 1, 80).critical)

@@ -1,0 +1,1 @@
+"""Preference pairs, prompts, people's ratings, and the embedded world."""

@@ -1,0 +1,581 @@
+"""Preference pairs, prompts and ratings by several people: one schema, whatever they come from.
+
+A source is a file of JSON (a record a line, or one list of them), CSV or Parquet, packed or not, or a
+data set of the Hugging Face hub as `owner/name` or `owner/name@split`; the pairs of the embedded world
+are drawn (`embedded_pairs`). Every reader returns a table with the columns named here; a text may be a
+list of messages, and the layouts of well-known data sets are read as they are (`_CHOICES`).
+
+    pairs     subset, category, prompt, chosen, rejected
+    prompts   subset, category, prompt
+    ratings   prompt, response, ratings   (a list of at least two numbers, one per person)
+
+A record that is not built as its columns promise is a fault of the source and is refused with its place:
+broken JSON, a key twice, a missing column, a number for a text. A record that is well built but says
+nothing is left out and counted by reason, in `attrs["left out"]` and a warning: a text without a visible
+character, with NUL or half a surrogate pair; two texts that differ at most in white space, invisible
+characters and Unicode's compatible forms (NFKC), which tokenizers fold; a tie; dialogues that part before
+their last turn; ratings by fewer than two people. A source of which nothing is left is refused.
+"""
+
+import csv
+import io
+import json
+import logging
+import re
+import sys
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import yaml
+from datasets import load_dataset
+from huggingface_hub import is_offline_mode
+
+from vaalign_lib.data.hub import ask_hub
+from vaalign_lib.data.messages import dialogue_text, prompt_text
+from vaalign_lib.data.world.language import CATEGORIES
+from vaalign_lib.data.world.world import World
+from vaalign_lib.store import DATA
+
+EMBEDDED = "embedded"
+ENDINGS = (".jsonl", ".ndjson", ".json", ".csv", ".parquet")
+MOST_BYTES, MOST_TIMES = 2**26, 100  # unpacked: texts shrink tenfold, bombs a thousandfold
+_PACKED = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"BZh": "bz2"}  # by the first bytes
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w.-]+)?")
+_FILE_NAME = re.compile(
+    r"\.(jsonl?|ndjson|[ct]sv|txt|parquet|arrow|gz|zst|bz2|xz|zip|xlsx?|ya?ml)$", re.IGNORECASE
+)
+PAIR_FIELDS = ("prompt", "chosen", "rejected")
+Records = Iterator[tuple[str, dict[str, Any]]]  # each with the place where it stands
+_log = logging.getLogger(__name__)
+
+
+class DataError(ValueError):
+    """Data that is not there or not as expected; says where and what would be right."""
+
+
+class _LeftOutError(Exception):
+    """A record that says nothing; the reason."""
+
+
+# --- RewardBench ------------------------------------------------------------------------------------
+
+
+@cache
+def reward_bench_weights() -> dict[str, dict[str, int]]:
+    """Return the weight of every subset of RewardBench, by category."""
+    content: dict[str, dict[str, int]] = yaml.safe_load(
+        (DATA / "reward_bench.yaml").read_text(encoding="utf-8")
+    )
+    return content
+
+
+def category_of(subset: str) -> str:
+    """Return the category of a RewardBench subset; any other subset is its own category."""
+    for category, subsets in reward_bench_weights().items():
+        if subset in subsets:
+            return category
+    return subset
+
+
+def accuracy_by_category(pairs: pd.DataFrame, correct: np.ndarray) -> pd.DataFrame:
+    """Return the share of pairs ranked rightly by category, RewardBench's subsets at their weights.
+
+    Args:
+        pairs: a table of pairs.
+        correct: whether each was ranked rightly (pairs,).
+
+    Returns:
+        A row per category: `category`, `accuracy`, `low`, `high` (95%, normal, by strata), `count`.
+    """
+    weights = {s: w for subsets in reward_bench_weights().values() for s, w in subsets.items()}
+    table = pd.DataFrame({"category": pairs["category"], "subset": pairs["subset"]})
+    groups = table.assign(share=np.asarray(correct, dtype=float)).groupby(["category", "subset"], sort=False)[
+        "share"
+    ]
+    strata = groups.agg(["mean", "size"]).reset_index()
+    strata["weight"] = strata["subset"].map(weights).fillna(strata["size"]).astype(float)
+    rows = []
+    for category, stratum in strata.groupby("category", sort=False):
+        weight = stratum["weight"] / stratum["weight"].sum()
+        share = float((weight * stratum["mean"]).sum())
+        variance = weight**2 * stratum["mean"] * (1 - stratum["mean"]) / stratum["size"]
+        half = 1.96 * float(np.sqrt(variance.sum()))
+        ends = {"low": max(0.0, share - half), "high": min(1.0, share + half)}
+        count = int(stratum["size"].sum())
+        rows.append({"category": category, "accuracy": share, **ends, "count": count})
+    return pd.DataFrame(rows)
+
+
+# --- sources ----------------------------------------------------------------------------------------
+
+
+def read_pairs(source: str | Path) -> pd.DataFrame:
+    """Read preference pairs from a file or the hub.
+
+    Raises:
+        DataError: the source does not exist or holds something else.
+    """
+    return _by_category(_table(source, _joined(_records(source)), _pair))
+
+
+def read_prompts(source: str | Path) -> pd.DataFrame:
+    """Read prompts from a file or the hub; of RewardBench on the hub, those of the five chat subsets.
+
+    Raises:
+        DataError: the source does not exist or holds something else.
+    """
+    prompts = _by_category(_table(source, _records(source), _prompt))
+    chat = prompts["subset"].isin(reward_bench_weights()["chat"])
+    return prompts[chat].reset_index(drop=True) if _is_hub_name(source) and chat.any() else prompts
+
+
+def prompts_of(data: str, count: int) -> list[str]:
+    """Return the first prompts of a data set, each once, at most `count`."""
+    return list(dict.fromkeys(read_prompts(data)["prompt"]))[:count]
+
+
+def read_ratings(source: str | Path) -> pd.DataFrame:
+    """Read responses that several people have rated, from a file or the hub.
+
+    Raises:
+        DataError: the source does not exist or holds something else.
+    """
+    table = _table(source, _gathered(_records(source)), _rating)
+    return table[["prompt", "response", "ratings"]]
+
+
+def embedded_pairs(
+    world: World, prompts: list[str], first: list[str], second: list[str], random: np.random.Generator
+) -> pd.DataFrame:
+    """Let the world's annotators label pairs of responses; identical responses are left out, counted.
+
+    Returns:
+        A table of pairs with further columns: `gold_chosen`, `gold_rejected` (the true rewards), and in
+        `attrs` under `identical` the number of pairs left out.
+    """
+    table = pd.DataFrame({"prompt": prompts, "first": first, "second": second})
+    identical = table["first"] == table["second"]
+    table = table[~identical].reset_index(drop=True)
+    asked, left, right = (table[name].tolist() for name in ("prompt", "first", "second"))
+    wins = world.preferences(asked, left, right, random)
+    assessed = world.assess(asked, left)
+    gold_left, gold_right = assessed["gold"].to_numpy(), world.gold(asked, right)
+    pairs = pd.DataFrame(
+        {
+            "subset": assessed["category"],
+            "category": assessed["category"],
+            "prompt": asked,
+            "chosen": np.where(wins, left, right),
+            "rejected": np.where(wins, right, left),
+            "gold_chosen": np.where(wins, gold_left, gold_right),
+            "gold_rejected": np.where(wins, gold_right, gold_left),
+        }
+    )
+    pairs.attrs["identical"] = int(identical.sum())
+    return pairs
+
+
+def _is_hub_name(source: str | Path) -> bool:
+    text = str(source)
+    named = isinstance(source, str) and bool(_HUB_NAME.fullmatch(text))
+    return named and not _FILE_NAME.search(text) and not Path(text).is_file()
+
+
+def _records(source: str | Path) -> Records:
+    return _hub_records(str(source)) if _is_hub_name(source) else _file_records(source)
+
+
+def _table(
+    source: str | Path, records: Records, read: Callable[[Mapping[str, Any], str], dict[str, Any]]
+) -> pd.DataFrame:
+    """Return what `read` makes of the records; what says nothing is left out and counted."""
+    name = Path(str(source).partition("@")[0]).name if _is_hub_name(source) else Path(source).name
+    subset = name if _is_hub_name(source) else name.split(".")[0]
+    rows, left_out, first = [], Counter[str](), dict[str, str]()
+    for place, record in records:
+        try:
+            own = _visible(_text(record, "subset", place)) if record.get("subset") else subset
+            rows.append({"subset": own, **read(record, place)})
+        except _LeftOutError as reason:
+            left_out[str(reason)] += 1
+            first.setdefault(str(reason), place)
+    reasons = "; ".join(f"{left_out[one]} x {one} (first: {first[one]})" for one in first)
+    if not rows:
+        found = f"none that says anything: {reasons}" if reasons else "none"
+        raise DataError(f"{source}: expected at least one record, found {found}")
+    if left_out:
+        _log.warning("%s: left out %s; %d records remain", source, reasons, len(rows))
+    table = pd.DataFrame(rows)
+    table.attrs["left out"] = dict(left_out)
+    return table
+
+
+def _by_category(table: pd.DataFrame) -> pd.DataFrame:
+    table.insert(1, "category", table["subset"].map(category_of))
+    order = [name for name in CATEGORIES if name in set(table["category"])]
+    order += [name for name in table["category"].unique() if name not in order]
+    place = table["category"].map({name: k for k, name in enumerate(order)})
+    return table.iloc[np.argsort(place.to_numpy(), kind="stable")].reset_index(drop=True)
+
+
+# --- files: `datasets` would read a text NA as missing, 01 as 1, and name no line -------------------
+
+
+def _file_records(source: str | Path) -> Records:
+    path = Path(source).expanduser()
+    name = re.sub(r"\.(gz|zst|bz2)$", "", path.name.casefold())
+    if str(source) == EMBEDDED:
+        raise DataError(f"{EMBEDDED}: the embedded world's texts are drawn, they are in no file")
+    if not name.endswith(ENDINGS):
+        raise DataError(
+            f"{source}: expected a file ending in {', '.join(ENDINGS)} (or packed: .gz, .zst, .bz2), "
+            "or a hub data set written as owner/name"
+        )
+    if not path.is_file():
+        raise DataError(f"{source}: there is no such file")
+    content = _content(path)
+    if name.endswith(".parquet") or content.startswith(b"PAR1"):
+        return _parquet_records(path, content)
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: cannot be read as text in UTF-8: {error}") from None
+    return _csv_records(path, text) if name.endswith(".csv") else _json_records(path, text)
+
+
+def _content(path: Path) -> bytes:
+    """Return a file's bytes, unpacked if they begin as packed ones do."""
+    unpacked = bytearray()
+    try:
+        content = path.read_bytes()
+        packing = next((how for begin, how in _PACKED.items() if content.startswith(begin)), None)
+        if packing is None:
+            return content
+        with pa.CompressedInputStream(pa.BufferReader(content), packing) as stream:
+            while part := stream.read(2**20):
+                unpacked += part
+                _check_size(path, len(content), len(unpacked))
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {_one_line(error)}") from None
+    return bytes(unpacked)
+
+
+def _check_size(path: Path, packed: int, unpacked: int) -> None:
+    if unpacked > (most := MOST_BYTES + MOST_TIMES * packed):
+        raise DataError(f"{path}: {packed} bytes hold more than {most}; texts do not shrink so far")
+
+
+def _check_columns(names: list[str], place: str) -> None:
+    if len(set(names)) < len(names):
+        raise DataError(f"{place}: a column stands twice: {_one_line(', '.join(names))}")
+
+
+def _parquet_records(path: Path, content: bytes) -> Records:
+    row = size = 0
+    try:
+        file = pq.ParquetFile(pa.BufferReader(content))
+        _check_columns(file.schema_arrow.names, str(path))
+        for batch in file.iter_batches(32):
+            size += batch.nbytes
+            _check_size(path, len(content), size)
+            for record in batch.to_pylist():
+                row += 1
+                yield f"{path}, row {row}", record
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read as Parquet: {_one_line(error)}") from None
+
+
+def _csv_records(path: Path, text: str) -> Records:
+    csv.field_size_limit(sys.maxsize)
+    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+    try:
+        names = list(reader.fieldnames or [])
+        _check_columns(names, f"{path}:1")
+        for record in reader:
+            place = f"{path}:{reader.line_num}"
+            if None in record or None in record.values():
+                raise DataError(f"{place}: expected a cell for each of the {len(names)} columns")
+            yield place, {name: _cell(name, cell, place) for name, cell in record.items()}
+    except csv.Error as error:
+        raise DataError(f"{path}, after line {reader.line_num}: cannot be read as CSV: {error}") from None
+
+
+def _cell(column: str, cell: str, place: str) -> Any:
+    """Return a cell's text, or what it says in JSON where it holds messages or anything but a text."""
+    messages = re.match(r"\[\{\s*['\"](role|content)['\"]", cell)
+    try:
+        return cell if column in _TEXTS and not messages else _DECODER.decode(cell)
+    except (ValueError, RecursionError):
+        if messages:
+            raise DataError(f"{place}: {column}: expected messages written as JSON") from None
+        return cell
+
+
+def _json_records(path: Path, text: str) -> Records:
+    if text.lstrip()[:1] == "[":
+        listed = _decoded(text, str(path))
+        records = ((f"{path}, record {k}", record) for k, record in enumerate(listed, start=1))
+    else:
+        lines = ((f"{path}:{k}", line) for k, line in enumerate(text.split("\n"), start=1))
+        records = ((place, _decoded(line, place)) for place, line in lines if line.strip())
+    for place, record in records:
+        if not isinstance(record, dict):
+            raise DataError(f"{place}: expected a JSON object, got {type(record).__name__}")
+        yield place, record
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        raise ValueError(f"a key stands twice: {', '.join(key for key, _ in pairs)}")
+    return content
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_once)
+
+
+def _decoded(text: str, place: str) -> Any:
+    try:
+        return _DECODER.decode(text)
+    except (ValueError, RecursionError) as error:
+        raise DataError(
+            f"{place}: expected one JSON object a line, or one list of them: {_one_line(error)}"
+        ) from None
+
+
+# --- records ----------------------------------------------------------------------------------------
+
+# the column that says which response is preferred; prompt, first and second response
+_CHOICES = {
+    "preference_strength": ("prompt", "response_1", "response_2"),  # HelpSteer2: below 0 the first
+    "overall_preference": ("context", "response1", "response2"),  # HelpSteer3: below 0 the first
+    "labels": ("history", "human_ref_A", "human_ref_B"),  # SHP
+    "ratings": ("prompt", "response_1", "response_2"),  # votes of several people, as PandaLM's
+}
+_VALUES = {"labels": (1, 0), "ratings": (1, 2, 0)}  # for the first response, the second, neither
+_SCORES = (("score_chosen", "score_rejected"), ("chosen_score", "rejected_score"))
+_TEXTS = {"subset", "response", *PAIR_FIELDS, *(name for names in _CHOICES.values() for name in names)}
+_TURN = re.compile(r"(?:^|\n\n)(Human|Assistant):")
+
+
+def _pair(record: Mapping[str, Any], place: str) -> dict[str, Any]:
+    prompt, chosen, rejected = _chosen_first(record, place)
+    if _same(_visible(chosen), _visible(rejected)):
+        raise _LeftOutError("chosen and rejected are the same text")
+    return {"prompt": _visible(prompt), "chosen": chosen, "rejected": rejected}
+
+
+def _chosen_first(record: Mapping[str, Any], place: str) -> tuple[str, str, str]:
+    """Return prompt, chosen and rejected response, by the columns that a record has."""
+    for choice, names in _CHOICES.items():
+        if "chosen" not in record and {choice, *names} <= record.keys():
+            prompt, first, second = (_text(record, name, place) for name in names)
+            lead = _lead(record, choice, place)
+            _check_preferred(lead != 0)
+            return (prompt, first, second) if lead < 0 else (prompt, second, first)
+    scores = [[record.get(name) for name in names] for names in _SCORES]
+    _check_preferred(not any(first == second is not None for first, second in scores))
+    return _labelled(record, place)
+
+
+def _check_preferred(preferred: bool) -> None:
+    if not preferred:
+        raise _LeftOutError("no response is preferred")
+
+
+def _lead(record: Mapping[str, Any], choice: str, place: str) -> float:
+    """Return how far the second response is preferred to the first; of votes, whether by most."""
+    if choice not in _VALUES:
+        return _number(record, choice, place)
+    votes = record[choice] if choice == "ratings" else [record[choice]]
+    if not isinstance(votes, list) or any(vote not in _VALUES[choice] for vote in votes):
+        expected = ", ".join(map(str, _VALUES[choice]))
+        raise DataError(f"{place}: {choice}: expected {expected}, got {record[choice]!r:.80}")
+    first, second = (2 * votes.count(value) > len(votes) for value in _VALUES[choice][:2])
+    return int(second) - int(first)
+
+
+def _labelled(record: Mapping[str, Any], place: str) -> tuple[str, str, str]:
+    """Return prompt, chosen and rejected; of whole dialogues, what they share is the prompt."""
+    chosen, rejected = (_answer(record, name, place) for name in ("chosen", "rejected"))
+    shared = chosen[:-1]
+    if shared != rejected[:-1]:
+        raise _LeftOutError("chosen and rejected part before their last turn")
+    given = _text(record, "prompt", place) if "prompt" in record or not shared else ""
+    prompt = prompt_text(shared) if shared else given
+    known = [prompt, *(turn["content"] for turn in shared)]
+    if given and _folded(given) not in map(_folded, known):
+        raise DataError(f"{place}: prompt: is no turn that chosen and rejected share")
+    return prompt, chosen[-1]["content"], rejected[-1]["content"]
+
+
+def _answer(record: Mapping[str, Any], name: str, place: str) -> list[dict[str, str]]:
+    """Return a response as the last of the turns of its dialogue, or alone."""
+    value, place = _field(record, name, place), f"{place}: {name}"
+    if isinstance(value, str) and "prompt" in record:
+        return [{"role": "assistant", "content": value}]
+    turns = _dialogue(value, place) if isinstance(value, str) else _messages(value, place)
+    if turns[-1]["role"] != "assistant":
+        raise DataError(f"{place}: expected the assistant to speak last, got {turns[-1]['role']}")
+    return turns
+
+
+def _messages(value: object, place: str) -> list[dict[str, str]]:
+    listed = value if isinstance(value, list) else []
+    if not listed or any(not isinstance(m, dict) or not isinstance(m.get("role"), str) for m in listed):
+        raise DataError(f"{place}: expected text or messages with role and content, got {value!r:.80}")
+    try:
+        return [{"role": m["role"], "content": dialogue_text([m])} for m in listed]
+    except ValueError as error:
+        raise DataError(f"{place}: {error}") from None
+
+
+def _dialogue(text: str, place: str) -> list[dict[str, str]]:
+    """Return the turns of a dialogue in the manner of HH-RLHF."""
+    before, *parts = _TURN.split(text)
+    if before.strip() or not parts:
+        raise DataError(f"{place}: no field 'prompt', nor a dialogue that begins with Human:")
+    roles = ({"Human": "user", "Assistant": "assistant"}[name] for name in parts[::2])
+    return [{"role": role, "content": said.strip()} for role, said in zip(roles, parts[1::2], strict=True)]
+
+
+def _joined(records: Records) -> Records:
+    """Join HelpSteer2's two responses to a prompt, which follow each other: the more helpful wins."""
+    for place, record in records:
+        if "chosen" in record or not {"response", "helpfulness"} <= record.keys():
+            yield place, record
+            continue
+        _, other = next(records, ("", {}))
+        if other.get("prompt") != record.get("prompt"):
+            raise DataError(f"{place}: expected the next record to have a response to this prompt")
+        first, second = (_number(one, "helpfulness", place) for one in (record, other))
+        both = {"response_1": record["response"], "response_2": other.get("response")}
+        yield place, record | both | {"preference_strength": second - first}
+
+
+def _prompt(record: Mapping[str, Any], place: str) -> dict[str, Any]:
+    name = next((one for one in ("prompt", "context", "history") if one in record), "")
+    text = _text(record, name, place) if name else _labelled(record, place)[0]
+    return {"prompt": _visible(text)}
+
+
+def _gathered(records: Records) -> Records:
+    """Gather the ratings of a response where every person's has a record of its own."""
+    found: dict[tuple[str, str], tuple[str, dict[str, Any]]] = {}
+    for place, record in records:
+        if "rating" not in record or "ratings" in record:
+            yield place, record
+            continue
+        prompt, response = (_text(record, name, place) for name in ("prompt", "response"))
+        empty = {"prompt": prompt, "response": response, "ratings": []}
+        _, row = found.setdefault((prompt, response), (place, empty))
+        row["ratings"].append(_number(record, "rating", place))
+    yield from found.values()
+
+
+def _rating(record: Mapping[str, Any], place: str) -> dict[str, Any]:
+    fields = ("prompt", "response", "ratings")
+    texts = {name: _visible(_text(record, name, place, fields)) for name in fields[:2]}
+    columns = [name for name in record if re.fullmatch(r"rating_?\d+", name)]
+    people = [record[name] for name in columns if record[name] not in (None, "")]
+    lists = ("ratings", "helpfulness")  # the latter in HelpSteer2's disagreements
+    name = next((one for one in lists if one in record), "ratings")
+    ratings = record.get(name, people if columns else None)
+    if not isinstance(ratings, list) or not all(map(_is_number, ratings)):
+        raise DataError(f"{place}: {name}: expected a list of at least two numbers, got {ratings!r:.80}")
+    if len(ratings) < 2:
+        raise _LeftOutError("rated by fewer than two people")
+    return {**texts, "ratings": ratings}
+
+
+# --- fields -----------------------------------------------------------------------------------------
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_INVISIBLE = {"Cc", "Cf", "Zs", "Zl", "Zp", "Mn", "Me"}  # Unicode's categories
+_FILLERS = "\u115f\u1160\u2800\u3164\uffa0"  # letters and signs by category, blank by look
+_ZERO_WIDTH = re.compile("[\u00ad\u034f\u061c\u180e\u200b-\u200f\u202a-\u202e\u2060-\u2064\ufeff]")
+
+
+def _field(record: Mapping[str, Any], name: str, place: str, fields: tuple[str, ...] = PAIR_FIELDS) -> Any:
+    if name not in record:
+        raise DataError(
+            f"{place}: no field {name!r}; expected {', '.join(fields)}, got "
+            f"{_one_line(', '.join(map(str, record)))}"
+        )
+    return "" if record[name] is None else record[name]
+
+
+def _text(record: Mapping[str, Any], name: str, place: str, fields: tuple[str, ...] = PAIR_FIELDS) -> str:
+    value = _field(record, name, place, fields)
+    return value if isinstance(value, str) else prompt_text(_messages(value, f"{place}: {name}"))
+
+
+def _is_number(value: object) -> bool:
+    try:
+        return type(value) in (int, float) and bool(np.isfinite(float(value)))  # type: ignore[arg-type]
+    except OverflowError:
+        return False
+
+
+def _number(record: Mapping[str, Any], name: str, place: str) -> float:
+    value = _field(record, name, place, (name,))
+    if not _is_number(value):
+        raise DataError(f"{place}: {name}: expected a number, got {value!r:.80}")
+    return float(value)
+
+
+def _visible(text: str) -> str:
+    """Return a text that can be written and shows something."""
+    if "\0" in text or (not text.isascii() and _SURROGATE.search(text)):
+        raise _LeftOutError("a text with NUL or half a surrogate pair")
+    if all(unicodedata.category(one) in _INVISIBLE or one in _FILLERS for one in text):
+        raise _LeftOutError("a text without a visible character")
+    return text
+
+
+def _folded(text: str) -> str:
+    """Return what is left of a text for tokenizers that fold white space and compatible forms."""
+    if not text.isascii():
+        text = _ZERO_WIDTH.sub("", unicodedata.normalize("NFKC", text))
+    return " ".join(text.split())
+
+
+def _same(first: str, second: str) -> bool:
+    begin, other = (_folded(" ".join(text[:80].split()[:-1])).split() for text in (first, second))
+    if any(one != two for one, two in zip(begin, other, strict=False)):
+        return False  # as nearly always; their first words tell
+    return _folded(first) == _folded(second)
+
+
+def _one_line(text: object) -> str:
+    line = " ".join(str(text).split())
+    return line if len(line) <= 300 else f"{line[:300]}..."
+
+
+# --- the hub ----------------------------------------------------------------------------------------
+
+_SPLITS = {"reward-bench": "filtered", "ultrafeedback_binarized": "train_prefs"}
+
+
+def _hub_records(name: str) -> Records:
+    path, _, split = name.partition("@")
+    split = split or _SPLITS.get(path.rpartition("/")[2], "train")
+    ask_hub(path)
+    try:
+        data = load_dataset(path, split=split)
+    except Exception as error:
+        if is_offline_mode() and not Path(path).is_dir():
+            raise DataError(f"{name}: no such file, nor at hand from the hub (offline)") from error
+        raise DataError(
+            f"{path}, split {split}: cannot be loaded ({type(error).__name__}: {_one_line(error)}); "
+            "name another split as owner/name@split, or give the path of a file"
+        ) from error
+    return ((f"{name}, row {k}", row) for k, row in enumerate(data))

@@ -1,0 +1,1 @@
+"""The embedded world: readable texts whose true reward is known exactly."""

@@ -1,0 +1,348 @@
+"""Tables of notebook 04: each variance-aware stack beside the vanilla one that it is compared with."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+from scipy.stats import ttest_1samp
+
+from vaalign_lib.data.world.world import World
+from vaalign_lib.experiments.conditions import JUDGES, METHODS, PRIMARY, ROWS, Condition, Regime, stretch_of
+from vaalign_lib.papers.printed import RANGES
+from vaalign_lib.rewards.base import Interval, Unit
+from vaalign_lib.rewards.simulated_judge import stand_ins
+from vaalign_lib.statistics.returns import Ratio, Returns, risk, training_variance_ratio
+from vaalign_lib.statistics.tests import (
+    CONFIDENCE,
+    Estimate,
+    brown_forsythe,
+    paired_brown_forsythe,
+    percentiles,
+)
+
+MEASURE = "true_reward"  # what the paper's tables are about
+
+
+class MissingRunError(KeyError):
+    """A comparison needs a run that is not among the results."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+def policies_of(results: pd.DataFrame, run: Condition) -> pd.DataFrame:
+    """Return the policies of one run, by their index.
+
+    Raises:
+        MissingRunError: the results hold none.
+    """
+    chosen = results[results["run"] == run.name]
+    if chosen.empty:
+        raise MissingRunError(f"no results of the run {run.name}")
+    return chosen.sort_values("policy").reset_index(drop=True)
+
+
+def returns_of(results: pd.DataFrame, run: Condition) -> Returns:
+    """Return the policies' returns with their standard errors."""
+    table = policies_of(results, run)
+    return Returns(table[MEASURE].to_numpy(), table[f"{MEASURE}_error"].to_numpy())
+
+
+def compared(results: pd.DataFrame) -> list[Condition]:
+    """Return the variance-aware runs among the results, in their order."""
+    fields = list(asdict(Condition("", "")))
+    rows = results.loc[results["objective"] == "variance_aware", fields].drop_duplicates()
+    return [Condition(**row) for row in rows.to_dict("records")]
+
+
+def without_farthest(policies: pd.DataFrame, runs: Sequence[Condition]) -> pd.DataFrame:
+    """Leave out the policy of each comparison, and its twin, that is farthest from its stack's median.
+
+    Args:
+        policies: of `results.Results`.
+        runs: variance-aware ones.
+    """
+    kept = policies
+    for run in runs:
+        pair = [policies_of(policies, one) for one in (run.vanilla, run)]
+        distances = [(one[MEASURE] - one[MEASURE].median()).abs().to_numpy() for one in pair]
+        farthest = pair[0]["policy"].iloc[int(np.argmax(np.maximum(*distances)))]
+        mine = kept["run"].isin([run.name, run.vanilla.name])
+        kept = kept[~(mine & (kept["policy"] == farthest))]
+    return kept
+
+
+class Comparisons:
+    """Variance-aware stacks beside vanilla ones; an estimate is the same wherever it is shown.
+
+    Intervals come from one bootstrap over policies. Policy j of a repeat draws the same random numbers in
+    every stack, whatever its method or source, so policies are drawn again together in all of them.
+    """
+
+    def __init__(
+        self,
+        policies: pd.DataFrame,
+        curves: pd.DataFrame | None = None,
+        seed: int = 0,
+        resamples: int = 10_000,
+        regime: Regime = "equal_mean_penalty",
+        labels: Mapping[str, tuple[str, str]] | None = None,
+    ) -> None:
+        """Take what is known.
+
+        Args:
+            policies: of `results.Results`.
+            curves: of the same; gives the coefficients that training ended with.
+            seed: of the bootstrap.
+            resamples: of the bootstrap.
+            regime: of the penalty in which the rows of Tables 1 to 3 are compared.
+            labels: by row what its policies and its source of rewards are.
+        """
+        self.policies, self.seed, self.resamples = policies, seed, resamples
+        self.labels = labels or {}
+        self.main_rows = [Condition(*row, "variance_aware", regime=regime) for row in ROWS]
+        last = pd.DataFrame() if curves is None else curves.groupby("run").last()
+        self._coefficients = last["coefficient"].to_dict() if "coefficient" in last else {}
+
+    def _rows(self, run: Condition) -> np.ndarray:
+        """Return which policies are drawn again (resamples, policies)."""
+        size = len(policies_of(self.policies, run))
+        random = np.random.default_rng([self.seed, run.repeat])
+        return random.integers(size, size=(self.resamples, size))
+
+    def panel(self, run: Condition) -> dict[str, pd.DataFrame]:
+        """Return the policies of a comparison by method, and the reference's evaluations."""
+        stacks = {"vanilla": run.vanilla, "variance_aware": run, "reference": run.start}
+        return {name: policies_of(self.policies, one) for name, one in stacks.items()}
+
+    def ratio(self, *runs: Condition) -> Ratio:
+        """Estimate the ratio of training variances, vanilla over variance-aware, pooled over runs."""
+        return training_variance_ratio(
+            [returns_of(self.policies, run.vanilla) for run in runs],
+            [returns_of(self.policies, run) for run in runs],
+            [self._rows(run) for run in runs],
+        )
+
+    def mean_ratio(self, runs: Sequence[Condition]) -> Ratio:
+        """Estimate the geometric mean over rows of the ratios of training variances; `floored` is the
+        largest of the rows'.
+        """
+        ratios = [self.ratio(run) for run in runs]
+        value = np.exp(np.mean([np.log(one.value) for one in ratios]))
+        resampled = np.exp(np.mean([np.log(one.resampled) for one in ratios], axis=0))
+        found = percentiles(value, resampled, sum(one.count for one in ratios))
+        floored = max(one.floored for one in ratios)
+        return Ratio(found.value, found.low, found.high, found.count, resampled, floored)
+
+    def range_slope(self, runs: Sequence[Condition]) -> Estimate:
+        """Estimate the slope of the ratio's logarithm on that of the range, by least squares weighted
+        with the ratios' precisions.
+        """
+        ratios = [self.ratio(run) for run in runs]
+        logs = np.log([one.resampled for one in ratios])
+        weights = 1 / np.maximum(np.nanvar(logs, axis=1), 1e-12)  # twins that never parted: no variance
+        x = np.log([run.highest for run in runs])
+        centred = weights * (x - np.average(x, weights=weights))
+        lever = centred / (centred * x).sum()
+        value = lever @ np.log([one.value for one in ratios])
+        return percentiles(value, lever @ logs, len(runs))
+
+    def gap(self, run: Condition) -> Estimate:
+        """Estimate the variance-aware mean minus vanilla's, by pairs of policies that drew the same
+        random numbers.
+        """
+        pair = self.panel(run)
+        vanilla, aware = (pair[name][MEASURE].to_numpy() for name in METHODS)
+        low, high = ttest_1samp(aware - vanilla, 0).confidence_interval(CONFIDENCE)
+        return Estimate(float((aware - vanilla).mean()), float(low), float(high), aware.size)
+
+    def risk_fall(self, runs: Sequence[Condition]) -> Estimate:
+        """Estimate the mean over runs of vanilla's risk minus the variance-aware one's.
+
+        The reference's evaluations are drawn again as well.
+        """
+        falls, values, count = [], [], 0
+        for run in runs:
+            pair = self.panel(run)
+            bar = pair["reference"][MEASURE].to_numpy()
+            random = np.random.default_rng([self.seed, 10**6])
+            bars = bar[random.integers(bar.size, size=(self.resamples, bar.size))].mean(axis=1)
+            rows, known = self._rows(run), [pair[name][MEASURE].to_numpy() for name in METHODS]
+            risks = [(one[rows] <= bars[:, None]).mean(axis=1) for one in known]
+            falls.append(risks[0] - risks[1])
+            values.append((known[0] <= bar.mean()).mean() - (known[1] <= bar.mean()).mean())
+            count += known[0].size
+        return percentiles(float(np.mean(values)), np.mean(falls, axis=0), count)
+
+    def primary_endpoint(self) -> tuple[Ratio, float, int]:
+        """Return the pooled ratio, Brown and Forsythe's p, and how many whole stacks of each method they
+        rest on.
+        """
+        known = set(self.policies["run"])
+        runs = [run for run in PRIMARY if {run.name, run.vanilla.name} <= known]
+        sides = [
+            [returns_of(self.policies, one).values for one in side]
+            for side in ([run.vanilla for run in runs], runs)
+        ]
+        return self.ratio(*runs), brown_forsythe(*sides), len(runs)
+
+    def table(self, runs: Sequence[Condition]) -> pd.DataFrame:
+        """Return a row for each variance-aware run beside its vanilla one.
+
+        Means, risks and variances are of the true reward in its own unit. `noise` is the evaluation's
+        part of a variance, `training` the rest; the reference's evaluations have only the first. `gap` is
+        by how much the variance-aware mean is higher, with its 95% interval. `ratio` is that of the
+        training variances with its 95% interval, `floored` the share of resamples in which one of them
+        did not stand out from the noise, `f` the ratio of the totals as in the paper. `p` is by Brown and
+        Forsythe, `p_paired` its paired version, both of totals. `kl` is in nats, `step` the root mean
+        square movement of a weight, `length` in tokens, `coefficient` the last one of the penalty.
+        """
+        return pd.DataFrame([self._comparison(run) for run in runs])
+
+    def _comparison(self, run: Condition) -> dict[str, object]:
+        pair, ratio = self.panel(run), self.ratio(run)
+        start = returns_of(self.policies, run.start)
+        bar = start.values
+        row: dict[str, object] = {
+            "row": run.row,
+            "protocol": run.protocol,
+            "regime": run.regime,
+            "repeat": run.repeat,
+            "range": run.highest if run.source != "ensemble" else 0,
+            "widths": run.widths,
+            "disagreement": run.disagreement,
+            "reference": float(bar.mean()),
+            "variance_reference": start.total,
+            "noise_reference": start.noise,
+        }
+        for name, one in (("vanilla", run.vanilla), ("aware", run)):
+            row |= {f"{key}_{name}": value for key, value in self._stack(one, bar).items()}
+        values = [pair[name][MEASURE].to_numpy() for name in METHODS]
+        gap = self.gap(run)
+        return row | {
+            "gap": gap.value,
+            "gap_low": gap.low,
+            "gap_high": gap.high,
+            "f": float(values[0].var(ddof=1) / values[1].var(ddof=1)),
+            "ratio": ratio.value,
+            "ratio_low": ratio.low,
+            "ratio_high": ratio.high,
+            "floored": ratio.floored,
+            "p": brown_forsythe(values[:1], values[1:]),
+            "p_paired": paired_brown_forsythe(*values),
+        }
+
+    def _stack(self, run: Condition, bar: np.ndarray) -> dict[str, float]:
+        """Return what is known of one stack, in the columns of `table`."""
+        table, returns = policies_of(self.policies, run), returns_of(self.policies, run)
+        below = risk(returns.values, bar)
+        return {
+            "mean": float(returns.values.mean()),
+            "variance": returns.total,
+            "noise": returns.noise,
+            "training": returns.training,
+            "risk": below.value,
+            "risk_low": below.low,
+            "risk_high": below.high,
+            "kl": float(table["kl"].mean()),
+            "step": float(table["step_length"].mean()),
+            "length": float(table["length"].mean()),
+            "gold": float(table["gold"].mean()),
+            "coefficient": self._coefficients.get(run.name, np.nan),
+        }
+
+
+def brief(table: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
+    """Return columns of `Comparisons.table` as text to read.
+
+    Args:
+        table: of `Comparisons.table`.
+        columns: names; one that both methods have becomes `vanilla → variance-aware`, one with an
+            interval `value [low, high]`.
+    """
+    found = {}
+    for name in columns:
+        if f"{name}_vanilla" in table:
+            pairs = zip(table[f"{name}_vanilla"], table[f"{name}_aware"], strict=True)
+            found[name] = [f"{one:.3g} → {other:.3g}" for one, other in pairs]
+        elif f"{name}_low" in table:
+            ends = zip(table[name], table[f"{name}_low"], table[f"{name}_high"], strict=True)
+            found[name] = [f"{value:.2f} [{low:.2f}, {high:.2f}]" for value, low, high in ends]
+        elif table[name].dtype == float:
+            found[name] = ["" if np.isnan(value) else f"{value:.2g}" for value in table[name]]
+        else:
+            found[name] = [str(value).replace("_", " ") for value in table[name]]
+    return pd.DataFrame(found)
+
+
+def in_words(ratio: Estimate) -> str:
+    """Return what a ratio of training variances, vanilla over variance-aware, says."""
+    interval = f"(ratio {ratio.value:.2f}, 95% interval {ratio.low:.2f} to {ratio.high:.2f})"
+    if isinstance(ratio, Ratio) and not ratio.measurable:
+        return (
+            f"not measured well enough {interval}: in {ratio.floored:.0%} of resamples a training "
+            "variance does not stand out from the noise of the evaluation"
+        )
+    if ratio.low > 1:
+        return f"lower with the variance-aware method {interval}"
+    if ratio.high < 1:
+        return f"higher with the variance-aware method {interval}"
+    return f"not shown to differ {interval}"
+
+
+def interval_deviations(
+    world: World, source: str, widths: Literal["rescaled", "printed"], seed: int, texts: int = 2000
+) -> dict[int, np.ndarray]:
+    """Return the standard deviations of a judge's intervals in each range, as shares of R - 1 (texts,).
+
+    Args:
+        world: that the judge knows.
+        source: one of `conditions.JUDGES`.
+        widths: see `conditions.Condition`.
+        seed: of the texts.
+        texts: prompts with responses.
+    """
+    found = {}
+    for top, judgement in judged_in_ranges(world, source, widths, seed, texts).items():
+        found[top] = np.sqrt(judgement.variance()) / (top - 1)
+    return found
+
+
+def judged_in_ranges(
+    world: World, source: str, widths: Literal["rescaled", "printed"], seed: int, texts: int = 2000
+) -> dict[int, Interval]:
+    """Return what a judge says of the same texts in each range; see `interval_deviations`."""
+    asked, answers = world.corpus(texts, np.random.default_rng(seed))
+    found = {}
+    for top in RANGES:
+        stretch = stretch_of(Condition("", source, highest=top, widths=widths))
+        judge = stand_ins(world, float(top), stretch)[JUDGES[source]]
+        found[top] = judge.judge(asked, answers, np.zeros(texts, dtype=int))
+    return found
+
+
+def standardized_gap(judgements: Mapping[int, Interval]) -> float:
+    """Return by how much standardized rewards or variances differ between ranges, at most.
+
+    Equal ones train the same policies at equal mean penalty.
+    """
+    units = []
+    for judgement in judgements.values():
+        rewards, variances = judgement.midpoint(), judgement.variance()
+        unit = Unit.of(rewards, variances)
+        units.append([(rewards - unit.location) / unit.scale, variances / unit.variance])
+    return float(max(np.abs(np.subtract(one, units[0])).max() for one in units))
+
+
+def with_widest_range(table: pd.DataFrame) -> pd.DataFrame:
+    """Begin the lines of Table 4's widths at the widest range, which they are relative to.
+
+    Args:
+        table: of `Comparisons.table`, one judge in several ranges.
+    """
+    widest = table[(table["range"] == RANGES[0]) & (table["widths"] == "rescaled")]
+    regimes = table.loc[table["widths"] == "printed", "regime"].unique()
+    begun = widest[widest["regime"].isin(regimes)].assign(widths="printed")
+    return pd.concat([table, begun], ignore_index=True)

@@ -1,0 +1,507 @@
+"""The experiment of notebook 04: which policies are trained, on what, and how they are compared.
+
+A run is one stack of policies: an architecture and a source of rewards (a row of the paper's tables), a
+method, and the conditions under which it is compared with the other method: the protocol (do policies
+share their source?) and the penalty regime.
+"""
+
+import json
+import resource
+import shutil
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from transformers import AutoModelForCausalLM
+
+from vaalign_lib.data.pairs import EMBEDDED, prompts_of
+from vaalign_lib.data.world.world import World
+from vaalign_lib.experiments.conditions import (
+    JUDGES,
+    REFERENCE,
+    Condition,
+    method_of,
+    sampling_of,
+    stretch_of,
+)
+from vaalign_lib.experiments.references import reference, stack_seed
+from vaalign_lib.experiments.reward_models import Study as RewardStudy
+from vaalign_lib.experiments.reward_models import prepare, reward_source, true_reward
+from vaalign_lib.jobs import device, report, run_jobs, together
+from vaalign_lib.models import load_tokenizer
+from vaalign_lib.policies.reference import ReferencePolicy
+from vaalign_lib.profiles import Profile, load_profile, local_files
+from vaalign_lib.rewards.base import RewardSource, Truth
+from vaalign_lib.rewards.ensemble import EnsembleReward, load_ensemble
+from vaalign_lib.rewards.heads import HeadKind
+from vaalign_lib.rewards.judgements import JudgementStore
+from vaalign_lib.rewards.prompted_judge import PromptedJudge
+from vaalign_lib.rewards.simulated_judge import PersistentJudges, stand_ins
+from vaalign_lib.store import (
+    Checkpoints,
+    DamagedError,
+    NotKeptError,
+    PlanError,
+    RunStore,
+    content_key,
+    package_versions,
+    read_once,
+    sealed,
+    source_hashes,
+    unsealed,
+    write_atomically,
+)
+from vaalign_lib.training.evaluation import Evaluator
+from vaalign_lib.training.matched_kl import Grid, match_kl
+from vaalign_lib.training.memory import available_bytes, beside_bytes, fitting, sizes_of, stack_bytes
+from vaalign_lib.training.objectives import Method, Task
+from vaalign_lib.training.ppo import Trainer
+from vaalign_lib.training.run import policy_trainer, step_lengths, train_with_checkpoints, without_gold
+
+JUDGEMENTS = "judgements.sqlite"  # in the run folder: what prompted judges said
+
+
+@dataclass(frozen=True)
+class Questions:
+    """What policies are asked, and what is known of the answers.
+
+    Attributes:
+        training: prompts that training draws from.
+        evaluation: prompts that returns are means over.
+        gold: the reward behind all others; None where nobody knows it.
+    """
+
+    training: list[str]
+    evaluation: list[str]
+    gold: Truth | None
+
+
+def questions_of(profile: Profile, seed: int) -> Questions:
+    """Return the prompts of a profile: of the embedded world, or of a data set.
+
+    Of a data set training and evaluation take the same prompts, as in the paper.
+
+    Raises:
+        DataError: the prompts cannot be read.
+    """
+    sizes = profile.policies
+    if sizes.data == EMBEDDED:
+        world = World(seed)
+        training = world.prompts(sizes.prompts, world.rng("policy prompts"))
+        evaluation = world.prompts(sizes.evaluation.prompts, world.rng("evaluation prompts"))
+        return Questions(training, evaluation, world.gold)
+    prompts = prompts_of(sizes.data, max(sizes.prompts, sizes.evaluation.prompts))
+    return Questions(prompts[: sizes.prompts], prompts[: sizes.evaluation.prompts], None)
+
+
+def source_of(store: RunStore, profile: Profile, seed: int, run: Condition) -> RewardSource:
+    """Return what judges a run's policies, made now or before.
+
+    Raises:
+        ValueError: the run needs what only the embedded world has.
+    """
+    if run.source == "ensemble":
+        truth = true_reward(_study(store, profile, seed))
+        return load_ensemble(ensemble_folder(store, profile, seed, run), truth)
+    if run.source in profile.policies.judges:
+        return prompted_judge(store, profile, run)
+    if profile.policies.data != EMBEDDED:
+        raise ValueError(
+            f"policies.judges: {run.source} is simulated in the embedded world only; name a model for it"
+        )
+    world = World(seed, run.disagreement)
+    judge = stand_ins(world, float(run.highest), stretch_of(run))[JUDGES[run.source]]
+    if run.protocol == "independent":
+        return PersistentJudges(judge, world.features, stack_seed(seed, run.repeat))
+    return judge
+
+
+def prompted_judge(store: RunStore, profile: Profile, run: Condition) -> PromptedJudge:
+    """Return the judge of a run behind its endpoint; all it says is recorded beside the store.
+
+    Raises:
+        ValueError: the run needs a judge of the embedded world.
+    """
+    if run.protocol != "shared" or run.widths != "rescaled" or run.disagreement != "none":
+        raise ValueError(
+            f"{run.name}: only simulated judges can be independent, stretched, or disagree elsewhere"
+        )
+    named = profile.policies.judges[run.source]
+    return PromptedJudge(
+        JudgementStore(store.root.parent / JUDGEMENTS),
+        model=named.model,
+        base_url=named.base_url,
+        key_variable=named.key_variable,
+        highest=run.highest,
+        workers=named.requests,
+        refusals_say_nothing=named.refusals_say_nothing,
+        reply_tokens=named.reply_tokens,
+    )
+
+
+def _study(store: RunStore, profile: Profile, seed: int) -> RewardStudy:
+    """Return the reward models' study; part of the embedded pairs are the reference's responses."""
+    embedded = profile.reward_data.pairs == EMBEDDED
+    start = reference(store, profile, seed, "gpt2") if embedded else None
+    return prepare(store, profile, seed, reference=start)
+
+
+def ensemble_folder(store: RunStore, profile: Profile, seed: int, run: Condition) -> Path:
+    """Return the folder of a run's heads on one frozen backbone: ten, or ten for every policy.
+
+    In the embedded world they are bootstrap heads trained to the end, elsewhere those of Table 7.
+    """
+    study = _study(store, profile, seed)
+    kind: HeadKind = "bootstrap" if study.embedded else "paper"
+    options = {
+        "independent": run.protocol == "independent",
+        "repeat": run.repeat if run.protocol == "independent" else 0,
+    }
+
+    def write(folder: Path, **_: Any) -> None:
+        source = reward_source(study, kind, **options)  # type: ignore[arg-type]
+        assert isinstance(source, EnsembleReward)
+        source.save(folder)
+
+    settings = profile.ensembles.model_dump()
+    config = {**options, "settings": settings, "seed": seed}
+    return store.folder("ensemble", write, config, {"model": study.reward_model})
+
+
+# --- one run --------------------------------------------------------------------------------------------
+
+
+def prerequisites(store: RunStore, profile: Profile, seed: int, runs: Sequence[Condition]) -> None:
+    """Make what runs share, before they go to their workers."""
+    for architecture in dict.fromkeys(run.architecture for run in runs):
+        reference(store, profile, seed, architecture)
+    for run in runs:
+        if run.source == "ensemble":
+            ensemble_folder(store, profile, seed, run)
+
+
+def run_key(profile: Profile, seed: int, run: Condition) -> str:
+    """Return the key of all that determines a run's result: settings, code, packages."""
+    return content_key(
+        config=_config(profile, seed, run), source=source_hashes(__name__), packages=package_versions()
+    )
+
+
+def settings_key(profile: Profile, seed: int, run: Condition) -> str:
+    """Return the key of a run's settings alone: published results stay valid when code changes that is
+    not meant to change them.
+    """
+    return content_key(config=_config(profile, seed, run))
+
+
+def _config(profile: Profile, seed: int, run: Condition) -> dict[str, Any]:
+    sections = {"reward_data", "reference", "reward_model", "ensembles", "policies", "true_reward"}
+    settings = profile.model_dump(include=sections)
+    del settings["policies"]["runs"]
+    judge = settings["policies"].pop("judges").get(run.source)
+    if judge is not None:  # where and how it is asked changes nothing
+        settings["policies"]["judge"] = [judge["model"], judge["refusals_say_nothing"]]
+    if profile.policies.data == EMBEDDED:  # came later; keys stay as they were
+        del settings["policies"]["data"]
+        for training in settings["policies"]["training"].values():
+            for name, default in (("precision", "float32"), ("gradient_checkpointing", False)):
+                if training[name] == default:
+                    del training[name]
+    files = local_files(profile)
+    if files or profile.policies.data != EMBEDDED:
+        settings["files"] = files
+    return {"run": asdict(run), "seed": seed, "settings": settings}
+
+
+def train_run(
+    store: RunStore, profile: Profile, seed: int, run: Condition, target: float | None = None
+) -> Path:
+    """Return the folder of a run, trained and evaluated now or before.
+
+    It holds `policies.parquet`, a row for each policy, `log.parquet`, a row for each policy and step,
+    `resources.json`, and `policy`, the first policy as an ordinary checkpoint or adapter. A run that was
+    killed goes on from its last checkpoint.
+
+    Args:
+        store: keeps the folder.
+        profile: its settings.
+        seed: of the study.
+        run: which.
+        target: the KL that a run with `matched_kl` is to leave, by default that of its vanilla stack.
+    """
+    if run.matched:
+        return _matched_run(store, profile, seed, run, target)
+    return _stack(store, profile, seed, run)
+
+
+def _stack(store: RunStore, profile: Profile, seed: int, run: Condition, beta: float | None = None) -> Path:
+    """Train one stack with a coefficient, by default the profile's; in parts where it is too large."""
+
+    def write(folder: Path, scratch: Path, **_: Any) -> None:
+        if run.objective == REFERENCE:
+            write_references(folder, store, profile, seed, run)
+            return
+        parts, method = _parts_of(profile, run, scratch), method_of(run, beta)
+        if len(parts) == 1:
+            write_stack(folder, scratch, store, profile, seed, run, method)
+            return
+        kept = RunStore(scratch)  # until they are joined
+
+        def part(folder: Path, scratch: Path, first: int, end: int) -> None:
+            chosen = range(first, end)
+            write_stack(folder, scratch, store, profile, seed, run, method, chosen)
+
+        ends = [{"first": one.start, "end": one.stop} for one in parts]
+        _join_parts(folder, [kept.resumable("part", part, one) for one in ends])
+
+    config = _config(profile, seed, run) | {"beta": beta}
+    return store.resumable(run.name, write, config)
+
+
+def size_that_fits(profile: Profile, run: Condition) -> int:
+    """Return how many of a run's policies are trained together: all, or as many as fit into memory.
+
+    Raises:
+        PlanError: not even one policy fits.
+    """
+    count, training = profile.policies.count, profile.policies.training[run.architecture]
+    written, room = profile.policies.sampling.max_new_tokens, available_bytes(together())
+    sizes, beside = sizes_of(profile, run.architecture), beside_bytes(profile, run.source)
+    if size := fitting(sizes, training, count, written, room - beside):
+        return size
+    raise PlanError(
+        f"{run.name}: one policy needs about "
+        f"{(stack_bytes(sizes, training, 1, written) + beside) / 1e9:.3g} GB of memory, there are "
+        f"{room / 1e9:.3g}"
+    )
+
+
+def _parts_of(profile: Profile, run: Condition, scratch: Path) -> list[range]:
+    """Return which policies are trained together; a run that goes on elsewhere keeps its parts."""
+    record, count = scratch / "together.json", profile.policies.count
+    try:
+        size = unsealed(record)["policies"]
+    except DamagedError:  # or not there
+        size = size_that_fits(profile, run)
+        write_atomically(record, sealed({"policies": size}))
+    return [range(first, min(first + size, count)) for first in range(0, count, size)]
+
+
+def _join_parts(folder: Path, parts: Sequence[Path]) -> None:
+    """Put a run together from its parts."""
+    for name in ("policies.parquet", "log.parquet"):
+        tables = [pd.read_parquet(part / name) for part in parts]
+        order = ["step", "policy"] if "step" in tables[0] else ["policy"]
+        joined = pd.concat(tables).sort_values(order, ignore_index=True)
+        joined.to_parquet(folder / name)
+    spent = [json.loads((part / "resources.json").read_text()) for part in parts]
+    total = {name: sum(one[name] for one in spent) for name in ("training_seconds", "seconds", "policies")}
+    total["peak_bytes"] = max(one["peak_bytes"] for one in spent)
+    (folder / "resources.json").write_text(json.dumps(spent[0] | total, indent=1) + "\n")
+    shutil.copytree(parts[0] / "policy", folder / "policy")
+
+
+def _matched_run(store: RunStore, profile: Profile, seed: int, run: Condition, target: float | None) -> Path:
+    """Find the coefficient that leaves as much KL as vanilla has; keep the stack it was checked with."""
+
+    def write(folder: Path, **_: Any) -> None:
+        stacks: dict[float, Path] = {}
+
+        def train(beta: float) -> float:
+            if stacks:
+                report(-_iterations(profile, run))
+            stacks[beta] = _stack(store, profile, seed, run, beta)
+            return kl_of(stacks[beta])
+
+        matching = profile.policies.matching
+        pilot = pd.read_parquet(pilot_run(store, profile, seed, run) / "cells.parquet")
+        wanted = target
+        if wanted is None:
+            wanted = kl_of(train_run(store, profile, seed, run.vanilla))
+        beta, attempts = match_kl(
+            train, pilot["beta"].tolist(), pilot["kl"].tolist(), wanted, matching.attempts, matching.tolerance
+        )
+        for name in ("policies.parquet", "log.parquet", "resources.json"):
+            shutil.copyfile(stacks[beta] / name, folder / name)
+        shutil.copytree(stacks[beta] / "policy", folder / "policy")
+        attempts.to_parquet(folder / "attempts.parquet")
+
+    return store.folder(f"{run.name}-chosen", write, _config(profile, seed, run))
+
+
+def pilot_run(store: RunStore, profile: Profile, seed: int, run: Condition) -> Path:
+    """Return the folder of a pilot for a kind of source: variance-aware policies, shared source, several
+    coefficients in one stack; `cells.parquet` says what KL each leaves.
+    """
+    plain = run.pilot
+    settings = profile.policies.training[run.architecture].settings("vanilla")
+    betas = [settings.init_kl_coef * factor for factor in profile.policies.matching.factors]
+    repeats = max(1, profile.policies.count // len(betas))
+    grid = Grid([settings.learning_rate], betas, repeats)
+
+    def write(folder: Path, scratch: Path, **_: Any) -> None:
+        method = grid.method(plain.objective)
+        index = range(len(grid.cells))
+        write_stack(folder, scratch, store, profile, seed, plain, method, index)
+        policies = pd.read_parquet(folder / "policies.parquet").join(grid.cells["beta"])
+        cells = policies.groupby("beta", as_index=False)[["kl", "true_reward", "gold"]].mean()
+        cells.to_parquet(folder / "cells.parquet")
+
+    config = _config(profile, seed, plain) | {"betas": betas}
+    return store.resumable(f"pilot-{plain.row}", write, config)
+
+
+def kl_of(folder: Path) -> float:
+    """Return the mean KL of a run's policies, as evaluated."""
+    return float(pd.read_parquet(folder / "policies.parquet")["kl"].mean())
+
+
+def trainer_of(
+    store: RunStore, profile: Profile, seed: int, run: Condition, method: Method, policies: Sequence[int]
+) -> Trainer:
+    """Return the trainer of some of a run's policies."""
+    asked = questions_of(profile, seed)
+    source = source_of(store, profile, seed, run)
+    task = Task(asked.training, source, asked.gold, population=profile.policies.count)
+    changes: dict[str, Any] = {}
+    if run.regime == "as_printed" and profile.policies.data == EMBEDDED:
+        printed = load_profile("paper").policies.training[run.architecture].settings(run.objective)
+        changes = printed.model_dump(include={"init_kl_coef", "adaptive_kl"})
+    return policy_trainer(
+        profile,
+        run.architecture,
+        reference(store, profile, seed, run.architecture),
+        task,
+        method,
+        policies=policies,
+        seed=stack_seed(seed, run.repeat),
+        device=device(),
+        sampling=sampling_of(profile, run),
+        **changes,
+    )
+
+
+def write_stack(
+    folder: Path,
+    scratch: Path,
+    store: RunStore,
+    profile: Profile,
+    seed: int,
+    run: Condition,
+    method: Method,
+    policies: Sequence[int] | None = None,
+) -> None:
+    """Train a stack, with checkpoints, and evaluate it."""
+    index = range(profile.policies.count) if policies is None else policies
+    started = time.perf_counter()
+    trainer = trainer_of(store, profile, seed, run, method, index)
+    start = [one.detach().to("cpu", copy=True) for one in trainer.stack.parameters().values()]
+    log, seconds = train_with_checkpoints(trainer, Checkpoints(scratch))
+    table = evaluator_of(store, profile, seed, run, trainer).policies(trainer.stack, index)
+    table["step_length"] = step_lengths(start, trainer.stack)
+    without_gold(table)
+    trainer.stack.export(0, folder / "policy")
+    log.to_parquet(folder / "log.parquet")
+    table.to_parquet(folder / "policies.parquet")
+    spent = {
+        "training_seconds": seconds,
+        "seconds": time.perf_counter() - started,
+        "policies": len(index),
+        "weights": sum(one.numel() for one in start) // len(index),
+        "bytes": sum(path.stat().st_size for path in (folder / "policy").glob("*.safetensors")),
+        "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        * (1 if sys.platform == "darwin" else 1024),
+    }
+    (folder / "resources.json").write_text(json.dumps(spent, indent=1) + "\n")
+
+
+def write_references(folder: Path, store: RunStore, profile: Profile, seed: int, run: Condition) -> None:
+    """Evaluate the policy that a run's policies start from as often as there are policies."""
+    evaluator = evaluator_of(store, profile, seed, run)
+    table = evaluator.references(range(profile.policies.count)).assign(step_length=0.0)
+    without_gold(table)
+    table.to_parquet(folder / "policies.parquet")
+
+
+def evaluator_of(
+    store: RunStore, profile: Profile, seed: int, run: Condition, trainer: Trainer | None = None
+) -> Evaluator:
+    """Return what evaluates a run's policies; all runs answer the same prompts."""
+    asked, where = questions_of(profile, seed), device()
+    start = reference(store, profile, seed, run.architecture)
+    if trainer is None:
+        source, tokenizer = source_of(store, profile, seed, run), load_tokenizer(start)
+        model = AutoModelForCausalLM.from_pretrained(start, dtype=torch.float32, device_map={"": where})
+        precision = profile.policies.training[run.architecture].precision
+        compared = ReferencePolicy(model, precision)
+    else:
+        source, tokenizer, compared = trainer.task.source, trainer.tokenizer, trainer.reference
+    return Evaluator(
+        compared,
+        tokenizer,
+        Task(asked.evaluation, source, asked.gold),
+        sampling_of(profile, run),
+        profile.policies.evaluation.samples,
+        stack_seed(seed, run.repeat),
+        where,
+    )
+
+
+# --- all runs -------------------------------------------------------------------------------------------
+
+
+def train_runs(
+    store: RunStore,
+    profile: Profile,
+    seed: int,
+    runs: Sequence[Condition],
+    workers: int | str,
+    published: Mapping[Condition, float] | None = None,
+) -> dict[Condition, Path]:
+    """Return the folder of every run; what is not there yet is trained in worker processes.
+
+    Runs that match a KL come after what they are matched to.
+
+    Args:
+        store: keeps the folders.
+        profile: its settings.
+        seed: of the study.
+        runs: which.
+        workers: processes of this machine, or the address of a dask scheduler.
+        published: the KL of runs whose results are known already; they are not trained.
+    """
+    targets = published or {}
+    runs = [run for run in runs if run not in targets]
+    folders: dict[Any, Path] = {}
+    with read_once():
+        for run in runs:
+            with suppress(NotKeptError):
+                folders[run] = train_run(RunStore(store.root, reads_only=True), profile, seed, run)
+    missing = [run for run in runs if run not in folders]
+    prerequisites(store, profile, seed, missing)
+    matched = [run for run in missing if run.matched]
+    first_jobs: dict[Any, Callable[[], Path]] = {
+        run: partial(train_run, store, profile, seed, run) for run in missing if not run.matched
+    }
+    for run in dict.fromkeys(one.pilot for one in matched):
+        first_jobs["pilot", run] = partial(pilot_run, store, profile, seed, run)
+    later_jobs = {
+        run: partial(train_run, store, profile, seed, run, targets.get(run.vanilla)) for run in matched
+    }
+    for jobs in (first_jobs, later_jobs):
+        trained = [name for name in jobs if getattr(name, "objective", "") != REFERENCE]
+        steps = sum(_iterations(profile, name[1] if isinstance(name, tuple) else name) for name in trained)
+        description = f"{len(trained)} stacks of policies"
+        folders |= run_jobs(jobs, workers, steps, description, store.root)
+    return {run: folders[run] for run in runs}
+
+
+def _iterations(profile: Profile, run: Condition) -> int:
+    return profile.policies.training[run.architecture].settings(run.objective).iterations

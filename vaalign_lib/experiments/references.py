@@ -1,0 +1,63 @@
+"""Reference policies of the study, made now or before."""
+
+from collections.abc import Sequence
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoModelForCausalLM
+
+from vaalign_lib.jobs import check_workers, start_processes
+from vaalign_lib.models import load_tokenizer
+from vaalign_lib.policies.reference import sample, write_reference
+from vaalign_lib.profiles import Profile
+from vaalign_lib.store import RunStore
+
+TEMPERATURE, TOP_K, TOP_P = 1.5, 50, 0.9  # of the policies' responses; the first is Table 18's
+
+
+# --- reference policies -----------------------------------------------------------------------------
+
+
+def reference(store: RunStore, profile: Profile, seed: int, architecture: str) -> Path:
+    """Return a reference policy: the folder of a tiny one, trained now or before, or what the profile
+    names, a folder or a model of the hub.
+    """
+    if (name := profile.reference.models[architecture]) != "tiny":
+        return Path(name)
+    sizes = profile.reference.model_dump(exclude={"models", "prompts", "samples"})
+    config = {"architecture": architecture, "world_seed": seed, "seed": seed, **sizes}
+    return store.folder(f"reference-{architecture}", write_reference, config)
+
+
+def start_references(
+    store: RunStore, profile: Profile, seed: int, architectures: Sequence[str], workers: int
+) -> dict[str, "Future[Path]"]:
+    """Begin training reference policies in processes of their own, beside what this one goes on with.
+
+    Returns:
+        For each architecture the folder to come.
+    """
+    check_workers(workers)
+    if isinstance(workers, str):
+        raise ValueError(f"workers: expected a number of processes of this machine, got {workers!r}")
+    count = max(1, min(workers - 1, len(architectures)))
+    pool = start_processes(count, together=count + 1)
+    futures = {one: pool.submit(reference, store, profile, seed, one) for one in architectures}
+    pool.shutdown(wait=False)
+    return futures
+
+
+def stack_seed(seed: int, repeat: int) -> int:
+    """Return the seed of a whole stack; that of the first is the study's."""
+    return seed + 1_000_003 * repeat
+
+
+def sample_reference(
+    reference: Path, prompts: list[str], seed: int, temperature: float = TEMPERATURE
+) -> list[str]:
+    """Sample one response to each prompt from a saved reference policy."""
+    model = AutoModelForCausalLM.from_pretrained(reference).eval()
+    tokenizer = load_tokenizer(reference)
+    truncation: dict[str, Any] = {"top_k": TOP_K, "top_p": TOP_P} if temperature > 1 else {}
+    return sample(model, tokenizer, prompts, seed=seed, temperature=temperature, **truncation)

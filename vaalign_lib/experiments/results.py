@@ -1,0 +1,361 @@
+"""Results of the runs of notebook 04: a row per policy, collected, published, and read again.
+
+What is published lies in data/results/runs/<profile>/ as four tables: `policies` has a row per policy,
+`runs` one per stack (what it was, its keys, what it cost), `curves` one per stack and step,
+`rewards` what the reward models cost.
+"""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, fields, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import torch
+
+from vaalign_lib.data.pairs import EMBEDDED, DataError
+from vaalign_lib.experiments.conditions import ENSEMBLE_ROW, REFERENCE, Condition, Regime, plan
+from vaalign_lib.experiments.policies import ensemble_folder, run_key, settings_key, train_run, train_runs
+from vaalign_lib.experiments.references import reference
+from vaalign_lib.experiments.reward_models import prepare
+from vaalign_lib.profiles import PUBLISHED_PROFILE, Profile, RunGroup
+from vaalign_lib.statistics.tests import rounded
+from vaalign_lib.store import (
+    RESULTS,
+    NotKeptError,
+    PlanError,
+    RunStore,
+    new_folder,
+    read_once,
+    read_record,
+    write_record,
+)
+
+PUBLISHED = RESULTS / "runs"
+COMPARED_GROUPS: tuple[RunGroup, ...] = ("rows", "matched_kl", "independent", "ranges")
+PRINTED_GROUPS: tuple[RunGroup, ...] = ("printed_rows", "ranges")  # outside of the embedded world
+HERE = "this run"  # the origin of what was trained, not published
+DIGITS = 7  # significant ones of what is published; standard errors are in the second
+WINDOW = 5  # steps that curves are averaged over
+MEASURES = ("reward", "true_reward", "gold", "kl", "length", "variance", "penalty", "coefficient")
+_FOUND = ["beta", "off", "attempts"]  # of runs whose coefficient was looked for
+_COSTS = ["table", "what", "seconds", "bytes"]
+_OF_A_RUN = [field.name for field in fields(Condition)]
+_READ = {  # what results have at least
+    "policies": ["run", "policy", "true_reward"],
+    "runs": ["run", *_OF_A_RUN],
+    "curves": ["run", "step"],
+}
+
+
+@dataclass(frozen=True)
+class Results:
+    """What is known of a number of runs.
+
+    Attributes:
+        policies: a row per policy: `run`, what the run was, and what `evaluation` measured.
+        runs: a row per run: `run`, `origin`, what it was, `key`, `settings`, and what it cost.
+        curves: a row per run and step; see `curves_of`.
+        rewards: what reward models cost: `table` of the paper, `what`, `seconds`, `bytes`.
+    """
+
+    policies: pd.DataFrame
+    runs: pd.DataFrame
+    curves: pd.DataFrame
+    rewards: pd.DataFrame
+
+    @property
+    def names(self) -> set[str]:
+        """The names of the runs."""
+        return set(self.runs["run"])
+
+    @property
+    def trained_here(self) -> "Results":
+        """What is known of the runs that were not published before."""
+        return self.of(self.runs.loc[self.runs["origin"] == HERE, "run"])
+
+    def kl(self) -> dict[Condition, float]:
+        """Return the mean KL of every run's policies."""
+        means = self.policies.groupby("run")["kl"].mean()
+        return {_run_of(row): float(means[row["run"]]) for row in self.runs.to_dict("records")}
+
+    def of(self, names: Iterable[str]) -> "Results":
+        """Return what is known of some runs."""
+        wanted = set(names)
+        tables = self._by_run().items()
+        return replace(self, **{name: one[one["run"].isin(wanted)] for name, one in tables})
+
+    def without(self, names: Iterable[str]) -> "Results":
+        """Return what is known of all other runs."""
+        return self.of(self.names - set(names))
+
+    def joined(self, further: "Results") -> "Results":
+        """Add runs that are not among these."""
+        others = further.without(self.names)
+        theirs = others._by_run()
+        tables = {name: _joined([one, theirs[name]]) for name, one in self._by_run().items()}
+        rewards = further.rewards if self.rewards.empty else self.rewards
+        return replace(self, **tables, rewards=rewards)
+
+    def _by_run(self) -> dict[str, pd.DataFrame]:
+        return {"policies": self.policies, "runs": self.runs, "curves": self.curves}
+
+    def write(self, folder: Path) -> None:
+        """Write the four tables into a folder, all or none."""
+        tables = {
+            "policies": self.policies.drop(columns=_OF_A_RUN),
+            "runs": self.runs.drop(columns="origin"),
+            "curves": self.curves,
+            "rewards": self.rewards,
+        }
+        with new_folder(folder) as partial:
+            for name, table in tables.items():
+                table.to_parquet(partial / f"{name}.parquet", index=False, compression="zstd")
+            write_record(partial, {})
+
+
+def read(folder: Path, origin: str) -> Results:
+    """Read what `Results.write` has written; `origin` says where it came from.
+
+    Raises:
+        DataError: there are no policies, runs or curves, or they do not go together; what reward models
+            cost may be missing.
+    """
+    if lacks := [f"{one}.parquet" for one in _READ if not (folder / f"{one}.parquet").is_file()]:
+        raise DataError(f"results: {folder} has no {', '.join(lacks)}")
+    tables = {name: _table(folder / f"{name}.parquet", columns) for name, columns in _READ.items()}
+    policies, runs, curves = tables.values()
+    if runs["run"].duplicated().any():
+        raise DataError(f"{folder / 'runs.parquet'}: a run stands there twice; expected a row each")
+    if unknown := sorted({*policies["run"], *curves["run"]} - {*runs["run"]}, key=str):
+        raise DataError(f"{folder / 'runs.parquet'}: no row for {unknown[0]!r}, which has policies")
+    costs = folder / "rewards.parquet"
+    rewards = _table(costs, _COSTS) if costs.is_file() else pd.DataFrame(columns=_COSTS)
+    described = policies.merge(runs[["run", *_OF_A_RUN]], on="run", validate="many_to_one")
+    return Results(described, runs.assign(origin=origin), curves, rewards)
+
+
+def _table(path: Path, columns: Sequence[str]) -> pd.DataFrame:
+    try:
+        table = pd.read_parquet(path)
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(f"{path}: no whole Parquet file: {error}") from None
+    if lacks := [name for name in columns if name not in table]:
+        raise DataError(f"{path}: no column {', '.join(lacks)}; it has {', '.join(map(str, table))}")
+    return table
+
+
+@read_once()
+def trained(store: RunStore, folders: Mapping[Condition, Path], profile: Profile, seed: int) -> Results:
+    """Collect runs from their folders, rounded as they are published, so that figures drawn from either
+    are the same.
+    """
+    policies, runs, curves = [], [], []
+    for run, folder in folders.items():
+        described = {"run": run.name, **asdict(run)}
+        policies.append(pd.read_parquet(folder / "policies.parquet").assign(**described))
+        keys = {"key": run_key(profile, seed, run), "settings": settings_key(profile, seed, run)}
+        device = {"device": hardware()}
+        runs.append(described | {"origin": HERE} | device | keys | _costs(folder))
+        if run.objective != REFERENCE:
+            log = pd.read_parquet(folder / "log.parquet")
+            curves.append(curves_of(log).assign(run=run.name))
+    rewards = reward_costs(store, profile, seed)
+    nothing = _empty()
+    tables = (
+        _joined([nothing.policies, *policies]),
+        _joined([nothing.runs, pd.DataFrame(runs)]),
+        _joined([nothing.curves, *curves]),
+        rewards,
+    )
+    return Results(*(table.map(partial(rounded, digits=DIGITS)) for table in tables))
+
+
+def reward_costs(store: RunStore, profile: Profile, seed: int) -> pd.DataFrame:
+    """Return what the reward model and its ensemble of heads cost, where the store has made them."""
+    kept, rows = RunStore(store.root, reads_only=True), []
+    with suppress(NotKeptError):
+        model = prepare(kept, profile, seed, reference=reference(kept, profile, seed, "gpt2"))
+        heads = ensemble_folder(kept, profile, seed, Condition(*ENSEMBLE_ROW))
+        folders = {
+            ("Table 6", "one reward model"): model.reward_model,
+            ("Table 8", f"{profile.ensembles.members} heads on its frozen backbone"): heads,
+        }
+        for (table, what), folder in folders.items():
+            record = kept.record(folder)
+            rows.append((table, what, record["seconds"], record["bytes"]))
+    return pd.DataFrame(rows, columns=_COSTS)
+
+
+def _costs(folder: Path) -> dict[str, Any]:
+    """Return what a stack cost, and, where its coefficient was looked for, what was found."""
+    found: dict[str, Any] = dict.fromkeys(_FOUND, np.nan)
+    if (folder / "resources.json").is_file():
+        found |= json.loads((folder / "resources.json").read_text())
+    if (folder / "attempts.parquet").is_file():
+        attempts = pd.read_parquet(folder / "attempts.parquet")
+        last = attempts.iloc[-1]
+        found |= {"beta": last["beta"], "off": last["off"], "attempts": len(attempts)}
+    return found
+
+
+def curves_of(log: pd.DataFrame, measures: Sequence[str] = MEASURES) -> pd.DataFrame:
+    """Return a row per step: of every measure the mean over policies and the middle 80% of them
+    (`_low`, `_high`), each policy averaged over five steps.
+    """
+    found: dict[str, Any] = {}
+    for measure in measures:
+        if measure not in log:
+            continue
+        table = log.pivot(index="step", columns="policy", values=measure)
+        smooth = table.rolling(WINDOW, min_periods=1).mean()
+        found[measure] = smooth.mean(axis=1)
+        found[f"{measure}_low"], found[f"{measure}_high"] = np.quantile(smooth, (0.1, 0.9), axis=1)
+    return pd.DataFrame(found).reset_index()
+
+
+def main_regime(profile: Profile) -> Regime:
+    """Return the penalty regime in which a profile compares the rows of Tables 1 to 3.
+
+    In the embedded world the printed coefficients do not fit the rewards, elsewhere they are the paper's.
+    """
+    return "equal_mean_penalty" if profile.policies.data == EMBEDDED else "as_printed"
+
+
+def collect(
+    store: RunStore, profile: Profile, seed: int, workers: int | str, from_results: bool = False
+) -> Results:
+    """Return the results of the profile's runs and of what else is published with its settings.
+
+    What is neither in the store nor published is trained.
+
+    Args:
+        store: keeps the runs.
+        profile: its settings.
+        seed: of the study.
+        workers: processes of this machine, or the address of a dask scheduler.
+        from_results: train nothing, take what is published.
+
+    Raises:
+        LookupError: runs that the notebooks compare are not among them.
+        PlanError: the plan of real models and paid judges was not shown yet, or something is missing.
+    """
+    planned = plan(profile.policies.runs)
+    known = published(profile, seed)
+    if not from_results:
+        # the profile whose results are committed trains its own runs; others what is not published yet
+        own_profile = profile.name == PUBLISHED_PROFILE
+        others = known.without([one.name for one in planned]) if own_profile else known
+        _show_plan(store, profile, seed, workers)
+        folders = train_runs(store, profile, seed, planned, workers, others.kl())
+        known = trained(store, folders, profile, seed).joined(others)
+    groups = COMPARED_GROUPS if profile.policies.data == EMBEDDED else PRINTED_GROUPS
+    if missing := [one.name for one in plan(groups) if one.name not in known.names]:
+        raise LookupError(
+            f"policies.runs: the notebooks need {', '.join(groups)}, trained or published with these "
+            f"settings; missing: {', '.join(missing)}"
+            + ("; from_results = False trains them" if from_results else "")
+        )
+    return known
+
+
+def _show_plan(store: RunStore, profile: Profile, seed: int, workers: int | str) -> None:
+    """Show the plan of real models and paid judges before they are used for the first time."""
+    from vaalign_lib.reproduce import plan as planning  # which reads what is published
+
+    if planning.was_shown(profile, store, seed):
+        return
+    if text := planning.new_plan(profile, store, seed, workers if isinstance(workers, int) else 1):
+        planning.note_shown(profile, store, seed)
+        raise PlanError(f"{text}\nthis is the plan; run this again to start it")
+
+
+# --- what is published --------------------------------------------------------------------------------
+
+
+@read_once()
+def published(profile: Profile, seed: int, folder: Path = PUBLISHED) -> Results:
+    """Return the published results that belong to these settings, of whatever profile.
+
+    They are known by their settings, not by their code: what was published by earlier code stays valid.
+
+    Raises:
+        DamagedError: a file is not what was published.
+    """
+    found = _empty()
+    for place in sorted({path.parent for path in folder.glob("*/*.*")}):
+        read_record(place)
+        results = read(place, _origin(place.name))
+        valid = [
+            row["run"]
+            for row in results.runs.to_dict("records")
+            if row["settings"] == settings_key(profile, seed, _run_of(row))
+        ]
+        found = found.joined(results.of(valid))
+    return found
+
+
+@read_once()
+def publish(
+    store: RunStore, profile: Profile, seed: int, runs: Sequence[Condition], folder: Path = PUBLISHED
+) -> list[str]:
+    """Publish those of some runs that are finished, beside what the profile has published before.
+
+    What other profiles have published is left out. What was published with other settings goes.
+
+    Returns:
+        The names of the runs that were added or replaced.
+    """
+    finished = RunStore(store.root, reads_only=True)
+    known_here = published(profile, seed, folder)
+    mine = known_here.runs["origin"] == _origin(profile.name)
+    before = known_here.of(known_here.runs.loc[mine, "run"])
+    elsewhere = known_here.names - before.names
+    folders: dict[Condition, Path] = {}
+    for run in (one for one in runs if one.name not in elsewhere):
+        with suppress(NotKeptError):
+            folders[run] = train_run(finished, profile, seed, run)
+    if not folders:
+        return []
+    place = folder / profile.name
+    own = trained(store, folders, profile, seed)
+    known = dict(zip(before.runs["run"], before.runs["key"], strict=True))
+    changed = [row["run"] for row in own.runs.to_dict("records") if known.get(row["run"]) != row["key"]]
+    held = read(place, "").names if (place / "runs.parquet").is_file() else set()
+    if changed or held - own.names - before.names:
+        own.joined(before).write(place)
+    return changed
+
+
+def _origin(profile: str) -> str:
+    return f"published, {profile}"
+
+
+def hardware() -> str:
+    """Return the device that stacks are trained on here, in words."""
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else "one CPU core a stack"
+
+
+def _empty() -> Results:
+    policies = pd.DataFrame(columns=["run", "policy", "kl", *_OF_A_RUN])
+    return Results(
+        policies,
+        pd.DataFrame(columns=["run", "origin", "device", "key", "settings", *_OF_A_RUN]),
+        pd.DataFrame(columns=["run", "step"]),
+        pd.DataFrame(columns=_COSTS),
+    )
+
+
+def _joined(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """Append tables; empty ones have no say in the types of columns."""
+    filled = [table for table in tables if not table.empty]
+    return pd.concat(filled, ignore_index=True) if filled else tables[0]
+
+
+def _run_of(row: Mapping[Any, Any]) -> Condition:
+    return Condition(**{name: row[name] for name in _OF_A_RUN})

@@ -1,0 +1,301 @@
+"""Models and their tokens: conversations as token ids, tiny models of the papers' architectures."""
+
+import json
+import logging
+from collections.abc import Sequence
+from itertools import takewhile
+from pathlib import Path
+from typing import Any, Literal
+
+import tqdm.auto
+import tqdm.std
+from jinja2 import TemplateError
+from transformers import (
+    AutoTokenizer,
+    GemmaConfig,
+    GPT2Config,
+    MistralConfig,
+    PretrainedConfig,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+    PrinterCallback,
+    Qwen2Config,
+    Trainer,
+    TrainerCallback,
+)
+
+from vaalign_lib.data.hub import ask_hub
+from vaalign_lib.data.world.tokenizer import world_tokenizer
+from vaalign_lib.jobs import headless
+
+_LOG = logging.getLogger(__name__)
+
+
+# --- tokenizers -------------------------------------------------------------------------------------
+
+
+def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
+    """Load a tokenizer by name or path, with a padding token.
+
+    For some architectures (Qwen2) transformers ignores the class that a saved tokenizer names and puts
+    the architecture's own in its place, which reads other words; a folder that says it holds a plain
+    fast tokenizer is taken at its word.
+    """
+    ask_hub(name)
+    config = Path(name) / "tokenizer_config.json"
+    declared = ""
+    if config.is_file():
+        declared = json.loads(config.read_text(encoding="utf-8")).get("tokenizer_class", "")
+    plain = declared in ("TokenizersBackend", "PreTrainedTokenizerFast")
+    tokenizer = (PreTrainedTokenizerFast if plain else AutoTokenizer).from_pretrained(name)
+    if not tokenizer.vocab_size:  # what transformers makes of a folder without a tokenizer
+        raise ValueError(f"tokenizer: {name} holds none (expected tokenizer.json in it)")
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def end_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Return the id of the token that ends a response.
+
+    Raises:
+        ValueError: the tokenizer has none.
+    """
+    if tokenizer.eos_token_id is None:
+        raise ValueError(
+            f"tokenizer {tokenizer.name_or_path}: has no token that ends a text; set its eos_token"
+        )
+    return int(tokenizer.eos_token_id)
+
+
+def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Return the id that fills up rows; the end's where a tokenizer has none for that."""
+    pad = tokenizer.pad_token_id
+    return end_id(tokenizer) if pad is None else int(pad)
+
+
+# --- texts as token ids -----------------------------------------------------------------------------
+
+
+class LengthError(ValueError):
+    """A response that alone is longer than what may be read; responses are never cut."""
+
+
+def conversation_ids(
+    tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], responses: Sequence[str], max_length: int
+) -> list[list[int]]:
+    """Return the token ids of prompts with their responses, each at most `max_length` long.
+
+    A tokenizer's chat template is used if it has one. Without one, an encoder (whose tokenizer has a
+    separator) gets prompt and response as a pair; a causal model the beginning-of-text token if its
+    tokenizer puts one, the prompt, a blank line, the response and the end-of-text token. Of what is too
+    long the prompt loses its beginning (in pairs after the first token), and a line of the log says how
+    many did.
+
+    Raises:
+        LengthError: a response does not fit even without its prompt.
+        ValueError: a text is none, or the chat template cannot write a prompt and its response.
+    """
+    rows = fitting_ids(tokenizer, prompts, responses, max_length)
+    for k, row in enumerate(rows):
+        if row is None:
+            raise LengthError(
+                f"responses: number {k} is longer than the {max_length} tokens that can be read, and "
+                "responses are not cut: allow longer conversations, or leave it out"
+            )
+    return [row for row in rows if row is not None]
+
+
+def fitting_ids(
+    tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], responses: Sequence[str], max_length: int
+) -> list[list[int] | None]:
+    """Return what `conversation_ids` does, with None for responses that do not fit."""
+    check_texts(prompts=prompts, responses=responses)
+    if len(prompts) != len(responses):
+        raise ValueError(f"responses: expected {len(prompts)}, one a prompt, got {len(responses)}")
+    rows: list[list[int] | None] = []
+    cut = 0
+    for k, row in enumerate(_whole_ids(tokenizer, prompts, responses)):
+        surplus = max(0, len(row) - max_length)
+        first, after = _prompt_place(tokenizer, prompts[k], responses[k]) if surplus else (0, 0)
+        fits = surplus <= after - first
+        rows.append(row[:first] + row[first + surplus :] if fits else None)
+        cut += fits and surplus > 0
+    if cut:
+        _LOG.warning(
+            "%d of %d conversations have more than %d tokens; their prompts lose the beginning",
+            cut, len(rows), max_length,
+        )  # fmt: skip
+    return rows
+
+
+def check_texts(**texts: Sequence[str]) -> None:
+    """Check that these are lists of texts.
+
+    Raises:
+        ValueError: something else is among them; says what and where.
+    """
+    for name, values in texts.items():
+        if isinstance(values, str):
+            raise ValueError(f"{name}: expected a list of texts, got one text")
+        for k, one in enumerate(values):
+            if not isinstance(one, str):
+                raise ValueError(
+                    f"{name}: number {k} is {type(one).__name__}, not text; "
+                    "conversation.prompt_text makes text of messages"
+                )
+
+
+def _whole_ids(
+    tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], responses: Sequence[str]
+) -> list[list[int]]:
+    if not prompts:
+        return []
+    if _takes_pairs(tokenizer):
+        pairs: Any = tokenizer(list(prompts), list(responses), verbose=False)
+        return list(pairs["input_ids"])
+    if tokenizer.chat_template is None:
+        end = tokenizer.eos_token or ""
+        begin = _beginning(tokenizer)
+        texts = [f"{begin}{p}\n\n{r}{end}" for p, r in zip(prompts, responses, strict=True)]
+    else:
+        texts = [
+            _templated(tokenizer, [("user", p), ("assistant", r)], generation=False)
+            for p, r in zip(prompts, responses, strict=True)
+        ]
+    return list(tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"])
+
+
+def _takes_pairs(tokenizer: PreTrainedTokenizerBase) -> bool:
+    return tokenizer.chat_template is None and tokenizer.sep_token is not None
+
+
+def _prompt_place(tokenizer: PreTrainedTokenizerBase, prompt: str, response: str) -> tuple[int, int]:
+    """Return where a conversation's tokens that may be cut begin, and where they end."""
+    if not _takes_pairs(tokenizer):
+        return 0, len(prompt_ids(tokenizer, [prompt], 10**9)[0])
+    parts = tokenizer(prompt, response, verbose=False).sequence_ids(0)
+    first = parts.index(0) if 0 in parts else 0
+    return first, first + parts.count(0)
+
+
+def prompt_ids(
+    tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], max_length: int
+) -> list[list[int]]:
+    """Return the token ids of prompts up to where a causal model's response begins.
+
+    Raises:
+        ValueError: a prompt is no text, or the chat template cannot write it.
+    """
+    check_texts(prompts=prompts)
+    if not prompts:
+        return []
+    if tokenizer.chat_template is None:
+        texts = [f"{_beginning(tokenizer)}{prompt}\n\n" for prompt in prompts]
+    else:
+        texts = [_templated(tokenizer, [("user", p)], generation=True) for p in prompts]
+    ids = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+    return [row[-max_length:] for row in ids]
+
+
+def _beginning(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Return the beginning-of-text token of tokenizers that put one before a text, else nothing."""
+    first = tokenizer("a")["input_ids"][:1]
+    return str(tokenizer.bos_token) if first == [tokenizer.bos_token_id] else ""
+
+
+def _templated(tokenizer: PreTrainedTokenizerBase, turns: list[tuple[str, str]], generation: bool) -> str:
+    messages = [{"role": role, "content": content} for role, content in turns]
+    try:
+        written = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generation)
+    except (TemplateError, TypeError, ValueError) as error:
+        said = " ".join(str(error).split())
+        raise ValueError(
+            f"tokenizer: its chat template cannot write {turns[-1][0]}'s turn ({said:.160}); set "
+            "tokenizer.chat_template to one that can, or to None"
+        ) from None
+    return str(written)
+
+
+def response_texts(tokenizer: PreTrainedTokenizerBase, ids: Sequence[Sequence[int]]) -> list[str]:
+    """Decode what was written before the end; other special tokens are part of what was written.
+
+    So is a padding token that a policy chose itself: the text must not end where the response goes on.
+    """
+    end = tokenizer.eos_token_id
+    written = [list(takewhile(lambda one: one != end, row)) for row in ids]
+    return list(tokenizer.batch_decode(written))
+
+
+Architecture = Literal["gpt2", "qwen2", "mistral", "gemma"]
+ARCHITECTURES: tuple[Architecture, ...] = ("gpt2", "qwen2", "mistral", "gemma")
+CONTEXT = 64  # tokens of prompt and response together, at most
+HEADS = 2  # of attention in policies; narrower ones cost more than they add
+
+
+def tiny_config(architecture: Architecture, width: int, layers: int = 2) -> PretrainedConfig:
+    """Return the configuration of a tiny policy, or of a tiny reward model's backbone (gemma)."""
+    tokenizer = world_tokenizer()
+    shared: dict[str, Any] = {
+        "vocab_size": len(tokenizer),
+        "pad_token_id": tokenizer.pad_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "bos_token_id": tokenizer.eos_token_id,
+    }
+    llama_like: dict[str, Any] = {
+        "hidden_size": width,
+        "intermediate_size": 3 * width,
+        "num_hidden_layers": layers,
+        "num_attention_heads": HEADS,
+        "num_key_value_heads": 1,
+        "max_position_embeddings": CONTEXT,
+    }
+    if architecture == "gpt2":
+        return GPT2Config(
+            n_embd=width,
+            n_layer=layers,
+            n_head=HEADS,
+            n_positions=CONTEXT,
+            activation_function="gelu",  # GPT-2 has a close approximation, four times slower here
+            resid_pdrop=0.0,
+            embd_pdrop=0.0,
+            attn_pdrop=0.0,
+            **shared,
+        )
+    if architecture == "qwen2":
+        return Qwen2Config(tie_word_embeddings=True, **llama_like, **shared)
+    if architecture == "mistral":
+        return MistralConfig(sliding_window=None, tie_word_embeddings=False, **llama_like, **shared)
+    if architecture == "gemma":
+        llama_like |= {"num_attention_heads": 4, "head_dim": width // 4}  # as in Gemma 2B
+        return GemmaConfig(**llama_like, **shared)
+    raise ValueError(f"architecture: expected one of {', '.join(ARCHITECTURES)}, got {architecture!r}")
+
+
+def train_quietly(trainer: Trainer, description: str) -> None:
+    """Train with a bar that shows the latest loss, and without printing every log."""
+    trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(TrainingBar(description))
+    trainer.train()
+
+
+class TrainingBar(TrainerCallback):
+    """A bar for the trainers of transformers and trl, with the latest loss."""
+
+    def __init__(self, description: str) -> None:
+        self._description = description
+        self._bar: Any = None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
+        bar = tqdm.std.tqdm if headless() else tqdm.auto.tqdm
+        self._bar = bar(total=state.max_steps, desc=self._description, leave=False)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
+        self._bar.update(state.global_step - self._bar.n)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **rest: Any) -> None:
+        if logs and "loss" in logs:
+            self._bar.set_postfix(loss=f"{float(logs['loss']):.3f}")
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
+        self._bar.close()

@@ -1,0 +1,1 @@
+"""What the papers print, the rules by which it is judged, and what follows from it by arithmetic."""

@@ -1,0 +1,1 @@
+"""Executing the notebooks, planning and reporting."""

@@ -1,0 +1,431 @@
+"""Reward models that are sequence classifiers: stage 1 (Table 5), and the features that heads see."""
+
+import logging
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from datasets import Dataset
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    TrainerCallback,
+)
+from trl import RewardConfig, RewardTrainer
+
+from vaalign_lib.data.world.tokenizer import world_tokenizer
+from vaalign_lib.jobs import device, progress
+from vaalign_lib.models import conversation_ids, fitting_ids, load_tokenizer, tiny_config, train_quietly
+from vaalign_lib.profiles import RewardModel
+
+_LOG = logging.getLogger(__name__)
+TINY = "tiny-gemma"
+EVALUATION_TOKENS = 16_384  # in a batch without gradients
+
+
+class BackboneError(ValueError):
+    """A backbone that cannot be loaded or cannot carry a reward head."""
+
+
+def new_reward_model(backbone: str, width: int, seed: int) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Return a model with one fresh head on a backbone, and its tokenizer.
+
+    Args:
+        backbone: `tiny-gemma`, or the name or path of a model of transformers.
+        width: of the hidden states of `tiny-gemma`; ignored otherwise.
+        seed: of the fresh weights; the global random state is left as it was.
+
+    Raises:
+        BackboneError: there is no such model, or it has weights in an unsafe format only, or it does not
+            know its tokenizer's padding token.
+    """
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        if backbone == TINY:
+            tokenizer = world_tokenizer()
+            config = tiny_config("gemma", width)
+            config.num_labels = 1
+            return AutoModelForSequenceClassification.from_config(config), tokenizer
+        model, tokenizer, _ = _loaded(f"backbone {backbone!r}", backbone, dtype=torch.float32, num_labels=1)
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id >= _words(model):
+        raise BackboneError(
+            f"backbone {backbone!r}: learning from pairs needs a padding token among its {_words(model)} "
+            f"tokens, its tokenizer has {tokenizer.pad_token_id}; set pad_token to one it knows"
+        )
+    model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
+    return with_segments(model, tokenizer), tokenizer
+
+
+def load_reward_model(
+    name: str | Path, dtype: torch.dtype | str = torch.float32
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load a trained reward model, onto a GPU if there is one: any sequence classifier with one output.
+
+    Args:
+        name: of the model, or its folder.
+        dtype: of its weights; "auto" means as they were saved.
+
+    Raises:
+        BackboneError: it cannot be loaded, or has no trained head with exactly one output.
+    """
+    place = {"": device()}
+    model, tokenizer, missing = _loaded(f"{name}", name, dtype=dtype, device_map=place)
+    if model.config.num_labels != 1 or missing:
+        raise BackboneError(
+            f"{name}: expected a sequence classifier with one trained output, got "
+            f"{model.config.num_labels} outputs, untrained weights: {missing}"
+        )
+    return with_segments(model.eval(), tokenizer), tokenizer
+
+
+def _loaded(
+    label: str, name: str | Path, **options: Any
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, list[str]]:
+    """Return a sequence classifier with one output, its tokenizer, and which weights are fresh."""
+    files = {path.name for path in Path(name).glob("*")}
+    if "adapter_config.json" in files:
+        raise BackboneError(
+            f"{label}: holds adapters (LoRA); expected a whole sequence classifier: merge them by peft's "
+            "merge_and_unload() and save that"
+        )
+    endings = {Path(file).suffix for file in files}
+    if ".bin" in endings and ".safetensors" not in endings:
+        raise BackboneError(
+            f"{label}: holds pickled weights (.bin), which can run code when they are read; expected "
+            "safetensors: load them where you trust them, and save_pretrained() the model"
+        )
+    try:
+        tokenizer = load_tokenizer(name)
+        model, report = AutoModelForSequenceClassification.from_pretrained(
+            name, use_safetensors=True, output_loading_info=True, **options
+        )
+    except Exception as error:  # of many libraries; each has errors of its own
+        raise BackboneError(
+            f"{label}: cannot be loaded; expected a folder or a hub name of a sequence classifier with "
+            f"safetensors weights: {' '.join(str(error).split())}"
+        ) from error
+    return model, tokenizer, sorted(report["missing_keys"])
+
+
+def _words(model: PreTrainedModel) -> int:
+    return int(model.get_input_embeddings().weight.shape[0])
+
+
+def longest(model: PreTrainedModel, max_length: int) -> int:
+    """Return how many tokens a model may read: `max_length`, or its positions if these are fewer."""
+    config = model.config.get_text_config()
+    positions = getattr(config, "max_position_embeddings", None)
+    if not isinstance(positions, int) or positions < 1:
+        return max_length
+    table = getattr(getattr(model.base_model, "embeddings", None), "position_embeddings", None)
+    skipped = getattr(table, "padding_idx", None)  # RoBERTa counts from there
+    return min(max_length, positions if skipped is None else positions - skipped - 1)
+
+
+def reader(backbone: str, max_length: int) -> tuple[PreTrainedTokenizerBase, int]:
+    """Return a backbone's tokenizer and how many tokens it may read, without reading its weights.
+
+    Raises:
+        BackboneError: there is no such model.
+    """
+    try:
+        tokenizer = load_tokenizer(backbone)
+        with torch.device("meta"):
+            model = AutoModelForSequenceClassification.from_config(AutoConfig.from_pretrained(backbone))
+    except Exception as error:
+        raise BackboneError(
+            f"backbone {backbone!r}: cannot be loaded: {' '.join(str(error).split())}"
+        ) from error
+    return tokenizer, longest(model, max_length)
+
+
+def with_segments(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+    """Give a model of BERT's kind, whose tokenizer tells prompt from response, the segment of every token
+    whenever it is called with ids alone: 1 from what follows the first separator.
+    """
+    example = tokenizer("a", "a") if tokenizer.sep_token and not tokenizer.chat_template else {}
+    told = torch.tensor([example.get("token_type_ids", [])])
+    if not told.any():
+        return model
+    between = tokenizer.sep_token_id
+    if not _segments(torch.tensor([example["input_ids"]]), between).equal(told):
+        raise BackboneError(f"{tokenizer.name_or_path}: its tokenizer numbers segments otherwise than BERT's")
+
+    def add(_: Any, args: tuple[Any, ...], given: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        ids = given.get("input_ids", args[0] if args else None)
+        if given.get("token_type_ids") is None and ids is not None:
+            segments = _segments(ids, between)
+            mask = given.get("attention_mask")
+            given["token_type_ids"] = segments if mask is None else segments * mask
+        return args, given
+
+    model.register_forward_pre_hook(add, with_kwargs=True)
+    return model
+
+
+def _segments(ids: Tensor, between: int) -> Tensor:
+    """Return 1 where a separator came before (rows, tokens)."""
+    ends = (ids == between).long()
+    return (ends.cumsum(1) > ends).long()
+
+
+# --- training ---------------------------------------------------------------------------------------
+
+
+def train_reward_model(
+    folder: Path, pairs: pd.DataFrame, *, settings: RewardModel, backbone: str, seed: int
+) -> pd.DataFrame:
+    """Train one reward model on preference pairs and save it, with its tokenizer, into a folder.
+
+    Training stops when the logged loss, a mean over `settings.logging_steps` steps, reaches the
+    threshold, or after the last epoch. Pairs that `usable` leaves out are not learned from.
+
+    Args:
+        folder: an existing folder.
+        pairs: a table of pairs.
+        settings: Table 5's, from the profile.
+        backbone: `tiny-gemma`, or the name or path of a model.
+        seed: of the fresh weights and the order of the data.
+
+    Returns:
+        The log: step, loss, accuracy (of the batches since the last line).
+    """
+    model, tokenizer = new_reward_model(backbone, settings.width, seed)
+    length = longest(model, settings.max_length)
+    kept, left_out = usable(tokenizer, pairs, length)
+    if any(left_out.values()):
+        _LOG.warning("pairs left out: %s", ", ".join(f"{n} ({why})" for why, n in left_out.items()))
+    if kept.empty:
+        raise ValueError(f"pairs: none of {len(pairs)} can be learned from: {left_out}")
+    data = tokenized_pairs(tokenizer, kept, length)
+    on_gpu = torch.cuda.is_available()
+    passes = settings.batch_size // settings.device_batch_size
+    devices = max(1, torch.cuda.device_count())
+    if passes % devices:
+        raise ValueError(
+            f"device_batch_size {settings.device_batch_size}: on {devices} GPUs an effective batch of "
+            f"{settings.batch_size} needs one that divides {settings.batch_size // devices}"
+        )
+    steps = math.ceil(settings.epochs * math.ceil(len(kept) / settings.batch_size))
+    arguments = RewardConfig(
+        output_dir=str(folder),
+        num_train_epochs=settings.epochs,
+        per_device_train_batch_size=settings.device_batch_size,
+        gradient_accumulation_steps=passes // devices,
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type=settings.scheduler,
+        weight_decay=settings.weight_decay,
+        optim=settings.optimizer,
+        logging_steps=min(settings.logging_steps, steps),  # at least one line
+        max_length=None,
+        seed=seed,
+        use_cpu=not on_gpu,
+        bf16=False,
+        activation_checkpointing=settings.gradient_checkpointing,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        dataloader_pin_memory=on_gpu,
+    )
+    trainer = RewardTrainer(
+        model,
+        args=arguments,
+        train_dataset=data,
+        processing_class=tokenizer,
+        callbacks=[StopAtLoss(settings.loss_threshold)],
+    )
+    train_quietly(trainer, "reward model")
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    lines = [line for line in trainer.state.log_history if "loss" in line]
+    return pd.DataFrame(lines)[["step", "loss", "accuracy"]].astype(float)
+
+
+class StopAtLoss(TrainerCallback):
+    """Ends training once the logged loss has reached a threshold."""
+
+    def __init__(self, threshold: float) -> None:
+        self._threshold = threshold
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **rest: Any) -> None:
+        if logs and float(logs.get("loss", np.inf)) <= self._threshold:
+            control.should_training_stop = True
+
+
+def usable(
+    tokenizer: PreTrainedTokenizerBase, pairs: pd.DataFrame, max_length: int
+) -> tuple[pd.DataFrame, dict[str, int]]:
+    """Return the pairs that a model can tell apart, and how many others there are, by reason."""
+    prompts = pairs["prompt"].tolist()
+    chosen, rejected = (
+        fitting_ids(tokenizer, prompts, pairs[side].tolist(), max_length) for side in ("chosen", "rejected")
+    )
+    long = np.array([None in both for both in zip(chosen, rejected, strict=True)], dtype=bool)
+    equal = np.array([a == b for a, b in zip(chosen, rejected, strict=True)], dtype=bool) & ~long
+    left_out = {
+        f"a response longer than {max_length} tokens": int(long.sum()),
+        "the same tokens in both responses": int(equal.sum()),
+    }
+    return pairs[~(long | equal)], left_out
+
+
+def tokenized_pairs(tokenizer: PreTrainedTokenizerBase, pairs: pd.DataFrame, max_length: int) -> Dataset:
+    """Return pairs as trl wants them: `chosen_ids` and `rejected_ids`."""
+    prompts = pairs["prompt"].tolist()
+    return Dataset.from_dict(
+        {
+            f"{side}_ids": conversation_ids(tokenizer, prompts, pairs[side].tolist(), max_length)
+            for side in ("chosen", "rejected")
+        }
+    )
+
+
+# --- what the head sees -----------------------------------------------------------------------------
+
+
+def head_of(model: PreTrainedModel) -> nn.Linear:
+    """Return the last linear layer, which turns features into the score.
+
+    Raises:
+        BackboneError: the model's last layer is not linear with one output.
+    """
+    linear = [
+        module for module in model.modules() if isinstance(module, nn.Linear) and module.out_features == 1
+    ]
+    if len(linear) != 1:
+        raise BackboneError(
+            f"{type(model).__name__}: expected one linear layer with one output, found {len(linear)}"
+        )
+    return linear[0]
+
+
+@torch.no_grad()
+def features_and_scores(
+    model: PreTrainedModel, ids: Sequence[Sequence[int]], description: str = ""
+) -> tuple[Tensor, Tensor]:
+    """Run a reward model over tokenized conversations, batched by length.
+
+    Args:
+        model: with one head; it is put into evaluation mode.
+        ids: token ids of each conversation.
+        description: of the progress bar; none without it.
+
+    Returns:
+        What the head sees (conversations, width), and the model's scores (conversations,).
+    """
+    model.eval()
+    _check_ids(model, ids)
+    config = model.config.get_text_config()
+    own = config.pad_token_id
+    seen: list[tuple[Tensor, Tensor]] = []
+    head = head_of(model)
+    hook = head.register_forward_hook(lambda module, inputs, out: seen.append((inputs[0], out)))
+    features = torch.empty(len(ids), head.in_features)
+    scores = torch.empty(len(ids))
+    batches = _batches_by_length(ids)
+    try:
+        config.pad_token_id = 0 if own is None else own  # transformers wants one for several rows
+        for rows in progress(batches, description) if description else batches:
+            batch = _padded([ids[row] for row in rows])
+            model(**{name: tensor.to(model.device) for name, tensor in batch.items()})
+            found, scored = seen.pop()
+            if found.ndim == 3:  # a causal model: every token has a score, the last one counts
+                last = _last(batch, own).to(found.device)
+                each = torch.arange(len(rows), device=found.device)
+                found, scored = found[each, last], scored[each, last]
+            features[rows] = found.float().cpu()
+            scores[rows] = scored[:, 0].float().cpu()
+    finally:
+        hook.remove()
+        config.pad_token_id = own
+    return features, scores
+
+
+def _check_ids(model: PreTrainedModel, ids: Sequence[Sequence[int]]) -> None:
+    most, words = longest(model, 10**9), _words(model)
+    for k, row in enumerate(ids):
+        if not 1 <= len(row) <= most:
+            raise ValueError(
+                f"ids: conversation {k} has {len(row)} tokens; expected 1 to {most}, the positions of "
+                f"{type(model).__name__}"
+            )
+        if not 0 <= min(row) <= max(row) < words:
+            raise ValueError(
+                f"ids: conversation {k} holds token {max(row)}, {type(model).__name__} knows {words}; "
+                "model and tokenizer do not belong together"
+            )
+
+
+def _last(batch: dict[str, Tensor], padding: int | None) -> Tensor:
+    """Return the token that scores each conversation, as transformers has it for one alone: the last that
+    is not the padding token of the model's configuration; the very last where that names none.
+    """
+    counts = batch["attention_mask"].bool()
+    if padding is not None:
+        counts = counts & (batch["input_ids"] != padding)
+    return (counts * torch.arange(counts.shape[1])).argmax(1)
+
+
+def _batches_by_length(ids: Sequence[Sequence[int]]) -> list[list[int]]:
+    """Group conversations of like length, so that little is padding; fixed by the lengths alone."""
+    order = sorted(range(len(ids)), key=lambda row: (len(ids[row]), row))
+    batches: list[list[int]] = [[]]
+    for row in order:
+        if batches[-1] and (len(batches[-1]) + 1) * len(ids[row]) > EVALUATION_TOKENS:
+            batches.append([])
+        batches[-1].append(row)
+    return [batch for batch in batches if batch]
+
+
+def _padded(rows: Sequence[Sequence[int]]) -> dict[str, Tensor]:
+    """Fill rows up on the right; with what does not matter, for nothing attends to it."""
+    width = max(len(row) for row in rows)
+    ids = torch.zeros((len(rows), width), dtype=torch.long)
+    mask = torch.zeros((len(rows), width), dtype=torch.long)
+    for k, row in enumerate(rows):
+        ids[k, : len(row)] = torch.tensor(row)
+        mask[k, : len(row)] = 1
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+# --- for the run store ----------------------------------------------------------------------------
+
+
+def write_reward_model(
+    folder: Path, settings: dict[str, Any], backbone: str, files: Any, seed: int, pairs: Path
+) -> None:
+    """Train the reward model of stage 1 on the pairs to learn from; `files` is for the key alone."""
+    table = pd.read_parquet(pairs / "pairs.parquet")
+    log = train_reward_model(
+        folder,
+        table[table["part"] == "train"],
+        settings=RewardModel(backbone=backbone, **settings),
+        backbone=backbone,
+        seed=seed,
+    )
+    log.to_parquet(folder / "log.parquet")
+
+
+def write_features(folder: Path, part: str, max_length: int, model: Path, pairs: Path) -> None:
+    """Run the frozen backbone once over the pairs of a part."""
+    table = pd.read_parquet(pairs / "pairs.parquet")
+    table = table[table["part"] == part]
+    network, tokenizer = load_reward_model(model)
+    length = longest(network, max_length)
+    found: dict[str, Tensor] = {}
+    for side in ("chosen", "rejected"):
+        texts = table["prompt"].tolist(), table[side].tolist()
+        whole = conversation_ids(tokenizer, *texts, 10**9)
+        ids = conversation_ids(tokenizer, *texts, length)
+        found[side], found[f"{side}_score"] = features_and_scores(network, ids, f"features, {part}")
+        found[f"{side}_cut"] = torch.tensor([len(row) > length for row in whole])
+    found["head"] = head_of(network).weight[0].detach().float().cpu().clone()
+    save_file(found, folder / "features.safetensors")

@@ -1,0 +1,137 @@
+"""Stand-ins for the paper's prompted judges in the embedded world, and judges that stay themselves.
+
+A stand-in answers with the interval that has the mean and the variance of the world's annotators, on a
+scale from 1 to R. Three of them differ in level and in how widely they answer. None is a language model.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.stats import norm
+
+from vaalign_lib.data.world.world import World
+from vaalign_lib.rewards.base import Array, Interval, Judgement, PolicyIndex, RewardSource
+
+Features = Callable[[Sequence[str], Sequence[str]], Array]  # prompts, responses -> (responses, width)
+UNIT = 0.12  # of the scale's length per standard deviation of the gold reward
+
+
+@dataclass(frozen=True)
+class SimulatedJudge:
+    """A judge of the embedded world that answers with intervals.
+
+    Attributes:
+        world: whose annotators it speaks for.
+        name: for labels; says that it is a stand-in.
+        level: by how much of the scale it judges higher than the middle.
+        width: its interval's standard deviation in units of the annotators'.
+        highest: R, the upper end of the scale.
+        stretch: of the widths around their mean over the corpus; 1 leaves them as they are.
+    """
+
+    world: World
+    name: str
+    level: float = 0.0
+    width: float = 1.0
+    highest: float = 100.0
+    stretch: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 1 < self.highest < np.inf:
+            raise ValueError(f"highest: expected a finite number above 1, got {self.highest}")
+        for name in ("level", "width", "stretch"):
+            value = getattr(self, name)
+            if not np.isfinite(value) or (name != "level" and value < 0):
+                raise ValueError(
+                    f"{name}: expected a finite number{' of at least 0' * (name != 'level')}, got {value}"
+                )
+
+    def judge(self, prompts: Sequence[str], responses: Sequence[str], policy: PolicyIndex) -> Interval:
+        """Judge responses; what would leave the scale is cut off at its ends."""
+        span = self.highest - 1
+        mean = self.world.consensus(prompts, responses)
+        deviation = np.sqrt(self.world.disagreement_variance(prompts, responses))
+        if self.stretch != 1:
+            middle = self.world.mean_deviation
+            deviation = np.maximum(middle + self.stretch * (deviation - middle), 0)
+        centre = 1 + span * (0.5 + self.level + UNIT * mean)
+        half = np.maximum(np.sqrt(3) * self.width * span * UNIT * deviation, 0.001 * span)
+        low = np.clip(centre - half, 1, self.highest - 0.002 * span)
+        high = np.clip(centre + half, low + 0.002 * span, self.highest)
+        return Interval(np.stack([low, high], axis=1))
+
+    def true_reward(self, judgement: Judgement, prompts: Sequence[str], responses: Sequence[str]) -> Array:
+        """Return the middle of the interval (responses,), as Algorithm 9 does for prompted judges."""
+        if not isinstance(judgement, Interval):
+            raise TypeError("judgement: expected the interval of this judge")
+        return judgement.midpoint()
+
+
+def stand_ins(world: World, highest: float = 100.0, stretch: float = 1.0) -> dict[str, SimulatedJudge]:
+    """Return the three stand-ins by name; the names say for which judge of the paper each stands."""
+    settings = {
+        "stand-in for Gemini 1.5 Flash": (0.0, 1.0),
+        "stand-in for Gemini 2.0 Flash": (0.08, 1.5),
+        "stand-in for DeepSeek V3": (-0.05, 0.7),
+    }
+    return {
+        name: SimulatedJudge(world, name, level, width, highest, stretch)
+        for name, (level, width) in settings.items()
+    }
+
+
+@dataclass(frozen=True)
+class PersistentJudges:
+    """One judge per policy, drawn once: the `independent` protocol for intervals.
+
+    Judge j's reward for a text lies at the quantile Phi(Z_j(text)) of the interval. Z_j is a Gaussian
+    field with mean 0 and variance 1 at every text, smooth over text features (random Fourier features of
+    the squared-exponential kernel), so over judges the reward is U[a, b] with variance (b - a)^2 / 12,
+    and one judge rates like texts alike. The paper's own protocol, a fresh draw for every query, is the
+    source without this wrapper.
+
+    Attributes:
+        source: gives the intervals.
+        features: of texts.
+        seed: of the population.
+        length_scale: distance of features over which a judge's taste changes.
+        frequencies: of the Fourier features.
+    """
+
+    source: RewardSource
+    features: Features
+    seed: int
+    length_scale: float = 2.0
+    frequencies: int = 256
+
+    def __post_init__(self) -> None:
+        if not 0 < self.length_scale < np.inf:
+            raise ValueError(f"length_scale: expected a finite number above 0, got {self.length_scale}")
+        if self.frequencies < 1:
+            raise ValueError(f"frequencies: expected at least 1, got {self.frequencies}")
+
+    def judge(self, prompts: Sequence[str], responses: Sequence[str], policy: PolicyIndex) -> Interval:
+        """Judge responses, each by the judge of the policy that wrote it."""
+        judgement = self.source.judge(prompts, responses, policy)
+        if not isinstance(judgement, Interval):
+            raise TypeError("source: expected one that answers with intervals")
+        waves = self._waves(self.features(prompts, responses))
+        judges, which = np.unique(policy, return_inverse=True)
+        tastes = np.stack([self._taste(int(j)) for j in judges])
+        field = np.einsum("bk,bk->b", waves, tastes[which])
+        return Interval(judgement.bounds, norm.cdf(field))
+
+    def true_reward(self, judgement: Judgement, prompts: Sequence[str], responses: Sequence[str]) -> Array:
+        """Return the source's true reward (responses,)."""
+        return self.source.true_reward(judgement, prompts, responses)
+
+    def _waves(self, features: Array) -> Array:
+        """Return unit vectors (responses, 2 frequencies) whose products are the kernel, nearly."""
+        random = np.random.default_rng([self.seed, 0])
+        directions = random.standard_normal((features.shape[1], self.frequencies))
+        angles = features @ directions / self.length_scale
+        return np.concatenate([np.cos(angles), np.sin(angles)], axis=1) / np.sqrt(self.frequencies)
+
+    def _taste(self, judge: int) -> Array:
+        return np.random.default_rng([self.seed, 1, judge]).standard_normal(2 * self.frequencies)

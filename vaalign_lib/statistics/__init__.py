@@ -1,0 +1,1 @@
+"""Tests, intervals and variance decompositions, on arrays."""

@@ -1,0 +1,273 @@
+"""Returns of trained policies: how they vary, by training and by the noise of evaluation, and risk."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike
+from scipy.optimize import minimize_scalar
+from scipy.stats import chi2
+
+from vaalign_lib.statistics.arrays import broadcast, numbers
+from vaalign_lib.statistics.tests import (
+    CONFIDENCE,
+    Estimate,
+    Tested,
+    bca,
+    checked,
+    difference,
+    mean,
+    percentiles,
+    proportion,
+    variance,
+)
+
+
+@dataclass(frozen=True)
+class Returns:
+    """The returns of one stack of policies.
+
+    Attributes:
+        values: of the policies (policies,).
+        errors: their standard errors, from the evaluation alone (policies,).
+    """
+
+    values: np.ndarray
+    errors: np.ndarray
+
+    def __post_init__(self) -> None:
+        values = checked("values", self.values)
+        errors = numbers("errors", self.errors, axes=1, at_least=0)
+        if errors.size != values.size:
+            raise ValueError(f"errors: expected {values.size} numbers, got {errors.size}")
+        object.__setattr__(self, "values", values)  # whatever they were given as
+        object.__setattr__(self, "errors", errors)
+
+    @property
+    def total(self) -> float:
+        """The sample variance over policies."""
+        return float(self.values.var(ddof=1))
+
+    @property
+    def noise(self) -> float:
+        """The part of it that the evaluation makes."""
+        return float((self.errors**2).mean())
+
+    @property
+    def training(self) -> float:
+        """The rest, which training makes; an estimate, negative if there is only noise."""
+        return self.total - self.noise
+
+
+@dataclass(frozen=True)
+class Ratio(Estimate):
+    """A ratio of training variances with its bootstrap.
+
+    Attributes:
+        resampled: the ratio in every resample (resamples,); NaN where one policy was all that was drawn.
+        floored: share of resamples in which a training variance did not stand out from the noise.
+    """
+
+    resampled: np.ndarray
+    floored: float
+
+    FLOORED: ClassVar[float] = (1 - CONFIDENCE) / 2  # from here on the floor has a say in the interval
+
+    @property
+    def measurable(self) -> bool:
+        """Whether the floor has no say in the interval."""
+        return self.floored < self.FLOORED
+
+    def __str__(self) -> str:
+        note = "" if self.measurable else f"; not above the noise in {self.floored:.0%} of resamples"
+        return super().__str__() + note
+
+
+def training_variance_ratio(
+    numerator: Sequence[Returns], denominator: Sequence[Returns], rows: Sequence[np.ndarray]
+) -> Ratio:
+    """Estimate a ratio of training variances, with a percentile bootstrap over policies.
+
+    Stacks come in pairs whose policies share their random numbers, so they are drawn again together;
+    variances are pooled over stacks. A training variance counts as at least a hundredth of the total.
+
+    Args:
+        numerator: one or more stacks of one method.
+        denominator: as many of the other.
+        rows: for each pair the policies of every resample (resamples, policies).
+    """
+    pairs = list(zip(numerator, denominator, rows, strict=True))
+    if not pairs or any(not a.values.size == b.values.size == r.shape[-1] for a, b, r in pairs):
+        raise ValueError(
+            "numerator, denominator, rows: expected pairs of stacks of the same size, at least one"
+        )
+    for a, _, drawn in pairs:
+        numbers("rows", drawn, axes=2, whole=True, at_least=0, at_most=a.values.size - 1)
+    whole, resampled, floored = [], [], np.zeros(len(rows[0]), dtype=bool)
+    for stacks in ([a for a, *_ in pairs], [b for _, b, _ in pairs]):
+        whole.append(max(sum(s.training for s in stacks), sum(s.total / 100 for s in stacks)))
+        parts = [_resampled(one, drawn) for one, drawn in zip(stacks, rows, strict=True)]
+        variances, lowest = (np.sum(list(kind), axis=0) for kind in zip(*parts, strict=True))
+        resampled.append(np.where(lowest > 0, np.maximum(variances, lowest), np.nan))
+        floored |= variances <= lowest
+    ratios = resampled[0] / resampled[1]
+    found = percentiles(whole[0] / whole[1], ratios, sum(a.values.size for a, *_ in pairs))
+    return Ratio(found.value, found.low, found.high, found.count, ratios, float(floored.mean()))
+
+
+def _resampled(returns: Returns, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the training variance of every resample, and the least that it counts as (resamples,).
+
+    A resample's variance is on average (n - 1) / n of the sample's; that is made good.
+    """
+    count = returns.values.size
+    total = returns.values[rows].var(axis=-1, ddof=1) * count / (count - 1)
+    return total - (returns.errors[rows] ** 2).mean(axis=-1), total / 100
+
+
+# --- what varies --------------------------------------------------------------------------------------
+
+
+def decomposition(returns: Returns) -> dict[str, Estimate]:
+    """Return the variance over policies, its part from evaluation, and the rest, with 95% intervals.
+
+    That of the variance is Bonett's, of the noise Student's over policies, of the rest what follows from
+    both, taken as independent. In simulations of 10 to 80 policies they held the truth in 93 to 97% of
+    samples of normal returns and in 91 to 95% with heavy tails (t with 5 degrees of freedom).
+    """
+    total, noise = variance(returns.values), mean(returns.errors**2)
+    return {"total": total, "noise": noise, "training": difference(total, noise)}
+
+
+def training_variance_test(first: Returns, second: Returns) -> Tested:
+    """Test two-sided that two stacks' training variances are equal, returns taken as normal.
+
+    A likelihood ratio: a total is a training variance plus the stack's known noise, with chi-square's
+    distribution. With equal noise it is, nearly, the F test of the totals; with unequal noise that one
+    tests something else.
+    """
+    degrees = np.array([first.values.size, second.values.size]) - 1
+    totals = np.array([first.total, second.total])
+    noises = np.array([first.noise, second.noise])
+    if not (totals > 0).all():
+        raise ValueError("first, second: all returns are equal, there is no variance to compare")
+
+    def misfit(training: np.ndarray | float) -> float:
+        expected = training + noises
+        return float((degrees * (np.log(expected) + totals / expected)).sum())
+
+    least = 1e-9 * totals.max()  # where there is neither training nor noise
+    free = np.maximum(totals - noises, least)
+    shared = minimize_scalar(
+        misfit, bounds=(least, max(free.max(), 2 * least)), method="bounded", options={"xatol": least}
+    )
+    statistic = max(0.0, float(min(shared.fun, misfit(least))) - misfit(free))
+    return Tested(statistic, float(chi2.ppf(CONFIDENCE, 1)), float(chi2.sf(statistic, 1)), 1)
+
+
+# --- risk ---------------------------------------------------------------------------------------------
+
+
+LEVELS = (0.05, 0.1, 0.25)  # of CVaR and lower quantiles
+RISK_MEASURES = (
+    *(f"cvar_{100 * level:.0f}" for level in LEVELS),
+    *(f"quantile_{100 * level:.0f}" for level in LEVELS),
+    "mean_regret",
+    "sharpe",
+)
+
+
+def risk_measures(returns: np.ndarray, reference: np.ndarray) -> np.ndarray:
+    """Return measures of risk of the gain over the reference, in the order of `RISK_MEASURES`.
+
+    `cvar_5` is the mean gain of the worst 5% of policies (Rockafellar and Uryasev 2000), `quantile_5` the
+    gain that 5% do not reach, `mean_regret` the mean loss against the reference (0 for policies above
+    it), `sharpe` the mean gain over the returns' standard deviation (Remark 2.6).
+
+    Args:
+        returns: of policies (..., policies).
+        reference: evaluations of the reference policy (..., evaluations); batch axes broadcast.
+
+    Returns:
+        (measures, ...)
+    """
+    returns, reference = numbers("returns", returns), numbers("reference", reference)
+    if not (returns.ndim and reference.ndim):
+        raise ValueError("returns, reference: expected vectors, or batches of them, got a number")
+    broadcast(returns=returns[..., 0], reference=reference[..., 0])
+    bar = reference.mean(axis=-1)
+    gains = np.sort(returns - bar[..., None], axis=-1)
+    in_order = np.moveaxis(gains @ _order_weights(gains.shape[-1]), -1, 0)
+    regret = np.maximum(-gains, 0).mean(axis=-1)
+    with np.errstate(divide="ignore"):
+        sharpe = gains.mean(axis=-1) / gains.std(axis=-1, ddof=1)
+    return np.concatenate([in_order, [regret, sharpe]])
+
+
+def _order_weights(count: int) -> np.ndarray:
+    """Return what makes CVaR and quantiles of sorted samples (count, 2 levels)."""
+    positions, columns = np.arange(count), []
+    for level in LEVELS:  # the tail, the last sample in it by its share
+        columns.append(np.clip(level * count - positions, 0, 1) / (level * count))
+    for level in LEVELS:  # linear between order statistics, as np.quantile
+        columns.append(np.clip(1 - np.abs(positions - level * (count - 1)), 0, 1))
+    return np.stack(columns, axis=1)
+
+
+def risk_table(
+    stacks: Mapping[str, tuple[np.ndarray, np.ndarray]], resamples: int = 10_000, seed: int = 0
+) -> pd.DataFrame:
+    """Return measures of risk of stacks of policies with BCa intervals, a row for each stack and measure.
+
+    Policies and the reference's evaluations are drawn again. With 80 policies the interval of `cvar_5`, a
+    mean of four, holds the truth in only about 80% of samples; those of the others in 92% or more.
+    `worst_regret` is the largest loss that was seen, negative if all gained; a bootstrap cannot say how
+    much worse there is, so its upper end is infinite: with 95% confidence at most a share
+    1 - 0.05^(1/policies) of all policies does worse.
+
+    Args:
+        stacks: returns (policies,) and evaluations of the reference, by name; all of the same sizes.
+        resamples: of the bootstrap.
+        seed: of the resamples.
+    """
+    if not stacks:
+        raise ValueError("stacks: expected at least one")
+    for name, (values, reference) in stacks.items():
+        checked(f"returns of {name}", values)
+        checked(f"reference of {name}", reference)
+    sizes = {name: (len(values), len(reference)) for name, (values, reference) in stacks.items()}
+    if len(set(sizes.values())) > 1:
+        raise ValueError(f"stacks: expected the same sizes (returns, reference), got {sizes}")
+    returns, bars = (np.array([pair[k] for pair in stacks.values()], dtype=float) for k in (0, 1))
+    found = bca([returns, bars], risk_measures, resamples=resamples, seed=seed)
+    rows = [
+        {"stack": name, "measure": measure}
+        | dict(zip(("value", "low", "high"), (float(end[k, row]) for end in found), strict=True))
+        for row, name in enumerate(stacks)
+        for k, measure in enumerate(RISK_MEASURES)
+    ]
+    worst = bars.mean(axis=1) - returns.min(axis=1)
+    rows += [
+        {"stack": name, "measure": "worst_regret", "value": value, "low": value, "high": np.inf}
+        for name, value in zip(stacks, worst.tolist(), strict=True)
+    ]
+    return pd.DataFrame(rows)
+
+
+def risk(returns: ArrayLike, reference: ArrayLike, confidence: float = CONFIDENCE) -> Estimate:
+    """Estimate the probability that a policy returns no more than the reference does.
+
+    The bar is the mean of evaluations of the reference; the interval is Clopper and Pearson's with the
+    bar moved by its own error against it.
+
+    Args:
+        returns: of policies.
+        reference: evaluations of the reference policy.
+        confidence: of the interval.
+    """
+    values, bar = checked("returns", returns), mean(reference, confidence)
+    low = proportion(values <= bar.low, confidence).low
+    high = proportion(values <= bar.high, confidence).high
+    return Estimate(float((values <= bar.value).mean()), low, high, values.size)

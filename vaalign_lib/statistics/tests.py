@@ -1,0 +1,474 @@
+"""Estimates with intervals, and tests, from scipy and statsmodels.
+
+Tests take variances, means and counts where those are enough, so that printed numbers can be tested like
+measured ones.
+"""
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy.stats import (
+    DegenerateDataWarning,
+    binom,
+    bootstrap,
+    boschloo_exact,
+    f,
+    f_oneway,
+    norm,
+    permutation_test,
+    t,
+    trim_mean,
+    ttest_ind_from_stats,
+    ttest_rel,
+)
+from statsmodels.stats.proportion import confint_proportions_2indep, proportion_confint, proportions_ztest
+
+from vaalign_lib.statistics.arrays import Array, count, number, numbers
+
+CONFIDENCE = 0.95
+_NO_SPREAD = "all samples are equal, there is no spread to compare"
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number, its confidence interval, and how many samples it rests on."""
+
+    value: float
+    low: float
+    high: float
+    count: int
+
+    def __str__(self) -> str:
+        return f"{self.value:.4g} [{self.low:.4g}, {self.high:.4g}]"
+
+
+def rounded(value: Any, digits: int) -> Any:
+    """Return a finite float with so many significant digits, and anything else as it is."""
+    if isinstance(value, float) and np.isfinite(value):
+        return float(f"{value:.{digits}g}")
+    return value
+
+
+def proportion(events: ArrayLike, confidence: float = CONFIDENCE) -> Estimate:
+    """Estimate a probability from independent events (count,), with Clopper-Pearson's interval.
+
+    Raises:
+        ValueError: there is none, or one is neither true nor false; of missing ones nothing is assumed.
+    """
+    happened = numbers("events", events, axes=1, whole=True, at_least=0, at_most=1)
+    successes, alpha = int(happened.sum()), 1 - _level(confidence)
+    low, high = proportion_confint(successes, happened.size, alpha=alpha, method="beta")
+    return Estimate(successes / happened.size, float(low), float(high), happened.size)
+
+
+def mean(samples: ArrayLike, confidence: float = CONFIDENCE) -> Estimate:
+    """Estimate a mean from independent samples (count,), with Student's interval."""
+    values = checked("samples", samples)
+    half = t.ppf(0.5 + _level(confidence) / 2, values.size - 1) * values.std(ddof=1) / np.sqrt(values.size)
+    centre = values.mean()
+    return Estimate(float(centre), float(centre - half), float(centre + half), values.size)
+
+
+def variance(samples: ArrayLike, confidence: float = CONFIDENCE) -> Estimate:
+    """Estimate a variance from independent samples (count,), with Bonett's interval (2006).
+
+    It is that of the logarithm, with the error that follows from the samples' kurtosis, and two
+    corrections for small counts. Samples need not be normal. Equal samples have no interval: NaN.
+    """
+    values, z = checked("samples", samples), float(norm.ppf(0.5 + _level(confidence) / 2))
+    if values.size <= z:
+        raise ValueError(f"samples: {values.size} are too few for a {confidence:.0%} interval")
+    found, nan = float(values.var(ddof=1)), float("nan")
+    if np.ptp(values) == 0:
+        return Estimate(0.0, nan, nan, values.size)
+    trimmed = trim_mean(values, 0.5 / np.sqrt(values.size - 4) if values.size > 4 else 0.0)
+    squares = ((values - values.mean()) ** 2).mean()
+    kurtosis = ((values - trimmed) ** 4).mean() / squares**2
+    small = values.size / (values.size - z)
+    half = z * small * np.sqrt((kurtosis - 1 + 3 / values.size) / (values.size - 1))
+    low, high = (float(small * found * np.exp(step)) for step in (-half, half))
+    return Estimate(found, low, high, values.size)
+
+
+def difference(first: Estimate, second: Estimate) -> Estimate:
+    """Estimate the first minus the second, which err independently, from their intervals.
+
+    Each end is as far off as both intervals' ends on that side, squares added (MOVER, Zou and Donner
+    2008); the intervals need not be symmetric.
+    """
+    value = first.value - second.value
+    below = np.hypot(first.value - first.low, second.high - second.value)
+    above = np.hypot(first.high - first.value, second.value - second.low)
+    return Estimate(value, float(value - below), float(value + above), first.count)
+
+
+def median(samples: ArrayLike, confidence: float = CONFIDENCE) -> Estimate:
+    """Estimate a median from independent samples (count,), with the order-statistics interval."""
+    values = np.sort(checked("samples", samples))
+    low = int(binom.ppf(0.5 - _level(confidence) / 2, values.size, 0.5))  # P(fewer than low below) < 2.5%
+    if low < 1:
+        raise ValueError(f"samples: {values.size} are too few for a {confidence:.0%} interval")
+    ends = float(values[low - 1]), float(values[values.size - low])
+    return Estimate(float(np.median(values)), *ends, values.size)
+
+
+def paired_variance_ratio(
+    numerator: ArrayLike, denominator: ArrayLike, confidence: float = CONFIDENCE
+) -> Estimate:
+    """Estimate Var(numerator) / Var(denominator) from paired samples (count,).
+
+    The interval is that of the logarithm by the delta method: sample i moves it by
+    (a_i - mean)^2 / Var(a) - (b_i - mean)^2 / Var(b), over the count. It needs no normality and
+    allows for the pairing, but the count must be large.
+    """
+    a, b = _pairs("numerator", numerator, "denominator", denominator)
+    variances = a.var(ddof=1), b.var(ddof=1)
+    if min(variances) == 0:
+        raise ValueError("numerator, denominator: all samples are equal, the ratio is undefined")
+    influence = (a - a.mean()) ** 2 / variances[0] - (b - b.mean()) ** 2 / variances[1]
+    half = norm.ppf(0.5 + _level(confidence) / 2) * influence.std(ddof=1) / np.sqrt(a.size)
+    ratio = variances[0] / variances[1]
+    return Estimate(float(ratio), float(ratio * np.exp(-half)), float(ratio * np.exp(half)), a.size)
+
+
+def percentiles(value: float, resampled: np.ndarray, count: int, confidence: float = CONFIDENCE) -> Estimate:
+    """Return an estimate with the percentile interval of its resamples (resamples,), NaN left out."""
+    low, high = np.nanquantile(resampled, (0.5 - _level(confidence) / 2, 0.5 + _level(confidence) / 2))
+    return Estimate(float(value), float(low), float(high), count)
+
+
+def bca(
+    samples: Sequence[ArrayLike],
+    statistic: Callable[..., np.ndarray],
+    *,
+    paired: bool = False,
+    resamples: int = 10_000,
+    seed: int = 0,
+    confidence: float = CONFIDENCE,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return a statistic with its bias-corrected and accelerated bootstrap interval.
+
+    Samples are drawn again each on its own, as strata are; those of one array (..., count) together.
+
+    Args:
+        samples: one or more arrays (..., count).
+        statistic: of the samples, vectorized over all but the last axis; may add axes in front.
+        paired: whether all samples are drawn again together.
+        resamples: how many.
+        seed: of the resamples.
+        confidence: of the interval.
+
+    Returns:
+        Value, lower and upper end, of the statistic's shape. Where it is the same in every resample there
+        is no interval: both ends are NaN.
+    """
+    data = [numbers("samples", one) for one in samples]
+    if not data or any(one.ndim == 0 or one.shape[-1] < 2 for one in data):
+        raise ValueError("samples: expected arrays with at least two samples along the last axis")
+    if paired and len({one.shape[-1] for one in data}) > 1:
+        raise ValueError(f"samples: pairs differ in number: {[one.shape[-1] for one in data]}")
+    with np.errstate(invalid="ignore", divide="ignore"), warnings.catch_warnings():
+        warnings.simplefilter("ignore", DegenerateDataWarning)
+        interval = bootstrap(
+            data,
+            lambda *parts, axis: statistic(*parts),
+            vectorized=True,
+            axis=-1,
+            paired=paired,
+            n_resamples=count("resamples", resamples),
+            confidence_level=_level(confidence),
+            method="BCa",
+            rng=np.random.default_rng(seed),
+        ).confidence_interval
+    return np.asarray(statistic(*data)), np.asarray(interval.low), np.asarray(interval.high)
+
+
+# --- differences and ratios ---------------------------------------------------------------------------
+
+
+def variance_ratio(
+    first: float, first_count: int, second: float, second_count: int, confidence: float = CONFIDENCE
+) -> Estimate:
+    """Estimate a ratio of variances of normal samples, with the exact interval."""
+    _variance("first", first, first_count)
+    _variance("second", second, second_count)
+    ratio, ends = first / second, (0.5 + _level(confidence) / 2, 0.5 - _level(confidence) / 2)
+    low, high = (ratio / f.ppf(end, first_count - 1, second_count - 1) for end in ends)
+    return Estimate(ratio, float(low), float(high), first_count + second_count)
+
+
+def mean_difference(
+    first_mean: float,
+    first_variance: float,
+    first_count: int,
+    second_mean: float,
+    second_variance: float,
+    second_count: int,
+    confidence: float = CONFIDENCE,
+) -> Estimate:
+    """Estimate the first mean minus the second, with Welch's interval."""
+    error, degrees = _welch_error(first_variance, first_count, second_variance, second_count)
+    half = float(t.ppf(0.5 + _level(confidence) / 2, degrees)) * error
+    gap = _gap(first_mean, second_mean)
+    return Estimate(gap, gap - half, gap + half, first_count + second_count)
+
+
+def proportion_difference(
+    first: float, first_count: int, second: float, second_count: int, confidence: float = CONFIDENCE
+) -> Estimate:
+    """Estimate the first proportion minus the second, from events, with Newcombe's interval."""
+    _events("first", first, first_count)
+    _events("second", second, second_count)
+    low, high = confint_proportions_2indep(
+        first, first_count, second, second_count, method="newcomb", alpha=1 - _level(confidence)
+    )
+    gap = first / first_count - second / second_count
+    return Estimate(gap, float(low), float(high), first_count + second_count)
+
+
+def mean_of(estimates: Sequence[Estimate]) -> Estimate:
+    """Return the mean of estimates, with the mean of their intervals.
+
+    Right for estimates that err together, and on the safe side for independent ones. Intervals of
+    proportions stay honest at 0 and 1 in this way, where a bootstrap has nothing to say.
+    """
+    if not estimates:
+        raise ValueError("estimates: expected at least one")
+    value, low, high = (
+        float(np.mean([getattr(one, end) for one in estimates])) for end in ("value", "low", "high")
+    )
+    return Estimate(value, low, high, sum(one.count for one in estimates))
+
+
+# --- tests --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Tested:
+    """What a test found.
+
+    Attributes:
+        statistic: of the test.
+        critical: what it is compared with at 5%; for two-sided tests the upper end.
+        p: the p-value.
+        degrees: of freedom (of F those of the numerator), NaN where there are none.
+    """
+
+    statistic: float
+    critical: float
+    p: float
+    degrees: float = float("nan")
+
+
+def f_test(first: float, first_count: int, second: float, second_count: int) -> Tested:
+    """Test two-sided that two normal samples have one variance; `critical` is the 0.975 quantile of F."""
+    ratio = variance_ratio(first, first_count, second, second_count).value
+    law = f(first_count - 1, second_count - 1)
+    p = min(1.0, 2 * min(law.cdf(ratio), law.sf(ratio)))
+    return Tested(ratio, float(law.ppf(0.5 + CONFIDENCE / 2)), float(p), first_count - 1)
+
+
+def welch(
+    first_mean: float,
+    first_variance: float,
+    first_count: int,
+    second_mean: float,
+    second_variance: float,
+    second_count: int,
+) -> Tested:
+    """Test two-sided that two means, first minus second, are equal, by Welch's t."""
+    parts = (first_mean, first_variance, first_count, second_mean, second_variance, second_count)
+    _gap(first_mean, second_mean)
+    _, degrees = _welch_error(*parts[1:3], *parts[4:])
+    spreads = np.sqrt([first_variance, second_variance])
+    found = ttest_ind_from_stats(
+        first_mean, spreads[0], first_count, second_mean, spreads[1], second_count, equal_var=False
+    )
+    critical = float(t.ppf(0.5 + CONFIDENCE / 2, degrees))
+    return Tested(float(found.statistic), critical, float(found.pvalue), degrees)
+
+
+def equivalence(
+    first_mean: float,
+    first_variance: float,
+    first_count: int,
+    second_mean: float,
+    second_variance: float,
+    second_count: int,
+    margin: float,
+) -> Tested:
+    """Test that two means differ by less than a margin: two one-sided Welch tests (Schuirmann 1987).
+
+    `statistic` is the smaller of the two; both must exceed `critical`. `p` is the larger of the two.
+    """
+    number("margin", margin, above=0)
+    error, degrees = _welch_error(first_variance, first_count, second_variance, second_count)
+    statistic = (margin - abs(_gap(first_mean, second_mean))) / error
+    critical = float(t.ppf(CONFIDENCE, degrees))
+    return Tested(statistic, critical, float(t.sf(statistic, degrees)), degrees)
+
+
+def smallest_margin(
+    first_mean: float,
+    first_variance: float,
+    first_count: int,
+    second_mean: float,
+    second_variance: float,
+    second_count: int,
+) -> float:
+    """Return the margin from which on `equivalence` says at 5% that two means are equivalent."""
+    error, degrees = _welch_error(first_variance, first_count, second_variance, second_count)
+    return abs(_gap(first_mean, second_mean)) + error * float(t.ppf(CONFIDENCE, degrees))
+
+
+def _gap(first_mean: float, second_mean: float) -> float:
+    return number("first_mean", first_mean) - number("second_mean", second_mean)
+
+
+def _welch_error(first: float, first_count: int, second: float, second_count: int) -> tuple[float, float]:
+    """Return the standard error of a difference of means and its degrees of freedom."""
+    _variance("first", first, first_count)
+    _variance("second", second, second_count)
+    parts = np.array([first / first_count, second / second_count])
+    degrees = parts.sum() ** 2 / (parts**2 / [first_count - 1, second_count - 1]).sum()
+    return float(np.sqrt(parts.sum())), float(degrees)
+
+
+def two_proportions(first: float, first_count: int, second: float, second_count: int) -> Tested:
+    """Test one-sided that the first proportion is larger, by the z test with a pooled error.
+
+    Args:
+        first: events, out of `first_count`; need not be whole, for printed proportions are rounded.
+        first_count: trials.
+        second: events, out of `second_count`.
+        second_count: trials.
+    """
+    _events("first", first, first_count)
+    _events("second", second, second_count)
+    critical = float(norm.ppf(CONFIDENCE))
+    if first + second in (0, first_count + second_count):
+        return Tested(0.0, critical, 0.5)  # nothing varies, nothing can be told
+    z, p = proportions_ztest([first, second], [first_count, second_count], alternative="larger")
+    return Tested(float(z), critical, float(p))
+
+
+def boschloo(first: int, first_count: int, second: int, second_count: int) -> float:
+    """Return the p-value of Boschloo's exact test that the first proportion is larger."""
+    _events("first", first, first_count)
+    _events("second", second, second_count)
+    first, second = count("first", first, least=0), count("second", second, least=0)
+    if first + second in (0, first_count + second_count):
+        return 1.0
+    table = [[first, second], [first_count - first, second_count - second]]
+    return float(boschloo_exact(table, alternative="greater").pvalue)
+
+
+def permuted_variance_ratio(
+    first: ArrayLike, second: ArrayLike, permutations: int = 9_999, seed: int = 0
+) -> Tested:
+    """Test two-sided that two samples spread alike, by permuting deviations from their own medians.
+
+    The statistic is the absolute logarithm of the ratio of mean squared deviations; `critical` is its
+    0.95 quantile under permutation. It needs no normality; exact only where the
+    medians are known.
+    """
+    a, b = checked("first", first), checked("second", second)
+    deviations = a - np.median(a), b - np.median(b)
+    if not all(one.any() for one in deviations):
+        raise ValueError(f"first, second: {_NO_SPREAD}")
+
+    def ratio(one: np.ndarray, other: np.ndarray, axis: int) -> np.ndarray:
+        return np.abs(np.log((one**2).mean(axis=axis) / (other**2).mean(axis=axis)))
+
+    found = permutation_test(
+        deviations,
+        ratio,
+        vectorized=True,
+        n_resamples=count("permutations", permutations),
+        alternative="greater",
+        rng=np.random.default_rng(seed),
+    )
+    critical = np.quantile(found.null_distribution, CONFIDENCE)
+    return Tested(float(found.statistic), float(critical), float(found.pvalue))
+
+
+def _variance(name: str, value: float, samples: int) -> None:
+    number(name, value, above=0)
+    count(f"{name}_count", samples, least=2)
+
+
+def _events(name: str, events: float, trials: int) -> None:
+    number(name, events, at_least=0, at_most=count(f"{name}_count", trials))
+
+
+def brown_forsythe(first: Sequence[ArrayLike], second: Sequence[ArrayLike]) -> float:
+    """Return the p-value of Brown and Forsythe's test that two methods spread alike.
+
+    It is about total variances, with whatever noise is in them, and takes the methods to be independent:
+    where policies of both share random numbers, it is conservative. Of two values on each side it is 1:
+    two values are always as far from their median.
+
+    Args:
+        first: values of one method, a vector for each stack; deviations are taken from its median.
+        second: of the other.
+    """
+    sides = []
+    for stacks in (first, second):
+        vectors = [checked("values", stack) for stack in stacks]
+        if not vectors:
+            raise ValueError("first, second: expected at least one stack of each")
+        sides.append(np.concatenate([np.abs(one - np.median(one)) for one in vectors]))
+    if all(one.size == 2 and one.any() for one in sides):
+        return 1.0
+    if all(np.ptp(one) == 0 for one in sides):
+        raise ValueError(f"first, second: {_NO_SPREAD}")
+    return float(f_oneway(*sides).pvalue)
+
+
+def paired_brown_forsythe(first: ArrayLike, second: ArrayLike) -> float:
+    """Return the p-value of the same question for pairs: a t test of the differences of deviations.
+
+    Of equal deviations it is 1, and of two pairs: two values are always as far from their median.
+    """
+    a, b = _pairs("first", first, "second", second)
+    gaps = np.abs(a - np.median(a)) - np.abs(b - np.median(b))
+    if a.size == 2 or not gaps.any():
+        return 1.0
+    if np.ptp(gaps) == 0:
+        raise ValueError("first, second: deviations differ by the same everywhere; nothing to test")
+    return float(ttest_rel(np.abs(a - np.median(a)), np.abs(b - np.median(b))).pvalue)
+
+
+def holm(p_values: ArrayLike) -> np.ndarray:
+    """Return Holm's adjusted p-values."""
+    # not by statsmodels, which collects garbage at every call: a second where models are in memory
+    p_values = numbers("p_values", p_values, axes=1, at_least=0, at_most=1)
+    order = np.argsort(p_values)
+    stepped = p_values[order] * np.arange(p_values.size, 0, -1)
+    adjusted = np.empty_like(p_values)
+    adjusted[order] = np.minimum(np.maximum.accumulate(stepped), 1)
+    return adjusted
+
+
+def checked(name: str, samples: ArrayLike) -> Array:
+    """Return samples as a vector of numbers.
+
+    Raises:
+        ValueError: they are no vector of at least two finite numbers.
+    """
+    return numbers(name, samples, axes=1, least=2)
+
+
+def _pairs(name: str, first: ArrayLike, other: str, second: ArrayLike) -> tuple[Array, Array]:
+    a, b = checked(name, first), checked(other, second)
+    if a.size != b.size:
+        raise ValueError(f"{other}: expected {a.size} samples as in {name}, got {b.size}")
+    return a, b
+
+
+def _level(confidence: float) -> float:
+    return number("confidence", confidence, above=0, below=1)

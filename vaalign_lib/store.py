@@ -1,0 +1,625 @@
+"""The run store: what was computed is kept under a key of what determines it, and never computed twice.
+
+Nothing is written in place: a file or folder appears under its name only when it is complete. Checkpoints
+let long work go on after a kill. The notebooks, inputs and results belong to a checkout of the project.
+"""
+
+import ast
+import errno
+import fcntl
+import hashlib
+import importlib.metadata
+import json
+import os
+import re
+import shutil
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
+from functools import lru_cache, partial
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import filelock
+import pandas as pd
+import xxhash
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+ROOT = Path(__file__).resolve().parent.parent
+NOTEBOOKS = ROOT / "notebooks"
+DATA = ROOT / "data"
+PROFILES = DATA / "profiles"
+RESULTS = DATA / "results"
+FIGURES = ROOT / "figures"
+RUNS = ROOT / "runs"
+
+
+PACKAGE = Path(__file__).resolve().parent
+RECORD = "run.json"  # of a finished folder
+WAIT = 30.0  # seconds in which the worker of a killed process notices that it is alone, and ends
+_UNFINISHED = re.compile(r"\..+\.[a-z0-9_]{8}\.unfinished")  # in the middle as tempfile names
+_NUMERICAL_PACKAGES = (
+    "numpy",
+    "scipy",
+    "pandas",
+    "statsmodels",
+    "torch",
+    "transformers",
+    "trl",
+    "peft",
+    "accelerate",
+    "bitsandbytes",
+)
+
+
+class RunDirectoryBusyError(RuntimeError):
+    """Another process works in the run folder."""
+
+
+class PlanError(RuntimeError):
+    """Something is missing that would otherwise be noticed after hours."""
+
+
+class NotKeptError(LookupError):
+    """A store that only reads was asked for what it has not."""
+
+
+class DamagedError(OSError):
+    """What was kept is not what was written."""
+
+
+class DamagedResultWarning(UserWarning):
+    """A result in the store is not what was written; it counts as not computed."""
+
+
+class DiskFullError(OSError):
+    """There is no room to go on; what was finished is kept."""
+
+
+# --- writing ----------------------------------------------------------------------------------------
+
+
+def write_atomically(path: Path, content: bytes | str) -> None:
+    """Write a file so that readers see the old content or the new, also after a crash."""
+    data = content.encode() if isinstance(content, str) else content
+    with unfinished(path, _new_file) as temporary:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.chmod(0o644)
+        temporary.replace(path)
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Yield an empty folder that takes the place of `path` when the block ends without an error."""
+    with unfinished(path, tempfile.mkdtemp) as temporary:
+        yield temporary
+        for file in temporary.rglob("*"):
+            if file.is_file():
+                with file.open("rb") as content:
+                    os.fsync(content.fileno())
+        replace_folder(temporary, path)
+
+
+def _make_folder(path: Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise NotADirectoryError(
+            f"{path} cannot be a folder, for there is a file; name another one"
+        ) from None
+
+
+def _new_file(**place: Any) -> str:
+    descriptor, path = tempfile.mkstemp(**place)
+    os.close(descriptor)
+    return path
+
+
+@contextmanager
+def unfinished(path: Path, make: Callable[..., str] = _new_file) -> Iterator[Path]:
+    """Yield a new file or folder beside `path`, which goes when the block ends unless it was moved.
+
+    Its name says that it is ours, a lock that its writer lives; see `remove_unfinished`.
+
+    Raises:
+        DiskFullError: there is no room.
+    """
+    _make_folder(path.parent)
+    with full_disk_named(path.parent):
+        temporary, held = _claimed(partial(make, dir=path.parent, prefix=f".{path.name}."))
+        try:
+            yield temporary
+        finally:
+            os.close(held)
+            _remove(temporary)
+
+
+def _claimed(make: Callable[..., str]) -> tuple[Path, int]:
+    """Return a new unfinished file or folder and the descriptor that holds its lock."""
+    while True:
+        temporary = Path(make(suffix=".unfinished"))
+        held = os.open(temporary, os.O_RDONLY)
+        with suppress(OSError):  # a file system without locks: it is never taken for a leftover
+            fcntl.flock(held, fcntl.LOCK_EX)
+        if temporary.exists():  # nobody took it for a leftover before it was locked
+            return temporary, held
+        os.close(held)
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove what killed processes left unfinished in a folder: what has a name of `unfinished`, if its
+    writer lives no more.
+    """
+    for path in folder.glob(".*.unfinished"):
+        if _UNFINISHED.fullmatch(path.name) and not path.is_symlink():
+            with suppress(OSError):
+                held = os.open(path, os.O_RDONLY)
+                try:
+                    fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    _remove(path)
+                finally:
+                    os.close(held)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+@contextmanager
+def full_disk_named(folder: Path) -> Iterator[None]:
+    """Say which folder lies on a disk without room.
+
+    Raises:
+        DiskFullError: in place of the system's error.
+    """
+    try:
+        yield
+    except Exception as error:
+        number = getattr(error, "errno", None)  # that of safetensors has none, only a text
+        full = number in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error)
+        if not full or isinstance(error, DiskFullError):
+            raise
+        raise DiskFullError(
+            f"{folder}: the disk is full; free some of it and run again: what was finished is kept, and "
+            "work goes on from the last checkpoint"
+        ) from error
+
+
+def replace_folder(source: Path, target: Path) -> None:
+    """Move a folder to a name that may be taken; what stood there goes only once it can be replaced."""
+    retired = target.with_name(f".{target.name}.retired")
+    shutil.rmtree(retired, ignore_errors=True)
+    if target.exists():
+        target.rename(retired)
+    source.chmod(0o755)
+    try:
+        source.rename(target)
+    except OSError:
+        if not target.is_dir():
+            raise
+        replace_folder(source, target)  # another process was first, or brought the old one back
+    shutil.rmtree(retired, ignore_errors=True)
+
+
+@contextmanager
+def locked(run_dir: Path, wait: float = 0) -> Iterator[None]:
+    """Keep other processes out of a run folder.
+
+    Args:
+        run_dir: the folder.
+        wait: seconds that another process may still need it.
+
+    Raises:
+        RunDirectoryBusyError: another process holds it.
+    """
+    _make_folder(run_dir)
+    lock = filelock.FileLock(run_dir / ".lock")
+    try:
+        lock.acquire(timeout=wait)
+    except filelock.Timeout:
+        raise RunDirectoryBusyError(
+            f"{run_dir} is in use by another process; wait for it, or choose another --run-dir"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+# --- keys -------------------------------------------------------------------------------------------
+
+
+def content_key(**parts: Any) -> str:
+    """Return a short hash of named, JSON-serializable parts; their order does not matter."""
+    canonical = json.dumps(parts, sort_keys=True, default=_as_json)
+    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+
+def _as_json(value: Any) -> Any:
+    if hasattr(value, "tolist"):  # numpy arrays and scalars
+        return value.tolist()
+    raise TypeError(f"cannot make a key of {type(value).__name__}: {value!r}")
+
+
+def file_hash(path: Path) -> str:
+    """Return the hash of all that a file holds: 128 bits of XXH3, ten times as quick as SHA-256."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, xxhash.xxh3_128).hexdigest()
+
+
+_read: ContextVar[dict[Path, str] | None] = ContextVar("_read", default=None)
+
+
+@contextmanager
+def read_once() -> Iterator[None]:
+    """Let `content_of` read every file at most once in a block: a model of gigabytes is in many keys."""
+    token = _read.set({} if (known := _read.get()) is None else known)
+    try:
+        yield
+    finally:
+        _read.reset(token)
+
+
+def content_of(name: str | Path) -> str | dict[str, str]:
+    """Return what a key covers of a file or folder: the hash of every file, by its path in the folder.
+
+    What is neither is a name, and returned as it is.
+    """
+    path = Path(name)
+    if path.is_file():
+        return _known_hash(path)
+    if not name or not path.is_dir():
+        return str(name)
+    files = sorted(one for one in path.rglob("*") if one.is_file())
+    return {one.relative_to(path).as_posix(): _known_hash(one) for one in files}
+
+
+def _known_hash(path: Path) -> str:
+    known = _read.get()
+    if known is None:
+        return file_hash(path)
+    if (place := path.resolve()) not in known:
+        known[place] = file_hash(place)
+    return known[place]
+
+
+def source_hashes(module: str) -> dict[str, str]:
+    """Hash the code of a module of the library and of all the library's modules that it imports.
+
+    Comments, layout and docstrings do not count.
+    """
+    hashes: dict[str, str] = {}
+    waiting = [module]
+    while waiting:
+        name = waiting.pop()
+        path = _module_path(name)
+        if name in hashes or path is None:
+            continue
+        hashes[name], imported = _code_of(path, path.read_text(encoding="utf-8"))
+        waiting += imported
+    return hashes
+
+
+@lru_cache(maxsize=1024)
+def _code_of(path: Path, text: str) -> tuple[str, list[str]]:
+    """Return the hash of a module's code and the names of what it imports from the library."""
+    tree = ast.parse(text)
+    imported = _imported(tree, path)
+    return hashlib.sha256(ast.unparse(_without_docstrings(tree)).encode()).hexdigest(), imported
+
+
+def _without_docstrings(tree: ast.Module) -> ast.Module:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            first = node.body[0] if node.body else None
+            if (
+                isinstance(first, ast.Expr)
+                and isinstance(first.value, ast.Constant)
+                and isinstance(first.value.value, str)
+            ):
+                node.body = node.body[1:] or [ast.Pass()]
+    return tree
+
+
+def _module_path(name: str) -> Path | None:
+    inner = PACKAGE.joinpath(*name.split(".")[1:])
+    for path in (inner.with_suffix(".py"), inner / "__init__.py"):
+        if name.split(".")[0] == PACKAGE.name and path.is_file():
+            return path
+    return None
+
+
+def _imported(tree: ast.Module, path: Path) -> list[str]:
+    names = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.level:
+            raise ValueError(f"{path}:{node.lineno}: the library imports by full names only")
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+    return [name for name in names if name.split(".")[0] == PACKAGE.name]
+
+
+def package_versions() -> dict[str, str]:
+    """Return the versions of the packages that compute numbers."""
+    return {name: importlib.metadata.version(name) for name in _NUMERICAL_PACKAGES}
+
+
+# --- records ----------------------------------------------------------------------------------------
+
+
+def write_record(folder: Path, content: Mapping[str, Any], name: str = RECORD) -> None:
+    """Write the record of a finished folder: what is given, a checksum of every file, and its own."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    files = {path.relative_to(folder).as_posix(): file_hash(path) for path in paths}
+    write_atomically(folder / name, sealed(dict(content) | {"files": files}))
+
+
+def read_record(folder: Path, name: str = RECORD) -> dict[str, Any]:
+    """Return the record of a folder whose files are all as they were when it was written.
+
+    Raises:
+        DamagedError: the record or a file is missing or is not what was written.
+    """
+    record = unsealed(folder / name)
+    for file, digest in record["files"].items():
+        if not (folder / file).is_file():
+            raise DamagedError(f"{folder / file} is missing")
+        if file_hash(folder / file) != digest:
+            raise DamagedError(f"{folder / file} is damaged: it does not fit its checksum in {name}")
+    return record
+
+
+def sealed(record: Mapping[str, Any]) -> str:
+    """Return a record, which is not empty, as JSON that ends with its own checksum."""
+    body = json.dumps(record, indent=1, default=_as_json).removesuffix("\n}")
+    return body + _seal(body.encode()).decode()
+
+
+def unsealed(path: Path) -> dict[str, Any]:
+    """Return what `sealed` has made a file of.
+
+    Raises:
+        DamagedError: there is no file, or it is not as it was written.
+    """
+    if not path.is_file():
+        raise DamagedError(f"{path} is missing")
+    content, length = path.read_bytes(), len(_seal(b""))
+    if content[-length:] != _seal(content[:-length]):
+        raise DamagedError(f"{path} is damaged: it does not fit the checksum at its end")
+    record: dict[str, Any] = json.loads(content)
+    return record
+
+
+def _seal(body: bytes) -> bytes:
+    return b',\n "sha256": "%s"\n}\n' % hashlib.sha256(body).hexdigest().encode()
+
+
+# --- the store --------------------------------------------------------------------------------------
+
+
+class RunStore:
+    """What was computed once, each result in a folder under `root` named by its key.
+
+    The key covers the config, the inputs, the source of the function's module with all that it imports
+    from the library, and the versions of the numerical packages. An input of this store counts by its
+    name, which carries the key of what made it, any other by what its files hold.
+    """
+
+    def __init__(self, root: Path, *, reads_only: bool = False) -> None:
+        """Open a store.
+
+        Args:
+            root: its folder, there or not.
+            reads_only: raise `NotKeptError` where something would have to be computed.
+        """
+        self.root, self.reads_only = root, reads_only
+
+    def _lacks(self, folder: Path) -> bool:
+        """Whether a result is to be computed; one that is damaged is set aside, and said to be."""
+        if folder.exists():
+            try:
+                read_record(folder)
+                return False
+            except DamagedError as error:
+                aside = _set_aside(folder)
+                warnings.warn(
+                    f"{error}; the folder is set aside as {aside} and counts as not computed",
+                    DamagedResultWarning,
+                    stacklevel=4,
+                )
+        if self.reads_only:
+            raise NotKeptError(f"{folder} was not computed yet")
+        return True
+
+    def table(
+        self,
+        name: str,
+        compute: Callable[..., pd.DataFrame],
+        config: Mapping[str, Any],
+        inputs: Mapping[str, Path] | None = None,
+    ) -> pd.DataFrame:
+        """Return compute(**config, **inputs), from the store if it was computed before.
+
+        Args:
+            name: of the folder, for people.
+            compute: a function of the library that returns a tidy table; random only through its config.
+            config: arguments, JSON-serializable.
+            inputs: arguments that are folders, of this store or elsewhere.
+        """
+
+        def write(folder: Path, **arguments: Any) -> None:
+            compute(**arguments).to_parquet(folder / "table.parquet")
+
+        return pd.read_parquet(self._kept(name, compute, write, config, inputs) / "table.parquet")
+
+    def folder(
+        self,
+        name: str,
+        write: Callable[..., None],
+        config: Mapping[str, Any],
+        inputs: Mapping[str, Path] | None = None,
+    ) -> Path:
+        """Return a folder that write(folder, **config, **inputs) has filled, now or before."""
+        return self._kept(name, write, write, config, inputs)
+
+    def resumable(self, name: str, write: Callable[..., None], config: Mapping[str, Any]) -> Path:
+        """Return a folder that write(folder, scratch, **config) has filled, now or before.
+
+        What the function keeps in `scratch` survives when it is killed, and is there when it is called
+        again; it goes when the folder is complete. One process at a time works on a folder.
+
+        Raises:
+            RunDirectoryBusyError: another process is at it, and stays at it for a while.
+        """
+        folder = self.place(name, write, config)
+        scratch = self.root / f"{folder.name}.scratch"
+        if self._lacks(folder):
+            with locked(scratch, WAIT):
+                for path in scratch.glob(".*"):  # ours, of a process that was killed
+                    if path.name != ".lock":
+                        _remove(path)
+                if self._lacks(folder):
+                    self._fill(folder, partial(write, scratch=scratch), config, None)
+        if not self.reads_only:
+            shutil.rmtree(scratch, ignore_errors=True)
+        return folder
+
+    def place(
+        self,
+        name: str,
+        function: Callable[..., Any],
+        config: Mapping[str, Any],
+        inputs: Mapping[str, Path] | None = None,
+    ) -> Path:
+        """Return the folder of a result, whether it is there or not."""
+        key = content_key(
+            function=f"{function.__module__}.{function.__qualname__}",
+            config=config,
+            inputs={argument: self._identity(path) for argument, path in (inputs or {}).items()},
+            source=source_hashes(function.__module__),
+            packages=package_versions(),
+        )
+        return self.root / f"{name}-{key}"
+
+    def _identity(self, path: Path) -> str | dict[str, str]:
+        inside = path.parent.resolve() == self.root.resolve()
+        return path.name if inside else content_of(path)
+
+    def _kept(
+        self,
+        name: str,
+        function: Callable[..., Any],
+        write: Callable[..., None],
+        config: Mapping[str, Any],
+        inputs: Mapping[str, Path] | None,
+    ) -> Path:
+        folder = self.place(name, function, config, inputs)
+        if self._lacks(folder):
+            self._fill(folder, write, config, inputs)
+        return folder
+
+    def _fill(
+        self,
+        folder: Path,
+        write: Callable[..., None],
+        config: Mapping[str, Any],
+        inputs: Mapping[str, Path] | None,
+    ) -> None:
+        remove_unfinished(self.root)
+        started = time.perf_counter()
+        with new_folder(folder) as partial_folder:
+            write(partial_folder, **config, **(inputs or {}))
+            seconds = round(time.perf_counter() - started, 3)
+            size = _size(partial_folder)
+            write_record(partial_folder, {"config": config, "seconds": seconds, "bytes": size})
+
+    def record(self, folder: Path) -> dict[str, Any]:
+        """Return what is known about a folder's making: config, seconds, bytes, and its files' hashes."""
+        return unsealed(folder / RECORD)
+
+
+def _set_aside(folder: Path) -> Path:
+    """Rename a damaged folder; it stays until somebody deletes it."""
+    names = (folder.with_name(f"{folder.name}.damaged-{k}") for k in count(1))
+    aside = next(one for one in names if not one.exists())
+    with suppress(OSError):  # another process was first, or nothing can be written here
+        folder.rename(aside)
+    return aside
+
+
+def _size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+KEPT = 2
+_NAME = re.compile(r"step-(\d+)-([0-9a-f]{16})\.safetensors")
+
+
+class CorruptCheckpointWarning(UserWarning):
+    """A checkpoint is not what was written; the one before it is taken."""
+
+
+class Checkpoints:
+    """The checkpoints in one folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def save(self, step: int, state: Mapping[str, Tensor]) -> Path:
+        """Write the state after a step, then drop all but the newest.
+
+        Raises:
+            DiskFullError: there is no room; what was saved before is still there.
+        """
+        with unfinished(self.folder / "step") as temporary:
+            save_file({name: one.cpu().contiguous() for name, one in state.items()}, temporary)
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
+            path = self.folder / f"step-{step:07d}-{_hash(temporary)}.safetensors"
+            temporary.replace(path)
+        for old in self._found()[KEPT:]:
+            old.unlink()
+        return path
+
+    def newest(self) -> dict[str, Tensor] | None:
+        """Return the newest state that is whole, None if there is none; warn about others."""
+        for path in self._found():
+            if _hash(path) == _parts(path)[1]:
+                return load_file(path)
+            warnings.warn(
+                f"{path} is damaged (its content does not fit its checksum); going back to the "
+                "checkpoint before it",
+                CorruptCheckpointWarning,
+                stacklevel=2,
+            )
+            path.unlink()
+        return None
+
+    def _found(self) -> list[Path]:
+        """Return the checkpoints, the newest first."""
+        paths = [path for path in self.folder.glob("step-*") if _NAME.fullmatch(path.name)]
+        return sorted(paths, key=_parts, reverse=True)
+
+
+def _parts(path: Path) -> tuple[int, str]:
+    """Return the step and the hash in a checkpoint's name."""
+    found = _NAME.fullmatch(path.name)
+    assert found is not None
+    return int(found[1]), found[2]
+
+
+def _hash(path: Path) -> str:
+    return file_hash(path)[:16]

@@ -1,1 +1,0 @@
-"""The embedded world: readable texts whose true reward is known exactly. Knows nothing of models."""

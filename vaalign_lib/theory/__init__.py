@@ -1,0 +1,1 @@
+"""Policies over finitely many arms, the theorems, and their simulations."""

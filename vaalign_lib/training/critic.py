@@ -1,0 +1,137 @@
+"""Critics: what a stack of policies expects of a response that is not finished.
+
+Two kinds. `own_states` is after trl's value head, linear in the policy's own last hidden state, and
+its loss also trains the policy's body. `reference_states` is linear in hidden states of the
+reference policy and in their running sums, so that it remembers what was said; these features are
+constant, and nothing of the value loss reaches the policy. `benchmarks/critics.py` compares them.
+
+The states are those of all layers where these make at most `FEATURES` features, as in tiny models. Of a
+larger model they are those of its last layer and of as many others, evenly spaced, as make no more.
+"""
+
+from collections.abc import Iterator
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+CriticKind = Literal["own_states", "reference_states"]
+RIDGE = 10.0  # in units of one token's squared feature
+FEATURES = 4096  # of a token, unless one layer alone has more
+AT_A_TIME = 2**26  # numbers in double precision, of a warm-up
+
+
+class Critic:
+    """N linear value functions of features.
+
+    Attributes:
+        kind: where the features come from.
+        weight: (N, features), trained.
+        bias: (N, 1), trained.
+        centre: of the features (features,).
+        unit: of the features (features,).
+    """
+
+    def __init__(self, kind: CriticKind, size: int, features: Tensor, mask: Tensor) -> None:
+        """Begin at zero, with the features' centre and unit.
+
+        Args:
+            kind: of the features.
+            size: N.
+            features: of the reference policy's responses (responses, tokens, features).
+            mask: of their tokens (responses, tokens).
+        """
+        self.kind = kind
+        parts = features.split(max(1, AT_A_TIME // mask.numel()), dim=-1)
+        seen = (part[mask].double() for part in parts)
+        centre, unit = zip(*((one.mean(0), one.std(0)) for one in seen), strict=True)
+        self.centre = torch.cat(centre).float()
+        self.unit = torch.cat(unit).clamp(min=1e-3).float()
+        width = features.shape[-1]
+        self.weight = nn.Parameter(torch.zeros(size, width, device=features.device))
+        self.bias = nn.Parameter(torch.zeros(size, 1, device=features.device))
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        return {"critic.weight": self.weight, "critic.bias": self.bias}
+
+    @torch.no_grad()
+    def fit(self, features: Tensor, mask: Tensor, scores: Tensor) -> float:
+        """Warm up: start with the ridge regression of scores on the tokens before them.
+
+        Args:
+            features: of the reference policy's responses (responses, tokens, features).
+            mask: (responses, tokens).
+            scores: of each response, as every policy's objective sees it (N, responses).
+
+        Returns:
+            The mean share of the scores' variance that is explained in a fifth of the responses, to which
+            it was not fitted.
+        """
+        held_out = torch.arange(len(mask), device=mask.device) % 5 == 4
+        fitted = mask & ~held_out[:, None]
+        centre = _targets(fitted, scores).mean(0)
+        gram = moment = None
+        for design, targets in self._pieces(features, fitted, scores):
+            product, towards = design.T @ design, design.T @ (targets - centre)
+            gram = product if gram is None else gram + product
+            moment = towards if moment is None else moment + towards
+        assert gram is not None and moment is not None
+        gram.diagonal().add_(RIDGE)
+        weight = torch.linalg.solve(gram, moment)
+        self.weight.copy_(weight.T)
+        self.bias.copy_(centre[:, None])
+        tested = mask & held_out[:, None]
+        rest = [t - d @ weight - centre for d, t in self._pieces(features, tested, scores)]
+        spread = _targets(tested, scores).var(0, correction=0)
+        return float((1 - torch.cat(rest).square().mean(0) / spread).mean())
+
+    def _pieces(self, features: Tensor, tokens: Tensor, scores: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield standardized features and scores of some tokens at a time."""
+        places, targets = tokens.nonzero(), _targets(tokens, scores)
+        rows = max(1, AT_A_TIME // features.shape[-1])
+        for some, aims in zip(places.split(rows), targets.split(rows), strict=True):
+            design = (features[some[:, 0], some[:, 1]] - self.centre) / self.unit
+            yield design.double(), aims
+
+    def values(self, features: Tensor) -> Tensor:
+        """Return the value before each token (N, responses, tokens).
+
+        Args:
+            features: policy by policy (N * responses, tokens, features).
+        """
+        size, width = self.weight.shape
+        rows = features.reshape(size, -1, width).float()
+        scaled = self.weight / self.unit
+        constant = self.bias[:, 0] - (scaled * self.centre).sum(1)  # not a product: its rounding depends on N
+        values = torch.baddbmm(constant[:, None, None], rows, scaled[:, :, None])
+        return values.view(size, -1, features.shape[1])
+
+
+def _targets(tokens: Tensor, scores: Tensor) -> Tensor:
+    """Return the scores of some tokens' responses (tokens, N)."""
+    return scores.T[tokens.nonzero()[:, 0]].double()
+
+
+def layers_seen(layers: int, width: int) -> list[int]:
+    """Return which layers' states are features, 0 being the embeddings.
+
+    Args:
+        layers: of the model.
+        width: of its states, each of which is a feature twice.
+    """
+    most = max(1, min(layers + 1, FEATURES // (2 * width)))
+    return sorted(np.linspace(layers, 0, most).round().astype(int).tolist())
+
+
+def reference_features(states: tuple[Tensor, ...], mask: Tensor) -> Tensor:
+    """Return hidden states before each token and the sums of those before it, in tens of tokens.
+
+    Args:
+        states: of the layers seen (responses, tokens, width) each.
+        mask: of the responses' tokens (responses, tokens).
+    """
+    layers = torch.cat(states, dim=-1).float()
+    sums = (layers * mask[:, :, None]).cumsum(1) / 10
+    earlier = torch.cat((torch.zeros_like(sums[:, :1]), sums[:, :-1]), dim=1)
+    return torch.cat((layers, earlier), dim=-1)

@@ -1,0 +1,160 @@
+"""Pilots: a grid of settings inside one stack, and the penalty that gives a wanted KL.
+
+A pilot never loops over stacks: every cell of the grid is a few policies of the same stack.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import product
+
+import numpy as np
+import pandas as pd
+from scipy.interpolate import PchipInterpolator
+from scipy.optimize import isotonic_regression
+
+from vaalign_lib.training.objectives import Method
+
+TOLERANCE = 0.03  # of the KL, relative
+LEAST = 1e-3  # nats that count as none
+LAST = 10  # steps whose mean is what a policy has reached
+MEASURES = ("reward", "true_reward", "gold", "kl", "length", "variance", "explained_variance")
+
+
+class MatchError(RuntimeError):
+    """No penalty on the grid, or none that was tried, gives the wanted KL."""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Learning rates by betas, `repeats` policies each; rates vary slowest, so that equal ones adjoin."""
+
+    learning_rates: Sequence[float]
+    betas: Sequence[float]
+    repeats: int = 5
+
+    @property
+    def cells(self) -> pd.DataFrame:
+        """The learning rate and beta of each policy, one row per policy of the stack."""
+        rows = product(self.learning_rates, self.betas, range(self.repeats))
+        return pd.DataFrame(rows, columns=["learning_rate", "beta", "repeat"])
+
+    def method(self, objective: str, **options: float | bool) -> Method:
+        """Return the method that gives each policy of a stack of `len(cells)` its cell."""
+        cells = self.cells
+        return Method(
+            objective,
+            beta=cells["beta"].tolist(),
+            learning_rate=cells["learning_rate"].tolist(),
+            **options,  # type: ignore[arg-type]
+        )
+
+    def summary(self, log: pd.DataFrame) -> pd.DataFrame:
+        """Return what each cell reached: means over its policies and last steps, and their errors.
+
+        Args:
+            log: of the trainer; the stack's policies are 0, 1, ... in the order of `cells`.
+        """
+        reached = final(log)
+        if reached.index.tolist() != list(range(len(self.cells))):
+            raise ValueError(
+                f"log: expected policies 0 to {len(self.cells) - 1}, one for each row of `cells`, got "
+                f"{reached.index.min()} to {reached.index.max()}"
+            )
+        reached = reached.join(self.cells)
+        names = [name for name in MEASURES if name in reached]
+        grouped = reached.groupby(["learning_rate", "beta"])[names]
+        means, errors = grouped.mean(), grouped.sem()
+        return means.join(errors.add_suffix("_error")).reset_index()
+
+
+def final(log: pd.DataFrame) -> pd.DataFrame:
+    """Return each policy's mean over its last steps, by policy."""
+    last = log[log["step"] > log["step"].max() - LAST]
+    return last.groupby("policy").mean(numeric_only=True).drop(columns="step")
+
+
+def beta_for_kl(betas: Sequence[float], kls: Sequence[float], target: float) -> float:
+    """Interpolate the penalty whose KL is the target.
+
+    A larger penalty leaves less KL, so noise that says otherwise is averaged out (isotonic regression)
+    before ln beta is interpolated over ln KL by a monotone cubic.
+
+    Args:
+        betas: positive, ascending or not.
+        kls: reached with each, positive.
+        target: positive.
+
+    Raises:
+        MatchError: the target lies outside of what the betas reached.
+    """
+    order = np.argsort(betas)
+    x, y = np.log(np.asarray(betas)[order]), np.log(np.asarray(kls)[order])
+    smooth = isotonic_regression(y, increasing=False).x
+    levels = np.unique(smooth)  # ascending KL
+    places = np.array([x[smooth == level].mean() for level in levels])
+    wanted = np.log(target)
+    if not levels[0] <= wanted <= levels[-1]:
+        raise MatchError(
+            f"a KL of {target:.3g} lies outside of {np.exp(levels[0]):.3g} to {np.exp(levels[-1]):.3g}, "
+            f"what betas of {min(betas):.3g} to {max(betas):.3g} reach; widen the grid"
+        )
+    if len(levels) == 1:
+        return float(np.exp(places[0]))
+    return float(np.exp(PchipInterpolator(levels, places)(wanted)))
+
+
+def match_kl(
+    train: Callable[[float], float],
+    betas: Sequence[float],
+    kls: Sequence[float],
+    target: float,
+    attempts: int = 4,
+    tolerance: float = TOLERANCE,
+) -> tuple[float, pd.DataFrame]:
+    """Find the beta whose full stack has the target KL, checked by training it.
+
+    Args:
+        train: trains a whole stack with a beta and returns its mean KL.
+        betas: of a pilot grid.
+        kls: that the grid reached.
+        target: KL.
+        attempts: stacks that may be trained.
+        tolerance: of the KL, relative.
+
+    Returns:
+        The beta, and a row per attempt: `beta`, `kl`, `off` (relative).
+
+    Raises:
+        MatchError: no attempt was within the tolerance.
+    """
+    known = {beta: max(kl, LEAST) for beta, kl in zip(betas, kls, strict=True)}
+    tried: list[dict[str, float]] = []
+    for _ in range(attempts):
+        beta = _next_beta(known, target)
+        kl = train(beta)
+        tried.append({"beta": beta, "kl": kl, "off": kl / target - 1})
+        if abs(kl / target - 1) <= tolerance:
+            return beta, pd.DataFrame(tried)
+        known = _corrected(known, beta, max(kl, LEAST))
+    raise MatchError(
+        f"no beta within {tolerance:.0%} of a KL of {target:.3g} in {attempts} attempts: "
+        + ", ".join(f"{one['beta']:.4g} gave {one['kl']:.3g}" for one in tried)
+    )
+
+
+def _next_beta(known: dict[float, float], target: float) -> float:
+    """Interpolate, or go half as far again beyond the end of the curve that is nearer to the target."""
+    try:
+        return beta_for_kl(list(known), list(known.values()), target)
+    except MatchError:
+        if target > max(known.values()):
+            return min(known) / 1.5
+        return max(known) * 1.5
+
+
+def _corrected(known: dict[float, float], beta: float, kl: float) -> dict[float, float]:
+    """Move the pilot's curve, whose few policies are less certain, through what a full stack gave."""
+    others = list(known)
+    at = np.interp(np.log(beta), np.log(sorted(others)), np.log([known[b] for b in sorted(others)]))
+    shift = kl / np.exp(at)
+    return {b: k * shift for b, k in known.items() if not np.isclose(b, beta)} | {beta: kl}

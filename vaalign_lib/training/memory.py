@@ -1,0 +1,228 @@
+"""How much memory a stack of policies takes, from counted weights; and how many policies fit."""
+
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    PretrainedConfig,
+)
+
+from vaalign_lib.data.hub import ask_hub
+from vaalign_lib.data.pairs import EMBEDDED, prompts_of
+from vaalign_lib.data.world.tokenizer import world_tokenizer
+from vaalign_lib.jobs import memory_limit
+from vaalign_lib.models import load_tokenizer, prompt_ids, tiny_config
+from vaalign_lib.policies.checks import check_room, check_tokenizer, configuration_of, first_line
+from vaalign_lib.profiles import OURS, PolicyTraining, Profile
+from vaalign_lib.store import PlanError
+from vaalign_lib.training.critic import AT_A_TIME, layers_seen
+
+ACTIVATIONS = 80  # bytes for each layer, token and unit of width that a backward pass keeps, about
+FLOAT, FOUR_BITS, ADAM = 4, 0.55, 8  # bytes a weight: held, in 4 bits with scales, Adam's moments
+HALF, DOUBLE = 2, 8  # bytes of a number in bfloat16, and in double precision
+HEADROOM = 0.9  # of the memory that a stack may take
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What a policy of one architecture amounts to.
+
+    Attributes:
+        weights: of the model.
+        trained: weights that are trained for each policy.
+        layers: of the model.
+        width: of its hidden states.
+        vocabulary: tokens.
+        prompt: tokens of the longest prompt, to which all are padded.
+        features: of a token, to a critic on the reference's states.
+        warm_up: responses of the reference from which that critic starts.
+    """
+
+    weights: int
+    trained: int
+    layers: int
+    width: int
+    vocabulary: int
+    prompt: int = 64
+    features: int = 0
+    warm_up: int = 0
+
+
+def sizes_of(profile: Profile, architecture: str) -> Sizes:
+    """Count the weights of an architecture without loading any.
+
+    Raises:
+        PlanError: it is not at hand, no policy can start from it, or the prompts leave no room.
+        DataError: the prompts cannot be read.
+    """
+    where, name = f"reference.models.{architecture}", profile.reference.models[architecture]
+    config = tiny_config(architecture, profile.reference.width)  # type: ignore[arg-type]
+    if name not in OURS:
+        config = policy_configuration(where, name)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    weights = sum(one.numel() for one in {id(p): p for p in model.parameters()}.values())
+    lora = profile.policies.training[architecture].lora
+    trained = weights
+    if lora is not None:
+        linear = [one for one in model.modules() if isinstance(one, torch.nn.Linear)]
+        targets = [one for one in linear if one.out_features != config.vocab_size]
+        if lora.target_modules is None:  # peft's choice: queries and values
+            named = dict(model.named_modules())
+            targets = [one for key, one in named.items() if key.endswith(("q_proj", "v_proj"))]
+        trained = sum(lora.r * (one.in_features + one.out_features) for one in targets)
+    prompt = _longest_prompt(profile.policies.data, profile.policies.prompts, name)
+    if profile.policies.data != EMBEDDED:
+        _told(where, check_room, prompt, config, profile.policies.sampling)
+    layers, width = config.num_hidden_layers, config.hidden_size
+    sizes = Sizes(weights, trained, layers, width, config.vocab_size, prompt)
+    if profile.policies.critic == "own_states":
+        return sizes
+    features = 2 * width * len(layers_seen(layers, width))
+    return replace(sizes, features=features, warm_up=profile.policies.warm_up)
+
+
+@cache
+def _longest_prompt(data: str, count: int, model: str) -> int:
+    """Return the tokens of the longest of the first prompts of a data set, to a model's tokenizer."""
+    if data == EMBEDDED:
+        return Sizes.prompt
+    tokenizer = world_tokenizer() if model in OURS else load_tokenizer(model)
+    return max(map(len, prompt_ids(tokenizer, prompts_of(data, count), 10**6)))
+
+
+def configuration(where: str, name: str) -> PretrainedConfig:
+    """Return a model's configuration.
+
+    Raises:
+        PlanError: it is not at hand; `where` says what in a profile names it.
+    """
+    ask_hub(name)
+    try:
+        return AutoConfig.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise PlanError(f"{where}: {name} is not at hand: {first_line(error)}") from None
+
+
+def policy_configuration(where: str, name: str) -> PretrainedConfig:
+    """Return the configuration of a model from which policies can start; its tokenizer is checked too.
+
+    Raises:
+        PlanError: it is not at hand, or no policy can start from it; see `policies.checks`.
+    """
+    config: PretrainedConfig = _told(where, configuration_of, name)
+    _told(where, check_tokenizer, _told(where, load_tokenizer, name), config)
+    return config
+
+
+def _told(where: str, function: Callable[..., Any], *arguments: Any) -> Any:
+    """Call a function; what it refuses is said with the place in a profile."""
+    try:
+        return function(*arguments)
+    except (OSError, ValueError) as error:
+        raise PlanError(f"{where}: {first_line(error)}") from None
+
+
+def stack_bytes(sizes: Sizes, training: PolicyTraining, policies: int, written: int) -> int:
+    """Return about how much memory a stack takes in training.
+
+    The reference, then for each policy weights, gradients and Adam's moments (and, in main memory, where
+    it started), and what a mini-batch keeps for its backward pass: activations, and logits with their
+    gradients.
+
+    Args:
+        sizes: of a policy.
+        training: its settings.
+        policies: in the stack.
+        written: tokens of a response.
+    """
+    rows, tokens = training.ppo.mini_batch_size * policies, sizes.prompt + written
+    states = rows * tokens * sizes.width  # numbers that a layer hands on
+    mixed = training.precision == "bfloat16"
+    layer = states * ACTIVATIONS * (HALF / FLOAT if mixed else 1)
+    kept = sizes.layers * layer
+    if training.gradient_checkpointing:  # of every layer what it is given, and one computed anew
+        kept = sizes.layers * states * FLOAT + layer
+    kept += rows * written * sizes.vocabulary * 3 * FLOAT
+    start = FLOAT * (not torch.cuda.is_available())
+    trained = policies * sizes.trained * (2 * FLOAT + ADAM + HALF * mixed + start)
+    base = sizes.weights * (FOUR_BITS if training.lora and training.lora.four_bit else FLOAT)
+    return int(base + trained + kept + critic_bytes(sizes, training, policies, written))
+
+
+def critic_bytes(sizes: Sizes, training: PolicyTraining, policies: int, written: int) -> int:
+    """Return about how much memory a critic on the reference's states takes, at most at a time.
+
+    The features of tokens with the states and sums that they are made of, of the warm-up's or a batch's;
+    or the warm-up's with the Gram matrix and its copies; and the critics' weights.
+    """
+    token, seen = FLOAT * sizes.features, sizes.warm_up * written
+    pieces = DOUBLE * 2 * min(AT_A_TIME, seen * sizes.features)
+    fitted = token * seen + pieces + 3 * DOUBLE * sizes.features**2
+    made = 3 * token * max(seen, policies * written * training.ppo.batch_size)
+    weights = policies * token * 4  # with gradient and Adam's moments
+    return max(made, fitted) + weights
+
+
+def beside_bytes(profile: Profile, source: str) -> int:
+    """Return about how much memory the reward models of a source take beside a stack.
+
+    Raises:
+        PlanError: the configuration of one is not at hand.
+    """
+    if source != "ensemble":
+        return 0
+    return sum(
+        classifier_weights(where, name) * bytes_each
+        for where, name, bytes_each in (
+            ("reward_model.backbone", profile.reward_model.backbone, FLOAT),
+            ("true_reward", profile.true_reward, HALF),
+        )
+        if name not in OURS
+    )
+
+
+@cache
+def classifier_weights(where: str, name: str) -> int:
+    """Count the weights of a sequence classifier without loading any.
+
+    Args:
+        where: it is named in a profile.
+        name: of the model, or its folder.
+
+    Raises:
+        PlanError: its configuration is not at hand.
+    """
+    with torch.device("meta"):
+        model = AutoModelForSequenceClassification.from_config(configuration(where, name))
+    return sum(one.numel() for one in model.parameters())
+
+
+def available_bytes(workers: int) -> int:
+    """Return the memory that a stack may take: what is free on its GPU, else its share of the machine's.
+
+    Args:
+        workers: stacks at a time on this machine.
+    """
+    if torch.cuda.is_available():
+        return int(torch.cuda.mem_get_info()[0])
+    machine = 8 * 2**30
+    with suppress(OSError, ValueError):
+        machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return min(machine // max(1, workers), memory_limit() or machine)
+
+
+def fitting(sizes: Sizes, training: PolicyTraining, policies: int, written: int, room: int) -> int:
+    """Return how many of a number of policies fit into memory together, 0 if not even one does."""
+    for size in range(policies, 0, -1):
+        if stack_bytes(sizes, training, size, written) <= HEADROOM * room:
+            return size
+    return 0

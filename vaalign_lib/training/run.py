@@ -1,0 +1,186 @@
+"""From a profile to policies in training: which model, which form, which hyperparameters."""
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from peft import LoraConfig
+from transformers import AutoModelForCausalLM
+
+from vaalign_lib.data.world.world import World
+from vaalign_lib.jobs import report
+from vaalign_lib.models import load_tokenizer
+from vaalign_lib.policies.stack import PolicyStack
+from vaalign_lib.profiles import Lora, Profile, Sampling
+from vaalign_lib.rewards.base import RewardSource
+from vaalign_lib.store import Checkpoints
+from vaalign_lib.training.objectives import Method, Task
+from vaalign_lib.training.ppo import Trainer
+
+_NOT_LOGGED = ("policy", "step")
+
+
+def embedded_task(profile: Profile, source: RewardSource, world: World) -> Task:
+    """Return the task of the embedded world: its prompts, a source, and gold beside it."""
+    prompts = world.prompts(profile.policies.prompts, world.rng("policy prompts"))
+    return Task(prompts, source, world.gold, population=profile.policies.count)
+
+
+def policy_trainer(
+    profile: Profile,
+    architecture: str,
+    reference: str | Path,
+    task: Task,
+    method: Method,
+    *,
+    policies: Sequence[int] | None = None,
+    seed: int = 0,
+    device: str | torch.device | None = None,
+    sampling: Sampling | None = None,
+    **changes: Any,
+) -> Trainer:
+    """Return a trainer of policies of one architecture, with the profile's hyperparameters.
+
+    Args:
+        profile: says in which form they are trained and how.
+        architecture: a name in the profile's `policies.training`.
+        reference: the model that all start from, a folder or a name on the hub.
+        task: what they are asked, and who judges.
+        method: objective, coefficients, learning rates.
+        policies: their global indices, by default as many as the profile says.
+        seed: of the study.
+        device: by default a GPU if there is one.
+        sampling: of the responses, by default the profile's.
+        changes: settings of PPO that are to differ from the profile's.
+
+    Raises:
+        ValueError: the profile has no such architecture.
+    """
+    if architecture not in profile.policies.training:
+        known = ", ".join(profile.policies.training)
+        raise ValueError(f"architecture: profile {profile.name} has {known}, not {architecture}")
+    training = profile.policies.training[architecture]
+    index = list(range(profile.policies.count)) if policies is None else list(policies)
+    where = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    settings = training.settings(method.objective)
+    settings = type(settings).model_validate(settings.model_dump() | changes)
+    adapters = None if training.lora is None else lora_config(training.lora)
+    stack = PolicyStack(
+        reference,
+        len(index),
+        lora=adapters,
+        four_bit=training.lora is not None and training.lora.four_bit,
+        seeds=[_adapter_seed(seed, policy) for policy in index],
+        device=where,
+        precision=training.precision,
+        gradient_checkpointing=training.gradient_checkpointing,
+    )
+    model = None
+    if adapters is None:
+        model = AutoModelForCausalLM.from_pretrained(reference, dtype=torch.float32, device_map={"": where})
+    return Trainer(
+        stack,
+        model,
+        load_tokenizer(reference),
+        task,
+        method,
+        settings,
+        sampling or profile.policies.sampling,
+        policies=index,
+        seed=seed,
+        critic=profile.policies.critic,
+        warm_up=profile.policies.warm_up,
+    )
+
+
+def lora_config(settings: Lora) -> LoraConfig:
+    """Return peft's configuration of a profile's adapters."""
+    return LoraConfig(task_type="CAUSAL_LM", bias="none", **settings.model_dump(exclude={"four_bit"}))
+
+
+def _adapter_seed(seed: int, policy: int) -> int:
+    """Return the seed of one policy's own start, the same in every stack."""
+    return seed * 1_000_003 + policy
+
+
+def write_tensorboard(log: pd.DataFrame, folder: str | Path) -> None:
+    """Write a training log for TensorBoard, a run per policy.
+
+    Raises:
+        ModuleNotFoundError: TensorBoard is not installed.
+    """
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise ModuleNotFoundError(
+            "TensorBoard is not installed; install it with `pip install -e '.[tensorboard]'`"
+        ) from None
+    for policy, rows in log.groupby("policy"):
+        with SummaryWriter(str(Path(folder) / f"policy-{policy}")) as writer:
+            for row in rows.to_dict("records"):
+                for name, value in row.items():
+                    if name not in _NOT_LOGGED:
+                        writer.add_scalar(str(name), value, int(row["step"]))
+
+
+CHECKPOINT_SECONDS = 30.0  # of work that is lost at most when a run is killed, while
+CHECKPOINT_SHARE = 0.1  # of the time at most goes into writing checkpoints
+
+
+@torch.no_grad()
+def step_lengths(start: Sequence[torch.Tensor], stack: PolicyStack) -> np.ndarray:
+    """Return how far each policy's trained weights are from where they started (policies,).
+
+    It is the root mean square over weights, so that it compares with a learning rate.
+    """
+    moved = zip(stack.parameters().values(), start, strict=True)
+    squares = [((now.cpu() - then).flatten(1).double() ** 2).sum(1) for now, then in moved]
+    count = sum(one.numel() for one in start) / stack.size
+    return np.asarray((torch.stack(squares).sum(0) / count).sqrt())
+
+
+def without_gold(table: pd.DataFrame) -> None:
+    """Say that a gold reward is unknown."""
+    for name in ("gold", "gold_error"):
+        if name not in table:
+            table[name] = np.nan
+
+
+def train_with_checkpoints(trainer: Trainer, checkpoints: Checkpoints) -> tuple[pd.DataFrame, float]:
+    """Take the steps that are left; return the whole log, and the seconds of training so far."""
+    logs: list[pd.DataFrame] = []
+    before = 0.0
+    if (state := checkpoints.newest()) is not None:
+        trainer.load_state(state)
+        logs.append(_from_tensors(state))
+        before = float(state["seconds"])
+    report(trainer.done)
+    started = saved = time.perf_counter()
+    pause = CHECKPOINT_SECONDS
+    while trainer.done < trainer.settings.iterations:
+        logs.append(trainer.step())
+        report(1)
+        now = time.perf_counter()
+        if now - saved >= pause:
+            logs = [pd.concat(logs, ignore_index=True)]
+            spent = torch.tensor(before + now - started, dtype=torch.float64)
+            state = trainer.state() | _as_tensors(logs[0]) | {"seconds": spent}
+            checkpoints.save(trainer.done, state)
+            saved = time.perf_counter()
+            pause = max(CHECKPOINT_SECONDS, (saved - now) / CHECKPOINT_SHARE)
+    log = pd.concat(logs, ignore_index=True)
+    names = ["policy", "step", *sorted(set(log) - {"policy", "step"})]  # checkpoints keep no order
+    return log[names], before + time.perf_counter() - started
+
+
+def _as_tensors(log: pd.DataFrame) -> dict[str, torch.Tensor]:
+    return {f"log.{name}": torch.tensor(log[name].to_numpy()) for name in log}
+
+
+def _from_tensors(state: Mapping[str, torch.Tensor]) -> pd.DataFrame:
+    columns = {name: one.numpy() for name, one in state.items() if name.startswith("log.")}
+    return pd.DataFrame({name.removeprefix("log."): one for name, one in columns.items()})

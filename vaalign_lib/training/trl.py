@@ -1,0 +1,518 @@
+"""The method in TRL's trainers: RLOO and GRPO with a penalty times each completion's variance."""
+
+import hashlib
+import inspect
+from collections import Counter
+from collections.abc import Callable, Sequence
+from functools import wraps
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+from torch import Tensor
+from trl import GRPOTrainer, RLOOTrainer
+
+from vaalign_lib.data.messages import dialogue_text, prompt_text
+from vaalign_lib.rewards.base import (
+    Array,
+    Interval,
+    Judgement,
+    Members,
+    RewardSource,
+    Unit,
+    VarianceOf,
+    check_variance_of,
+)
+from vaalign_lib.training.objectives import OBJECTIVES, Outcome
+
+VARIANCE = "reward_variance"  # the column that a reward function logs
+LARGEST = 1e18  # variance: its square, as norms of gradients have it, is still a number in float32
+GIVEN = ("prompts", "completions", "trainer_state", "log_extra", "log_metric")  # by trl, to rewards
+Penalty = Literal["detached", "exact"]
+_MADE = "variances would be lost. These trainers were made for trl>=1.16,<1.17"
+
+
+class VarianceError(ValueError):
+    """A completion without a variance, or with one that is not a finite number of at least 0."""
+
+
+class IncompatibleTrlError(RuntimeError):
+    """A release of TRL does not do what these trainers rely on."""
+
+
+class _VarianceAware:
+    """What both trainers share: they ask for variances when rewards are computed."""
+
+    def __init__(self, *args: Any, penalty: Penalty = "detached", **options: Any) -> None:
+        """Begin as the stock trainer does.
+
+        Args:
+            args: of the stock trainer.
+            penalty: `detached`, the penalty as a reward, as the paper's code has it; or `exact`, with the
+                gradient of Equation (5), which costs every completion beta sigma^2 once more.
+            options: of the stock trainer.
+
+        Raises:
+            ValueError: there is nothing to weigh, or the trainer's settings and the penalty do not fit.
+        """
+        if penalty not in get_args(Penalty):
+            raise ValueError(f"penalty: expected one of {', '.join(get_args(Penalty))}, got {penalty!r}")
+        self.penalty = penalty
+        if (given := options.get("args")) is not None:
+            self._check(given)  # before a large model is loaded
+        super().__init__(*args, **options)
+        self._check(self.args)  # type: ignore[attr-defined]
+        for name in ("train_dataset", "eval_dataset"):
+            check_columns(name, getattr(self, name))
+        self.beta: float = float(self.beta)  # type: ignore[has-type]
+        self._variances: Tensor | None = None
+
+    def _check(self, settings: Any) -> None:
+        if not 0 < settings.beta < float("inf"):
+            raise ValueError(
+                "args.beta: a penalty that grows with the variance needs a finite coefficient above 0, "
+                f"got {settings.beta}"
+            )
+
+    def _calculate_rewards(
+        self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any
+    ) -> Tensor:
+        """Return what the stock trainer does (completions of all processes, reward functions), and keep
+        the variances of all processes (completions,). A completion whose variance is None is left out.
+        """
+        pending = self._pending_extra_logs  # type: ignore[attr-defined]
+        rewards: Tensor = super()._calculate_rewards(  # type: ignore[misc]
+            inputs, prompts, completions, completion_ids_list
+        )
+        rewarded = ~rewards[self._mine(len(prompts))].isnan().all(dim=1)
+        try:
+            logged = summed(pending.get(VARIANCE), len(prompts), self.reward_weights.tolist())  # type: ignore[attr-defined]
+            own = checked_variances(logged, rewarded.tolist())
+        except VarianceError:
+            pending.clear()
+            raise
+        if len(pending[VARIANCE]) != len(own):  # of several functions; trl's table has one a completion
+            pending[VARIANCE][:] = own
+        known = [one for one in own if one is not None]
+        self._log_metric(f"{VARIANCE}/mean", sum(known) / max(len(known), 1))  # type: ignore[attr-defined]
+        local = torch.tensor(
+            [float("nan") if one is None else one for one in own], dtype=rewards.dtype, device=rewards.device
+        )
+        variances = self.accelerator.gather(local)  # type: ignore[attr-defined]
+        rewards[variances.isnan()] = torch.nan
+        self._judged = ~variances.isnan()
+        self._variances = variances.nan_to_num(0.0)
+        return rewards
+
+    def _mine(self, count: int) -> slice:
+        """Return the places of this process's completions among those of all."""
+        first = int(self.accelerator.process_index) * count  # type: ignore[attr-defined]
+        return slice(first, first + count)
+
+    def _known_variances(self) -> Tensor:
+        """Return the variances of the completions that were just judged.
+
+        Raises:
+            IncompatibleTrlError: TRL got its rewards in another way.
+        """
+        if self._variances is None:
+            raise IncompatibleTrlError(
+                f"this release of trl gets no rewards from _calculate_rewards; {_MADE}"
+            )
+        return self._variances
+
+
+class VarianceAwareRLOOTrainer(_VarianceAware, RLOOTrainer):
+    """TRL's RLOO with rewards R - beta sigma^2 ln(pi / pi_0), or that minus beta sigma^2."""
+
+    def _calculate_rewards(self, *args: Any) -> Tensor:
+        rewards = super()._calculate_rewards(*args)
+        weights = self._known_variances()
+        self.beta = _Weighing(float(self.beta), weights, axes=1, once=self.penalty == "exact")
+        return rewards
+
+    def _generate_and_score_completions(self, inputs: Any) -> dict[str, Any]:
+        self._variances = None
+        try:
+            batch: dict[str, Any] = super()._generate_and_score_completions(inputs)
+        finally:
+            weighed, self.beta = self.beta, float(self.beta)
+        self._known_variances()
+        _used(weighed, "RLOOTrainer._generate_and_score_completions")
+        return batch
+
+
+class VarianceAwareGRPOTrainer(_VarianceAware, GRPOTrainer):
+    """TRL's GRPO with beta sigma^2 times the KL in its loss, or with that and advantages that pay
+    beta sigma^2; variances travel with their rows.
+    """
+
+    def _check(self, settings: Any) -> None:
+        super()._check(settings)
+        if self.penalty == "exact" and not settings.use_bias_correction_kl:
+            raise ValueError(
+                "penalty: GRPO's KL without its correction follows another gradient than that "
+                "of Equation (5); for 'exact' set use_bias_correction_kl=True in GRPOConfig"
+            )
+
+    def _generate_and_score_completions(self, inputs: Any) -> dict[str, Any]:
+        self._variances = None
+        batch: dict[str, Any] = super()._generate_and_score_completions(inputs)
+        mine = self._mine(len(batch["advantages"]))
+        batch[VARIANCE] = self._known_variances()[mine]
+        if self.penalty == "exact":
+            batch["advantages"] = batch["advantages"] - self.beta * self._excess()[mine]
+        return batch
+
+    def _excess(self) -> Tensor:
+        """Return by how much each variance is above the mean of the others of its group, 0 for what was
+        not judged, or alone was (completions of all processes,).
+        """
+        size = self.num_generations if self.model.training else self.num_generations_eval
+        groups = self._known_variances().view(-1, size)
+        counted = self._judged.view(-1, size)
+        others = counted.sum(1, keepdim=True) - 1
+        mean = (groups.sum(1, keepdim=True) - groups) / others.clamp(min=1)  # not judged is 0
+        return ((groups - mean) * (counted & (others > 0))).view(-1)
+
+    def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
+        self.beta = _Weighing(float(self.beta), inputs[VARIANCE], axes=2)
+        try:
+            loss: Tensor = super()._compute_loss(model, inputs)
+        finally:
+            weighed, self.beta = self.beta, float(self.beta)
+        _used(weighed, "GRPOTrainer._compute_loss")
+        return loss
+
+
+def summed(logged: Any, completions: int, weights: list[float]) -> Any:
+    """Return what was logged, or, where several reward functions logged, the sum of their variances: that
+    of a sum of independent rewards. What one of them could not judge has none (completions,).
+
+    Args:
+        logged: by all functions, one after the other.
+        completions: how many there are.
+        weights: of the reward functions.
+
+    Raises:
+        VarianceError: the functions have weights of their own.
+    """
+    times = len(logged or ()) // max(completions, 1)
+    if not 1 < times <= len(weights) or len(logged) != times * completions:
+        return logged
+    if any(weight != 1 for weight in weights):
+        raise VarianceError(
+            f"{VARIANCE}: logged by {times} reward functions, which have the weights {weights}; with "
+            "reward_weights let one function log the variance of the weighted sum"
+        )
+    each = zip(*(logged[k * completions : (k + 1) * completions] for k in range(times)), strict=True)
+    return [None if None in row else sum(map(_number, row)) for row in each]
+
+
+def checked_variances(logged: Any, rewarded: list[bool]) -> list[float | None]:
+    """Return the variance of every completion, None where it is to be left out.
+
+    Args:
+        logged: what reward functions logged, or None.
+        rewarded: which completions have a reward.
+
+    Raises:
+        VarianceError: they are missing, or one is not a number from 0 to `LARGEST`.
+    """
+    if logged is None:
+        raise VarianceError(
+            f"{VARIANCE}: no reward function logged it; call log_extra('{VARIANCE}', variances) in one, "
+            "or wrap one by trl_rewards.with_variances"
+        )
+    values = list(logged)
+    if len(values) != len(rewarded):
+        raise VarianceError(
+            f"{VARIANCE}: expected one for each of {len(rewarded)} completions, got {len(values)}; a "
+            "reward function logs them once"
+        )
+    found: list[float | None] = []
+    for k, (value, counts) in enumerate(zip(values, rewarded, strict=True)):
+        if not counts or value is None:
+            found.append(None)
+        elif 0 <= _number(value) <= LARGEST:
+            found.append(float(value))
+        else:
+            raise VarianceError(
+                f"{VARIANCE}: completion {k} of {len(values)} has {value!r}; expected a finite number "
+                f"from 0 to {LARGEST:g}, or None to leave this completion out"
+            )
+    return found
+
+
+def _number(value: Any) -> float:
+    """Return a number, or NaN for what is none, such as a text."""
+    try:
+        return float("nan") if isinstance(value, str | bytes | bool) else float(value)
+    except (TypeError, ValueError):
+        return float("nan")
+
+
+def check_columns(name: str, data: Any) -> None:
+    """Check that no column of a data set takes the place of what TRL gives to reward functions.
+
+    Raises:
+        ValueError: one does.
+    """
+    for one in data.values() if isinstance(data, dict) else [data]:
+        taken = sorted(set(getattr(one, "column_names", None) or ()) & set(GIVEN))
+        if taken:
+            raise ValueError(
+                f"{name}: the column {taken[0]} has the name of something that trl gives to reward "
+                "functions; rename it"
+            )
+
+
+class _Weighing(float):
+    """A coefficient that is a number, and multiplies the rows of a tensor by weights of their own."""
+
+    weights: Tensor
+    axes: int
+    once: bool
+    products: int
+
+    def __new__(cls, value: float, weights: Tensor, axes: int, once: bool = False) -> "_Weighing":
+        """Make one.
+
+        Args:
+            value: the number.
+            weights: of the rows (rows,).
+            axes: of the tensor that it is going to be multiplied with.
+            once: whether a row's weight counts once more beside what it multiplies.
+        """
+        number = super().__new__(cls, value)
+        number.weights, number.axes, number.once, number.products = weights, axes, once, 0
+        return number
+
+    def __mul__(self, other: Any) -> Any:
+        if not isinstance(other, Tensor):
+            return float(self) * other
+        if other.dim() != self.axes or len(other) != len(self.weights):
+            raise IncompatibleTrlError(
+                f"trl multiplies its coefficient by a tensor of shape {tuple(other.shape)}, not by one "
+                f"with {self.axes} axes and {len(self.weights)} rows; {_MADE}"
+            )
+        self.products += 1
+        weights = self.weights.view(-1, *[1] * (other.dim() - 1))
+        return float(self) * (weights * (other + 1 if self.once else other))
+
+    __rmul__ = __mul__
+
+
+def _used(coefficient: float, place: str) -> None:
+    """Check that rows were weighed, once.
+
+    Raises:
+        IncompatibleTrlError: they were not.
+    """
+    products = getattr(coefficient, "products", 0)
+    if products != 1:
+        raise IncompatibleTrlError(
+            f"{place} multiplies the KL by self.beta {products} times, not once, in this release of trl; "
+            f"{_MADE}"
+        )
+
+
+WITH_WEIGHTS = ("variance_aware", "variance_aware_exact")  # more than a change of reward: the trainers'
+Rewards = list[float | None]
+RewardFunction = Callable[..., Any]  # gives rewards, or a coroutine that does
+
+
+def reward_function(
+    source: RewardSource,
+    *,
+    objective: str = "vanilla",
+    strength: float = 1.0,
+    unit: Unit | None = None,
+    variance_of: VarianceOf | None = None,
+    policy: int = 0,
+    seed: int = 0,
+    name: str = "",
+) -> RewardFunction:
+    """Return a reward function of TRL that asks a source of this library.
+
+    Args:
+        source: any, such as a `ClassifierEnsemble` or a `PromptedJudge`.
+        objective: a name of `objectives.OBJECTIVES` that is a change of reward only.
+        strength: of the objective.
+        unit: what rewards and variances are measured in, by default their own; see `reference_unit`.
+        variance_of: of an ensemble a single `member` or the `mean`; by default as the source says. One
+            of the mean should go with a unit of the same kind.
+        policy: number of the policy, for sources of which each policy has its own.
+        seed: of the draws from intervals; they also depend on the step, the text and the process.
+        name: under which TRL logs the rewards, by default the objective's; each of two functions needs
+            its own.
+
+    Raises:
+        ValueError: the objective is not known, or is more than a change of reward.
+    """
+    if objective not in OBJECTIVES:
+        raise ValueError(f"objective: expected one of {', '.join(OBJECTIVES)}, got {objective!r}")
+    if objective in WITH_WEIGHTS:
+        raise ValueError(
+            f"objective: {objective} weighs the KL penalty; leave it out here and take a trainer of "
+            "trl_trainers"
+        )
+    if variance_of is not None:
+        check_variance_of(variance_of)
+    most = 1 if objective == "reward_robust" else LARGEST
+    if not 0 <= strength <= most:
+        raise ValueError(f"strength: expected 0 to {most:g} for {objective}, got {strength}")
+    measured = unit or Unit()
+
+    def rewards(
+        prompts: Sequence[Any],
+        completions: Sequence[Any],
+        log_extra: Callable[[str, list[Any]], None] | None = None,
+        trainer_state: Any = None,
+        **_: Any,
+    ) -> Rewards:
+        asked = [text_of(one, prompt=True) for one in prompts]
+        answers = [text_of(one) for one in completions]
+        judgement = _of(source.judge(asked, answers, np.full(len(asked), policy)), variance_of)
+        if judgement.variance().shape != (len(answers),):
+            raise ValueError(
+                f"source: expected a judgement of each of {len(answers)} completions, got "
+                f"{judgement.variance().size}"
+            )
+        step = int(getattr(trainer_state, "global_step", 0))
+        draws, strengths = _uniforms(seed, step, asked, answers), np.full(len(asked), strength)
+        outcome = Outcome(*map(_row, measured.of_judgement(judgement, draws, strengths)))
+        no_beta, one_strength = torch.zeros(1, 1), torch.full((1, 1), strength)
+        score = OBJECTIVES[objective](outcome, no_beta, one_strength).score[0].tolist()
+        variance = outcome.variance[0].tolist()
+        return _told(_none_if_nan(score), _none_if_nan(variance), log_extra)
+
+    rewards.__name__ = name or (objective if objective != "vanilla" else "reward")
+    return rewards
+
+
+def with_variances(function: Callable[..., tuple[Rewards, Rewards]]) -> RewardFunction:
+    """Make a reward function of TRL from one that returns rewards and their variances.
+
+    Args:
+        function: takes what TRL's reward functions take, and returns two lists, `(rewards, variances)`;
+            None where a completion could not be judged. It may be a coroutine.
+
+    The reward function raises a ValueError where it gets something else, such as a pair for each
+    completion.
+    """
+
+    def split(both: Any, log_extra: Any) -> Rewards:
+        pair = isinstance(both, tuple) and len(both) == 2
+        if not pair or any(isinstance(one, tuple) or not hasattr(one, "__len__") for one in both):
+            raise ValueError(
+                f"{function.__name__}: expected two lists, (rewards, variances), got {both!r:.80}"
+            )
+        found, variances = both
+        return _told(found, variances, log_extra)
+
+    if inspect.iscoroutinefunction(function):
+
+        @wraps(function)
+        async def later(*args: Any, **columns: Any) -> Rewards:
+            return split(await function(*args, **columns), columns.get("log_extra"))
+
+        return later
+
+    @wraps(function)
+    def rewards(*args: Any, **columns: Any) -> Rewards:
+        return split(function(*args, **columns), columns.get("log_extra"))
+
+    return rewards
+
+
+def _told(rewards: Sequence[Any], variances: Sequence[Any], log_extra: Any) -> Rewards:
+    """Return rewards as TRL wants them, after logging their variances, which its trainers check.
+
+    Raises:
+        ValueError: there are more of one than of the other, or a reward is no number, or infinite.
+    """
+    if len(rewards) != len(variances):
+        raise ValueError(f"variances: expected one for each of {len(rewards)} rewards, got {len(variances)}")
+    checked = [None if value is None else _checked(k, value) for k, value in enumerate(rewards)]
+    if log_extra is not None:
+        log_extra(VARIANCE, list(variances))
+    return checked
+
+
+def reference_unit(
+    source: RewardSource,
+    prompts: Sequence[str],
+    responses: Sequence[str],
+    policy: int = 0,
+    variance_of: VarianceOf | None = None,
+) -> Unit:
+    """Return the unit in which rewards of the reference policy's responses have mean 0 and deviation 1,
+    and their variances mean 1: then beta means the same with and without variances.
+
+    Raises:
+        ValueError: the rewards of what could be judged are all the same.
+    """
+    judgement = _of(source.judge(prompts, responses, np.full(len(prompts), policy)), variance_of)
+    rewards = judgement.sample(_uniforms(0, 0, prompts, responses))
+    judged = np.isfinite(rewards)
+    if not judged.any() or np.ptp(rewards[judged]) == 0:
+        raise ValueError(
+            f"responses: {judged.sum()} of {len(judged)} got a reward, and these are all the same; a "
+            "unit needs some that differ"
+        )
+    return Unit.of(rewards[judged], judgement.variance()[judged])
+
+
+def text_of(messages: Any, prompt: bool = False) -> str:
+    """Return a prompt or completion as text: as it is, or all its messages (see `prompt_text`).
+
+    Raises:
+        ValueError: a message says nothing, or has other parts than text.
+    """
+    if isinstance(messages, str):
+        return messages
+    return prompt_text(messages) if prompt else dialogue_text(messages)
+
+
+def _uniforms(seed: int, step: int, prompts: Sequence[str], responses: Sequence[str]) -> Array:
+    """Return a number in [0, 1) for each text (texts,), whatever else is judged.
+
+    A run that is resumed at a step draws the same again; of equal texts each has its own number, also
+    where they are on different processes.
+    """
+    rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
+    seen: Counter[tuple[str, str]] = Counter()
+    numbers = []
+    for text in zip(prompts, responses, strict=True):
+        seen[text] += 1
+        what = (seed, step, seen[text], text, *([rank] if rank else []))
+        digest = hashlib.sha256(repr(what).encode()).digest()
+        numbers.append(int.from_bytes(digest[:8], "big") / 2**64)
+    return np.array(numbers)
+
+
+def _of(judgement: Judgement, variance_of: VarianceOf | None) -> Judgement:
+    if not isinstance(judgement, Members | Interval):
+        raise ValueError(f"source: expected Members or Interval, got {type(judgement).__name__} from judge()")
+    if variance_of is None:
+        return judgement
+    if isinstance(judgement, Interval):
+        raise ValueError("variance_of: an interval has no members; leave it out")
+    return Members(judgement.scores, variance_of)
+
+
+def _row(values: Array) -> torch.Tensor:
+    return torch.from_numpy(np.asarray(values, dtype=np.float64))[None]
+
+
+def _checked(place: int, reward: Any) -> float:
+    if isinstance(reward, str | bytes | bool) or np.isinf(reward):
+        raise ValueError(
+            f"rewards: completion {place} has {reward!r}; expected a finite number, or None for none"
+        )
+    return float(reward)
+
+
+def _none_if_nan(values: list[float]) -> list[float | None]:
+    return [None if value != value else value for value in values]
