@@ -11,6 +11,7 @@ import argparse
 import torch
 
 from vaalign_lib.data.world.world import World
+from vaalign_lib.experiments.conditions import Study
 from vaalign_lib.experiments.references import reference
 from vaalign_lib.policies.sampling import sequences
 from vaalign_lib.profiles import load_profile
@@ -43,7 +44,7 @@ def main() -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     embedded, world = load_profile("embedded"), World(0)
-    start = reference(RunStore(RUNS / "embedded" / "store"), embedded, 0, "gpt2")
+    start = reference(Study(RunStore(RUNS / "embedded" / "store"), embedded, 0), "gpt2")
     task = embedded_task(embedded, stand_ins(world)["stand-in for Gemini 1.5 Flash"], world)
     for name in ("own states, cold as in trl", "own states, warmed up", "reference states, warmed up"):
         kind = "own_states" if name.startswith("own") else "reference_states"

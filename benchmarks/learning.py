@@ -17,6 +17,7 @@ import torch
 from scipy.optimize import brentq
 
 from vaalign_lib.data.world.world import World
+from vaalign_lib.experiments.conditions import Study
 from vaalign_lib.experiments.references import reference, sample_reference
 from vaalign_lib.experiments.results import curves_of
 from vaalign_lib.experiments.reward_models import prepare, reward_source
@@ -55,7 +56,7 @@ def over_optimization(
     profile: Profile, world: World, store: RunStore, start: Path, each: int
 ) -> pd.DataFrame:
     """Train on ten linear heads with penalties from almost none to strong; return what was reached."""
-    source = reward_source(prepare(store, profile, 0, reference=start), "bootstrap")
+    source = reward_source(prepare(Study(store, profile, 0), reference=start), "bootstrap")
     grid = Grid([1.6e-3], [0.01, 0.05, 0.2, 0.8], each)
     task = embedded_task(profile, source, world)
     policies = range(len(grid.cells))
@@ -73,7 +74,7 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     profile, world = load_profile("embedded"), World(0)
     store = RunStore(RUNS / "embedded" / "store")
-    start = reference(store, profile, 0, "gpt2")
+    start = reference(Study(store, profile, 0), "gpt2")
     task = embedded_task(profile, stand_ins(world)[JUDGE], world)
     logs = {}
     for name in ("vanilla", "variance_aware"):

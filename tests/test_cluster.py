@@ -18,7 +18,7 @@ import pandas as pd
 import pytest
 
 from vaalign_lib import jobs as cluster
-from vaalign_lib.experiments.conditions import Condition
+from vaalign_lib.experiments.conditions import Condition, Study
 from vaalign_lib.experiments.policies import train_runs
 from vaalign_lib.jobs import report, run_jobs
 from vaalign_lib.profiles import load_profile
@@ -118,7 +118,7 @@ def save_always():
 
 def test_a_worker_may_die_and_another_join(scheduler, worker_called, tmp_path):
     profile, runs = small(), stacks()
-    here = train_runs(RunStore(tmp_path / "here"), profile, 0, runs, os.cpu_count() or 1)
+    here = train_runs(Study(RunStore(tmp_path / "here"), profile, 0), runs, os.cpu_count() or 1)
     first, second = (worker_called(name) for name in ("first", "second"))
 
     def trouble():
@@ -127,7 +127,7 @@ def test_a_worker_may_die_and_another_join(scheduler, worker_called, tmp_path):
 
     thread = threading.Thread(target=trouble)
     thread.start()
-    there = train_runs(RunStore(tmp_path / "there"), profile, 0, runs, scheduler)
+    there = train_runs(Study(RunStore(tmp_path / "there"), profile, 0), runs, scheduler)
     thread.join()
     assert first.wait(20) == -signal.SIGKILL
     assert list(there) == runs

@@ -100,9 +100,7 @@ def test_pairs_are_keyed_by_content(tmp_path, monkeypatch):
         (tmp_path / "pairs.jsonl").write_text(text)
         with pytest.raises(ZeroDivisionError):
             prepare(
-                RunStore(tmp_path),
-                SMOKE,
-                0,
+                Study(RunStore(tmp_path), SMOKE, 0),
                 reference=None,
                 pairs=str(tmp_path / "pairs.jsonl"),
                 backbone="x",

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from tests.rewards.judge_server import judge_server
 from vaalign_lib.data.world.tokenizer import world_tokenizer
 from vaalign_lib.data.world.world import World
-from vaalign_lib.experiments.conditions import plan
+from vaalign_lib.experiments.conditions import Study, plan
 from vaalign_lib.experiments.policies import train_runs
 from vaalign_lib.models import tiny_config
 from vaalign_lib.profiles import load_profile
@@ -165,7 +165,7 @@ def test_everything_of_the_paper(paper, tmp_path, capsys):
     assert rows["table3.risks"]["value"] is not None and rows["table4.ranges"]["low"] is not None
     profile = load_profile(paper)
     folders = train_runs(
-        RunStore(tmp_path / "store", reads_only=True), profile, 0, plan(profile.policies.runs), 1
+        Study(RunStore(tmp_path / "store", reads_only=True), profile, 0), plan(profile.policies.runs), 1
     )
     for run, folder in folders.items():
         table = pd.read_parquet(folder / "policies.parquet")

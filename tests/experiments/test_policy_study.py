@@ -15,7 +15,16 @@ from transformers import AutoModelForCausalLM
 
 from vaalign_lib.experiments import conditions
 from vaalign_lib.experiments import policies as policy_study
-from vaalign_lib.experiments.conditions import GROUPS, JUDGE_ROW, PRIMARY, ROWS, Condition, plan, stretch_of
+from vaalign_lib.experiments.conditions import (
+    GROUPS,
+    JUDGE_ROW,
+    PRIMARY,
+    ROWS,
+    Condition,
+    Study,
+    plan,
+    stretch_of,
+)
 from vaalign_lib.experiments.policies import kl_of, run_key, source_of, train_run, train_runs
 from vaalign_lib.experiments.results import publish, published, trained
 from vaalign_lib.papers.printed import RANGES
@@ -39,7 +48,7 @@ def small(iterations=4):
 def store(tmp_path_factory):
     """A store in which the reference policies are trained already."""
     one = RunStore(tmp_path_factory.mktemp("store"))
-    policy_study.prerequisites(one, small(), 0, [PLAIN])
+    policy_study.prerequisites(Study(one, small(), 0), [PLAIN])
     return one
 
 
@@ -90,7 +99,7 @@ def test_printed_widths_vary_as_much_as_table_4_says(store):
     answers = policy_study.World(0).responses(prompts, np.full(400, 0.5), np.random.default_rng(1))
     for widths in ("rescaled", "printed"):
         for top in RANGES:
-            judge = source_of(store, profile, 0, replace(PLAIN, highest=top, widths=widths))
+            judge = source_of(Study(store, profile, 0), replace(PLAIN, highest=top, widths=widths))
             judgement = judge.judge(prompts, answers, np.zeros(400, dtype=np.int64))
             spread[widths, top] = np.sqrt(judgement.variance()).std() / (top - 1)
     for top in RANGES:
@@ -104,7 +113,7 @@ def test_printed_widths_vary_as_much_as_table_4_says(store):
 
 def test_a_rescaled_judge_trains_the_same_policies_at_equal_mean_penalty(store):
     """Standardized rewards and variances do not know the scale; that is why Figure 7 needs one stack."""
-    folders = [train_run(store, small(2), 0, replace(PLAIN, highest=top)) for top in (100, 20)]
+    folders = [train_run(Study(store, small(2), 0), replace(PLAIN, highest=top)) for top in (100, 20)]
     wide, narrow = (pd.read_parquet(folder / "policies.parquet") for folder in folders)
     np.testing.assert_allclose(wide["gold"], narrow["gold"], rtol=1e-6)
     np.testing.assert_allclose((wide["true_reward"] - 1) / 99, (narrow["true_reward"] - 1) / 19, rtol=1e-6)
@@ -145,7 +154,7 @@ def uninterrupted(store, tmp_path_factory):
     other = RunStore(tmp_path_factory.mktemp("uninterrupted"))
     for folder in store.root.glob("reference-*"):
         (other.root / folder.name).symlink_to(folder)
-    return train_run(other, small(), 0, PLAIN)
+    return train_run(Study(other, small(), 0), PLAIN)
 
 
 def test_killed_and_damaged_a_run_ends_as_if_it_had_not_been(store, uninterrupted, tmp_path, monkeypatch):
@@ -163,7 +172,7 @@ def test_killed_and_damaged_a_run_ends_as_if_it_had_not_been(store, uninterrupte
     newest.write_bytes(newest.read_bytes()[:-1])
     monkeypatch.setattr(policy_study, "CHECKPOINT_SECONDS", 0.0)
     with pytest.warns(CorruptCheckpointWarning):
-        folder = train_run(store, small(), 0, PLAIN)
+        folder = train_run(Study(store, small(), 0), PLAIN)
     assert folder.name == uninterrupted.name and not scratch.exists()
     for name in ("policies.parquet", "log.parquet"):
         ours, theirs = (pd.read_parquet(one / name) for one in (folder, uninterrupted))
@@ -186,7 +195,7 @@ def test_two_processes_do_not_make_the_same_result(tmp_path, monkeypatch):
 
 def test_workers_give_the_same_results_and_find_matching_penalties(store, uninterrupted, tmp_path):
     runs = [*plan(["primary"])[:2], PLAIN, PLAIN.start]
-    folders = train_runs(store, small(), 0, runs, workers=2)
+    folders = train_runs(Study(store, small(), 0), runs, workers=2)
     assert list(folders) == runs
     ours, theirs = (pd.read_parquet(one / "policies.parquet") for one in (folders[PLAIN], uninterrupted))
     pd.testing.assert_frame_equal(ours, theirs, check_exact=True)
@@ -207,12 +216,14 @@ def test_workers_give_the_same_results_and_find_matching_penalties(store, uninte
 def test_what_is_published_is_read_again_and_not_trained(store, uninterrupted, tmp_path):
     never = Condition("gpt2", "ensemble", repeat=3)
     for one in (PLAIN, PLAIN.start):
-        train_run(store, small(), 0, one)
+        train_run(Study(store, small(), 0), one)
     runs = [PLAIN, PLAIN.start, never]
-    assert publish(store, small(), 0, runs, tmp_path) == [PLAIN.name, PLAIN.start.name]
-    assert publish(store, small(), 0, runs, tmp_path) == []  # nothing new
+    assert publish(Study(store, small(), 0), runs, tmp_path) == [PLAIN.name, PLAIN.start.name]
+    assert publish(Study(store, small(), 0), runs, tmp_path) == []  # nothing new
     found = published(small(), 0, tmp_path)
-    own = trained(store, {one: train_run(store, small(), 0, one) for one in runs[:2]}, small(), 0)
+    own = trained(
+        Study(store, small(), 0), {one: train_run(Study(store, small(), 0), one) for one in runs[:2]}
+    )
     for name in ("policies", "runs", "curves"):
         theirs, ours = getattr(found, name), getattr(own, name)[list(getattr(found, name))]
         pd.testing.assert_frame_equal(
@@ -224,8 +235,8 @@ def test_what_is_published_is_read_again_and_not_trained(store, uninterrupted, t
     exact = pd.read_parquet(uninterrupted / "policies.parquet")["true_reward"]
     mine = found.policies.loc[found.policies["run"] == PLAIN.name, "true_reward"]
     np.testing.assert_allclose(mine, exact, rtol=1e-6)
-    assert train_runs(RunStore(tmp_path / "new"), small(), 0, runs[:2], 1, found.kl()) == {}
-    nothing = trained(RunStore(tmp_path / "new"), {}, small(), 0).joined(found)
+    assert train_runs(Study(RunStore(tmp_path / "new"), small(), 0), runs[:2], 1, found.kl()) == {}
+    nothing = trained(Study(RunStore(tmp_path / "new"), small(), 0), {}).joined(found)
     assert nothing.names == found.names
     assert not published(small(), 1, tmp_path).names  # of another world
     assert not published(small(iterations=5), 0, tmp_path).names  # other settings
@@ -233,19 +244,19 @@ def test_what_is_published_is_read_again_and_not_trained(store, uninterrupted, t
 
 def test_a_run_is_published_once(store, tmp_path):
     for one in (PLAIN, PLAIN.start):
-        train_run(store, small(), 0, one)
+        train_run(Study(store, small(), 0), one)
     other = small().model_copy(update={"name": "other"})
-    publish(store, other, 0, [PLAIN], tmp_path)
-    assert publish(store, small(), 0, [PLAIN, PLAIN.start], tmp_path) == [PLAIN.start.name]
+    publish(Study(store, other, 0), [PLAIN], tmp_path)
+    assert publish(Study(store, small(), 0), [PLAIN, PLAIN.start], tmp_path) == [PLAIN.start.name]
     found = published(small(), 0, tmp_path).runs.set_index("run")["origin"]
     assert found.to_dict() == {PLAIN.name: "published, other", PLAIN.start.name: f"published, {small().name}"}
 
 
 def test_published_runs_stay_when_others_come(store, tmp_path):
     for one in (PLAIN, PLAIN.start):
-        train_run(store, small(), 0, one)
-    publish(store, small(), 0, [PLAIN], tmp_path)
-    assert publish(store, small(), 0, [PLAIN.start], tmp_path) == [PLAIN.start.name]
+        train_run(Study(store, small(), 0), one)
+    publish(Study(store, small(), 0), [PLAIN], tmp_path)
+    assert publish(Study(store, small(), 0), [PLAIN.start], tmp_path) == [PLAIN.start.name]
     assert published(small(), 0, tmp_path).names == {PLAIN.name, PLAIN.start.name}
 
 
@@ -257,12 +268,12 @@ def real(**policies):
 
 def test_what_only_the_embedded_world_has_is_refused_in_words(store):
     with pytest.raises(ValueError, match="judge-b is simulated in the embedded world only"):
-        source_of(store, real(), 0, PLAIN)
+        source_of(Study(store, real(), 0), PLAIN)
     judged = real(judges={"judge-b": Judge(model="some-model")})
-    assert source_of(store, judged, 0, PLAIN).model == "some-model"
+    assert source_of(Study(store, judged, 0), PLAIN).model == "some-model"
     for change in ({"protocol": "independent"}, {"widths": "printed"}, {"disagreement": "good"}):
         with pytest.raises(ValueError, match="only simulated judges can be independent"):
-            source_of(store, judged, 0, replace(PLAIN, **change))
+            source_of(Study(store, judged, 0), replace(PLAIN, **change))
 
 
 def test_keys_follow_contents_and_not_how_a_judge_is_asked(tmp_path):
@@ -296,7 +307,7 @@ def test_in_parts_a_run_ends_as_in_one(store, uninterrupted, tmp_path, monkeypat
     assert parts == [range(3), range(3, 4)]
     monkeypatch.setattr(policy_study, "fitting", lambda *_: 2)  # the next worker has less memory
     assert policy_study._parts_of(small(), PLAIN, tmp_path / "scratch") == parts
-    folder = train_run(other, small(), 0, PLAIN)
+    folder = train_run(Study(other, small(), 0), PLAIN)
     for name in ("policies.parquet", "log.parquet"):
         ours, theirs = (pd.read_parquet(one / name) for one in (folder, uninterrupted))
         keys = [key for key in ("step", "policy") if key in ours]

@@ -11,8 +11,9 @@ from safetensors.torch import load_file
 from tests.hostile import alive
 from tests.rewards.conftest import save_tiny
 from vaalign_lib.data.pairs import DataError
+from vaalign_lib.experiments.conditions import Study
 from vaalign_lib.experiments.references import reference
-from vaalign_lib.experiments.reward_models import PARTS, Study, prepare, real_data, reward_source
+from vaalign_lib.experiments.reward_models import PARTS, RewardStudy, prepare, real_data, reward_source
 from vaalign_lib.experiments.reward_tables import ratings_table
 from vaalign_lib.models import conversation_ids
 from vaalign_lib.profiles import load_profile
@@ -97,7 +98,7 @@ def test_pairs_that_the_backbone_cannot_tell_apart_are_left_out(file, backbone, 
     path = tmp_path / "pairs.jsonl"
     path.write_text("\n".join(map(json.dumps, lines)))
     store = RunStore(tmp_path / "store")
-    study = prepare(store, SMOKE, 0, reference=None, pairs=str(path), backbone=backbone)
+    study = prepare(Study(store, SMOKE, 0), reference=None, pairs=str(path), backbone=backbone)
     assert study.left_out["the same tokens in both responses"] == 60
     assert study.left_out["a response longer than 128 tokens"] == 1
     assert len(study.data) == 240 - 61 and not study.data["chosen"].str.contains("ABC").any()
@@ -125,7 +126,7 @@ def test_what_was_cut_is_counted(backbone, tmp_path):
 
 def test_real_texts_need_a_real_backbone(file, tmp_path):
     with pytest.raises(DataError, match="tiny-gemma knows the embedded world's words only"):
-        prepare(RunStore(tmp_path), SMOKE, 0, reference=None, pairs=str(file))
+        prepare(Study(RunStore(tmp_path), SMOKE, 0), reference=None, pairs=str(file))
 
 
 def test_too_few_pairs_are_told(backbone, tmp_path):
@@ -133,19 +134,19 @@ def test_too_few_pairs_are_told(backbone, tmp_path):
     path.write_text(json.dumps({"prompt": "p", "chosen": "a", "rejected": "b"}))
     with pytest.raises(DataError, match=r"few.jsonl: too few prompts \(1\) to divide into train"):
         prepare(
-            RunStore(tmp_path), SMOKE, 0, reference=None, pairs=str(path),
+            Study(RunStore(tmp_path), SMOKE, 0), reference=None, pairs=str(path),
             backbone=backbone,
         )  # fmt: skip
 
 
 def test_a_pretrained_backbone_gets_its_own_settings(tmp_path):
     def settings(backbone):
-        return Study(RunStore(tmp_path), SMOKE, 0, None, tmp_path, backbone).settings
+        return RewardStudy(RunStore(tmp_path), SMOKE, 0, None, tmp_path, backbone).settings
 
     assert settings("tiny-gemma") == SMOKE.reward_model
     assert settings("some/model").learning_rate == SMOKE.reward_model.pretrained.learning_rate
     paper = load_profile("paper")
-    assert Study(RunStore(tmp_path), paper, 0, None, tmp_path, "x").settings == paper.reward_model
+    assert RewardStudy(RunStore(tmp_path), paper, 0, None, tmp_path, "x").settings == paper.reward_model
 
 
 def test_the_notebook_on_real_input_by_parameters_alone(file, tmp_path, capsys):
@@ -178,7 +179,7 @@ def test_bad_input_ends_with_file_line_and_reason(file, tmp_path, capsys):
 
 def test_every_kind_is_a_source_of_rewards_for_policies(tmp_path):
     store = RunStore(tmp_path)
-    study = prepare(store, SMOKE, 0, reference=reference(store, SMOKE, 0, "gpt2"))
+    study = prepare(Study(store, SMOKE, 0), reference=reference(Study(store, SMOKE, 0), "gpt2"))
     few = study.part("evaluation").head(6)
     texts = few["prompt"].tolist(), few["chosen"].tolist()
     policies = np.arange(6)

@@ -7,6 +7,7 @@ from scipy import stats
 
 from vaalign_lib.experiments import trl
 from vaalign_lib.experiments import trl as trl_study
+from vaalign_lib.experiments.conditions import Study
 from vaalign_lib.experiments.trl import (
     Setting,
     differences,
@@ -54,21 +55,21 @@ def store(tmp_path_factory):
 
 def test_a_setting_is_trained_once_and_evaluated(store):
     setting = Setting("rloo", "variance_aware", 0.2, (0, 3))
-    folder = train_setting(store, SMOKE, 0, setting)
+    folder = train_setting(Study(store, SMOKE, 0), setting)
     policies, log = (together([(setting, folder)], name) for name in ("policies", "log"))
     assert policies["policy"].tolist() == [0, 3]
     assert len(log) == 2 * SMOKE.trl.steps and set(log["beta"]) == {0.2}
     assert policies[["true_reward", "gold", "kl", "length"]].notna().all().all()
     time = (folder / "log.parquet").stat().st_mtime_ns
-    assert train_setting(store, SMOKE, 0, setting) == folder
+    assert train_setting(Study(store, SMOKE, 0), setting) == folder
     assert (folder / "log.parquet").stat().st_mtime_ns == time
-    first = train_setting(store, SMOKE, 0, Setting("rloo", "variance_aware", 0.2, (0,)))
+    first = train_setting(Study(store, SMOKE, 0), Setting("rloo", "variance_aware", 0.2, (0,)))
     alone = pd.read_parquet(first / "log.parquet")
     pd.testing.assert_frame_equal(alone, log[log["policy"] == 0][list(alone)])
 
 
 def test_both_methods_see_the_same_first_responses(store, tmp_path):
-    start = trl.reference(store, SMOKE, 0, trl.ARCHITECTURE)
+    start = trl.reference(Study(store, SMOKE, 0), trl.ARCHITECTURE)
     unit = unit_of(SMOKE, 0, start)
     assert unit.scale > 0 and unit.variance > 0
     rewards = []
@@ -91,12 +92,12 @@ def test_matching_takes_the_nearest_that_was_tried(store, monkeypatch):
     monkeypatch.setattr(trl_study, "train_setting", pretend)
     monkeypatch.setattr(trl_study, "kl_of", lambda setting: 0.4 / setting.beta)
     wanted = Setting("grpo", "variance_aware", 0.2, (0, 1, 2))
-    chosen, path = trl._matched(store, SMOKE, 0, wanted, 1.0)
+    chosen, path = trl._matched(Study(store, SMOKE, 0), wanted, 1.0)
     assert chosen == path and chosen.policies == (0, 1, 2)
     assert chosen.beta == pytest.approx(0.4, rel=0.06)
     assert {one.policies for one in made[: len(trl.FACTORS)]} == {(0, 1)}
     monkeypatch.setattr(trl_study, "TOLERANCE", 0.0)  # never near enough
-    assert trl._matched(store, SMOKE, 0, wanted, 1.0)[0].beta == pytest.approx(0.4, rel=0.06)
+    assert trl._matched(Study(store, SMOKE, 0), wanted, 1.0)[0].beta == pytest.approx(0.4, rel=0.06)
 
 
 def test_distances_by_hand():

@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 from transformers import AutoModelForCausalLM
 
-from vaalign_lib.experiments.conditions import Condition, plan
+from vaalign_lib.experiments.conditions import Condition, Study, plan
 from vaalign_lib.experiments.policies import train_run
 from vaalign_lib.experiments.results import collect
 from vaalign_lib.models import tiny_config
@@ -25,7 +25,7 @@ def with_judges(**changes):
 @pytest.fixture(scope="module")
 def table(tmp_path_factory):
     store = RunStore(tmp_path_factory.mktemp("store"))
-    return planning.planned(with_judges(), store, 0).set_index("run")
+    return planning.planned(Study(store, with_judges(), 0)).set_index("run")
 
 
 def test_judgements_are_counted(table):
@@ -47,17 +47,17 @@ def test_amounts_are_plausible(table, tmp_path):
     assert (left["seconds"] > 0).all() and (left["together"] == SMOKE.policies.count).all()
     assert (left["gigabytes"] < 0.1).all() and (left["disk"] < 0.1).all()
     long = with_judges(count=40)
-    more = planning.planned(long, RunStore(tmp_path), 0).set_index("run")
+    more = planning.planned(Study(RunStore(tmp_path), long, 0)).set_index("run")
     both = Condition("qwen2", "judge-b").name
     assert 5 < more.loc[both, "seconds"] / table.loc[both, "seconds"] < 15
 
 
 def test_what_is_done_is_not_to_do(tmp_path):
     store, run = RunStore(tmp_path / "store"), Condition("qwen2", "judge-a").start
-    train_run(store, SMOKE, 0, run)
-    found = planning.planned(SMOKE, store, 0).set_index("run")["state"]
+    train_run(Study(store, SMOKE, 0), run)
+    found = planning.planned(Study(store, SMOKE, 0)).set_index("run")["state"]
     assert found[run.name] == "done" and (found == "done").sum() == 1
-    text = planning.in_words(planning.planned(SMOKE, store, 0), 2)
+    text = planning.in_words(planning.planned(Study(store, SMOKE, 0)), 2)
     assert text.startswith(f"{len(plan(SMOKE.policies.runs))} runs: 1 done, 0 published")
     assert run.name not in text
 
@@ -67,12 +67,12 @@ def test_what_is_missing_is_told_all_at_once(tmp_path, monkeypatch):
     nowhere = with_judges(data=str(tmp_path / "no.jsonl"))
     (told,) = planning.missing_first(nowhere)
     assert "policies.data:" in told and "there is no such file" in told
-    _, lacks = planning.complete_plan(nowhere, RunStore(tmp_path / "store"), 0, 1)
+    _, lacks = planning.complete_plan(Study(RunStore(tmp_path / "store"), nowhere, 0), 1)
     assert told in lacks and any("NOBODYS_KEY is not set" in one for one in lacks)
     data = SMOKE.reward_data.model_copy(update={"evaluation": str(tmp_path / "bench.jsonl")})
     profile = with_judges().model_copy(update={"reward_data": data})
     profile = profile.model_copy(update={"true_reward": str(tmp_path / "no model")})
-    found = planning.planned(profile, RunStore(tmp_path), 0)
+    found = planning.planned(Study(RunStore(tmp_path), profile, 0))
     told = "\n".join(planning.missing(profile, found, tmp_path / "run"))
     assert "policies.judges.judge-b: the environment variable NOBODYS_KEY is not set" in told
     assert "reward_data.evaluation:" in told and "true_reward:" in told
@@ -87,10 +87,12 @@ def test_in_a_notebook_too_the_plan_comes_first(tmp_path, monkeypatch):
     monkeypatch.setenv("NOBODYS_KEY", "secret")
     profile, store = with_judges(), RunStore(tmp_path / "store")
     with pytest.raises(PlanError, match=r"(?s)paid calls.*run this again to start it"):
-        collect(store, profile, 0, 1)
-    assert planning.was_shown(profile, store, 0) and planning.new_plan(profile, store, 0, 1) == ""
-    assert not planning.was_shown(with_judges(count=5), store, 0)
-    assert planning.new_plan(SMOKE, store, 0, 1) == ""  # nothing real, nothing paid
+        collect(Study(store, profile, 0), 1)
+    assert (
+        planning.was_shown(Study(store, profile, 0)) and planning.new_plan(Study(store, profile, 0), 1) == ""
+    )
+    assert not planning.was_shown(Study(store, with_judges(count=5), 0))
+    assert planning.new_plan(Study(store, SMOKE, 0), 1) == ""  # nothing real, nothing paid
 
 
 def test_the_reward_model_is_planned(tmp_path):
@@ -98,7 +100,9 @@ def test_the_reward_model_is_planned(tmp_path):
     AutoModelForCausalLM.from_config(tiny).save_pretrained(tmp_path / "gemma")
     settings = SMOKE.reward_model.model_copy(update={"backbone": str(tmp_path / "gemma")})
     profile = with_judges().model_copy(update={"reward_model": settings})
-    row = planning.planned(profile, RunStore(tmp_path / "store"), 0).set_index("run").loc["reward model"]
+    row = (
+        planning.planned(Study(RunStore(tmp_path / "store"), profile, 0)).set_index("run").loc["reward model"]
+    )
     assert row["steps"] == -(-SMOKE.reward_data.train_pairs // settings.batch_size)
     assert row["state"] == "to do" and row["gigabytes"] > 0 and row["calls"] == 0
 

@@ -11,6 +11,7 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
+from vaalign_lib.experiments.conditions import Study
 from vaalign_lib.profiles import load_profile
 from vaalign_lib.reproduce import run as module
 from vaalign_lib.reproduce.execute import EXECUTED, PAGE
@@ -260,7 +261,7 @@ def test_from_results_draws_what_can_be_drawn_and_takes_the_rest(study, tmp_path
     drawn = {"profile_source": "smoke", "run_dir": tmp_path / "drawn", "from_results": True}
     assert [one.state for one in reproduce(load_profile("smoke"), **drawn)] == ["skipped", "done"]
     for name in ("01_trains", "02_draws"):
-        publish(tmp_path / "run" / name, tmp_path / "figures", tmp_path / "results")
+        publish(Study(tmp_path / "run" / name, tmp_path / "figures", tmp_path / "results"))
     (tmp_path / "drawn" / "results-only").mkdir()  # the first would fail if it ran
     assert [one.state for one in reproduce(load_profile("smoke"), **drawn)] == ["taken", "done"]
     for name in ("01_trains", "02_draws"):

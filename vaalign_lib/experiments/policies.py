@@ -27,13 +27,13 @@ from vaalign_lib.experiments.conditions import (
     JUDGES,
     REFERENCE,
     Condition,
+    Study,
     method_of,
     sampling_of,
     stretch_of,
 )
 from vaalign_lib.experiments.references import reference, stack_seed
-from vaalign_lib.experiments.reward_models import Study as RewardStudy
-from vaalign_lib.experiments.reward_models import prepare, reward_source, true_reward
+from vaalign_lib.experiments.reward_models import RewardStudy, prepare, reward_source, true_reward
 from vaalign_lib.jobs import device, report, run_jobs, together
 from vaalign_lib.models import load_tokenizer
 from vaalign_lib.policies.reference import ReferencePolicy
@@ -101,29 +101,29 @@ def questions_of(profile: Profile, seed: int) -> Questions:
     return Questions(prompts[: sizes.prompts], prompts[: sizes.evaluation.prompts], None)
 
 
-def source_of(store: RunStore, profile: Profile, seed: int, run: Condition) -> RewardSource:
+def source_of(study: Study, run: Condition) -> RewardSource:
     """Return what judges a run's policies, made now or before.
 
     Raises:
         ValueError: the run needs what only the embedded world has.
     """
     if run.source == "ensemble":
-        truth = true_reward(_study(store, profile, seed))
-        return load_ensemble(ensemble_folder(store, profile, seed, run), truth)
-    if run.source in profile.policies.judges:
-        return prompted_judge(store, profile, run)
-    if profile.policies.data != EMBEDDED:
+        truth = true_reward(_study(study))
+        return load_ensemble(ensemble_folder(study, run), truth)
+    if run.source in study.profile.policies.judges:
+        return prompted_judge(study, run)
+    if study.profile.policies.data != EMBEDDED:
         raise ValueError(
             f"policies.judges: {run.source} is simulated in the embedded world only; name a model for it"
         )
-    world = World(seed, run.disagreement)
+    world = World(study.seed, run.disagreement)
     judge = stand_ins(world, float(run.highest), stretch_of(run))[JUDGES[run.source]]
     if run.protocol == "independent":
-        return PersistentJudges(judge, world.features, stack_seed(seed, run.repeat))
+        return PersistentJudges(judge, world.features, stack_seed(study.seed, run.repeat))
     return judge
 
 
-def prompted_judge(store: RunStore, profile: Profile, run: Condition) -> PromptedJudge:
+def prompted_judge(study: Study, run: Condition) -> PromptedJudge:
     """Return the judge of a run behind its endpoint; all it says is recorded beside the store.
 
     Raises:
@@ -133,9 +133,9 @@ def prompted_judge(store: RunStore, profile: Profile, run: Condition) -> Prompte
         raise ValueError(
             f"{run.name}: only simulated judges can be independent, stretched, or disagree elsewhere"
         )
-    named = profile.policies.judges[run.source]
+    named = study.profile.policies.judges[run.source]
     return PromptedJudge(
-        JudgementStore(store.root.parent / JUDGEMENTS),
+        JudgementStore(study.store.root.parent / JUDGEMENTS),
         model=named.model,
         base_url=named.base_url,
         key_variable=named.key_variable,
@@ -146,45 +146,45 @@ def prompted_judge(store: RunStore, profile: Profile, run: Condition) -> Prompte
     )
 
 
-def _study(store: RunStore, profile: Profile, seed: int) -> RewardStudy:
+def _study(study: Study) -> RewardStudy:
     """Return the reward models' study; part of the embedded pairs are the reference's responses."""
-    embedded = profile.reward_data.pairs == EMBEDDED
-    start = reference(store, profile, seed, "gpt2") if embedded else None
-    return prepare(store, profile, seed, reference=start)
+    embedded = study.profile.reward_data.pairs == EMBEDDED
+    start = reference(study, "gpt2") if embedded else None
+    return prepare(study, reference=start)
 
 
-def ensemble_folder(store: RunStore, profile: Profile, seed: int, run: Condition) -> Path:
+def ensemble_folder(study: Study, run: Condition) -> Path:
     """Return the folder of a run's heads on one frozen backbone: ten, or ten for every policy.
 
     In the embedded world they are bootstrap heads trained to the end, elsewhere those of Table 7.
     """
-    study = _study(store, profile, seed)
-    kind: HeadKind = "bootstrap" if study.embedded else "paper"
+    trained = _study(study)
+    kind: HeadKind = "bootstrap" if trained.embedded else "paper"
     options = {
         "independent": run.protocol == "independent",
         "repeat": run.repeat if run.protocol == "independent" else 0,
     }
 
     def write(folder: Path, **_: Any) -> None:
-        source = reward_source(study, kind, **options)  # type: ignore[arg-type]
+        source = reward_source(trained, kind, **options)  # type: ignore[arg-type]
         assert isinstance(source, EnsembleReward)
         source.save(folder)
 
-    settings = profile.ensembles.model_dump()
-    config = {**options, "settings": settings, "seed": seed}
-    return store.folder("ensemble", write, config, {"model": study.reward_model})
+    settings = study.profile.ensembles.model_dump()
+    config = {**options, "settings": settings, "seed": study.seed}
+    return study.store.folder("ensemble", write, config, {"model": trained.reward_model})
 
 
 # --- one run --------------------------------------------------------------------------------------------
 
 
-def prerequisites(store: RunStore, profile: Profile, seed: int, runs: Sequence[Condition]) -> None:
+def prerequisites(study: Study, runs: Sequence[Condition]) -> None:
     """Make what runs share, before they go to their workers."""
     for architecture in dict.fromkeys(run.architecture for run in runs):
-        reference(store, profile, seed, architecture)
+        reference(study, architecture)
     for run in runs:
         if run.source == "ensemble":
-            ensemble_folder(store, profile, seed, run)
+            ensemble_folder(study, run)
 
 
 def run_key(profile: Profile, seed: int, run: Condition) -> str:
@@ -220,9 +220,7 @@ def _config(profile: Profile, seed: int, run: Condition) -> dict[str, Any]:
     return {"run": asdict(run), "seed": seed, "settings": settings}
 
 
-def train_run(
-    store: RunStore, profile: Profile, seed: int, run: Condition, target: float | None = None
-) -> Path:
+def train_run(study: Study, run: Condition, target: float | None = None) -> Path:
     """Return the folder of a run, trained and evaluated now or before.
 
     It holds `policies.parquet`, a row for each policy, `log.parquet`, a row for each policy and step,
@@ -230,39 +228,37 @@ def train_run(
     killed goes on from its last checkpoint.
 
     Args:
-        store: keeps the folder.
-        profile: its settings.
-        seed: of the study.
+        study: store, profile and seed.
         run: which.
         target: the KL that a run with `matched_kl` is to leave, by default that of its vanilla stack.
     """
     if run.matched:
-        return _matched_run(store, profile, seed, run, target)
-    return _stack(store, profile, seed, run)
+        return _matched_run(study, run, target)
+    return _stack(study, run)
 
 
-def _stack(store: RunStore, profile: Profile, seed: int, run: Condition, beta: float | None = None) -> Path:
+def _stack(study: Study, run: Condition, beta: float | None = None) -> Path:
     """Train one stack with a coefficient, by default the profile's; in parts where it is too large."""
 
     def write(folder: Path, scratch: Path, **_: Any) -> None:
         if run.objective == REFERENCE:
-            write_references(folder, store, profile, seed, run)
+            write_references(folder, study, run)
             return
-        parts, method = _parts_of(profile, run, scratch), method_of(run, beta)
+        parts, method = _parts_of(study.profile, run, scratch), method_of(run, beta)
         if len(parts) == 1:
-            write_stack(folder, scratch, store, profile, seed, run, method)
+            write_stack(folder, scratch, study, run, method)
             return
         kept = RunStore(scratch)  # until they are joined
 
         def part(folder: Path, scratch: Path, first: int, end: int) -> None:
             chosen = range(first, end)
-            write_stack(folder, scratch, store, profile, seed, run, method, chosen)
+            write_stack(folder, scratch, study, run, method, chosen)
 
         ends = [{"first": one.start, "end": one.stop} for one in parts]
         _join_parts(folder, [kept.resumable("part", part, one) for one in ends])
 
-    config = _config(profile, seed, run) | {"beta": beta}
-    return store.resumable(run.name, write, config)
+    config = _config(study.profile, study.seed, run) | {"beta": beta}
+    return study.store.resumable(run.name, write, config)
 
 
 def size_that_fits(profile: Profile, run: Condition) -> int:
@@ -308,7 +304,7 @@ def _join_parts(folder: Path, parts: Sequence[Path]) -> None:
     shutil.copytree(parts[0] / "policy", folder / "policy")
 
 
-def _matched_run(store: RunStore, profile: Profile, seed: int, run: Condition, target: float | None) -> Path:
+def _matched_run(study: Study, run: Condition, target: float | None) -> Path:
     """Find the coefficient that leaves as much KL as vanilla has; keep the stack it was checked with."""
 
     def write(folder: Path, **_: Any) -> None:
@@ -316,15 +312,15 @@ def _matched_run(store: RunStore, profile: Profile, seed: int, run: Condition, t
 
         def train(beta: float) -> float:
             if stacks:
-                report(-_iterations(profile, run))
-            stacks[beta] = _stack(store, profile, seed, run, beta)
+                report(-_iterations(study.profile, run))
+            stacks[beta] = _stack(study, run, beta)
             return kl_of(stacks[beta])
 
-        matching = profile.policies.matching
-        pilot = pd.read_parquet(pilot_run(store, profile, seed, run) / "cells.parquet")
+        matching = study.profile.policies.matching
+        pilot = pd.read_parquet(pilot_run(study, run) / "cells.parquet")
         wanted = target
         if wanted is None:
-            wanted = kl_of(train_run(store, profile, seed, run.vanilla))
+            wanted = kl_of(train_run(study, run.vanilla))
         beta, attempts = match_kl(
             train, pilot["beta"].tolist(), pilot["kl"].tolist(), wanted, matching.attempts, matching.tolerance
         )
@@ -333,29 +329,29 @@ def _matched_run(store: RunStore, profile: Profile, seed: int, run: Condition, t
         shutil.copytree(stacks[beta] / "policy", folder / "policy")
         attempts.to_parquet(folder / "attempts.parquet")
 
-    return store.folder(f"{run.name}-chosen", write, _config(profile, seed, run))
+    return study.store.folder(f"{run.name}-chosen", write, _config(study.profile, study.seed, run))
 
 
-def pilot_run(store: RunStore, profile: Profile, seed: int, run: Condition) -> Path:
+def pilot_run(study: Study, run: Condition) -> Path:
     """Return the folder of a pilot for a kind of source: variance-aware policies, shared source, several
     coefficients in one stack; `cells.parquet` says what KL each leaves.
     """
     plain = run.pilot
-    settings = profile.policies.training[run.architecture].settings("vanilla")
-    betas = [settings.init_kl_coef * factor for factor in profile.policies.matching.factors]
-    repeats = max(1, profile.policies.count // len(betas))
+    settings = study.profile.policies.training[run.architecture].settings("vanilla")
+    betas = [settings.init_kl_coef * factor for factor in study.profile.policies.matching.factors]
+    repeats = max(1, study.profile.policies.count // len(betas))
     grid = Grid([settings.learning_rate], betas, repeats)
 
     def write(folder: Path, scratch: Path, **_: Any) -> None:
         method = grid.method(plain.objective)
         index = range(len(grid.cells))
-        write_stack(folder, scratch, store, profile, seed, plain, method, index)
+        write_stack(folder, scratch, study, plain, method, index)
         policies = pd.read_parquet(folder / "policies.parquet").join(grid.cells["beta"])
         cells = policies.groupby("beta", as_index=False)[["kl", "true_reward", "gold"]].mean()
         cells.to_parquet(folder / "cells.parquet")
 
-    config = _config(profile, seed, plain) | {"betas": betas}
-    return store.resumable(f"pilot-{plain.row}", write, config)
+    config = _config(study.profile, study.seed, plain) | {"betas": betas}
+    return study.store.resumable(f"pilot-{plain.row}", write, config)
 
 
 def kl_of(folder: Path) -> float:
@@ -363,27 +359,25 @@ def kl_of(folder: Path) -> float:
     return float(pd.read_parquet(folder / "policies.parquet")["kl"].mean())
 
 
-def trainer_of(
-    store: RunStore, profile: Profile, seed: int, run: Condition, method: Method, policies: Sequence[int]
-) -> Trainer:
+def trainer_of(study: Study, run: Condition, method: Method, policies: Sequence[int]) -> Trainer:
     """Return the trainer of some of a run's policies."""
-    asked = questions_of(profile, seed)
-    source = source_of(store, profile, seed, run)
-    task = Task(asked.training, source, asked.gold, population=profile.policies.count)
+    asked = questions_of(study.profile, study.seed)
+    source = source_of(study, run)
+    task = Task(asked.training, source, asked.gold, population=study.profile.policies.count)
     changes: dict[str, Any] = {}
-    if run.regime == "as_printed" and profile.policies.data == EMBEDDED:
+    if run.regime == "as_printed" and study.profile.policies.data == EMBEDDED:
         printed = load_profile("paper").policies.training[run.architecture].settings(run.objective)
         changes = printed.model_dump(include={"init_kl_coef", "adaptive_kl"})
     return policy_trainer(
-        profile,
+        study.profile,
         run.architecture,
-        reference(store, profile, seed, run.architecture),
+        reference(study, run.architecture),
         task,
         method,
         policies=policies,
-        seed=stack_seed(seed, run.repeat),
+        seed=stack_seed(study.seed, run.repeat),
         device=device(),
-        sampling=sampling_of(profile, run),
+        sampling=sampling_of(study.profile, run),
         **changes,
     )
 
@@ -391,20 +385,18 @@ def trainer_of(
 def write_stack(
     folder: Path,
     scratch: Path,
-    store: RunStore,
-    profile: Profile,
-    seed: int,
+    study: Study,
     run: Condition,
     method: Method,
     policies: Sequence[int] | None = None,
 ) -> None:
     """Train a stack, with checkpoints, and evaluate it."""
-    index = range(profile.policies.count) if policies is None else policies
+    index = range(study.profile.policies.count) if policies is None else policies
     started = time.perf_counter()
-    trainer = trainer_of(store, profile, seed, run, method, index)
+    trainer = trainer_of(study, run, method, index)
     start = [one.detach().to("cpu", copy=True) for one in trainer.stack.parameters().values()]
     log, seconds = train_with_checkpoints(trainer, Checkpoints(scratch))
-    table = evaluator_of(store, profile, seed, run, trainer).policies(trainer.stack, index)
+    table = evaluator_of(study, run, trainer).policies(trainer.stack, index)
     table["step_length"] = step_lengths(start, trainer.stack)
     without_gold(table)
     trainer.stack.export(0, folder / "policy")
@@ -422,24 +414,22 @@ def write_stack(
     (folder / "resources.json").write_text(json.dumps(spent, indent=1) + "\n")
 
 
-def write_references(folder: Path, store: RunStore, profile: Profile, seed: int, run: Condition) -> None:
+def write_references(folder: Path, study: Study, run: Condition) -> None:
     """Evaluate the policy that a run's policies start from as often as there are policies."""
-    evaluator = evaluator_of(store, profile, seed, run)
-    table = evaluator.references(range(profile.policies.count)).assign(step_length=0.0)
+    evaluator = evaluator_of(study, run)
+    table = evaluator.references(range(study.profile.policies.count)).assign(step_length=0.0)
     without_gold(table)
     table.to_parquet(folder / "policies.parquet")
 
 
-def evaluator_of(
-    store: RunStore, profile: Profile, seed: int, run: Condition, trainer: Trainer | None = None
-) -> Evaluator:
+def evaluator_of(study: Study, run: Condition, trainer: Trainer | None = None) -> Evaluator:
     """Return what evaluates a run's policies; all runs answer the same prompts."""
-    asked, where = questions_of(profile, seed), device()
-    start = reference(store, profile, seed, run.architecture)
+    asked, where = questions_of(study.profile, study.seed), device()
+    start = reference(study, run.architecture)
     if trainer is None:
-        source, tokenizer = source_of(store, profile, seed, run), load_tokenizer(start)
+        source, tokenizer = source_of(study, run), load_tokenizer(start)
         model = AutoModelForCausalLM.from_pretrained(start, dtype=torch.float32, device_map={"": where})
-        precision = profile.policies.training[run.architecture].precision
+        precision = study.profile.policies.training[run.architecture].precision
         compared = ReferencePolicy(model, precision)
     else:
         source, tokenizer, compared = trainer.task.source, trainer.tokenizer, trainer.reference
@@ -447,9 +437,9 @@ def evaluator_of(
         compared,
         tokenizer,
         Task(asked.evaluation, source, asked.gold),
-        sampling_of(profile, run),
-        profile.policies.evaluation.samples,
-        stack_seed(seed, run.repeat),
+        sampling_of(study.profile, run),
+        study.profile.policies.evaluation.samples,
+        stack_seed(study.seed, run.repeat),
         where,
     )
 
@@ -458,9 +448,7 @@ def evaluator_of(
 
 
 def train_runs(
-    store: RunStore,
-    profile: Profile,
-    seed: int,
+    study: Study,
     runs: Sequence[Condition],
     workers: int | str,
     published: Mapping[Condition, float] | None = None,
@@ -470,9 +458,7 @@ def train_runs(
     Runs that match a KL come after what they are matched to.
 
     Args:
-        store: keeps the folders.
-        profile: its settings.
-        seed: of the study.
+        study: store, profile and seed.
         runs: which.
         workers: processes of this machine, or the address of a dask scheduler.
         published: the KL of runs whose results are known already; they are not trained.
@@ -483,23 +469,25 @@ def train_runs(
     with read_once():
         for run in runs:
             with suppress(NotKeptError):
-                folders[run] = train_run(RunStore(store.root, reads_only=True), profile, seed, run)
+                folders[run] = train_run(
+                    Study(RunStore(study.store.root, reads_only=True), study.profile, study.seed), run
+                )
     missing = [run for run in runs if run not in folders]
-    prerequisites(store, profile, seed, missing)
+    prerequisites(study, missing)
     matched = [run for run in missing if run.matched]
     first_jobs: dict[Any, Callable[[], Path]] = {
-        run: partial(train_run, store, profile, seed, run) for run in missing if not run.matched
+        run: partial(train_run, study, run) for run in missing if not run.matched
     }
     for run in dict.fromkeys(one.pilot for one in matched):
-        first_jobs["pilot", run] = partial(pilot_run, store, profile, seed, run)
-    later_jobs = {
-        run: partial(train_run, store, profile, seed, run, targets.get(run.vanilla)) for run in matched
-    }
+        first_jobs["pilot", run] = partial(pilot_run, study, run)
+    later_jobs = {run: partial(train_run, study, run, targets.get(run.vanilla)) for run in matched}
     for jobs in (first_jobs, later_jobs):
         trained = [name for name in jobs if getattr(name, "objective", "") != REFERENCE]
-        steps = sum(_iterations(profile, name[1] if isinstance(name, tuple) else name) for name in trained)
+        steps = sum(
+            _iterations(study.profile, name[1] if isinstance(name, tuple) else name) for name in trained
+        )
         description = f"{len(trained)} stacks of policies"
-        folders |= run_jobs(jobs, workers, steps, description, store.root)
+        folders |= run_jobs(jobs, workers, steps, description, study.store.root)
     return {run: folders[run] for run in runs}
 
 

@@ -7,11 +7,10 @@ from typing import Any
 
 from transformers import AutoModelForCausalLM
 
+from vaalign_lib.experiments.conditions import Study
 from vaalign_lib.jobs import check_workers, start_processes
 from vaalign_lib.models import load_tokenizer
 from vaalign_lib.policies.reference import sample, write_reference
-from vaalign_lib.profiles import Profile
-from vaalign_lib.store import RunStore
 
 TEMPERATURE, TOP_K, TOP_P = 1.5, 50, 0.9  # of the policies' responses; the first is Table 18's
 
@@ -19,20 +18,18 @@ TEMPERATURE, TOP_K, TOP_P = 1.5, 50, 0.9  # of the policies' responses; the firs
 # --- reference policies -----------------------------------------------------------------------------
 
 
-def reference(store: RunStore, profile: Profile, seed: int, architecture: str) -> Path:
+def reference(study: Study, architecture: str) -> Path:
     """Return a reference policy: the folder of a tiny one, trained now or before, or what the profile
     names, a folder or a model of the hub.
     """
-    if (name := profile.reference.models[architecture]) != "tiny":
+    if (name := study.profile.reference.models[architecture]) != "tiny":
         return Path(name)
-    sizes = profile.reference.model_dump(exclude={"models", "prompts", "samples"})
-    config = {"architecture": architecture, "world_seed": seed, "seed": seed, **sizes}
-    return store.folder(f"reference-{architecture}", write_reference, config)
+    sizes = study.profile.reference.model_dump(exclude={"models", "prompts", "samples"})
+    config = {"architecture": architecture, "world_seed": study.seed, "seed": study.seed, **sizes}
+    return study.store.folder(f"reference-{architecture}", write_reference, config)
 
 
-def start_references(
-    store: RunStore, profile: Profile, seed: int, architectures: Sequence[str], workers: int
-) -> dict[str, "Future[Path]"]:
+def start_references(study: Study, architectures: Sequence[str], workers: int) -> dict[str, "Future[Path]"]:
     """Begin training reference policies in processes of their own, beside what this one goes on with.
 
     Returns:
@@ -43,7 +40,7 @@ def start_references(
         raise ValueError(f"workers: expected a number of processes of this machine, got {workers!r}")
     count = max(1, min(workers - 1, len(architectures)))
     pool = start_processes(count, together=count + 1)
-    futures = {one: pool.submit(reference, store, profile, seed, one) for one in architectures}
+    futures = {one: pool.submit(reference, study, one) for one in architectures}
     pool.shutdown(wait=False)
     return futures
 

@@ -19,7 +19,7 @@ import pyarrow as pa
 import torch
 
 from vaalign_lib.data.pairs import EMBEDDED, DataError
-from vaalign_lib.experiments.conditions import ENSEMBLE_ROW, REFERENCE, Condition, Regime, plan
+from vaalign_lib.experiments.conditions import ENSEMBLE_ROW, REFERENCE, Condition, Regime, Study, plan
 from vaalign_lib.experiments.policies import ensemble_folder, run_key, settings_key, train_run, train_runs
 from vaalign_lib.experiments.references import reference
 from vaalign_lib.experiments.reward_models import prepare
@@ -151,7 +151,7 @@ def _table(path: Path, columns: Sequence[str]) -> pd.DataFrame:
 
 
 @read_once()
-def trained(store: RunStore, folders: Mapping[Condition, Path], profile: Profile, seed: int) -> Results:
+def trained(study: Study, folders: Mapping[Condition, Path]) -> Results:
     """Collect runs from their folders, rounded as they are published, so that figures drawn from either
     are the same.
     """
@@ -159,13 +159,16 @@ def trained(store: RunStore, folders: Mapping[Condition, Path], profile: Profile
     for run, folder in folders.items():
         described = {"run": run.name, **asdict(run)}
         policies.append(pd.read_parquet(folder / "policies.parquet").assign(**described))
-        keys = {"key": run_key(profile, seed, run), "settings": settings_key(profile, seed, run)}
+        keys = {
+            "key": run_key(study.profile, study.seed, run),
+            "settings": settings_key(study.profile, study.seed, run),
+        }
         device = {"device": hardware()}
         runs.append(described | {"origin": HERE} | device | keys | _costs(folder))
         if run.objective != REFERENCE:
             log = pd.read_parquet(folder / "log.parquet")
             curves.append(curves_of(log).assign(run=run.name))
-    rewards = reward_costs(store, profile, seed)
+    rewards = reward_costs(study)
     nothing = _empty()
     tables = (
         _joined([nothing.policies, *policies]),
@@ -176,15 +179,18 @@ def trained(store: RunStore, folders: Mapping[Condition, Path], profile: Profile
     return Results(*(table.map(partial(rounded, digits=DIGITS)) for table in tables))
 
 
-def reward_costs(store: RunStore, profile: Profile, seed: int) -> pd.DataFrame:
+def reward_costs(study: Study) -> pd.DataFrame:
     """Return what the reward model and its ensemble of heads cost, where the store has made them."""
-    kept, rows = RunStore(store.root, reads_only=True), []
+    kept, rows = RunStore(study.store.root, reads_only=True), []
     with suppress(NotKeptError):
-        model = prepare(kept, profile, seed, reference=reference(kept, profile, seed, "gpt2"))
-        heads = ensemble_folder(kept, profile, seed, Condition(*ENSEMBLE_ROW))
+        model = prepare(
+            Study(kept, study.profile, study.seed),
+            reference=reference(Study(kept, study.profile, study.seed), "gpt2"),
+        )
+        heads = ensemble_folder(Study(kept, study.profile, study.seed), Condition(*ENSEMBLE_ROW))
         folders = {
             ("Table 6", "one reward model"): model.reward_model,
-            ("Table 8", f"{profile.ensembles.members} heads on its frozen backbone"): heads,
+            ("Table 8", f"{study.profile.ensembles.members} heads on its frozen backbone"): heads,
         }
         for (table, what), folder in folders.items():
             record = kept.record(folder)
@@ -227,17 +233,13 @@ def main_regime(profile: Profile) -> Regime:
     return "equal_mean_penalty" if profile.policies.data == EMBEDDED else "as_printed"
 
 
-def collect(
-    store: RunStore, profile: Profile, seed: int, workers: int | str, from_results: bool = False
-) -> Results:
+def collect(study: Study, workers: int | str, from_results: bool = False) -> Results:
     """Return the results of the profile's runs and of what else is published with its settings.
 
     What is neither in the store nor published is trained.
 
     Args:
-        store: keeps the runs.
-        profile: its settings.
-        seed: of the study.
+        study: store, profile and seed.
         workers: processes of this machine, or the address of a dask scheduler.
         from_results: train nothing, take what is published.
 
@@ -245,16 +247,16 @@ def collect(
         LookupError: runs that the notebooks compare are not among them.
         PlanError: the plan of real models and paid judges was not shown yet, or something is missing.
     """
-    planned = plan(profile.policies.runs)
-    known = published(profile, seed)
+    planned = plan(study.profile.policies.runs)
+    known = published(study.profile, study.seed)
     if not from_results:
         # the profile whose results are committed trains its own runs; others what is not published yet
-        own_profile = profile.name == PUBLISHED_PROFILE
+        own_profile = study.profile.name == PUBLISHED_PROFILE
         others = known.without([one.name for one in planned]) if own_profile else known
-        _show_plan(store, profile, seed, workers)
-        folders = train_runs(store, profile, seed, planned, workers, others.kl())
-        known = trained(store, folders, profile, seed).joined(others)
-    groups = COMPARED_GROUPS if profile.policies.data == EMBEDDED else PRINTED_GROUPS
+        _show_plan(study, workers)
+        folders = train_runs(study, planned, workers, others.kl())
+        known = trained(study, folders).joined(others)
+    groups = COMPARED_GROUPS if study.profile.policies.data == EMBEDDED else PRINTED_GROUPS
     if missing := [one.name for one in plan(groups) if one.name not in known.names]:
         raise LookupError(
             f"policies.runs: the notebooks need {', '.join(groups)}, trained or published with these "
@@ -264,14 +266,14 @@ def collect(
     return known
 
 
-def _show_plan(store: RunStore, profile: Profile, seed: int, workers: int | str) -> None:
+def _show_plan(study: Study, workers: int | str) -> None:
     """Show the plan of real models and paid judges before they are used for the first time."""
     from vaalign_lib.reproduce import plan as planning  # which reads what is published
 
-    if planning.was_shown(profile, store, seed):
+    if planning.was_shown(study):
         return
-    if text := planning.new_plan(profile, store, seed, workers if isinstance(workers, int) else 1):
-        planning.note_shown(profile, store, seed)
+    if text := planning.new_plan(study, workers if isinstance(workers, int) else 1):
+        planning.note_shown(study)
         raise PlanError(f"{text}\nthis is the plan; run this again to start it")
 
 
@@ -301,9 +303,7 @@ def published(profile: Profile, seed: int, folder: Path = PUBLISHED) -> Results:
 
 
 @read_once()
-def publish(
-    store: RunStore, profile: Profile, seed: int, runs: Sequence[Condition], folder: Path = PUBLISHED
-) -> list[str]:
+def publish(study: Study, runs: Sequence[Condition], folder: Path = PUBLISHED) -> list[str]:
     """Publish those of some runs that are finished, beside what the profile has published before.
 
     What other profiles have published is left out. What was published with other settings goes.
@@ -311,19 +311,19 @@ def publish(
     Returns:
         The names of the runs that were added or replaced.
     """
-    finished = RunStore(store.root, reads_only=True)
-    known_here = published(profile, seed, folder)
-    mine = known_here.runs["origin"] == _origin(profile.name)
+    finished = RunStore(study.store.root, reads_only=True)
+    known_here = published(study.profile, study.seed, folder)
+    mine = known_here.runs["origin"] == _origin(study.profile.name)
     before = known_here.of(known_here.runs.loc[mine, "run"])
     elsewhere = known_here.names - before.names
     folders: dict[Condition, Path] = {}
     for run in (one for one in runs if one.name not in elsewhere):
         with suppress(NotKeptError):
-            folders[run] = train_run(finished, profile, seed, run)
+            folders[run] = train_run(Study(finished, study.profile, study.seed), run)
     if not folders:
         return []
-    place = folder / profile.name
-    own = trained(store, folders, profile, seed)
+    place = folder / study.profile.name
+    own = trained(study, folders)
     known = dict(zip(before.runs["run"], before.runs["key"], strict=True))
     changed = [row["run"] for row in own.runs.to_dict("records") if known.get(row["run"]) != row["key"]]
     held = read(place, "").names if (place / "runs.parquet").is_file() else set()

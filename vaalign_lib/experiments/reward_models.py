@@ -21,6 +21,7 @@ from torch import Tensor
 
 from vaalign_lib.data.pairs import EMBEDDED, DataError, embedded_pairs, read_pairs
 from vaalign_lib.data.world.world import World
+from vaalign_lib.experiments.conditions import Study
 from vaalign_lib.experiments.references import TEMPERATURE, sample_reference, stack_seed
 from vaalign_lib.profiles import HeadTraining, Profile, RewardModel
 from vaalign_lib.rewards.backbones import BackboneReward, load_backbones, write_backbones
@@ -141,7 +142,7 @@ def real_data(
 
 
 @dataclass(frozen=True)
-class Study:
+class RewardStudy:
     """The data of notebook 03 and how to get everything that follows from it."""
 
     store: RunStore
@@ -280,21 +281,12 @@ def settings_of(profile: Profile, backbone: str) -> RewardModel:
 
 
 def prepare(
-    store: RunStore,
-    profile: Profile,
-    seed: int,
-    *,
-    reference: Path | None,
-    pairs: str = "",
-    evaluation: str = "",
-    backbone: str = "",
-) -> Study:
+    study: Study, *, reference: Path | None, pairs: str = "", evaluation: str = "", backbone: str = ""
+) -> RewardStudy:
     """Read or draw the pairs.
 
     Args:
-        store: the run store.
-        profile: names the data and the backbone unless the next arguments do.
-        seed: of the study.
+        study: store, profile and seed.
         reference: a reference policy's folder; embedded data needs one.
         pairs: `embedded`, a .jsonl file or a hub data set; empty means the profile's.
         evaluation: the same; empty with `pairs` given means a part of these.
@@ -303,35 +295,35 @@ def prepare(
     Raises:
         DataError: the pairs cannot be read.
     """
-    evaluation = evaluation or ("" if pairs else profile.reward_data.evaluation)
-    pairs = pairs or profile.reward_data.pairs
-    sizes = profile.reward_data
-    backbone = backbone or profile.reward_model.backbone
+    evaluation = evaluation or ("" if pairs else study.profile.reward_data.evaluation)
+    pairs = pairs or study.profile.reward_data.pairs
+    sizes = study.profile.reward_data
+    backbone = backbone or study.profile.reward_model.backbone
     if pairs != EMBEDDED and backbone == TINY:
         raise DataError(f"pairs: {TINY} knows the embedded world's words only; name a backbone for {pairs}")
     if pairs == EMBEDDED:
         if reference is None:
             raise DataError("pairs: the embedded pairs need a reference policy")
         config: dict[str, Any] = {
-            "seed": seed,
+            "seed": study.seed,
             "train": sizes.train_pairs,
             "held_out": sizes.held_out_pairs,
             "evaluation": 4 * sizes.evaluation_pairs,
         }
-        folder = store.folder("pairs", write_embedded_data, config, {"reference": reference})
+        folder = study.store.folder("pairs", write_embedded_data, config, {"reference": reference})
     else:
         hashes = [content_of(source) for source in (pairs, evaluation, backbone)]
         limits = {"train": sizes.train_pairs, "held_out": sizes.held_out_pairs}
-        config = {"seed": seed, "pairs": pairs, "evaluation": evaluation, "limits": limits}
+        config = {"seed": study.seed, "pairs": pairs, "evaluation": evaluation, "limits": limits}
         config |= {"hashes": hashes, "backbone": backbone}
-        config["max_length"] = settings_of(profile, backbone).max_length
-        folder = store.folder("pairs", write_real_data, config)
+        config["max_length"] = settings_of(study.profile, backbone).max_length
+        folder = study.store.folder("pairs", write_real_data, config)
     data = pd.read_parquet(folder / "pairs.parquet")
-    return Study(store, profile, seed, data, folder, backbone)
+    return RewardStudy(study.store, study.profile, study.seed, data, folder, backbone)
 
 
 def reward_source(
-    study: Study,
+    study: RewardStudy,
     kind: HeadKind | Literal["backbones"],
     *,
     independent: bool = False,
@@ -364,7 +356,7 @@ def reward_source(
     return EnsembleReward(model, tokenizer, heads, true_reward(study), study.settings.max_length, variance_of)
 
 
-def true_reward(study: Study) -> Truth:
+def true_reward(study: RewardStudy) -> Truth:
     """Return the true reward that the profile names: the world's gold, or a sequence classifier."""
     name = study.profile.true_reward
     return World(study.seed).gold if name == "gold" else SequenceClassifierReward.load(name)

@@ -16,7 +16,7 @@ from torch.nn import functional
 from vaalign_lib.data.pairs import accuracy_by_category
 from vaalign_lib.data.world.world import SLOPES, World
 from vaalign_lib.experiments.references import sample_reference
-from vaalign_lib.experiments.reward_models import Study
+from vaalign_lib.experiments.reward_models import RewardStudy
 from vaalign_lib.models import conversation_ids, fitting_ids
 from vaalign_lib.policies.best_of_n import gains
 from vaalign_lib.profiles import HeadTraining
@@ -78,7 +78,7 @@ def scores_of_heads(heads: Heads, features: Mapping[str, Tensor]) -> Scores:
     return Scores(*sides)
 
 
-def all_kinds(study: Study) -> dict[str, dict[str, Scores]]:
+def all_kinds(study: RewardStudy) -> dict[str, dict[str, Scores]]:
     """Train one ensemble of every kind and return its scores by kind and part."""
     features = {part: study.features(part) for part in ("held_out", "evaluation")}
     sizes = study.profile.ensembles
@@ -101,7 +101,7 @@ def all_kinds(study: Study) -> dict[str, dict[str, Scores]]:
 # --- the reward model -------------------------------------------------------------------------------
 
 
-def accuracy_table(study: Study) -> pd.DataFrame:
+def accuracy_table(study: RewardStudy) -> pd.DataFrame:
     """Return how often the reward model of stage 1 ranks pairs as labelled, and as the gold reward."""
     pairs, features = study.part("evaluation"), study.features("evaluation")
     gap = (features["chosen_score"] - features["rejected_score"]).double().numpy()
@@ -124,7 +124,7 @@ def ranked_rightly(gap: Array, pairs: pd.DataFrame) -> tuple[NDArray[np.bool_], 
 # --- disagreement -----------------------------------------------------------------------------------
 
 
-def figure_8_table(study: Study, scores: Scores) -> pd.DataFrame:
+def figure_8_table(study: RewardStudy, scores: Scores) -> pd.DataFrame:
     """Return the variances of Figure 8, a row per pair: `category`, `accepted`, `difference`, `share`.
 
     `difference_ratio_fresh` and `accepted_fresh` leave out the first model, the head of stage 1.
@@ -141,7 +141,7 @@ def figure_8_table(study: Study, scores: Scores) -> pd.DataFrame:
     )
 
 
-def steps_table(study: Study, points: int = 10) -> tuple[pd.DataFrame, dict[int, Heads]]:
+def steps_table(study: RewardStudy, points: int = 10) -> tuple[pd.DataFrame, dict[int, Heads]]:
     """Return variances along training for the paper's recipe and for longer training with larger steps.
 
     Returns:
@@ -176,7 +176,7 @@ def steps_table(study: Study, points: int = 10) -> tuple[pd.DataFrame, dict[int,
     return pd.DataFrame(rows), kept
 
 
-def kinds_table(study: Study, kinds: Mapping[str, Mapping[str, Scores]]) -> pd.DataFrame:
+def kinds_table(study: RewardStudy, kinds: Mapping[str, Mapping[str, Scores]]) -> pd.DataFrame:
     """Return what tells the kinds apart, a row each.
 
     Columns: `relative_variance` (median variance of accepted responses over the variance of the mean
@@ -235,7 +235,7 @@ def gold_errors(
     }
 
 
-def dropping_table(study: Study, kinds: Mapping[str, Mapping[str, Scores]]) -> pd.DataFrame:
+def dropping_table(study: RewardStudy, kinds: Mapping[str, Mapping[str, Scores]]) -> pd.DataFrame:
     """Return accuracy once the pairs of largest variance are left out, a row per kind and share."""
     pairs = study.part("evaluation")
     tables = []
@@ -354,7 +354,7 @@ def reference_table(world: World, references: Mapping[str, Path], count: int, se
 
 
 def selection_table(
-    study: Study,
+    study: RewardStudy,
     reference: Path,
     ensembles: Mapping[str, Heads],
     judges: Mapping[str, SimulatedJudge],
@@ -417,7 +417,7 @@ def _variance_over_judges(
 
 
 def novelty_table(
-    study: Study, ensembles: Mapping[str, Heads], kinds: Mapping[str, Mapping[str, Scores]], seed: int
+    study: RewardStudy, ensembles: Mapping[str, Heads], kinds: Mapping[str, Mapping[str, Scores]], seed: int
 ) -> pd.DataFrame:
     """Return variances on the world's responses and on strings of digits, over the reward's variance."""
     world, pairs = World(study.seed), study.part("evaluation")
@@ -437,7 +437,7 @@ def novelty_table(
 
 
 def ratings_table(
-    study: Study, ensembles: Mapping[str, Heads], ratings: pd.DataFrame
+    study: RewardStudy, ensembles: Mapping[str, Heads], ratings: pd.DataFrame
 ) -> tuple[pd.DataFrame, list[str]]:
     """Return variances between models and between people for rated responses, and their correlation.
 

@@ -23,7 +23,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, PreTrainedTokenizerBa
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
 from vaalign_lib.data.world.world import World
-from vaalign_lib.experiments.conditions import JUDGES, METHODS
+from vaalign_lib.experiments.conditions import JUDGES, METHODS, Study
 from vaalign_lib.experiments.policies import questions_of
 from vaalign_lib.experiments.references import reference
 from vaalign_lib.jobs import report, run_jobs
@@ -106,27 +106,27 @@ def unit_of(profile: Profile, seed: int, start: Path) -> Unit:
 # --- training and evaluation ----------------------------------------------------------------------------
 
 
-def train_setting(store: RunStore, profile: Profile, seed: int, setting: Setting) -> Path:
+def train_setting(study: Study, setting: Setting) -> Path:
     """Return a folder with `policies.parquet`, a row for each policy as it is evaluated, and
     `log.parquet`, a row for each policy and step; trained now or before.
     """
 
     def write(folder: Path, **_: Any) -> None:
         train = _train_ppo if setting.algorithm == "ppo" else _train_trl
-        start = reference(store, profile, seed, ARCHITECTURE)
-        log, policies = train(profile, seed, setting, start)
+        start = reference(study, ARCHITECTURE)
+        log, policies = train(study.profile, study.seed, setting, start)
         policies.to_parquet(folder / "policies.parquet")
         log.to_parquet(folder / "log.parquet")
 
-    settings = profile.model_dump(include={"trl", "policies", "reference"})
+    settings = study.profile.model_dump(include={"trl", "policies", "reference"})
     for name in ("seeds", "matched_kl", "one_token_steps"):
         del settings["trl"][name]
     for name in ("runs", "judges", "data", "matching"):
         del settings["policies"][name]
     settings["policies"]["training"] = settings["policies"]["training"][ARCHITECTURE]
-    config = {"setting": asdict(setting), "seed": seed, "settings": settings}
+    config = {"setting": asdict(setting), "seed": study.seed, "settings": settings}
     name = f"{setting.algorithm}-{setting.objective.replace('_', '-')}"
-    return store.folder(name, write, config)
+    return study.store.folder(name, write, config)
 
 
 def _train_ppo(
@@ -209,10 +209,10 @@ def _evaluated(
     return _evaluator(profile, seed, start).policies(stack, list(policies))
 
 
-def reference_gold(store: RunStore, profile: Profile, seed: int) -> float:
+def reference_gold(study: Study) -> float:
     """Return the gold reward of the policy that all start from, as they are evaluated."""
-    start = reference(store, profile, seed, ARCHITECTURE)
-    return float(_evaluator(profile, seed, start).references([0])["gold"][0])
+    start = reference(study, ARCHITECTURE)
+    return float(_evaluator(study.profile, study.seed, start).references([0])["gold"][0])
 
 
 def _evaluator(profile: Profile, seed: int, start: Path) -> Evaluator:
@@ -231,24 +231,26 @@ def _evaluator(profile: Profile, seed: int, start: Path) -> Evaluator:
 # --- the comparison -------------------------------------------------------------------------------------
 
 
-def compare(store: RunStore, profile: Profile, seed: int, workers: int | str) -> list[tuple[Setting, Path]]:
+def compare(study: Study, workers: int | str) -> list[tuple[Setting, Path]]:
     """Return both methods of every algorithm, each with its folder; with `matched_kl` the variance-aware
     coefficients are those that leave vanilla's KL.
     """
-    reference(store, profile, seed, ARCHITECTURE)
-    numbers = tuple(range(profile.trl.seeds))
+    reference(study, ARCHITECTURE)
+    numbers = tuple(range(study.profile.trl.seeds))
     vanilla, aware = (
-        [Setting(algorithm, one, profile.trl.beta, numbers) for algorithm in ALGORITHMS] for one in METHODS
+        [Setting(algorithm, one, study.profile.trl.beta, numbers) for algorithm in ALGORITHMS]
+        for one in METHODS
     )
-    alone = partial(_trained, store, profile, seed)
-    if not profile.trl.matched_kl:
-        return _in_workers([partial(alone, one) for one in vanilla + aware], store, profile, workers)
-    known = _in_workers([partial(alone, one) for one in vanilla], store, profile, workers)
+    alone = partial(_trained, study)
+    if not study.profile.trl.matched_kl:
+        return _in_workers(
+            [partial(alone, one) for one in vanilla + aware], study.store, study.profile, workers
+        )
+    known = _in_workers([partial(alone, one) for one in vanilla], study.store, study.profile, workers)
     searches = [
-        partial(_matched, store, profile, seed, one, kl_of(folder))
-        for one, (_, folder) in zip(aware, known, strict=True)
+        partial(_matched, study, one, kl_of(folder)) for one, (_, folder) in zip(aware, known, strict=True)
     ]
-    return known + _in_workers(searches, store, profile, workers)
+    return known + _in_workers(searches, study.store, study.profile, workers)
 
 
 def _in_workers(
@@ -259,23 +261,21 @@ def _in_workers(
     return list(done.values())
 
 
-def _trained(store: RunStore, profile: Profile, seed: int, setting: Setting) -> tuple[Setting, Path]:
-    return setting, train_setting(store, profile, seed, setting)
+def _trained(study: Study, setting: Setting) -> tuple[Setting, Path]:
+    return setting, train_setting(study, setting)
 
 
-def _matched(
-    store: RunStore, profile: Profile, seed: int, setting: Setting, target: float
-) -> tuple[Setting, Path]:
+def _matched(study: Study, setting: Setting, target: float) -> tuple[Setting, Path]:
     """Return the setting whose policies end nearest to a KL: a pilot of two, then a few tries."""
     made: dict[float, Path] = {}
 
     def train(beta: float) -> float:
-        made[beta] = train_setting(store, profile, seed, replace(setting, beta=beta))
+        made[beta] = train_setting(study, replace(setting, beta=beta))
         return kl_of(made[beta])
 
     betas = [factor * setting.beta for factor in FACTORS]
     few = replace(setting, policies=setting.policies[:2])
-    kls = [kl_of(train_setting(store, profile, seed, replace(few, beta=one))) for one in betas]
+    kls = [kl_of(train_setting(study, replace(few, beta=one))) for one in betas]
     with suppress(MatchError):
         match_kl(train, betas, kls, target, ATTEMPTS, TOLERANCE)
     nearest = min(made, key=lambda beta: abs(kl_of(made[beta]) - target))

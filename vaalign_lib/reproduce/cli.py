@@ -10,6 +10,7 @@ from typing import NoReturn
 
 from pydantic import ValidationError
 
+from vaalign_lib.experiments.conditions import Study
 from vaalign_lib.papers.printed import UnknownRuleError
 from vaalign_lib.profiles import PUBLISHED_PROFILE, Profile, ProfileError, load_profile
 from vaalign_lib.reproduce.report import published_rows, write_into_readme, write_report
@@ -137,10 +138,10 @@ def _before_starting(options: argparse.Namespace, profile: Profile, run_dir: Pat
     if all(notebook.name not in _WITH_MODELS for notebook in select(options.only)):
         return None
     store = RunStore(run_dir / "store")
-    if not (text := plan.new_plan(profile, store, options.seed, _workers(options))):
+    if not (text := plan.new_plan(Study(store, profile, options.seed), _workers(options))):
         return None
     print(text)
-    plan.note_shown(profile, store, options.seed)
+    plan.note_shown(Study(store, profile, options.seed))
     print("this is the plan; the same command again starts it", file=sys.stderr)
     return 3
 
@@ -149,12 +150,12 @@ def _plan(options: argparse.Namespace, profile: Profile, run_dir: Path) -> int:
     from vaalign_lib.reproduce import plan  # here, for it takes seconds to import
 
     store = RunStore(run_dir / "store")
-    text, lacks = plan.complete_plan(profile, store, options.seed, _workers(options))
+    text, lacks = plan.complete_plan(Study(store, profile, options.seed), _workers(options))
     print(text)
     if lacks:
         print(f"vaalign: this is missing: {'; '.join(lacks)}", file=sys.stderr)
     else:
-        plan.note_shown(profile, store, options.seed)
+        plan.note_shown(Study(store, profile, options.seed))
     return 1 if lacks else 0
 
 
@@ -172,7 +173,7 @@ def _publish(options: argparse.Namespace, profile: Profile, run_dir: Path) -> in
         raise _UsageError("--seed: only results of seed 0 are published")
     runs = plan(profile.policies.runs)
     with opened(run_dir):
-        names = publish(RunStore(run_dir / "store"), profile, options.seed, runs)
+        names = publish(Study(RunStore(run_dir / "store"), profile, options.seed), runs)
     for name in names:
         print(f"  {name}")
     print(f"{len(names)} of {len(runs)} stacks are new or changed in {PUBLISHED / profile.name}")

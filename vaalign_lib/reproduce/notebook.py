@@ -25,6 +25,7 @@ from IPython.display import Image, Markdown, display
 from matplotlib.figure import Figure
 from pandas.io.formats.style import Styler
 
+from vaalign_lib.experiments.conditions import Study
 from vaalign_lib.jobs import check_workers
 from vaalign_lib.papers.printed import Finding, printed_text, rule_of, rules, verdict
 from vaalign_lib.profiles import Profile, load_profile
@@ -63,6 +64,11 @@ class NotebookRun:
     def store(self) -> RunStore:
         """The run store, shared by all notebooks of the run folder."""
         return RunStore(self.run_dir / "store")
+
+    @property
+    def study(self) -> Study:
+        """Store, profile and seed, as experiments take them."""
+        return Study(self.store, self.profile, self.seed)
 
     def seed_of(self, name: str) -> int:
         """Return a seed of its own for every named part of the notebook, from the study's seed."""

@@ -17,7 +17,7 @@ import pandas as pd
 import torch
 
 from vaalign_lib.data.pairs import EMBEDDED, DataError, prompts_of, read_pairs, read_prompts, read_ratings
-from vaalign_lib.experiments.conditions import ENSEMBLE_ROW, REFERENCE, Condition, plan
+from vaalign_lib.experiments.conditions import ENSEMBLE_ROW, REFERENCE, Condition, Study, plan
 from vaalign_lib.experiments.policies import train_run
 from vaalign_lib.experiments.results import published
 from vaalign_lib.experiments.reward_models import prepare
@@ -48,7 +48,7 @@ ATTEMPTS = 2  # stacks that matching a KL takes, about
 
 
 @read_once()
-def planned(profile: Profile, store: RunStore, seed: int, workers: int = 1) -> pd.DataFrame:
+def planned(study: Study, workers: int = 1) -> pd.DataFrame:
     """Return a row for every run of policies that a profile asks for.
 
     Columns: `run`, `state` (`done`, `published` or `to do`), `policies`, `steps`, `responses` that are
@@ -57,36 +57,34 @@ def planned(profile: Profile, store: RunStore, seed: int, workers: int = 1) -> p
     memory, for those), `disk` in gigabytes.
 
     Args:
-        profile: what is asked for.
-        store: what is done already.
-        seed: of the study.
+        study: store, profile and seed.
         workers: stacks at a time.
 
     Raises:
         PlanError: a model's configuration is not at hand.
     """
-    runs = plan(profile.policies.runs)
-    done = _done(store, profile, seed, runs)
-    shown = published(profile, seed)
+    runs = plan(study.profile.policies.runs)
+    done = _done(study, runs)
+    shown = published(study.profile, study.seed)
     costs = shown.runs.set_index("run")["seconds"].to_dict() if len(shown.runs) else {}
-    own = profile.name == PUBLISHED_PROFILE
-    sizes = {name: sizes_of(profile, name) for name in {run.architecture for run in runs}}
-    rows = [_reward_model(profile, store, seed)] if _trains_reward_model(profile, runs) else []
+    own = study.profile.name == PUBLISHED_PROFILE
+    sizes = {name: sizes_of(study.profile, name) for name in {run.architecture for run in runs}}
+    rows = [_reward_model(study)] if _trains_reward_model(study.profile, runs) else []
     for run in runs:
         taken = run.name in shown.names and not own
         state = "done" if run in done else "published" if taken else "to do"
         rows.append(
             {"run": run.name, "state": state}
-            | _amounts(profile, run, sizes[run.architecture], costs.get(run.name), workers)
+            | _amounts(study.profile, run, sizes[run.architecture], costs.get(run.name), workers)
         )
     return pd.DataFrame(rows)
 
 
-def _done(store: RunStore, profile: Profile, seed: int, runs: Sequence[Condition]) -> set[Condition]:
-    kept, found = RunStore(store.root, reads_only=True), set()
+def _done(study: Study, runs: Sequence[Condition]) -> set[Condition]:
+    kept, found = RunStore(study.store.root, reads_only=True), set()
     for run in runs:
         with suppress(NotKeptError):
-            train_run(kept, profile, seed, run)
+            train_run(Study(kept, study.profile, study.seed), run)
             found.add(run)
     return found
 
@@ -96,13 +94,15 @@ def _trains_reward_model(profile: Profile, runs: Sequence[Condition]) -> bool:
     return backbone not in OURS and any(run.source == ENSEMBLE_ROW[1] for run in runs)
 
 
-def _reward_model(profile: Profile, store: RunStore, seed: int) -> dict[str, object]:
+def _reward_model(study: Study) -> dict[str, object]:
     """Return the row of stage 1 (Table 5), whose frozen backbone carries the heads of all ensembles."""
-    settings, pairs = profile.reward_model, profile.reward_data.train_pairs
+    settings, pairs = study.profile.reward_model, study.profile.reward_data.train_pairs
     state = "to do"
     with suppress(NotKeptError, DataError):
-        kept = RunStore(store.root, reads_only=True)
-        state = "done" if prepare(kept, profile, seed, reference=None).reward_model else state
+        kept = RunStore(study.store.root, reads_only=True)
+        state = (
+            "done" if prepare(Study(kept, study.profile, study.seed), reference=None).reward_model else state
+        )
     weights = 0
     with suppress(PlanError):  # `missing` tells it
         weights = classifier_weights("reward_model.backbone", settings.backbone)
@@ -219,28 +219,28 @@ def _time(seconds: float) -> str:
 # --- shown once before anything starts ----------------------------------------------------------------
 
 
-def complete_plan(profile: Profile, store: RunStore, seed: int, workers: int) -> tuple[str, list[str]]:
+def complete_plan(study: Study, workers: int) -> tuple[str, list[str]]:
     """Return the plan as text, and what is missing for it, each in a line."""
-    if lacks := missing_first(profile):
-        sources = {run.source for run in plan(profile.policies.runs)}
-        lacks += _missing_sources(profile, sources)
+    if lacks := missing_first(study.profile):
+        sources = {run.source for run in plan(study.profile.policies.runs)}
+        lacks += _missing_sources(study.profile, sources)
         return "no plan without what policies start from and are asked", lacks
-    table = planned(profile, store, seed, workers)
-    return in_words(table, workers), missing(profile, table, store.root.parent)
+    table = planned(study, workers)
+    return in_words(table, workers), missing(study.profile, table, study.store.root.parent)
 
 
-def new_plan(profile: Profile, store: RunStore, seed: int, workers: int) -> str:
+def new_plan(study: Study, workers: int) -> str:
     """Return the plan of real models and paid judges if it was not shown yet, else nothing.
 
     Raises:
         PlanError: something is missing, which is told before anything starts.
     """
-    if _is_made_here(profile):
+    if _is_made_here(study.profile):
         return ""
-    text, lacks = complete_plan(profile, store, seed, workers)
+    text, lacks = complete_plan(study, workers)
     if lacks:
         raise PlanError(f"nothing was started, for this is missing: {'; '.join(lacks)}")
-    return "" if was_shown(profile, store, seed) else text
+    return "" if was_shown(study) else text
 
 
 def _is_made_here(profile: Profile) -> bool:
@@ -251,15 +251,15 @@ def _is_made_here(profile: Profile) -> bool:
     return named <= set(OURS) and not profile.policies.judges
 
 
-def was_shown(profile: Profile, store: RunStore, seed: int) -> bool:
+def was_shown(study: Study) -> bool:
     """Whether this plan was shown for a run folder."""
-    mark = store.root.parent / SHOWN_PLAN
-    return mark.is_file() and mark.read_bytes() == _plan_key(profile, seed).encode()
+    mark = study.store.root.parent / SHOWN_PLAN
+    return mark.is_file() and mark.read_bytes() == _plan_key(study.profile, study.seed).encode()
 
 
-def note_shown(profile: Profile, store: RunStore, seed: int) -> None:
+def note_shown(study: Study) -> None:
     """Remember that this plan was shown."""
-    write_atomically(store.root.parent / SHOWN_PLAN, _plan_key(profile, seed))
+    write_atomically(study.store.root.parent / SHOWN_PLAN, _plan_key(study.profile, study.seed))
 
 
 def _plan_key(profile: Profile, seed: int) -> str:
