@@ -29,13 +29,13 @@ import tqdm.auto
 import tqdm.std
 import transformers
 
-from vaalign_lib import jobs as workers
 from vaalign_lib.store import (
+    PACKAGE,
     PlanError,
     content_key,
+    file_hash,
     package_versions,
     remove_unfinished,
-    source_hashes,
     unfinished,
 )
 
@@ -284,7 +284,7 @@ def run_on_cluster(
         unfinished(shared.resolve() / "seen") as mark,
         client,
         client.as_current(),
-        workers.shown(reports, steps, description),
+        shown(reports, steps, description),
     ):
         client.subscribe_topic(mark.name, lambda event: reports.put(int(event[1])))
         futures = {
@@ -362,7 +362,8 @@ def _as_completed(client: Any, futures: Iterable[Any], address: str) -> Iterator
 
 def code_key() -> str:
     """Return a key of the code and packages that jobs run with, which must be the same everywhere."""
-    return content_key(source=source_hashes("vaalign_lib.experiments.policies"), packages=package_versions())
+    code = {path.relative_to(PACKAGE).as_posix(): file_hash(path) for path in PACKAGE.rglob("*.py")}
+    return content_key(code=code, packages=package_versions())
 
 
 @dataclass(frozen=True)
@@ -402,8 +403,8 @@ def _run_here(job: Callable[[], Result], code: str, mark: str) -> Result:
     with _one_at_a_time:
         torch.set_num_threads(1)
         silence_libraries()
-        workers.limit_memory(worker.memory_manager.memory_limit)
-        workers.report_to(_Topic(worker, Path(mark).name))
+        limit_memory(worker.memory_manager.memory_limit)
+        report_to(_Topic(worker, Path(mark).name))
         with _ended_when_unwanted(worker):
             return job()
 

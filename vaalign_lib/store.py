@@ -16,7 +16,7 @@ import shutil
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from functools import lru_cache, partial
@@ -40,6 +40,15 @@ RUNS = ROOT / "runs"
 
 
 PACKAGE = Path(__file__).resolve().parent
+UNKEYED = {
+    "store",
+    "jobs",
+    "profiles",
+    "papers",
+    "figures",
+    "experiments",
+    "reproduce",
+}  # rooms that compute no result
 RECORD = "run.json"  # of a finished folder
 WAIT = 30.0  # seconds in which the worker of a killed process notices that it is alone, and ends
 _UNFINISHED = re.compile(r"\..+\.[a-z0-9_]{8}\.unfinished")  # in the middle as tempfile names
@@ -294,20 +303,20 @@ def _known_hash(path: Path) -> str:
     return known[place]
 
 
-def source_hashes(module: str) -> dict[str, str]:
-    """Hash the code of a module of the library and of all the library's modules that it imports.
+def source_hashes(*modules: str) -> dict[str, str]:
+    """Hash the code of modules of the library, and of what they import from rooms that compute results.
 
-    Comments, layout and docstrings do not count.
+    Comments, layout and docstrings do not count; neither does what the rooms of `UNKEYED` hold.
     """
     hashes: dict[str, str] = {}
-    waiting = [module]
+    waiting = list(modules)
     while waiting:
         name = waiting.pop()
         path = _module_path(name)
         if name in hashes or path is None:
             continue
         hashes[name], imported = _code_of(path, path.read_text(encoding="utf-8"))
-        waiting += imported
+        waiting += [other for other in imported if other.split(".")[1] not in UNKEYED]
     return hashes
 
 
@@ -413,8 +422,8 @@ def _seal(body: bytes) -> bytes:
 class RunStore:
     """What was computed once, each result in a folder under `root` named by its key.
 
-    The key covers the config, the inputs, the source of the function's module with all that it imports
-    from the library, and the versions of the numerical packages. An input of this store counts by its
+    The key covers the config, the inputs, the code that computes the result (see `source_hashes`), and the
+    versions of the numerical packages. An input of this store counts by its
     name, which carries the key of what made it, any other by what its files hold.
     """
 
@@ -471,11 +480,27 @@ class RunStore:
         write: Callable[..., None],
         config: Mapping[str, Any],
         inputs: Mapping[str, Path] | None = None,
+        code: Sequence[str] = (),
     ) -> Path:
-        """Return a folder that write(folder, **config, **inputs) has filled, now or before."""
-        return self._kept(name, write, write, config, inputs)
+        """Return a folder that write(folder, **config, **inputs) has filled, now or before.
 
-    def resumable(self, name: str, write: Callable[..., None], config: Mapping[str, Any]) -> Path:
+        Args:
+            name: of the folder, for people.
+            write: fills an empty folder.
+            config: its arguments, JSON-serializable.
+            inputs: its arguments that are folders, of this store or elsewhere.
+            code: modules whose code decides the result, by default that of `write`.
+        """
+        return self._kept(name, write, write, config, inputs, code)
+
+    def resumable(
+        self,
+        name: str,
+        write: Callable[..., None],
+        config: Mapping[str, Any],
+        inputs: Mapping[str, Path] | None = None,
+        code: Sequence[str] = (),
+    ) -> Path:
         """Return a folder that write(folder, scratch, **config) has filled, now or before.
 
         What the function keeps in `scratch` survives when it is killed, and is there when it is called
@@ -484,7 +509,7 @@ class RunStore:
         Raises:
             RunDirectoryBusyError: another process is at it, and stays at it for a while.
         """
-        folder = self.place(name, write, config)
+        folder = self.place(name, write, config, inputs, code)
         scratch = self.root / f"{folder.name}.scratch"
         if self._lacks(folder):
             with locked(scratch, WAIT):
@@ -503,13 +528,14 @@ class RunStore:
         function: Callable[..., Any],
         config: Mapping[str, Any],
         inputs: Mapping[str, Path] | None = None,
+        code: Sequence[str] = (),
     ) -> Path:
         """Return the folder of a result, whether it is there or not."""
         key = content_key(
             function=f"{function.__module__}.{function.__qualname__}",
             config=config,
             inputs={argument: self._identity(path) for argument, path in (inputs or {}).items()},
-            source=source_hashes(function.__module__),
+            source=source_hashes(*(code or (function.__module__,))),
             packages=package_versions(),
         )
         return self.root / f"{name}-{key}"
@@ -525,8 +551,9 @@ class RunStore:
         write: Callable[..., None],
         config: Mapping[str, Any],
         inputs: Mapping[str, Path] | None,
+        code: Sequence[str] = (),
     ) -> Path:
-        folder = self.place(name, function, config, inputs)
+        folder = self.place(name, function, config, inputs, code)
         if self._lacks(folder):
             self._fill(folder, write, config, inputs)
         return folder

@@ -25,7 +25,7 @@ from vaalign_lib.experiments.conditions import (
     plan,
     stretch_of,
 )
-from vaalign_lib.experiments.policies import kl_of, run_key, source_of, train_run, train_runs
+from vaalign_lib.experiments.policies import kl_of, settings_key, source_of, train_run, train_runs
 from vaalign_lib.experiments.results import publish, published, trained
 from vaalign_lib.papers.printed import RANGES
 from vaalign_lib.profiles import Judge, load_profile
@@ -81,15 +81,15 @@ def test_every_group_has_pairs_of_methods():
 def test_the_key_follows_what_determines_a_run():
     profile = small()
     keys = {
-        run_key(small(5), 0, PLAIN),
-        run_key(profile, 0, PLAIN),
-        run_key(profile, 1, PLAIN),
-        run_key(profile, 0, replace(PLAIN, repeat=1)),
-        run_key(profile, 0, replace(PLAIN, highest=50)),
+        settings_key(small(5), 0, PLAIN),
+        settings_key(profile, 0, PLAIN),
+        settings_key(profile, 1, PLAIN),
+        settings_key(profile, 0, replace(PLAIN, repeat=1)),
+        settings_key(profile, 0, replace(PLAIN, highest=50)),
     }
     assert len(keys) == 5
     other_plan = profile.policies.model_copy(update={"runs": ["controls"]})
-    assert run_key(profile.model_copy(update={"policies": other_plan}), 0, PLAIN) in keys
+    assert settings_key(profile.model_copy(update={"policies": other_plan}), 0, PLAIN) in keys
 
 
 def test_printed_widths_vary_as_much_as_table_4_says(store):

@@ -6,7 +6,6 @@ from transformers import AutoModelForCausalLM
 
 from vaalign_lib.experiments.conditions import Condition, Study, plan
 from vaalign_lib.experiments.policies import train_run
-from vaalign_lib.experiments.results import collect
 from vaalign_lib.models import tiny_config
 from vaalign_lib.profiles import Judge, load_profile
 from vaalign_lib.reproduce import plan as planning
@@ -83,16 +82,16 @@ def test_what_is_missing_is_told_all_at_once(tmp_path, monkeypatch):
     assert planning.missing(profile, done, tmp_path) == []
 
 
-def test_in_a_notebook_too_the_plan_comes_first(tmp_path, monkeypatch):
+def test_real_models_and_paid_judges_are_planned_before_anything_starts(tmp_path, monkeypatch):
     monkeypatch.setenv("NOBODYS_KEY", "secret")
     profile, store = with_judges(), RunStore(tmp_path / "store")
-    with pytest.raises(PlanError, match=r"(?s)paid calls.*run this again to start it"):
-        collect(Study(store, profile, 0), 1)
-    assert (
-        planning.was_shown(Study(store, profile, 0)) and planning.new_plan(Study(store, profile, 0), 1) == ""
-    )
-    assert not planning.was_shown(Study(store, with_judges(count=5), 0))
-    assert planning.new_plan(Study(store, SMOKE, 0), 1) == ""  # nothing real, nothing paid
+    assert "paid calls" in planning.checked_plan(Study(store, profile), 1)
+    assert planning.checked_plan(Study(store, SMOKE), 1) == ""  # nothing real, nothing paid
+    monkeypatch.delenv("NOBODYS_KEY")
+    with pytest.raises(
+        PlanError, match=r"nothing was started, for this is missing: .*NOBODYS_KEY is not set"
+    ):
+        planning.checked_plan(Study(store, profile), 1)
 
 
 def test_the_reward_model_is_planned(tmp_path):

@@ -1,4 +1,4 @@
-"""The policies of vaalign_lib.theory.tabular against general solvers, Monte Carlo and their own optimality."""
+"""The tabular policies against general solvers, Monte Carlo and their own optimality."""
 
 import cvxpy
 import numpy as np

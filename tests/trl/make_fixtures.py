@@ -1,4 +1,4 @@
-"""Write what trl 0.11.4 computes, for the tests of `vaalign_lib.training.losses` and `vaalign_lib.training.ppo`.
+"""Write what trl 0.11.4 computes, for the tests of the losses and the trainer of PPO.
 
 trl 0.11 is the last with the paper's PPOTrainer and needs older packages than this project, so it runs in
 an environment of its own:

@@ -6,10 +6,7 @@ share their source?) and the penalty regime.
 """
 
 import json
-import resource
 import shutil
-import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -45,16 +42,13 @@ from vaalign_lib.rewards.judgements import JudgementStore
 from vaalign_lib.rewards.prompted_judge import PromptedJudge
 from vaalign_lib.rewards.simulated_judge import PersistentJudges, stand_ins
 from vaalign_lib.store import (
-    Checkpoints,
     DamagedError,
     NotKeptError,
     PlanError,
     RunStore,
     content_key,
-    package_versions,
     read_once,
     sealed,
-    source_hashes,
     unsealed,
     write_atomically,
 )
@@ -63,7 +57,7 @@ from vaalign_lib.training.matched_kl import Grid, match_kl
 from vaalign_lib.training.memory import available_bytes, beside_bytes, fitting, sizes_of, stack_bytes
 from vaalign_lib.training.objectives import Method, Task
 from vaalign_lib.training.ppo import Trainer
-from vaalign_lib.training.run import policy_trainer, step_lengths, train_with_checkpoints, without_gold
+from vaalign_lib.training.run import policy_trainer, without_gold, write_stack
 
 JUDGEMENTS = "judgements.sqlite"  # in the run folder: what prompted judges said
 
@@ -172,7 +166,8 @@ def ensemble_folder(study: Study, run: Condition) -> Path:
 
     settings = study.profile.ensembles.model_dump()
     config = {**options, "settings": settings, "seed": study.seed}
-    return study.store.folder("ensemble", write, config, {"model": trained.reward_model})
+    inputs, code = {"model": trained.reward_model}, ("vaalign_lib.rewards.ensemble",)
+    return study.store.folder("ensemble", write, config, inputs, code)
 
 
 # --- one run --------------------------------------------------------------------------------------------
@@ -185,13 +180,6 @@ def prerequisites(study: Study, runs: Sequence[Condition]) -> None:
     for run in runs:
         if run.source == "ensemble":
             ensemble_folder(study, run)
-
-
-def run_key(profile: Profile, seed: int, run: Condition) -> str:
-    """Return the key of all that determines a run's result: settings, code, packages."""
-    return content_key(
-        config=_config(profile, seed, run), source=source_hashes(__name__), packages=package_versions()
-    )
 
 
 def settings_key(profile: Profile, seed: int, run: Condition) -> str:
@@ -246,19 +234,53 @@ def _stack(study: Study, run: Condition, beta: float | None = None) -> Path:
             return
         parts, method = _parts_of(study.profile, run, scratch), method_of(run, beta)
         if len(parts) == 1:
-            write_stack(folder, scratch, study, run, method)
+            _write_stack(folder, scratch, study, run, method, parts[0])
             return
         kept = RunStore(scratch)  # until they are joined
 
         def part(folder: Path, scratch: Path, first: int, end: int) -> None:
             chosen = range(first, end)
-            write_stack(folder, scratch, study, run, method, chosen)
+            _write_stack(folder, scratch, study, run, method, chosen)
 
         ends = [{"first": one.start, "end": one.stop} for one in parts]
         _join_parts(folder, [kept.resumable("part", part, one) for one in ends])
 
-    config = _config(study.profile, study.seed, run) | {"beta": beta}
-    return study.store.resumable(run.name, write, config)
+    method = None if run.objective == REFERENCE else method_of(run, beta)
+    config = _computed_from(study, run, method)
+    return study.store.resumable(run.name, write, config, _inputs(study, run), _code(study, run))
+
+
+def _computed_from(study: Study, run: Condition, method: Method | None) -> dict[str, Any]:
+    """Return the settings that a stack is computed from, with what its condition makes of them."""
+    resolved = {
+        "method": None if method is None else asdict(method),
+        "changes": changes_of(study, run),
+        "sampling": sampling_of(study.profile, run).model_dump(),
+    }
+    return _config(study.profile, study.seed, run) | resolved
+
+
+def _inputs(study: Study, run: Condition) -> dict[str, Path]:
+    """Return the folders that a stack is computed from: the reference, and the ensemble if it has one."""
+    inputs = {"reference": reference(study, run.architecture)}
+    return inputs | ({"ensemble": ensemble_folder(study, run)} if run.source == "ensemble" else {})
+
+
+def _code(study: Study, run: Condition) -> tuple[str, ...]:
+    """Return the modules that compute a stack: how policies are trained, and the source of their reward."""
+    kind = "simulated_judge"
+    if run.source == "ensemble":
+        kind = "ensemble"
+    elif run.source in study.profile.policies.judges:
+        kind = "prompted_judge"
+    return "vaalign_lib.training.run", "vaalign_lib.training.matched_kl", f"vaalign_lib.rewards.{kind}"
+
+
+def _write_stack(
+    folder: Path, scratch: Path, study: Study, run: Condition, method: Method, policies: Sequence[int]
+) -> None:
+    trainer = trainer_of(study, run, method, policies)
+    write_stack(folder, scratch, trainer, evaluator_of(study, run, trainer))
 
 
 def size_that_fits(profile: Profile, run: Condition) -> int:
@@ -329,7 +351,9 @@ def _matched_run(study: Study, run: Condition, target: float | None) -> Path:
         shutil.copytree(stacks[beta] / "policy", folder / "policy")
         attempts.to_parquet(folder / "attempts.parquet")
 
-    return study.store.folder(f"{run.name}-chosen", write, _config(study.profile, study.seed, run))
+    config = _computed_from(study, run, method_of(run, None))
+    name, inputs, code = f"{run.name}-chosen", _inputs(study, run), _code(study, run)
+    return study.store.folder(name, write, config, inputs, code)
 
 
 def pilot_run(study: Study, run: Condition) -> Path:
@@ -345,13 +369,14 @@ def pilot_run(study: Study, run: Condition) -> Path:
     def write(folder: Path, scratch: Path, **_: Any) -> None:
         method = grid.method(plain.objective)
         index = range(len(grid.cells))
-        write_stack(folder, scratch, study, plain, method, index)
+        _write_stack(folder, scratch, study, plain, method, index)
         policies = pd.read_parquet(folder / "policies.parquet").join(grid.cells["beta"])
         cells = policies.groupby("beta", as_index=False)[["kl", "true_reward", "gold"]].mean()
         cells.to_parquet(folder / "cells.parquet")
 
-    config = _config(study.profile, study.seed, plain) | {"betas": betas}
-    return study.store.resumable(f"pilot-{plain.row}", write, config)
+    config = _computed_from(study, plain, grid.method(plain.objective))
+    inputs, code = _inputs(study, plain), _code(study, plain)
+    return study.store.resumable(f"pilot-{plain.row}", write, config, inputs, code)
 
 
 def kl_of(folder: Path) -> float:
@@ -364,10 +389,6 @@ def trainer_of(study: Study, run: Condition, method: Method, policies: Sequence[
     asked = questions_of(study.profile, study.seed)
     source = source_of(study, run)
     task = Task(asked.training, source, asked.gold, population=study.profile.policies.count)
-    changes: dict[str, Any] = {}
-    if run.regime == "as_printed" and study.profile.policies.data == EMBEDDED:
-        printed = load_profile("paper").policies.training[run.architecture].settings(run.objective)
-        changes = printed.model_dump(include={"init_kl_coef", "adaptive_kl"})
     return policy_trainer(
         study.profile,
         run.architecture,
@@ -378,40 +399,16 @@ def trainer_of(study: Study, run: Condition, method: Method, policies: Sequence[
         seed=stack_seed(study.seed, run.repeat),
         device=device(),
         sampling=sampling_of(study.profile, run),
-        **changes,
+        **changes_of(study, run),
     )
 
 
-def write_stack(
-    folder: Path,
-    scratch: Path,
-    study: Study,
-    run: Condition,
-    method: Method,
-    policies: Sequence[int] | None = None,
-) -> None:
-    """Train a stack, with checkpoints, and evaluate it."""
-    index = range(study.profile.policies.count) if policies is None else policies
-    started = time.perf_counter()
-    trainer = trainer_of(study, run, method, index)
-    start = [one.detach().to("cpu", copy=True) for one in trainer.stack.parameters().values()]
-    log, seconds = train_with_checkpoints(trainer, Checkpoints(scratch))
-    table = evaluator_of(study, run, trainer).policies(trainer.stack, index)
-    table["step_length"] = step_lengths(start, trainer.stack)
-    without_gold(table)
-    trainer.stack.export(0, folder / "policy")
-    log.to_parquet(folder / "log.parquet")
-    table.to_parquet(folder / "policies.parquet")
-    spent = {
-        "training_seconds": seconds,
-        "seconds": time.perf_counter() - started,
-        "policies": len(index),
-        "weights": sum(one.numel() for one in start) // len(index),
-        "bytes": sum(path.stat().st_size for path in (folder / "policy").glob("*.safetensors")),
-        "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        * (1 if sys.platform == "darwin" else 1024),
-    }
-    (folder / "resources.json").write_text(json.dumps(spent, indent=1) + "\n")
+def changes_of(study: Study, run: Condition) -> dict[str, Any]:
+    """Return the settings of PPO that a condition changes: `as_printed` takes the paper's coefficients."""
+    if run.regime != "as_printed" or study.profile.policies.data != EMBEDDED:
+        return {}
+    printed = load_profile("paper").policies.training[run.architecture].settings(run.objective)
+    return printed.model_dump(include={"init_kl_coef", "adaptive_kl"})
 
 
 def write_references(folder: Path, study: Study, run: Condition) -> None:

@@ -20,7 +20,7 @@ import torch
 
 from vaalign_lib.data.pairs import EMBEDDED, DataError
 from vaalign_lib.experiments.conditions import ENSEMBLE_ROW, REFERENCE, Condition, Regime, Study, plan
-from vaalign_lib.experiments.policies import ensemble_folder, run_key, settings_key, train_run, train_runs
+from vaalign_lib.experiments.policies import ensemble_folder, settings_key, train_run, train_runs
 from vaalign_lib.experiments.references import reference
 from vaalign_lib.experiments.reward_models import prepare
 from vaalign_lib.profiles import PUBLISHED_PROFILE, Profile, RunGroup
@@ -28,7 +28,6 @@ from vaalign_lib.statistics.tests import rounded
 from vaalign_lib.store import (
     RESULTS,
     NotKeptError,
-    PlanError,
     RunStore,
     new_folder,
     read_once,
@@ -160,7 +159,7 @@ def trained(study: Study, folders: Mapping[Condition, Path]) -> Results:
         described = {"run": run.name, **asdict(run)}
         policies.append(pd.read_parquet(folder / "policies.parquet").assign(**described))
         keys = {
-            "key": run_key(study.profile, study.seed, run),
+            "key": folder.name.rpartition("-")[2],
             "settings": settings_key(study.profile, study.seed, run),
         }
         device = {"device": hardware()}
@@ -253,7 +252,6 @@ def collect(study: Study, workers: int | str, from_results: bool = False) -> Res
         # the profile whose results are committed trains its own runs; others what is not published yet
         own_profile = study.profile.name == PUBLISHED_PROFILE
         others = known.without([one.name for one in planned]) if own_profile else known
-        _show_plan(study, workers)
         folders = train_runs(study, planned, workers, others.kl())
         known = trained(study, folders).joined(others)
     groups = COMPARED_GROUPS if study.profile.policies.data == EMBEDDED else PRINTED_GROUPS
@@ -264,17 +262,6 @@ def collect(study: Study, workers: int | str, from_results: bool = False) -> Res
             + ("; from_results = False trains them" if from_results else "")
         )
     return known
-
-
-def _show_plan(study: Study, workers: int | str) -> None:
-    """Show the plan of real models and paid judges before they are used for the first time."""
-    from vaalign_lib.reproduce import plan as planning  # which reads what is published
-
-    if planning.was_shown(study):
-        return
-    if text := planning.new_plan(study, workers if isinstance(workers, int) else 1):
-        planning.note_shown(study)
-        raise PlanError(f"{text}\nthis is the plan; run this again to start it")
 
 
 # --- what is published --------------------------------------------------------------------------------

@@ -100,8 +100,7 @@ def _reproduce(options: argparse.Namespace, profile: Profile, run_dir: Path) -> 
         )
     if options.from_results and (run_dir / "store").exists():
         raise _UsageError(f"--from-results: {run_dir} holds runs that were trained; choose another --run-dir")
-    if (stopped := _before_starting(options, profile, run_dir)) is not None:
-        return stopped
+    _before_starting(options, profile, run_dir)
     if options.dask:
         from vaalign_lib import jobs  # here, for it takes seconds to import
 
@@ -123,27 +122,18 @@ def _reproduce(options: argparse.Namespace, profile: Profile, run_dir: Path) -> 
     return 1 if any(outcome.state in ("failed", "skipped") for outcome in outcomes) else 0
 
 
-def _before_starting(options: argparse.Namespace, profile: Profile, run_dir: Path) -> int | None:
-    """Show the plan once before real models and paid judges are used; find now what is missing.
-
-    Returns:
-        An exit code if nothing is to start.
-    """
+def _before_starting(options: argparse.Namespace, profile: Profile, run_dir: Path) -> None:
+    """Say what real models and paid judges would do, and what is missing for it, before they are used."""
     from vaalign_lib.reproduce import plan  # here, for it takes seconds to import
 
     if options.set:  # with reward models of one's own no policy is trained
         plan.check_own(dict(options.set))
     if options.from_results or options.set:
-        return None
-    if all(notebook.name not in _WITH_MODELS for notebook in select(options.only)):
-        return None
-    store = RunStore(run_dir / "store")
-    if not (text := plan.new_plan(Study(store, profile, options.seed), _workers(options))):
-        return None
-    print(text)
-    plan.note_shown(Study(store, profile, options.seed))
-    print("this is the plan; the same command again starts it", file=sys.stderr)
-    return 3
+        return
+    if any(notebook.name in _WITH_MODELS for notebook in select(options.only)):
+        store = RunStore(run_dir / "store")
+        if text := plan.checked_plan(Study(store, profile, options.seed), _workers(options)):
+            print(text)
 
 
 def _plan(options: argparse.Namespace, profile: Profile, run_dir: Path) -> int:
@@ -154,8 +144,6 @@ def _plan(options: argparse.Namespace, profile: Profile, run_dir: Path) -> int:
     print(text)
     if lacks:
         print(f"vaalign: this is missing: {'; '.join(lacks)}", file=sys.stderr)
-    else:
-        plan.note_shown(Study(store, profile, options.seed))
     return 1 if lacks else 0
 
 

@@ -22,9 +22,8 @@ from vaalign_lib.experiments.policies import train_run
 from vaalign_lib.experiments.results import published
 from vaalign_lib.experiments.reward_models import prepare
 from vaalign_lib.profiles import OURS, PUBLISHED_PROFILE, Profile
-from vaalign_lib.reproduce.run_folder import SHOWN_PLAN
 from vaalign_lib.rewards.prompted_judge import REPLIES
-from vaalign_lib.store import NotKeptError, PlanError, RunStore, content_key, read_once, write_atomically
+from vaalign_lib.store import NotKeptError, PlanError, RunStore, read_once
 from vaalign_lib.training.memory import (
     ADAM,
     FLOAT,
@@ -229,8 +228,8 @@ def complete_plan(study: Study, workers: int) -> tuple[str, list[str]]:
     return in_words(table, workers), missing(study.profile, table, study.store.root.parent)
 
 
-def new_plan(study: Study, workers: int) -> str:
-    """Return the plan of real models and paid judges if it was not shown yet, else nothing.
+def checked_plan(study: Study, workers: int) -> str:
+    """Return the plan of real models and paid judges, nothing where all is made here.
 
     Raises:
         PlanError: something is missing, which is told before anything starts.
@@ -240,7 +239,7 @@ def new_plan(study: Study, workers: int) -> str:
     text, lacks = complete_plan(study, workers)
     if lacks:
         raise PlanError(f"nothing was started, for this is missing: {'; '.join(lacks)}")
-    return "" if was_shown(study) else text
+    return text
 
 
 def _is_made_here(profile: Profile) -> bool:
@@ -249,21 +248,6 @@ def _is_made_here(profile: Profile) -> bool:
     data = [profile.policies.data, profile.reward_data.pairs, profile.reward_data.evaluation]
     named = {*models, *data, profile.true_reward}
     return named <= set(OURS) and not profile.policies.judges
-
-
-def was_shown(study: Study) -> bool:
-    """Whether this plan was shown for a run folder."""
-    mark = study.store.root.parent / SHOWN_PLAN
-    return mark.is_file() and mark.read_bytes() == _plan_key(study.profile, study.seed).encode()
-
-
-def note_shown(study: Study) -> None:
-    """Remember that this plan was shown."""
-    write_atomically(study.store.root.parent / SHOWN_PLAN, _plan_key(study.profile, study.seed))
-
-
-def _plan_key(profile: Profile, seed: int) -> str:
-    return content_key(profile=profile.model_dump(), seed=seed)
 
 
 # --- what is missing ----------------------------------------------------------------------------------

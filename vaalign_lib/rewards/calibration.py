@@ -154,9 +154,6 @@ def _checked(errors: Array, variances: Array) -> tuple[Array, Array]:
     return errors, variances
 
 
-Array = NDArray[np.float64]
-
-
 def sample_variance(scores: Array) -> Array:
     """Return the sample variance over models of scores (responses, models): (responses,), ddof=1.
 

@@ -1,5 +1,8 @@
 """From a profile to policies in training: which model, which form, which hyperparameters."""
 
+import json
+import resource
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,6 +21,7 @@ from vaalign_lib.policies.stack import PolicyStack
 from vaalign_lib.profiles import Lora, Profile, Sampling
 from vaalign_lib.rewards.base import RewardSource
 from vaalign_lib.store import Checkpoints
+from vaalign_lib.training.evaluation import Evaluator
 from vaalign_lib.training.objectives import Method, Task
 from vaalign_lib.training.ppo import Trainer
 
@@ -129,6 +133,37 @@ def write_tensorboard(log: pd.DataFrame, folder: str | Path) -> None:
 
 CHECKPOINT_SECONDS = 30.0  # of work that is lost at most when a run is killed, while
 CHECKPOINT_SHARE = 0.1  # of the time at most goes into writing checkpoints
+
+
+def write_stack(folder: Path, scratch: Path, trainer: Trainer, evaluator: Evaluator) -> None:
+    """Train a stack with checkpoints, evaluate every policy, and write what is known of it.
+
+    Args:
+        folder: to be filled with `policies.parquet`, `log.parquet`, `resources.json` and `policy`, the first
+            policy as an ordinary checkpoint or adapter.
+        scratch: keeps checkpoints.
+        trainer: of the stack, with no step taken.
+        evaluator: asks and judges the trained policies.
+    """
+    index, started = trainer.index, time.perf_counter()
+    start = [one.detach().to("cpu", copy=True) for one in trainer.stack.parameters().values()]
+    log, seconds = train_with_checkpoints(trainer, Checkpoints(scratch))
+    table = evaluator.policies(trainer.stack, index.tolist())
+    table["step_length"] = step_lengths(start, trainer.stack)
+    without_gold(table)
+    trainer.stack.export(0, folder / "policy")
+    log.to_parquet(folder / "log.parquet")
+    table.to_parquet(folder / "policies.parquet")
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes of what the system counts memory in
+    spent = {
+        "training_seconds": seconds,
+        "seconds": time.perf_counter() - started,
+        "policies": len(index),
+        "weights": sum(one.numel() for one in start) // len(index),
+        "bytes": sum(path.stat().st_size for path in (folder / "policy").glob("*.safetensors")),
+        "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit,
+    }
+    (folder / "resources.json").write_text(json.dumps(spent, indent=1) + "\n")
 
 
 @torch.no_grad()
