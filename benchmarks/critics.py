@@ -11,10 +11,9 @@ import argparse
 import torch
 
 from vaalign_lib.data.world.world import World
-from vaalign_lib.experiments.conditions import Study
 from vaalign_lib.experiments.references import reference
 from vaalign_lib.policies.sampling import sequences
-from vaalign_lib.profiles import load_profile
+from vaalign_lib.profiles import Study, load_profile
 from vaalign_lib.rewards.simulated_judge import stand_ins
 from vaalign_lib.store import RUNS, RunStore
 from vaalign_lib.training.matched_kl import final

@@ -18,10 +18,10 @@ import pandas as pd
 import pytest
 
 from vaalign_lib import jobs as cluster
-from vaalign_lib.experiments.conditions import Condition, Study
+from vaalign_lib.experiments.conditions import Condition
 from vaalign_lib.experiments.policies import train_runs
 from vaalign_lib.jobs import report, run_jobs
-from vaalign_lib.profiles import load_profile
+from vaalign_lib.profiles import Study, load_profile
 from vaalign_lib.reproduce.notebook import start
 from vaalign_lib.store import ROOT, RunStore
 

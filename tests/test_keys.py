@@ -5,9 +5,9 @@ import shutil
 import pytest
 
 from vaalign_lib import store
-from vaalign_lib.experiments.conditions import ENSEMBLE_ROW, JUDGE_ROW, Condition, Study
+from vaalign_lib.experiments.conditions import ENSEMBLE_ROW, JUDGE_ROW, Condition
 from vaalign_lib.experiments.policies import _code
-from vaalign_lib.profiles import load_profile
+from vaalign_lib.profiles import Study, load_profile
 from vaalign_lib.store import PACKAGE, RunStore, source_hashes
 
 

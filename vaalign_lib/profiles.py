@@ -9,13 +9,14 @@ import json
 import re
 import reprlib
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, HttpUrl, ValidationError, model_validator
 
-from vaalign_lib.store import PROFILES, content_of
+from vaalign_lib.store import PROFILES, RunStore, content_of
 
 LARGEST_FILE = 100_000  # bytes
 LARGEST_CONTENT = 10_000  # values, those that an alias stands for counted each time
@@ -561,6 +562,15 @@ _SOURCES = (  # where a profile names files or folders; * stands for every key
     ("true_reward",),
     ("policies", "data"),
 )
+
+
+@dataclass(frozen=True)
+class Study:
+    """What every experiment takes: where results are kept, how large it is, and its seed."""
+
+    store: RunStore
+    profile: Profile
+    seed: int = 0
 
 
 def available_profiles() -> list[str]:

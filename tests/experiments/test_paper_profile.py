@@ -17,10 +17,10 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from tests.rewards.judge_server import judge_server
 from vaalign_lib.data.world.tokenizer import world_tokenizer
 from vaalign_lib.data.world.world import World
-from vaalign_lib.experiments.conditions import Study, plan
+from vaalign_lib.experiments.conditions import plan
 from vaalign_lib.experiments.policies import train_runs
 from vaalign_lib.models import tiny_config
-from vaalign_lib.profiles import load_profile
+from vaalign_lib.profiles import Study, load_profile
 from vaalign_lib.reproduce import cli
 from vaalign_lib.rewards.judgements import JudgementStore
 from vaalign_lib.store import RunStore

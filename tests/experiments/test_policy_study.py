@@ -15,20 +15,11 @@ from transformers import AutoModelForCausalLM
 
 from vaalign_lib.experiments import conditions
 from vaalign_lib.experiments import policies as policy_study
-from vaalign_lib.experiments.conditions import (
-    GROUPS,
-    JUDGE_ROW,
-    PRIMARY,
-    ROWS,
-    Condition,
-    Study,
-    plan,
-    stretch_of,
-)
+from vaalign_lib.experiments.conditions import GROUPS, JUDGE_ROW, PRIMARY, ROWS, Condition, plan, stretch_of
 from vaalign_lib.experiments.policies import kl_of, settings_key, source_of, train_run, train_runs
 from vaalign_lib.experiments.results import publish, published, trained
 from vaalign_lib.papers.printed import RANGES
-from vaalign_lib.profiles import Judge, load_profile
+from vaalign_lib.profiles import Judge, Study, load_profile
 from vaalign_lib.store import CorruptCheckpointWarning, PlanError, RunDirectoryBusyError, RunStore
 
 PLAIN = Condition(*JUDGE_ROW)

@@ -11,12 +11,11 @@ from safetensors.torch import load_file
 from tests.hostile import alive
 from tests.rewards.conftest import save_tiny
 from vaalign_lib.data.pairs import DataError
-from vaalign_lib.experiments.conditions import Study
 from vaalign_lib.experiments.references import reference
 from vaalign_lib.experiments.reward_models import PARTS, RewardStudy, prepare, real_data, reward_source
 from vaalign_lib.experiments.reward_tables import ratings_table
 from vaalign_lib.models import conversation_ids
-from vaalign_lib.profiles import load_profile
+from vaalign_lib.profiles import Study, load_profile
 from vaalign_lib.reproduce import cli
 from vaalign_lib.rewards.classifier import reader, write_features
 from vaalign_lib.rewards.heads import KINDS

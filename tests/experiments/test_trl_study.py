@@ -7,7 +7,6 @@ from scipy import stats
 
 from vaalign_lib.experiments import trl
 from vaalign_lib.experiments import trl as trl_study
-from vaalign_lib.experiments.conditions import Study
 from vaalign_lib.experiments.trl import (
     Setting,
     differences,
@@ -19,7 +18,7 @@ from vaalign_lib.experiments.trl import (
     trl_trainer,
     unit_of,
 )
-from vaalign_lib.profiles import load_profile
+from vaalign_lib.profiles import Study, load_profile
 from vaalign_lib.store import RunStore
 
 SMOKE = load_profile("smoke")

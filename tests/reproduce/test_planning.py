@@ -4,10 +4,10 @@ import pandas as pd
 import pytest
 from transformers import AutoModelForCausalLM
 
-from vaalign_lib.experiments.conditions import Condition, Study, plan
+from vaalign_lib.experiments.conditions import Condition, plan
 from vaalign_lib.experiments.policies import train_run
 from vaalign_lib.models import tiny_config
-from vaalign_lib.profiles import Judge, load_profile
+from vaalign_lib.profiles import Judge, Study, load_profile
 from vaalign_lib.reproduce import plan as planning
 from vaalign_lib.reproduce.cli import main
 from vaalign_lib.store import PlanError, RunStore

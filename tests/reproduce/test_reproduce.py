@@ -11,8 +11,7 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from vaalign_lib.experiments.conditions import Study
-from vaalign_lib.profiles import load_profile
+from vaalign_lib.profiles import Study, load_profile
 from vaalign_lib.reproduce import run as module
 from vaalign_lib.reproduce.execute import EXECUTED, PAGE
 from vaalign_lib.reproduce.run import publish, read_record, reproduce, status

@@ -15,7 +15,6 @@ import numpy as np
 from vaalign_lib.data.world.world import Disagreement
 from vaalign_lib.papers.printed import PRINTED_WIDTHS, RANGES
 from vaalign_lib.profiles import Profile, RunGroup, Sampling
-from vaalign_lib.store import RunStore
 from vaalign_lib.training.objectives import Method
 
 Protocol = Literal["shared", "independent"]
@@ -29,15 +28,6 @@ JUDGES = {
 ENSEMBLE_ROW, JUDGE_ROW = (("gpt2", "ensemble"), ("qwen2", "judge-b"))  # the second is that of Figure 7
 ROWS = (ENSEMBLE_ROW, *product(("mistral", "qwen2"), JUDGES))
 REFERENCE = "reference"  # in place of a method: the policy that all start from, evaluated as often
-
-
-@dataclass(frozen=True)
-class Study:
-    """What every experiment takes: where results are kept, how large it is, and its seed."""
-
-    store: RunStore
-    profile: Profile
-    seed: int = 0
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,6 @@ from vaalign_lib.experiments.conditions import (
     JUDGES,
     REFERENCE,
     Condition,
-    Study,
     method_of,
     sampling_of,
     stretch_of,
@@ -34,7 +33,7 @@ from vaalign_lib.experiments.reward_models import RewardStudy, prepare, reward_s
 from vaalign_lib.jobs import device, report, run_jobs, together
 from vaalign_lib.models import load_tokenizer
 from vaalign_lib.policies.reference import ReferencePolicy
-from vaalign_lib.profiles import Profile, load_profile, local_files
+from vaalign_lib.profiles import Profile, Study, load_profile, local_files
 from vaalign_lib.rewards.base import RewardSource, Truth
 from vaalign_lib.rewards.ensemble import EnsembleReward, load_ensemble
 from vaalign_lib.rewards.heads import HeadKind

@@ -7,10 +7,10 @@ from typing import Any
 
 from transformers import AutoModelForCausalLM
 
-from vaalign_lib.experiments.conditions import Study
 from vaalign_lib.jobs import check_workers, start_processes
 from vaalign_lib.models import load_tokenizer
 from vaalign_lib.policies.reference import sample, write_reference
+from vaalign_lib.profiles import Study
 
 TEMPERATURE, TOP_K, TOP_P = 1.5, 50, 0.9  # of the policies' responses; the first is Table 18's
 

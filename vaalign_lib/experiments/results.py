@@ -19,11 +19,11 @@ import pyarrow as pa
 import torch
 
 from vaalign_lib.data.pairs import EMBEDDED, DataError
-from vaalign_lib.experiments.conditions import ENSEMBLE_ROW, REFERENCE, Condition, Regime, Study, plan
+from vaalign_lib.experiments.conditions import ENSEMBLE_ROW, REFERENCE, Condition, Regime, plan
 from vaalign_lib.experiments.policies import ensemble_folder, settings_key, train_run, train_runs
 from vaalign_lib.experiments.references import reference
 from vaalign_lib.experiments.reward_models import prepare
-from vaalign_lib.profiles import PUBLISHED_PROFILE, Profile, RunGroup
+from vaalign_lib.profiles import PUBLISHED_PROFILE, Profile, RunGroup, Study
 from vaalign_lib.statistics.tests import rounded
 from vaalign_lib.store import (
     RESULTS,

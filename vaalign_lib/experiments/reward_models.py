@@ -21,9 +21,8 @@ from torch import Tensor
 
 from vaalign_lib.data.pairs import EMBEDDED, DataError, embedded_pairs, read_pairs
 from vaalign_lib.data.world.world import World
-from vaalign_lib.experiments.conditions import Study
 from vaalign_lib.experiments.references import TEMPERATURE, sample_reference, stack_seed
-from vaalign_lib.profiles import HeadTraining, Profile, RewardModel
+from vaalign_lib.profiles import HeadTraining, Profile, RewardModel, Study
 from vaalign_lib.rewards.backbones import BackboneReward, load_backbones, write_backbones
 from vaalign_lib.rewards.base import RewardSource, Truth, VarianceOf
 from vaalign_lib.rewards.classifier import (

@@ -23,14 +23,14 @@ from transformers import AutoModelForCausalLM, GPT2Config, PreTrainedTokenizerBa
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
 from vaalign_lib.data.world.world import World
-from vaalign_lib.experiments.conditions import JUDGES, METHODS, Study
+from vaalign_lib.experiments.conditions import JUDGES, METHODS
 from vaalign_lib.experiments.policies import questions_of
 from vaalign_lib.experiments.references import reference
 from vaalign_lib.jobs import report, run_jobs
 from vaalign_lib.models import load_tokenizer, train_quietly
 from vaalign_lib.policies.reference import ReferencePolicy, quiet_training
 from vaalign_lib.policies.stack import PolicyStack
-from vaalign_lib.profiles import Profile, load_profile
+from vaalign_lib.profiles import Profile, Study, load_profile
 from vaalign_lib.rewards.base import Array, Unit
 from vaalign_lib.rewards.simulated_judge import stand_ins
 from vaalign_lib.statistics.tests import Estimate

@@ -10,9 +10,8 @@ from typing import NoReturn
 
 from pydantic import ValidationError
 
-from vaalign_lib.experiments.conditions import Study
 from vaalign_lib.papers.printed import UnknownRuleError
-from vaalign_lib.profiles import PUBLISHED_PROFILE, Profile, ProfileError, load_profile
+from vaalign_lib.profiles import PUBLISHED_PROFILE, Profile, ProfileError, Study, load_profile
 from vaalign_lib.reproduce.report import published_rows, write_into_readme, write_report
 from vaalign_lib.reproduce.run import (
     UnknownNotebookError,

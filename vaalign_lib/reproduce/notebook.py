@@ -25,10 +25,9 @@ from IPython.display import Image, Markdown, display
 from matplotlib.figure import Figure
 from pandas.io.formats.style import Styler
 
-from vaalign_lib.experiments.conditions import Study
 from vaalign_lib.jobs import check_workers
 from vaalign_lib.papers.printed import Finding, printed_text, rule_of, rules, verdict
-from vaalign_lib.profiles import Profile, load_profile
+from vaalign_lib.profiles import Profile, Study, load_profile
 from vaalign_lib.statistics.tests import Estimate, rounded
 from vaalign_lib.store import RUNS, RunStore, write_atomically
 

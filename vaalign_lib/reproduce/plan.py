@@ -17,11 +17,11 @@ import pandas as pd
 import torch
 
 from vaalign_lib.data.pairs import EMBEDDED, DataError, prompts_of, read_pairs, read_prompts, read_ratings
-from vaalign_lib.experiments.conditions import ENSEMBLE_ROW, REFERENCE, Condition, Study, plan
+from vaalign_lib.experiments.conditions import ENSEMBLE_ROW, REFERENCE, Condition, plan
 from vaalign_lib.experiments.policies import train_run
 from vaalign_lib.experiments.results import published
 from vaalign_lib.experiments.reward_models import prepare
-from vaalign_lib.profiles import OURS, PUBLISHED_PROFILE, Profile
+from vaalign_lib.profiles import OURS, PUBLISHED_PROFILE, Profile, Study
 from vaalign_lib.rewards.prompted_judge import REPLIES
 from vaalign_lib.store import NotKeptError, PlanError, RunStore, read_once
 from vaalign_lib.training.memory import (
