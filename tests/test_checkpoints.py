@@ -5,7 +5,6 @@ import errno
 import pytest
 import torch
 
-from vaalign_lib import store as checkpoints
 from vaalign_lib.store import Checkpoints, CorruptCheckpointWarning, DiskFullError
 
 
@@ -45,14 +44,14 @@ def test_a_full_disk_leaves_what_was_there(tmp_path, monkeypatch, error):
     def full(*_):
         raise error
 
-    monkeypatch.setattr(checkpoints, "save_file", full)
+    monkeypatch.setattr("safetensors.torch.save_file", full)
     with pytest.raises(DiskFullError, match=r"disk is full.*last checkpoint"):
         kept.save(2, state(2))
     assert int(kept.newest()["count"]) == 1 and len(list(tmp_path.iterdir())) == 1
 
 
 def test_other_errors_are_not_taken_for_a_full_disk(tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoints, "save_file", lambda *_: 1 / 0)
+    monkeypatch.setattr("safetensors.torch.save_file", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         Checkpoints(tmp_path).save(1, state(1))
     assert not list(tmp_path.iterdir())

@@ -23,11 +23,8 @@ from pathlib import Path
 from queue import Empty
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import datasets
-import torch
 import tqdm.auto
 import tqdm.std
-import transformers
 
 from vaalign_lib.store import (
     PACKAGE,
@@ -221,8 +218,6 @@ def _begin(queue: Any, parent: int, together: int, threads: int) -> None:
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     import torch
 
-    pass
-
     global _together
     _together = together
     report_to(queue)
@@ -385,6 +380,7 @@ def _run_in_worker(job: Callable[[], Result], code: str, mark: str) -> "Result |
 
 def _run_here(job: Callable[[], Result], code: str, mark: str) -> Result:
     """Run a job, one at a time, with one thread."""
+    import torch
     from distributed import get_worker
 
     worker = get_worker()
@@ -457,6 +453,9 @@ def silence_libraries() -> None:
     """Switch off the libraries' own bars (map, load, save), their advice and the news of what they are
     going to rename, which say nothing that a reader needs.
     """
+    import datasets
+    import transformers
+
     datasets.disable_progress_bars()
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()

@@ -22,13 +22,14 @@ from contextvars import ContextVar
 from functools import lru_cache, partial
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import filelock
 import pandas as pd
 import xxhash
-from safetensors.torch import load_file, save_file
-from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = ROOT / "notebooks"
@@ -605,12 +606,14 @@ class Checkpoints:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def save(self, step: int, state: Mapping[str, Tensor]) -> Path:
+    def save(self, step: int, state: Mapping[str, "Tensor"]) -> Path:
         """Write the state after a step, then drop all but the newest.
 
         Raises:
             DiskFullError: there is no room; what was saved before is still there.
         """
+        from safetensors.torch import save_file
+
         with unfinished(self.folder / "step") as temporary:
             save_file({name: one.cpu().contiguous() for name, one in state.items()}, temporary)
             with temporary.open("rb") as file:
@@ -621,8 +624,10 @@ class Checkpoints:
             old.unlink()
         return path
 
-    def newest(self) -> dict[str, Tensor] | None:
+    def newest(self) -> "dict[str, Tensor] | None":
         """Return the newest state that is whole, None if there is none; warn about others."""
+        from safetensors.torch import load_file
+
         for path in self._found():
             if _hash(path) == _parts(path)[1]:
                 return load_file(path)
