@@ -17,7 +17,7 @@ from vaalign_lib.experiments import conditions
 from vaalign_lib.experiments import policies as policy_study
 from vaalign_lib.experiments.conditions import GROUPS, JUDGE_ROW, PRIMARY, ROWS, Condition, plan, stretch_of
 from vaalign_lib.experiments.policies import kl_of, settings_key, source_of, train_run, train_runs
-from vaalign_lib.experiments.results import publish, published, trained
+from vaalign_lib.experiments.results import publish_runs, published, trained
 from vaalign_lib.papers.printed import RANGES
 from vaalign_lib.profiles import Judge, Study, load_profile
 from vaalign_lib.store import CorruptCheckpointWarning, PlanError, RunDirectoryBusyError, RunStore
@@ -209,8 +209,8 @@ def test_what_is_published_is_read_again_and_not_trained(store, uninterrupted, t
     for one in (PLAIN, PLAIN.start):
         train_run(Study(store, small(), 0), one)
     runs = [PLAIN, PLAIN.start, never]
-    assert publish(Study(store, small(), 0), runs, tmp_path) == [PLAIN.name, PLAIN.start.name]
-    assert publish(Study(store, small(), 0), runs, tmp_path) == []  # nothing new
+    assert publish_runs(Study(store, small(), 0), runs, tmp_path) == [PLAIN.name, PLAIN.start.name]
+    assert publish_runs(Study(store, small(), 0), runs, tmp_path) == []  # nothing new
     found = published(small(), 0, tmp_path)
     own = trained(
         Study(store, small(), 0), {one: train_run(Study(store, small(), 0), one) for one in runs[:2]}
@@ -237,8 +237,8 @@ def test_a_run_is_published_once(store, tmp_path):
     for one in (PLAIN, PLAIN.start):
         train_run(Study(store, small(), 0), one)
     other = small().model_copy(update={"name": "other"})
-    publish(Study(store, other, 0), [PLAIN], tmp_path)
-    assert publish(Study(store, small(), 0), [PLAIN, PLAIN.start], tmp_path) == [PLAIN.start.name]
+    publish_runs(Study(store, other, 0), [PLAIN], tmp_path)
+    assert publish_runs(Study(store, small(), 0), [PLAIN, PLAIN.start], tmp_path) == [PLAIN.start.name]
     found = published(small(), 0, tmp_path).runs.set_index("run")["origin"]
     assert found.to_dict() == {PLAIN.name: "published, other", PLAIN.start.name: f"published, {small().name}"}
 
@@ -246,8 +246,8 @@ def test_a_run_is_published_once(store, tmp_path):
 def test_published_runs_stay_when_others_come(store, tmp_path):
     for one in (PLAIN, PLAIN.start):
         train_run(Study(store, small(), 0), one)
-    publish(Study(store, small(), 0), [PLAIN], tmp_path)
-    assert publish(Study(store, small(), 0), [PLAIN.start], tmp_path) == [PLAIN.start.name]
+    publish_runs(Study(store, small(), 0), [PLAIN], tmp_path)
+    assert publish_runs(Study(store, small(), 0), [PLAIN.start], tmp_path) == [PLAIN.start.name]
     assert published(small(), 0, tmp_path).names == {PLAIN.name, PLAIN.start.name}
 
 

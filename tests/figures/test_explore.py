@@ -1,9 +1,13 @@
 """The sliders: every form draws, moving one changes the pictures, headless draws the defaults."""
 
 import dataclasses
+import time
 
 import pytest
 
+from tests.experiments.test_policy_analysis import results
+from vaalign_lib.experiments.comparisons import Comparisons
+from vaalign_lib.experiments.conditions import JUDGE_ROW, Condition, plan
 from vaalign_lib.figures import sliders
 from vaalign_lib.figures import sliders as explore
 from vaalign_lib.jobs import HEADLESS
@@ -53,3 +57,54 @@ def test_headless_shows_the_defaults(monkeypatch):
     monkeypatch.setattr(explore, "display", lambda *images: shown.extend(images))
     assert sliders.bandit_explorer(BANDITS["exact"], draws=100, seed=0) is None
     assert len(shown) == 2
+
+
+@pytest.fixture(scope="module")
+def policies():
+    """Vanilla's training variance is 0.8, the other's 0.2."""
+    return results(plan(["rows", "independent", "ranges"]), lambda run: 0.8, count=80)
+
+
+AT_SAME_KL = {"row": "qwen2-judge-b", "regime": "matched_kl", "protocol": "independent"}
+
+
+def test_policies_are_drawn_with_the_ratio_of_the_tables(policies):
+    run = Condition(*JUDGE_ROW, "variance_aware", protocol="independent", regime="matched_kl")
+    ratio = Comparisons(policies, resamples=sliders.RESAMPLES).ratio(run)
+    axes = sliders.policy_figure(policies, **AT_SAME_KL).axes[0]
+    assert str(ratio) in axes.get_title(loc="left")
+    dots = [len(one.get_offsets()) for one in axes.collections if len(one.get_offsets()) > 1]
+    assert dots == [80, 80]
+
+
+@pytest.mark.parametrize("outcome", sliders.OUTCOMES)
+def test_every_outcome_is_redrawn_within_half_a_second(policies, outcome):
+    policies = policies.assign(length=policies["kl"] * 3 + 20)
+    began = time.process_time()
+    assert sliders.policy_image(policies, **AT_SAME_KL, outcome=outcome).startswith(PNG)
+    assert time.process_time() - began < 0.5
+
+
+def test_policies_that_were_not_trained_are_named(policies):
+    with pytest.raises(LookupError, match="gpt2-ensemble, shared, as_printed: no such policies"):
+        sliders.policy_figure(policies, "gpt2-ensemble", "as_printed", "shared")
+    missing = {"row": "gpt2-ensemble", "regime": "as_printed", "protocol": "shared"}
+    assert sliders.policy_image(policies, **missing).startswith(PNG)
+
+
+def test_the_policy_explorer_redraws_and_renders_headless(policies, monkeypatch):
+    drawn, shown = [], []
+    monkeypatch.setattr(sliders, "policy_image", lambda policies, **chosen: drawn.append(chosen) or PNG)
+    monkeypatch.setattr(sliders, "display", lambda *images: shown.extend(images))
+    monkeypatch.setenv(HEADLESS, "1")
+    assert sliders.policy_explorer(policies) is None and len(shown) == 1
+    monkeypatch.delenv(HEADLESS)
+    row, regime, *_, outcome = sliders.policy_explorer(policies).children[0].children
+    assert drawn[0] == drawn[1] and drawn[0]["row"] == "gpt2-ensemble"
+    row.value, regime.value, outcome.value = "qwen2-judge-b", "as_printed", "gold"
+    assert drawn[-1] == {
+        "row": "qwen2-judge-b",
+        "regime": "as_printed",
+        "protocol": "shared",
+        "outcome": "gold",
+    }

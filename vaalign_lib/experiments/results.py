@@ -290,7 +290,7 @@ def published(profile: Profile, seed: int, folder: Path = PUBLISHED) -> Results:
 
 
 @read_once()
-def publish(study: Study, runs: Sequence[Condition], folder: Path = PUBLISHED) -> list[str]:
+def publish_runs(study: Study, runs: Sequence[Condition], folder: Path = PUBLISHED) -> list[str]:
     """Publish those of some runs that are finished, beside what the profile has published before.
 
     What other profiles have published is left out. What was published with other settings goes.

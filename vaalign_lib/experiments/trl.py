@@ -24,7 +24,7 @@ from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
 from vaalign_lib.data.world.world import World
 from vaalign_lib.experiments.conditions import JUDGES, METHODS
-from vaalign_lib.experiments.policies import questions_of
+from vaalign_lib.experiments.policies import kl_of, questions_of
 from vaalign_lib.experiments.references import reference
 from vaalign_lib.jobs import report, run_jobs
 from vaalign_lib.models import load_tokenizer, train_quietly
@@ -280,11 +280,6 @@ def _matched(study: Study, setting: Setting, target: float) -> tuple[Setting, Pa
         match_kl(train, betas, kls, target, ATTEMPTS, TOLERANCE)
     nearest = min(made, key=lambda beta: abs(kl_of(made[beta]) - target))
     return replace(setting, beta=nearest), made[nearest]
-
-
-def kl_of(folder: Path) -> float:
-    """Return the mean KL of a setting's policies."""
-    return float(pd.read_parquet(folder / "policies.parquet")["kl"].mean())
 
 
 def together(found: Sequence[tuple[Setting, Path]], name: str) -> pd.DataFrame:

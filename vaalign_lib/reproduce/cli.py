@@ -154,13 +154,13 @@ def _workers(options: argparse.Namespace) -> int:
 
 def _publish(options: argparse.Namespace, profile: Profile, run_dir: Path) -> int:
     from vaalign_lib.experiments.conditions import plan
-    from vaalign_lib.experiments.results import PUBLISHED, publish
+    from vaalign_lib.experiments.results import PUBLISHED, publish_runs
 
     if options.seed:
         raise _UsageError("--seed: only results of seed 0 are published")
     runs = plan(profile.policies.runs)
     with opened(run_dir):
-        names = publish(Study(RunStore(run_dir / "store"), profile, options.seed), runs)
+        names = publish_runs(Study(RunStore(run_dir / "store"), profile, options.seed), runs)
     for name in names:
         print(f"  {name}")
     print(f"{len(names)} of {len(runs)} stacks are new or changed in {PUBLISHED / profile.name}")
