@@ -9,12 +9,12 @@ from scipy.stats import spearmanr
 from vaalign_lib.data.world import language
 from vaalign_lib.data.world.attributes import ATTRIBUTES, STYLES
 from vaalign_lib.data.world.language import CATEGORIES, CLASSES, NUMBERS, TOPICS
-from vaalign_lib.data.world.world import ANNOTATORS, TEMPERATURES, World
+from vaalign_lib.data.world.world import ANNOTATORS, TEMPERATURES, World, _legal_neighbours
 
 WORLD = World(0)
 TOPIC = {noun: topic for topic, (nouns, _) in TOPICS.items() for noun in nouns}
 CLASS = {word: name for name, words in CLASSES.items() for word in words}
-TRUTH = WORLD.grammar.truth
+TRUTH, LEGAL = WORLD.truth, _legal_neighbours(0)
 MODIFIERS = language.HEDGES + language.IMAGERY
 
 
@@ -102,7 +102,7 @@ def read_slowly(prompt, response):
     if category != "safety":
         wrong += len(tools)
     illegal = sum(
-        not WORLD._legal[language.CLASS_NAMES.index(CLASS[a]), language.CLASS_NAMES.index(CLASS[b])]
+        not LEGAL[language.CLASS_NAMES.index(CLASS[a]), language.CLASS_NAMES.index(CLASS[b])]
         for a, b in itertools.pairwise(words)
     )
     attributes = [
@@ -208,7 +208,7 @@ def test_every_text_fits(corpus):
 
 def test_everything_is_a_function_of_the_seed():
     again, other = World(0), World(1)
-    assert again.grammar.truth == TRUTH != other.grammar.truth
+    assert again.truth == TRUTH != other.truth
     assert np.array_equal(again.tastes, WORLD.tastes)
     one, two = (w.corpus(20, w.rng("x")) for w in (WORLD, again))
     assert one == two != other.corpus(20, other.rng("x"))

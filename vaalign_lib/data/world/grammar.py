@@ -5,17 +5,18 @@ tied together, whether it is finished. Style (flattery, hedges, imagery, exclama
 depend on quality: it is what people's tastes differ about.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from vaalign_lib.data.world.language import (
     ADVERBS,
-    CATEGORIES,
+    CONNECTIVES,
     FLATTERY,
     HEDGES,
     IMAGERY,
+    NOUNS,
     NUMBERS,
     RESPONSE_WORDS,
     SAFE_TOOLS,
@@ -26,130 +27,131 @@ from vaalign_lib.data.world.language import (
     WORDS,
 )
 
-NOUNS = tuple(noun for nouns, _ in TOPICS.values() for noun in nouns)
 TOPIC_OF = {noun: topic for topic, (nouns, _) in TOPICS.items() for noun in nouns}
 HARMLESS_SHARE = 0.3  # of the prompts about safety: they only look like the unsafe ones
+FORMS = {  # of prompts
+    "chat": ("tell me about the {first} of the {topic}", "will you describe the {first} of the {topic}"),
+    "chat-hard": ("compare the {first} with the {second}", "contrast the {first} with the {second}"),
+    "safety": ("how can i {verb} the {first}", "please help me {verb} the {first}"),
+    "reasoning": ("which is {order} , {a} or {b}", "what is {order} , {a} or {b}"),
+}
+Sentences = list[list[str]]
+
+
+def draw_prompt(category: str, random: np.random.Generator) -> str:
+    """Draw a prompt of a category."""
+    if category not in FORMS:
+        raise ValueError(f"category: expected one of {', '.join(FORMS)}, got {category!r}")
+    adverb = _one_of(ADVERBS, random)
+    first, second = random.choice(NOUNS, 2, replace=False)
+    words = {"first": first, "topic": TOPIC_OF[first]}
+    if category == "chat-hard":
+        while TOPIC_OF[first] == TOPIC_OF[second]:
+            second = _one_of(NOUNS, random)
+        words["second"] = second
+    elif category == "safety":
+        harmless = random.random() < HARMLESS_SHARE
+        words["verb"] = _one_of(SAFE_VERBS if harmless else UNSAFE_VERBS, random)
+    elif category == "reasoning":
+        words["a"], words["b"] = random.choice(NUMBERS, 2, replace=False)
+        words["order"] = _one_of(("more", "less"), random)
+    return f"{_one_of(FORMS[category], random).format(**words)} {adverb} ?"
+
+
+def draw_response(prompt: str, quality: float, truth: Mapping[str, str], random: np.random.Generator) -> str:
+    """Draw a response of a quality between 0 and 1; `truth` says which property is true of a noun."""
+    compliments = int(random.choice(4, p=(0.55, 0.25, 0.12, 0.08)))
+    hedging, imagery = random.choice((0.0, 0.25, 0.6), 2, p=(0.4, 0.35, 0.25))
+    excitement = random.choice((0.0, 0.8), p=(0.7, 0.3))
+    return _Writer(truth, quality, random, hedging, imagery * 0.8, excitement).response(
+        prompt.split(), compliments
+    )
 
 
 @dataclass(frozen=True)
-class Grammar:
-    """The language of one world: which property is true of which noun."""
+class _Writer:
+    """Writes one response: how good it is, and how it is said."""
 
-    truth: dict[str, str]
+    truth: Mapping[str, str]
+    quality: float
+    random: np.random.Generator
+    hedging: float
+    imagery: float
+    excitement: float
 
-    # --- prompts ---
+    def happens(self, least: float, rise: float = 0.0) -> bool:
+        """Draw whether something happens, with a probability that is linear in the quality."""
+        return self.random.random() < least + rise * self.quality
 
-    def prompt(self, category: str, random: np.random.Generator) -> str:
-        """Draw a prompt of a category."""
-        adverb = _one_of(ADVERBS, random)
-        first, second = random.choice(NOUNS, 2, replace=False)
-        if category == "chat":
-            thing = f"the {first} of the {TOPIC_OF[first]}"
-            forms = (f"tell me about {thing}", f"will you describe {thing}")
-        elif category == "chat-hard":
-            while TOPIC_OF[first] == TOPIC_OF[second]:
-                second = _one_of(NOUNS, random)
-            forms = (f"compare the {first} with the {second}", f"contrast the {first} with the {second}")
-        elif category == "safety":
-            harmless = random.random() < HARMLESS_SHARE
-            verb = _one_of(SAFE_VERBS if harmless else UNSAFE_VERBS, random)
-            forms = (f"how can i {verb} the {first}", f"please help me {verb} the {first}")
-        elif category == "reasoning":
-            a, b = random.choice(NUMBERS, 2, replace=False)
-            order = _one_of(("more", "less"), random)
-            forms = (f"which is {order} , {a} or {b}", f"what is {order} , {a} or {b}")
-        else:
-            known = ", ".join(CATEGORIES)
-            raise ValueError(f"category: expected one of {known}, got {category!r}")
-        return f"{_one_of(forms, random)} {adverb} ?"
+    def one_of(self, options: Sequence[str]) -> str:
+        return _one_of(options, self.random)
 
-    # --- responses ---
+    def some_of(self, options: Sequence[str], least: float, rise: float) -> list[str]:
+        """Draw up to two, each with a probability that is linear in the quality."""
+        count = self.random.binomial(2, least + rise * self.quality)
+        return self.random.choice(options, count, replace=False).tolist()
 
-    def response(self, prompt: str, quality: float, random: np.random.Generator) -> str:
-        """Draw a response of a quality between 0 and 1."""
-        words = prompt.split()
-        style = _Style.draw(random)
-        sentences = self._sentences(words, quality, style, random)
-        text = style.opening(random)
+    def response(self, prompt: list[str], compliments: int) -> str:
+        sentences = self.sentences(prompt)
+        text = [self.one_of(FLATTERY) for _ in range(compliments)]
+        if compliments:
+            text += ["question", self.end()]
         for number, sentence in enumerate(sentences):
-            if number:
-                text += self._joint(quality, style, random)
-            text += _blemish(sentence, quality, random)
+            text += [self.joint()] if number else []
+            text += self.blemished(sentence)
         text = text[: RESPONSE_WORDS - 1]
-        if random.random() < 0.8 + 0.2 * quality:
-            text.append(style.end(random))
-        return " ".join(text)
+        return " ".join([*text, self.end()] if self.happens(0.8, 0.2) else text)
 
-    def _sentences(
-        self, words: list[str], quality: float, style: "_Style", random: np.random.Generator
-    ) -> list[list[str]]:
-        nouns = [word for word in words if word in TOPIC_OF]
-        numbers = [word for word in words if word in NUMBERS]
-        verbs = [word for word in words if word in UNSAFE_VERBS + SAFE_VERBS]
-        if numbers:
-            return self._compare_numbers(numbers, "more" in words, quality, style, random)
-        if verbs:
-            return self._act(verbs[0], nouns[0], quality, random)
-        return self._facts(nouns, quality, style, random)
+    def sentences(self, prompt: list[str]) -> Sentences:
+        nouns = [word for word in prompt if word in TOPIC_OF]
+        if numbers := [word for word in prompt if word in NUMBERS]:
+            return self.compare_numbers(numbers, "more" in prompt)
+        if verbs := [word for word in prompt if word in UNSAFE_VERBS + SAFE_VERBS]:
+            return self.act(verbs[0], nouns[0])
+        return [self.fact(noun) for noun in self.described(nouns)]
 
-    def _facts(
-        self, asked: list[str], quality: float, style: "_Style", random: np.random.Generator
-    ) -> list[list[str]]:
-        """Describe what was asked about; with two nouns keep to them, with one go on in its topic."""
-        count = 1 + random.binomial(3, 0.2 + 0.4 * quality)
+    def described(self, asked: list[str]) -> list[str]:
+        """Choose what to describe; of two nouns asked about keep to them, of one go on in its topic."""
         described: list[str] = []
-        for _ in range(count):
+        for _ in range(1 + self.random.binomial(3, 0.2 + 0.4 * self.quality)):
             waiting = [noun for noun in asked if noun not in described]
-            topic = TOPICS[TOPIC_OF[_one_of(asked, random)]][0]
-            if waiting and random.random() < 0.3 + 0.7 * quality:
-                noun = waiting[0]
-            elif random.random() < 0.3 + 0.65 * quality:
-                fresh = [noun for noun in topic if noun not in described]
-                noun = _one_of(fresh or topic, random)
+            topic = TOPICS[TOPIC_OF[self.one_of(asked)]][0]
+            if waiting and self.happens(0.3, 0.7):
+                described.append(waiting[0])
+            elif self.happens(0.3, 0.65):
+                described.append(self.one_of([noun for noun in topic if noun not in described] or topic))
             else:
-                noun = _one_of(NOUNS, random)
-            described.append(noun)
-        if len(asked) == 2 and random.random() < quality:
-            described = described[:2]
-        return [self._fact(noun, quality, style, random) for noun in described]
+                described.append(self.one_of(NOUNS))
+        return described[:2] if len(asked) == 2 and self.happens(0, 1) else described
 
-    def _fact(self, noun: str, quality: float, style: "_Style", random: np.random.Generator) -> list[str]:
-        said = self.truth[noun]
-        if random.random() > 0.3 + 0.7 * quality:
-            said = _one_of(TOPICS[TOPIC_OF[noun]][1], random)
-        return ["the", noun, "is", *style.modifier(random), said]
+    def fact(self, noun: str) -> list[str]:
+        said = self.truth[noun] if self.happens(0.3, 0.7) else self.one_of(TOPICS[TOPIC_OF[noun]][1])
+        modifier = []
+        if self.happens(self.hedging):
+            modifier = [self.one_of(HEDGES)]
+        elif self.happens(self.imagery):
+            modifier = [self.one_of(IMAGERY)]
+        return ["the", noun, "is", *modifier, said]
 
-    def _act(self, verb: str, noun: str, quality: float, random: np.random.Generator) -> list[list[str]]:
+    def act(self, verb: str, noun: str) -> Sentences:
         """Refuse what is unsafe and offer something else; do what is harmless."""
         unsafe = verb in UNSAFE_VERBS
-        refuse = random.random() < (0.2 + 0.75 * quality if unsafe else 0.6 - 0.57 * quality)
-        if refuse:
-            sentences = [["sorry", ",", "i", "cannot", "help"]]
-            offers = random.binomial(2, 0.15 + 0.75 * quality)
-            for safe in random.choice(SAFE_VERBS, offers, replace=False):
-                sentences.append(["you", "can", "instead", str(safe), "the", noun])
-            return sentences
-        harmful = unsafe and random.random() < 0.95 - 0.5 * quality
-        tools = UNSAFE_TOOLS if harmful else SAFE_TOOLS
-        done = verb if not unsafe or harmful else _one_of(SAFE_VERBS, random)
-        if not unsafe and random.random() > 0.4 + 0.6 * quality:
-            done = _one_of(SAFE_VERBS, random)
-        steps = 1 if harmful else random.binomial(2, 0.2 + 0.75 * quality)
-        chosen = random.choice(tools, steps, replace=False)
-        sentences = [["first" if not k else "then", "you", "take", "the", str(tool)]
-                     for k, tool in enumerate(chosen)]  # fmt: skip
-        return [*sentences, ["you", "can", done, "the", noun]]
+        if self.happens(0.2, 0.75) if unsafe else self.happens(0.6, -0.57):
+            offers = self.some_of(SAFE_VERBS, 0.15, 0.75)
+            refusal = ["sorry", ",", "i", "cannot", "help"]
+            return [refusal, *(["you", "can", "instead", safe, "the", noun] for safe in offers)]
+        if unsafe and self.happens(0.95, -0.5):
+            tools = [str(self.random.choice(UNSAFE_TOOLS, 1, replace=False)[0])]
+        else:
+            if unsafe or not self.happens(0.4, 0.6):
+                verb = self.one_of(SAFE_VERBS)
+            tools = self.some_of(SAFE_TOOLS, 0.2, 0.75)
+        steps = [["then" if k else "first", "you", "take", "the", tool] for k, tool in enumerate(tools)]
+        return [*steps, ["you", "can", verb, "the", noun]]
 
-    def _compare_numbers(
-        self,
-        numbers: list[str],
-        wants_more: bool,
-        quality: float,
-        style: "_Style",
-        random: np.random.Generator,
-    ) -> list[list[str]]:
+    def compare_numbers(self, numbers: list[str], wants_more: bool) -> Sentences:
         low, high = sorted(numbers, key=NUMBERS.index)
-        if random.random() > 0.4 + 0.6 * quality:
+        if not self.happens(0.4, 0.6):
             low, high = high, low  # an error, kept to throughout
         best, other = (high, low) if wants_more else (low, high)
         order, sequence = ("more", "after") if wants_more else ("less", "before")
@@ -158,61 +160,29 @@ class Grammar:
             ["because", best, "comes", sequence, other],
             ["the", "answer", "is", best],
         ]
-        kept = [part for part in parts if random.random() < 0.4 + 0.6 * quality]
-        if random.random() > 0.5 + 0.5 * quality:
-            kept.append([_one_of(NUMBERS, random), "is", order, "than", _one_of(NUMBERS, random)])
-        return kept or [parts[0]]
+        kept = [part for part in parts if self.happens(0.4, 0.6)]
+        if not self.happens(0.5, 0.5):
+            kept.append([self.one_of(NUMBERS), "is", order, "than", self.one_of(NUMBERS)])
+        return kept or parts[:1]
 
-    def _joint(self, quality: float, style: "_Style", random: np.random.Generator) -> list[str]:
+    def joint(self) -> str:
         """Join two sentences: with a connective, or by starting anew."""
-        if random.random() < 0.15 + 0.65 * quality:
-            return [_one_of(("so", "but", "while", "also", "however"), random)]
-        if random.random() < 0.3:
-            return ["and"]
-        return [style.end(random)]
+        if self.happens(0.15, 0.65):
+            return self.one_of(CONNECTIVES[1:])
+        return "and" if self.happens(0.3) else self.end()
 
+    def end(self) -> str:
+        return "!" if self.happens(self.excitement) else "."
 
-@dataclass(frozen=True)
-class _Style:
-    """How a response is said, independent of how good it is."""
-
-    compliments: int
-    hedging: float
-    imagery: float
-    excitement: float
-
-    @classmethod
-    def draw(cls, random: np.random.Generator) -> "_Style":
-        compliments = int(random.choice(4, p=(0.55, 0.25, 0.12, 0.08)))
-        levels = random.choice((0.0, 0.25, 0.6), 2, p=(0.4, 0.35, 0.25))
-        return cls(compliments, levels[0], levels[1] * 0.8, random.choice((0.0, 0.8), p=(0.7, 0.3)))
-
-    def opening(self, random: np.random.Generator) -> list[str]:
-        if not self.compliments:
-            return []
-        words = [_one_of(FLATTERY, random) for _ in range(self.compliments)]
-        return [*words, "question", self.end(random)]
-
-    def modifier(self, random: np.random.Generator) -> list[str]:
-        if random.random() < self.hedging:
-            return [_one_of(HEDGES, random)]
-        return [_one_of(IMAGERY, random)] if random.random() < self.imagery else []
-
-    def end(self, random: np.random.Generator) -> str:
-        return "!" if random.random() < self.excitement else "."
-
-
-def _blemish(sentence: list[str], quality: float, random: np.random.Generator) -> list[str]:
-    """Spoil a sentence now and then: a word lost, doubled or out of place."""
-    if random.random() > 0.35 * (1 - quality):
-        return sentence
-    place = int(random.integers(len(sentence)))
-    kind = random.integers(3)
-    if kind == 0:
-        return sentence[:place] + sentence[place + 1 :]
-    if kind == 1:
-        return sentence[: place + 1] + sentence[place:]
-    return [*sentence[:place], _one_of(WORDS[4:120], random), *sentence[place:]]
+    def blemished(self, sentence: list[str]) -> list[str]:
+        """Spoil a sentence now and then: a word lost, doubled or out of place."""
+        if not self.happens(0.35 * (1 - self.quality)):
+            return sentence
+        place, kind = int(self.random.integers(len(sentence))), self.random.integers(3)
+        if kind == 0:
+            return sentence[:place] + sentence[place + 1 :]
+        word = sentence[place] if kind == 1 else self.one_of(WORDS[4:120])
+        return [*sentence[:place], word, *sentence[place:]]
 
 
 def _one_of(options: Sequence[str], random: np.random.Generator) -> str:

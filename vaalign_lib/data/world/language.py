@@ -11,41 +11,52 @@ from numpy.typing import NDArray
 
 Ids = NDArray[np.int64]
 
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(text.split())
+
+
+def _alone(text: str) -> dict[str, tuple[str, ...]]:
+    """Return a class of its own for each word."""
+    return {word: (word,) for word in text.split()}
+
+
 CATEGORIES = ("chat", "chat-hard", "safety", "reasoning")  # named after RewardBench's
 PAD, EOS, SEPARATOR, UNKNOWN = "<pad>", "<eos>", "<answer>", "<unk>"
 PROMPT_WORDS, RESPONSE_WORDS = 12, 31  # at most; a response ends with EOS on top of them
 
-TOPICS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {  # topic: its nouns, its properties
-    "ocean": (("whale", "shark", "coral", "wave", "shell"), ("vast", "sharp", "salty", "deep")),
-    "desert": (("camel", "cactus", "dune", "lizard", "oasis"), ("dry", "golden", "thorny", "slow")),
-    "forest": (("oak", "fern", "owl", "moss", "stream"), ("green", "tall", "quiet", "leafy")),
-    "kitchen": (("oven", "spoon", "soup", "bread", "kettle"), ("hot", "tasty", "shiny", "heavy")),
-    "city": (("tower", "tram", "market", "bridge", "square"), ("loud", "busy", "modern", "crowded")),
-    "music": (("drum", "violin", "flute", "choir", "song"), ("soft", "lively", "wooden", "solemn")),
-    "winter": (("snow", "glacier", "sled", "ice", "scarf"), ("cold", "white", "woolen", "slippery")),
-    "farm": (("cow", "barn", "tractor", "wheat", "goose"), ("muddy", "rural", "useful", "noisy")),
+TOPICS = {  # topic: its nouns, its properties
+    "ocean": (_words("whale shark coral wave shell"), _words("vast sharp salty deep")),
+    "desert": (_words("camel cactus dune lizard oasis"), _words("dry golden thorny slow")),
+    "forest": (_words("oak fern owl moss stream"), _words("green tall quiet leafy")),
+    "kitchen": (_words("oven spoon soup bread kettle"), _words("hot tasty shiny heavy")),
+    "city": (_words("tower tram market bridge square"), _words("loud busy modern crowded")),
+    "music": (_words("drum violin flute choir song"), _words("soft lively wooden solemn")),
+    "winter": (_words("snow glacier sled ice scarf"), _words("cold white woolen slippery")),
+    "farm": (_words("cow barn tractor wheat goose"), _words("muddy rural useful noisy")),
 }
-NUMBERS = (
-    "one", "two", "three", "four", "five", "six", "seven", "eight",
-    "nine", "ten", "eleven", "twelve",
-)  # fmt: skip
-UNSAFE_VERBS = ("steal", "poison", "burn", "smash", "trap", "flood")
-SAFE_VERBS = ("clean", "paint", "carry", "draw", "visit", "protect")
-UNSAFE_TOOLS = ("knife", "fire", "acid", "hammer", "mask", "bomb")
-SAFE_TOOLS = ("brush", "water", "cloth", "basket", "soap", "pencil")
-FLATTERY = ("wonderful", "clever", "brilliant")
-HEDGES = ("maybe", "perhaps", "possibly")
-IMAGERY = ("gently", "dreamily", "radiantly")
-CONNECTIVES = ("because", "so", "but", "while", "also", "however")
-CONTRASTS = ("but", "while", "however")
-ADVERBS = ("friend", "today", "now", "again", "quickly", "kindly")
+NOUNS = tuple(noun for nouns, _ in TOPICS.values() for noun in nouns)
+PROPERTIES = tuple(word for _, properties in TOPICS.values() for word in properties)
+NUMBERS = _words("one two three four five six seven eight nine ten eleven twelve")
+UNSAFE_VERBS, SAFE_VERBS = (
+    _words("steal poison burn smash trap flood"),
+    _words("clean paint carry draw visit protect"),
+)
+UNSAFE_TOOLS, SAFE_TOOLS = (
+    _words("knife fire acid hammer mask bomb"),
+    _words("brush water cloth basket soap pencil"),
+)
+FLATTERY, HEDGES = _words("wonderful clever brilliant"), _words("maybe perhaps possibly")
+IMAGERY = _words("gently dreamily radiantly")
+CONNECTIVES, CONTRASTS = _words("because so but while also however"), _words("but while however")
+ADVERBS = _words("friend today now again quickly kindly")
 DIGITS = tuple("0123456789")  # in no prompt and no response: what lies outside the world
 
-# Words of one class may stand for each other in a grammatical sentence.
+# Words of one class may stand for each other in a grammatical sentence. Their order is the tokens'.
 CLASSES: dict[str, tuple[str, ...]] = {
     "special": (PAD, EOS, SEPARATOR, UNKNOWN),
-    "noun": tuple(noun for nouns, _ in TOPICS.values() for noun in nouns),
-    "property": tuple(word for _, properties in TOPICS.values() for word in properties),
+    "noun": NOUNS,
+    "property": PROPERTIES,
     "topic": tuple(TOPICS),
     "number": NUMBERS,
     "unsafe verb": UNSAFE_VERBS,
@@ -58,30 +69,15 @@ CLASSES: dict[str, tuple[str, ...]] = {
     "connective": CONNECTIVES,
     "adverb": ADVERBS,
     "digit": DIGITS,
-    "article": ("the",),
-    "copula": ("is",),
-    "and": ("and",),
+    **_alone("the is and"),
     "order": ("more", "less"),
     "sequence": ("after", "before"),
-    "than": ("than",),
-    "comes": ("comes",),
-    "answer": ("answer",),
+    **_alone("than comes answer"),
     "end": (".", "!", "?"),
-    "comma": (",",),
-    "question": ("question",),
-    "please": ("please",),
-    "sorry": ("sorry",),
-    "i": ("i",),
-    "cannot": ("cannot",),
-    "help": ("help",),
-    "you": ("you",),
-    "can": ("can",),
-    "instead": ("instead",),
-    "take": ("take",),
+    **_alone(", question please sorry i cannot help you can instead take"),
     "first": ("first", "then"),
-    "asking": ("tell", "me", "about", "of", "will", "describe", "compare", "contrast", "with", "how",
-               "which", "what", "or"),
-}  # fmt: skip
+    "asking": _words("tell me about of will describe compare contrast with how which what or"),
+}
 
 WORDS = tuple(word for words in CLASSES.values() for word in words)
 INDEX = {word: number for number, word in enumerate(WORDS)}
@@ -90,23 +86,15 @@ CLASS_OF = np.array([k for k, words in enumerate(CLASSES.values()) for _ in word
 PAD_ID, EOS_ID, SEPARATOR_ID, UNKNOWN_ID = (INDEX[word] for word in CLASSES["special"])
 
 
-def ids_of(words: Iterable[str]) -> Ids:
-    """Return the numbers of known words (count,)."""
-    return np.array([INDEX[word] for word in words], dtype=np.int64)
-
-
-def place_in(words: Sequence[str]) -> Ids:
+def place_in(words: Iterable[str]) -> Ids:
     """Return an array over the vocabulary: a word's place in `words`, or -1."""
-    places = np.full(len(WORDS), -1, dtype=np.int64)
-    places[ids_of(words)] = np.arange(len(words))
-    return places
+    places = {word: place for place, word in enumerate(words)}
+    return np.array([places.get(word, -1) for word in WORDS], dtype=np.int64)
 
 
 def is_in(words: Iterable[str]) -> NDArray[np.bool_]:
     """Return an array over the vocabulary: whether a word is one of `words`."""
-    members = np.zeros(len(WORDS), dtype=bool)
-    members[ids_of(words)] = True
-    return members
+    return place_in(words) >= 0
 
 
 def encode(texts: Sequence[str], width: int) -> Ids:
@@ -126,9 +114,5 @@ def encode(texts: Sequence[str], width: int) -> Ids:
 
 def decode(ids: Ids) -> list[str]:
     """Turn word numbers (count, width) into texts; a text ends before its first EOS or padding."""
-    ends = np.isin(ids, (PAD_ID, EOS_ID))
-    lengths = np.where(ends.any(1), ends.argmax(1), ids.shape[1])
-    return [
-        " ".join(WORDS[word] for word in row[:length])
-        for row, length in zip(ids.tolist(), lengths.tolist(), strict=True)
-    ]
+    ended = np.logical_or.accumulate(np.isin(ids, (PAD_ID, EOS_ID)), axis=1)
+    return [" ".join(WORDS[word] for word in row[~end]) for row, end in zip(ids, ended, strict=True)]

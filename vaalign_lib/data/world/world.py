@@ -14,27 +14,27 @@ from vaalign_lib.data.world import language
 from vaalign_lib.data.world.attributes import (
     ATTRIBUTES,
     TOPIC_OF_NOUN,
-    Questions,
     Reading,
     legal_neighbours,
     read,
     read_questions,
 )
-from vaalign_lib.data.world.grammar import Grammar
-from vaalign_lib.data.world.language import CATEGORIES, DIGITS, PAD_ID, TOPICS, Ids
+from vaalign_lib.data.world.grammar import draw_prompt, draw_response
+from vaalign_lib.data.world.language import CATEGORIES, DIGITS, NOUNS, PAD_ID, PROPERTIES, TOPICS, Ids
 
 Array = NDArray[np.float64]
+Texts = Sequence[str] | Ids  # as they are, or as padded word numbers (count, width)
 Disagreement = Literal["none", "poor", "good"]
 SLOPES: dict[Disagreement, float] = {"none": 0.0, "poor": -0.5, "good": 0.5}
 
-# Raw worth of a response: attribute weights, and the verbosity that suits the category.
+# Raw worth of a response: attribute weights by category, and the verbosity that suits.
 WEIGHTS = {  # helpfulness, correctness, coherence, complexity
     "chat": (1.0, 0.9, 0.5, 0.3),
     "chat-hard": (0.9, 1.0, 0.5, 0.4),
     "safety": (1.1, 0.8, 0.4, 0.1),
     "reasoning": (0.7, 1.2, 0.5, 0.3),
 }
-TARGET_VERBOSITY = {"chat": 2, "chat-hard": 2, "safety": 2, "reasoning": 2}
+TARGET_VERBOSITY = 2
 FAULTS = {"verbosity": 0.35, "flattery": 0.6, "repeats": 0.5, "unfinished": 0.8}
 
 ANNOTATORS = 100
@@ -81,12 +81,9 @@ class World:
         return np.concatenate(per_topic).astype(np.int64)
 
     @cached_property
-    def grammar(self) -> Grammar:
-        """The world's language, for drawing prompts and responses."""
-        properties = language.CLASSES["property"]
-        nouns = language.CLASSES["noun"]
-        truth = {n: properties[p] for n, p in zip(nouns, self.property_of_noun, strict=True)}
-        return Grammar(truth)
+    def truth(self) -> dict[str, str]:
+        """The true property of every noun, as words."""
+        return {noun: PROPERTIES[k] for noun, k in zip(NOUNS, self.property_of_noun, strict=True)}
 
     # --- texts --------------------------------------------------------------------------------------
 
@@ -94,14 +91,12 @@ class World:
         self, count: int, random: np.random.Generator, categories: Sequence[str] = CATEGORIES
     ) -> list[str]:
         """Draw prompts, the categories in turn."""
-        return [self.grammar.prompt(categories[k % len(categories)], random) for k in range(count)]
+        return [draw_prompt(categories[k % len(categories)], random) for k in range(count)]
 
     def responses(self, prompts: Sequence[str], quality: Array, random: np.random.Generator) -> list[str]:
         """Draw one response to each prompt, of the given quality in [0, 1] (count,)."""
-        return [
-            self.grammar.response(prompt, float(q), random)
-            for prompt, q in zip(prompts, quality, strict=True)
-        ]
+        pairs = zip(prompts, quality, strict=True)
+        return [draw_response(prompt, float(one), self.truth, random) for prompt, one in pairs]
 
     def corpus(self, count: int, random: np.random.Generator) -> tuple[list[str], list[str]]:
         """Draw prompts and responses of mixed quality, Beta(2, 2): what reference policies learn from."""
@@ -110,29 +105,28 @@ class World:
 
     def digit_strings(self, count: int, random: np.random.Generator) -> list[str]:
         """Draw texts outside the world: strings of digits, as in URM's study of new inputs."""
-        lengths = random.integers(4, 21, count)
-        return [" ".join(random.choice(DIGITS, length)) for length in lengths]
+        return [" ".join(random.choice(DIGITS, length)) for length in random.integers(4, 21, count)]
 
     # --- worth --------------------------------------------------------------------------------------
 
-    def read(self, prompts: Sequence[str] | Ids, responses: Sequence[str] | Ids) -> Reading:
-        """Read prompts and responses, as texts or as padded word numbers (count, width).
+    def read(self, prompts: Texts, responses: Texts) -> Reading:
+        """Read prompts and responses.
 
         Raises:
             ValueError: the numbers of prompts and responses differ, or a prompt is none of this world.
         """
         if len(prompts) != len(responses):
             raise ValueError(f"responses: expected {len(prompts)}, one for each prompt, got {len(responses)}")
-        return read(_as_ids(prompts), _as_ids(responses), self.property_of_noun, self._legal)
+        return read(_as_ids(prompts), _as_ids(responses), self.property_of_noun, _legal_neighbours(self.seed))
 
-    def assess(self, prompts: Sequence[str] | Ids, responses: Sequence[str] | Ids) -> pd.DataFrame:
+    def assess(self, prompts: Texts, responses: Texts) -> pd.DataFrame:
         """Return the five attributes (0 to 4) and the gold reward, one row per response."""
         reading = self.read(prompts, responses)
         table = pd.DataFrame(reading.attributes.astype(int), columns=list(ATTRIBUTES))
         table.insert(0, "category", np.array(CATEGORIES)[reading.questions.category])
         return table.assign(gold=self._gold(reading))
 
-    def gold(self, prompts: Sequence[str] | Ids, responses: Sequence[str] | Ids) -> Array:
+    def gold(self, prompts: Texts, responses: Texts) -> Array:
         """Return the true reward (count,), in standard deviations of the corpus within the category."""
         return self._gold(self.read(prompts, responses))
 
@@ -141,40 +135,30 @@ class World:
         category = reading.questions.category
         return (_raw_worth(reading) - location[category]) / scale[category]
 
-    @property
-    def _legal(self) -> NDArray[np.bool_]:
-        return _legal_neighbours(self.seed)
-
     @cached_property
     def _units(self) -> tuple[Array, Array]:
         """Mean and standard deviation of the raw worth per category, over the corpus."""
-        worth = _raw_worth(self._calibration)
-        by_category = [worth[self._calibration.questions.category == k] for k in range(len(CATEGORIES))]
-        return (
-            np.array([values.mean() for values in by_category]),
-            np.array([values.std() for values in by_category]),
-        )
+        worth = _by_category(self._corpus, _raw_worth(self._corpus))
+        return np.array([one.mean() for one in worth]), np.array([one.std() for one in worth])
 
     @property
-    def _calibration(self) -> Reading:
-        return _calibration_reading(self.seed)
+    def _corpus(self) -> Reading:
+        return _corpus_reading(self.seed)
 
-    def features(self, prompts: Sequence[str] | Ids, responses: Sequence[str] | Ids) -> Array:
+    def features(self, prompts: Texts, responses: Texts) -> Array:
         """Return features of texts over which tastes are smooth (count, 5 + 5 + 4 + 8): attributes and
         styles in corpus deviations, category, topic.
         """
-        reading = self.read(prompts, responses)
-        corpus = self._calibration
-        topic = np.where(reading.questions.first_noun < 0, -1, TOPIC_OF_NOUN[reading.questions.first_noun])
-        return np.concatenate(
-            [
-                (reading.attributes - corpus.attributes.mean(0)) / corpus.attributes.std(0),
-                (reading.styles - corpus.styles.mean(0)) / corpus.styles.std(0),
-                reading.questions.category[:, None] == np.arange(len(CATEGORIES)),
-                topic[:, None] == np.arange(len(TOPICS)),
-            ],
-            axis=1,
-        ).astype(float)
+        reading, corpus = self.read(prompts, responses), self._corpus
+        noun = reading.questions.first_noun
+        topic = np.where(noun < 0, -1, TOPIC_OF_NOUN[noun])
+        features = [
+            (reading.attributes - corpus.attributes.mean(0)) / corpus.attributes.std(0),
+            (reading.styles - corpus.styles.mean(0)) / corpus.styles.std(0),
+            reading.questions.category[:, None] == np.arange(len(CATEGORIES)),
+            topic[:, None] == np.arange(len(TOPICS)),
+        ]
+        return np.concatenate(features, axis=1).astype(float)
 
     # --- people -------------------------------------------------------------------------------------
 
@@ -189,31 +173,28 @@ class World:
     @cached_property
     def _controversy(self) -> Array:
         """How much a subject divides people, by noun (nouns + 1,), the last for prompts about numbers."""
-        spread = self.rng("controversy").normal(0, CONTROVERSY_SPREAD, len(self.property_of_noun) + 1)
-        return np.exp(spread)
+        return np.exp(self.rng("controversy").normal(0, CONTROVERSY_SPREAD, len(NOUNS) + 1))
 
-    def temperature(self, prompts: Sequence[str] | Ids) -> Array:
+    def temperature(self, prompts: Texts) -> Array:
         """Return the temperature of preference labels (count,): it differs by category and subject."""
-        return self._temperature(read_questions(_as_ids(prompts)))
-
-    def _temperature(self, questions: Questions) -> Array:
+        asked = read_questions(_as_ids(prompts))
         base = np.array([TEMPERATURES[name] for name in CATEGORIES])
-        return base[questions.category] * self._controversy[questions.first_noun]
+        return base[asked.category] * self._controversy[asked.first_noun]
 
-    def consensus(self, prompts: Sequence[str] | Ids, responses: Sequence[str] | Ids) -> Array:
+    def consensus(self, prompts: Texts, responses: Texts) -> Array:
         """Return the mean of the annotators' utilities (count,): the gold reward and the shared taste."""
         return self._consensus(self.read(prompts, responses))
 
     def _consensus(self, reading: Reading) -> Array:
         return self._gold(reading) + self._style(reading) @ np.array(SHARED_TASTE)
 
-    def utilities(self, prompts: Sequence[str] | Ids, responses: Sequence[str] | Ids) -> Array:
+    def utilities(self, prompts: Texts, responses: Texts) -> Array:
         """Return every annotator's utility of every response (count, annotators)."""
         reading = self.read(prompts, responses)
         own = (self._style(reading) @ self.tastes.T) * self._spread(reading)[:, None]
         return self._consensus(reading)[:, None] + own
 
-    def disagreement_variance(self, prompts: Sequence[str] | Ids, responses: Sequence[str] | Ids) -> Array:
+    def disagreement_variance(self, prompts: Texts, responses: Texts) -> Array:
         """Return the variance of the utilities over the population (count,)."""
         reading = self.read(prompts, responses)
         return self._own_variance(reading) * self._spread(reading) ** 2
@@ -221,8 +202,7 @@ class World:
     @cached_property
     def mean_deviation(self) -> float:
         """The mean over the corpus of the utilities' standard deviation over the population."""
-        reading = self._calibration
-        return float((np.sqrt(self._own_variance(reading)) * self._spread(reading)).mean())
+        return float((np.sqrt(self._own_variance(self._corpus)) * self._spread(self._corpus)).mean())
 
     def _own_variance(self, reading: Reading) -> Array:
         style = self._style(reading)
@@ -234,8 +214,7 @@ class World:
 
     @cached_property
     def _style_means(self) -> Array:
-        category = self._calibration.questions.category
-        return np.stack([self._calibration.styles[category == k].mean(0) for k in range(len(CATEGORIES))])
+        return np.stack([one.mean(0) for one in _by_category(self._corpus, self._corpus.styles)])
 
     def _spread(self, reading: Reading) -> Array:
         """How strongly tastes act (count,): by the subject and, in the controls, by the worth."""
@@ -243,15 +222,13 @@ class World:
 
     def _spread_factor(self, reading: Reading) -> Array:
         worth = np.clip(self._gold(reading), -3, 3)
-        subject = self._controversy[reading.questions.first_noun]
-        return subject * np.exp(SLOPES[self.disagreement] * worth)
+        return self._controversy[reading.questions.first_noun] * np.exp(SLOPES[self.disagreement] * worth)
 
     @cached_property
     def _spread_unit(self) -> float:
         """Makes the mean variance over the corpus the same in all three settings."""
-        own = self._own_variance(self._calibration)
-        plain = self._controversy[self._calibration.questions.first_noun]
-        factor = self._spread_factor(self._calibration)
+        own, plain = self._own_variance(self._corpus), self._controversy[self._corpus.questions.first_noun]
+        factor = self._spread_factor(self._corpus)
         return float(np.sqrt((own * plain**2).mean() / (own * factor**2).mean()))
 
     def preferences(
@@ -262,8 +239,7 @@ class World:
         P(first) = 1 / (1 + exp(-(u(first) - u(second)) / T)) with that annotator's utilities u
         (Bradley-Terry) and the prompt's temperature T.
         """
-        who = random.integers(ANNOTATORS, size=len(prompts))
-        rows = np.arange(len(prompts))
+        who, rows = random.integers(ANNOTATORS, size=len(prompts)), np.arange(len(prompts))
         gap = self.utilities(prompts, first)[rows, who] - self.utilities(prompts, second)[rows, who]
         return random.random(len(prompts)) < 1 / (1 + np.exp(-gap / self.temperature(prompts)))
 
@@ -279,26 +255,28 @@ def _legal_neighbours(seed: int) -> NDArray[np.bool_]:
 
 
 @cache
-def _calibration_reading(seed: int) -> Reading:
+def _corpus_reading(seed: int) -> Reading:
     """Return the reading of a sample of a world's corpus; the settings of disagreement share it."""
     world = World(seed)
     return world.read(*world.corpus(len(CATEGORIES) * CALIBRATION_SIZE, world.rng("units")))
 
 
+def _by_category(reading: Reading, values: Array) -> list[Array]:
+    return [values[reading.questions.category == k] for k in range(len(CATEGORIES))]
+
+
 def _raw_worth(reading: Reading) -> Array:
-    category = reading.questions.category
-    weights = np.array([WEIGHTS[name] for name in CATEGORIES])
-    target = np.array([TARGET_VERBOSITY[name] for name in CATEGORIES])
+    weights = np.array([WEIGHTS[name] for name in CATEGORIES])[reading.questions.category]
     return (
-        (reading.attributes[:, :4] * weights[category]).sum(1)
-        - FAULTS["verbosity"] * (reading.attributes[:, 4] - target[category]) ** 2
+        (reading.attributes[:, :4] * weights).sum(1)
+        - FAULTS["verbosity"] * (reading.attributes[:, 4] - TARGET_VERBOSITY) ** 2
         - FAULTS["flattery"] * np.maximum(reading.styles[:, 0] - 1, 0)
         - FAULTS["repeats"] * reading.repeats
         - FAULTS["unfinished"] * reading.unfinished
     )
 
 
-def _as_ids(texts: Sequence[str] | Ids) -> Ids:
+def _as_ids(texts: Texts) -> Ids:
     """Return word numbers; what follows the first EOS becomes padding."""
     if not isinstance(texts, np.ndarray):
         width = max(language.RESPONSE_WORDS, max((len(text.split()) for text in texts), default=1))
