@@ -50,7 +50,8 @@ def test_noise_levels_compare_at_equal_step():
 def test_steps_are_equal_as_solved_for():
     rng = np.random.default_rng(0)
     estimates, shape, reference = (rng.normal(size=(40, 6, 4)), rng.lognormal(size=(6, 4)), np.ones(4) / 4)
-    policy = simulations._policy_of_step(estimates, reference, shape, 0.05)
+    radius = simulations.radius_of_step(0.05, estimates, reference, shape)
+    policy = tabular.trust_region_policy(estimates, reference, radius, variances=shape)
     assert ((policy - reference) ** 2).sum(-1).mean() == pytest.approx(0.05, rel=1e-4)
 
 
@@ -76,9 +77,12 @@ def test_crossing_level_covers_the_crossing():
 
 
 def test_zero_crossing():
-    levels = pd.Series([1.0, 2.0, 4.0])
-    assert simulations.zero_crossing(levels, pd.Series([1.0, -1.0, -2.0])) == pytest.approx(1.5)
-    assert np.isnan(simulations.zero_crossing(levels, pd.Series([1.0, 0.5, 0.1])))
+    levels = np.array([1.0, 2.0, 4.0])
+    falling, never, again = np.array([[1.0, -1.0, -2.0], [1.0, 0.5, 0.1], [-1.0, 2.0, -2.0]])
+    assert simulations.zero_crossing(levels, falling) == pytest.approx(1.5)
+    assert np.isnan(simulations.zero_crossing(levels, never))
+    together = simulations.zero_crossing(levels, np.stack([falling, never, again], axis=1))
+    np.testing.assert_allclose(together, [1.5, np.nan, 3.0])
 
 
 def test_printed_path_never_beats_the_optimum():

@@ -222,7 +222,7 @@ def _means(comparisons: Comparisons, run: Condition) -> Mapping[str, object]:
         | _interval("difference", mean_difference(*aware, *vanilla))
         | _interval("gap", by_pairs)
         | {"gain_vanilla": gain, "margin": margin}
-        | {"p_equivalence": equivalence(*aware, *vanilla, margin).p if margin > 0 else 1.0}
+        | {"p_equivalence": equivalence(*aware, *vanilla, margin=margin).p if margin > 0 else 1.0}
         | {"smallest_margin": smallest_margin(*aware, *vanilla)}
     )
 

@@ -18,21 +18,13 @@ def numbers(
     axes: int | None = None,
     least: int = 1,
 ) -> Array:
-    """Return values as an array of floats.
+    """Return values, of any shape, as an array of floats; booleans count as 0 and 1.
 
-    Args:
-        name: of the argument, for the error.
-        values: of any shape; booleans count as 0 and 1.
-        above: every number must be larger.
-        at_least: no number may be smaller.
-        below: every number must be smaller.
-        at_most: no number may be larger.
-        whole: no number may have a fraction.
-        axes: their number, any if None; 0 for a single number.
-        least: how many numbers there must be.
+    There must be at least `least` of them, on so many `axes` (0: a single number), and, if `whole`, without
+    fractions.
 
     Raises:
-        ValueError: they are something else, not finite, masked, or out of the range.
+        ValueError: they are something else, not finite, masked, or out of the range; it begins with the name.
     """
     array = _real(name, values)
     if array.size < least or (axes is not None and array.ndim != axes):
@@ -68,11 +60,7 @@ def count(name: str, value: ArrayLike, least: int = 1) -> int:
 
 
 def broadcast(**arrays: Array) -> list[Array]:
-    """Return arrays, given by name, broadcast against each other.
-
-    Raises:
-        ValueError: their shapes do not fit.
-    """
+    """Return arrays, given by name, broadcast against each other; ValueError if their shapes do not fit."""
     try:
         shape = np.broadcast_shapes(*(array.shape for array in arrays.values()))
     except ValueError:

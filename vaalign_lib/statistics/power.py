@@ -13,11 +13,7 @@ LEVEL, POWER = 0.05, 0.8  # the usual ones
 def risk_power(first: float, second: float, policies: int, level: float = LEVEL) -> float:
     """Return the probability that the one-sided z test finds the first risk to be larger, exactly.
 
-    Args:
-        first: probability of the larger risk.
-        second: of the smaller.
-        policies: of each method.
-        level: of the test.
+    Both risks are measured on so many policies each.
     """
     for name, risk in (("first", first), ("second", second)):
         number(name, risk, at_least=0, at_most=1)

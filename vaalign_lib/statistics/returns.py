@@ -28,10 +28,7 @@ from vaalign_lib.statistics.tests import (
 @dataclass(frozen=True)
 class Returns:
     """The returns of one stack of policies.
-
-    Attributes:
-        values: of the policies (policies,).
-        errors: their standard errors, from the evaluation alone (policies,).
+    `values` are the policies', `errors` their standard errors, from the evaluation alone (policies,).
     """
 
     values: np.ndarray
@@ -42,8 +39,7 @@ class Returns:
         errors = numbers("errors", self.errors, axes=1, at_least=0)
         if errors.size != values.size:
             raise ValueError(f"errors: expected {values.size} numbers, got {errors.size}")
-        object.__setattr__(self, "values", values)  # whatever they were given as
-        object.__setattr__(self, "errors", errors)
+        vars(self).update(values=values, errors=errors)  # whatever they were given as
 
     @property
     def total(self) -> float:
@@ -186,12 +182,8 @@ def risk_measures(returns: np.ndarray, reference: np.ndarray) -> np.ndarray:
     gain that 5% do not reach, `mean_regret` the mean loss against the reference (0 for policies above
     it), `sharpe` the mean gain over the returns' standard deviation (Remark 2.6).
 
-    Args:
-        returns: of policies (..., policies).
-        reference: evaluations of the reference policy (..., evaluations); batch axes broadcast.
-
-    Returns:
-        (measures, ...)
+    Returns of policies (..., policies) and evaluations of the reference policy (..., evaluations), whose
+    batch axes broadcast, make (measures, ...).
     """
     returns, reference = numbers("returns", returns), numbers("reference", reference)
     if not (returns.ndim and reference.ndim):
@@ -208,12 +200,10 @@ def risk_measures(returns: np.ndarray, reference: np.ndarray) -> np.ndarray:
 
 def _order_weights(count: int) -> np.ndarray:
     """Return what makes CVaR and quantiles of sorted samples (count, 2 levels)."""
-    positions, columns = np.arange(count), []
-    for level in LEVELS:  # the tail, the last sample in it by its share
-        columns.append(np.clip(level * count - positions, 0, 1) / (level * count))
-    for level in LEVELS:  # linear between order statistics, as np.quantile
-        columns.append(np.clip(1 - np.abs(positions - level * (count - 1)), 0, 1))
-    return np.stack(columns, axis=1)
+    positions, levels = np.arange(count)[:, None], np.array(LEVELS)
+    tails = np.clip(levels * count - positions, 0, 1) / (levels * count)  # the last one by its share
+    quantiles = np.clip(1 - np.abs(positions - levels * (count - 1)), 0, 1)  # linear, as np.quantile
+    return np.concatenate([tails, quantiles], axis=1)
 
 
 def risk_table(
@@ -227,10 +217,7 @@ def risk_table(
     much worse there is, so its upper end is infinite: with 95% confidence at most a share
     1 - 0.05^(1/policies) of all policies does worse.
 
-    Args:
-        stacks: returns (policies,) and evaluations of the reference, by name; all of the same sizes.
-        resamples: of the bootstrap.
-        seed: of the resamples.
+    Stacks are, by name, returns (policies,) and evaluations of the reference, all of the same sizes.
     """
     if not stacks:
         raise ValueError("stacks: expected at least one")
@@ -261,11 +248,6 @@ def risk(returns: ArrayLike, reference: ArrayLike, confidence: float = CONFIDENC
 
     The bar is the mean of evaluations of the reference; the interval is Clopper and Pearson's with the
     bar moved by its own error against it.
-
-    Args:
-        returns: of policies.
-        reference: evaluations of the reference policy.
-        confidence: of the interval.
     """
     values, bar = checked("returns", returns), mean(reference, confidence)
     low = proportion(values <= bar.low, confidence).low

@@ -45,6 +45,10 @@ class Estimate:
     def __str__(self) -> str:
         return f"{self.value:.4g} [{self.low:.4g}, {self.high:.4g}]"
 
+    def columns(self, name: str) -> dict[str, float]:
+        """Return the number and its ends as columns of a table."""
+        return {name: self.value, f"{name}_low": self.low, f"{name}_high": self.high}
+
 
 def rounded(value: Any, digits: int) -> Any:
     """Return a finite float with so many significant digits, and anything else as it is."""
@@ -68,8 +72,8 @@ def proportion(events: ArrayLike, confidence: float = CONFIDENCE) -> Estimate:
 def mean(samples: ArrayLike, confidence: float = CONFIDENCE) -> Estimate:
     """Estimate a mean from independent samples (count,), with Student's interval."""
     values = checked("samples", samples)
-    half = t.ppf(0.5 + _level(confidence) / 2, values.size - 1) * values.std(ddof=1) / np.sqrt(values.size)
-    centre = values.mean()
+    centre, quantile = values.mean(), t.ppf(_ends(confidence)[1], values.size - 1)
+    half = quantile * values.std(ddof=1) / np.sqrt(values.size)
     return Estimate(float(centre), float(centre - half), float(centre + half), values.size)
 
 
@@ -79,7 +83,7 @@ def variance(samples: ArrayLike, confidence: float = CONFIDENCE) -> Estimate:
     It is that of the logarithm, with the error that follows from the samples' kurtosis, and two
     corrections for small counts. Samples need not be normal. Equal samples have no interval: NaN.
     """
-    values, z = checked("samples", samples), float(norm.ppf(0.5 + _level(confidence) / 2))
+    values, z = checked("samples", samples), float(norm.ppf(_ends(confidence)[1]))
     if values.size <= z:
         raise ValueError(f"samples: {values.size} are too few for a {confidence:.0%} interval")
     found, nan = float(values.var(ddof=1)), float("nan")
@@ -109,7 +113,7 @@ def difference(first: Estimate, second: Estimate) -> Estimate:
 def median(samples: ArrayLike, confidence: float = CONFIDENCE) -> Estimate:
     """Estimate a median from independent samples (count,), with the order-statistics interval."""
     values = np.sort(checked("samples", samples))
-    low = int(binom.ppf(0.5 - _level(confidence) / 2, values.size, 0.5))  # P(fewer than low below) < 2.5%
+    low = int(binom.ppf(_ends(confidence)[0], values.size, 0.5))  # P(fewer than low below) < 2.5%
     if low < 1:
         raise ValueError(f"samples: {values.size} are too few for a {confidence:.0%} interval")
     ends = float(values[low - 1]), float(values[values.size - low])
@@ -130,14 +134,14 @@ def paired_variance_ratio(
     if min(variances) == 0:
         raise ValueError("numerator, denominator: all samples are equal, the ratio is undefined")
     influence = (a - a.mean()) ** 2 / variances[0] - (b - b.mean()) ** 2 / variances[1]
-    half = norm.ppf(0.5 + _level(confidence) / 2) * influence.std(ddof=1) / np.sqrt(a.size)
+    half = norm.ppf(_ends(confidence)[1]) * influence.std(ddof=1) / np.sqrt(a.size)
     ratio = variances[0] / variances[1]
     return Estimate(float(ratio), float(ratio * np.exp(-half)), float(ratio * np.exp(half)), a.size)
 
 
 def percentiles(value: float, resampled: np.ndarray, count: int, confidence: float = CONFIDENCE) -> Estimate:
     """Return an estimate with the percentile interval of its resamples (resamples,), NaN left out."""
-    low, high = np.nanquantile(resampled, (0.5 - _level(confidence) / 2, 0.5 + _level(confidence) / 2))
+    low, high = np.nanquantile(resampled, _ends(confidence))
     return Estimate(float(value), float(low), float(high), count)
 
 
@@ -163,8 +167,7 @@ def bca(
         confidence: of the interval.
 
     Returns:
-        Value, lower and upper end, of the statistic's shape. Where it is the same in every resample there
-        is no interval: both ends are NaN.
+        Value, lower and upper end, of the statistic's shape; both ends are NaN where it never varies.
     """
     data = [numbers("samples", one) for one in samples]
     if not data or any(one.ndim == 0 or one.shape[-1] < 2 for one in data):
@@ -196,25 +199,19 @@ def variance_ratio(
     """Estimate a ratio of variances of normal samples, with the exact interval."""
     _variance("first", first, first_count)
     _variance("second", second, second_count)
-    ratio, ends = first / second, (0.5 + _level(confidence) / 2, 0.5 - _level(confidence) / 2)
-    low, high = (ratio / f.ppf(end, first_count - 1, second_count - 1) for end in ends)
+    ratio = first / second
+    high, low = ratio / f.ppf(_ends(confidence), first_count - 1, second_count - 1)
     return Estimate(ratio, float(low), float(high), first_count + second_count)
 
 
-def mean_difference(
-    first_mean: float,
-    first_variance: float,
-    first_count: int,
-    second_mean: float,
-    second_variance: float,
-    second_count: int,
-    confidence: float = CONFIDENCE,
-) -> Estimate:
-    """Estimate the first mean minus the second, with Welch's interval."""
-    error, degrees = _welch_error(first_variance, first_count, second_variance, second_count)
-    half = float(t.ppf(0.5 + _level(confidence) / 2, degrees)) * error
-    gap = _gap(first_mean, second_mean)
-    return Estimate(gap, gap - half, gap + half, first_count + second_count)
+def mean_difference(*moments: float, confidence: float = CONFIDENCE) -> Estimate:
+    """Estimate the first mean minus the second, with Welch's interval.
+
+    Moments are the first sample's mean, variance and count, then the second's.
+    """
+    gap, error, degrees = _gap(*moments)
+    half = float(t.ppf(_ends(confidence)[1], degrees)) * error
+    return Estimate(gap, gap - half, gap + half, int(moments[2] + moments[5]))
 
 
 def proportion_difference(
@@ -238,9 +235,7 @@ def mean_of(estimates: Sequence[Estimate]) -> Estimate:
     """
     if not estimates:
         raise ValueError("estimates: expected at least one")
-    value, low, high = (
-        float(np.mean([getattr(one, end) for one in estimates])) for end in ("value", "low", "high")
-    )
+    value, low, high = np.mean([(one.value, one.low, one.high) for one in estimates], axis=0).tolist()
     return Estimate(value, low, high, sum(one.count for one in estimates))
 
 
@@ -250,12 +245,8 @@ def mean_of(estimates: Sequence[Estimate]) -> Estimate:
 @dataclass(frozen=True)
 class Tested:
     """What a test found.
-
-    Attributes:
-        statistic: of the test.
-        critical: what it is compared with at 5%; for two-sided tests the upper end.
-        p: the p-value.
-        degrees: of freedom (of F those of the numerator), NaN where there are none.
+    `critical` is what the statistic is compared with at 5%, for two-sided tests the upper end; `degrees`
+    of freedom, of F those of the numerator, are NaN where there are none.
     """
 
     statistic: float
@@ -269,83 +260,60 @@ def f_test(first: float, first_count: int, second: float, second_count: int) -> 
     ratio = variance_ratio(first, first_count, second, second_count).value
     law = f(first_count - 1, second_count - 1)
     p = min(1.0, 2 * min(law.cdf(ratio), law.sf(ratio)))
-    return Tested(ratio, float(law.ppf(0.5 + CONFIDENCE / 2)), float(p), first_count - 1)
+    return Tested(ratio, float(law.ppf(_ends()[1])), float(p), first_count - 1)
 
 
-def welch(
-    first_mean: float,
-    first_variance: float,
-    first_count: int,
-    second_mean: float,
-    second_variance: float,
-    second_count: int,
-) -> Tested:
-    """Test two-sided that two means, first minus second, are equal, by Welch's t."""
-    parts = (first_mean, first_variance, first_count, second_mean, second_variance, second_count)
-    _gap(first_mean, second_mean)
-    _, degrees = _welch_error(*parts[1:3], *parts[4:])
+def welch(*moments: float) -> Tested:
+    """Test two-sided that two means, first minus second, are equal, by Welch's t.
+
+    Moments are those of `mean_difference`.
+    """
+    _, _, degrees = _gap(*moments)
+    first, first_variance, first_count, second, second_variance, second_count = moments
     spreads = np.sqrt([first_variance, second_variance])
     found = ttest_ind_from_stats(
-        first_mean, spreads[0], first_count, second_mean, spreads[1], second_count, equal_var=False
+        first, spreads[0], first_count, second, spreads[1], second_count, equal_var=False
     )
-    critical = float(t.ppf(0.5 + CONFIDENCE / 2, degrees))
-    return Tested(float(found.statistic), critical, float(found.pvalue), degrees)
+    return Tested(float(found.statistic), float(t.ppf(_ends()[1], degrees)), float(found.pvalue), degrees)
 
 
-def equivalence(
-    first_mean: float,
-    first_variance: float,
-    first_count: int,
-    second_mean: float,
-    second_variance: float,
-    second_count: int,
-    margin: float,
-) -> Tested:
+def equivalence(*moments: float, margin: float) -> Tested:
     """Test that two means differ by less than a margin: two one-sided Welch tests (Schuirmann 1987).
 
     `statistic` is the smaller of the two; both must exceed `critical`. `p` is the larger of the two.
     """
-    number("margin", margin, above=0)
-    error, degrees = _welch_error(first_variance, first_count, second_variance, second_count)
-    statistic = (margin - abs(_gap(first_mean, second_mean))) / error
-    critical = float(t.ppf(CONFIDENCE, degrees))
-    return Tested(statistic, critical, float(t.sf(statistic, degrees)), degrees)
+    gap, error, degrees = _gap(*moments)
+    statistic = (number("margin", margin, above=0) - abs(gap)) / error
+    return Tested(statistic, float(t.ppf(CONFIDENCE, degrees)), float(t.sf(statistic, degrees)), degrees)
 
 
-def smallest_margin(
-    first_mean: float,
-    first_variance: float,
-    first_count: int,
-    second_mean: float,
-    second_variance: float,
-    second_count: int,
-) -> float:
+def smallest_margin(*moments: float) -> float:
     """Return the margin from which on `equivalence` says at 5% that two means are equivalent."""
-    error, degrees = _welch_error(first_variance, first_count, second_variance, second_count)
-    return abs(_gap(first_mean, second_mean)) + error * float(t.ppf(CONFIDENCE, degrees))
+    gap, error, degrees = _gap(*moments)
+    return abs(gap) + error * float(t.ppf(CONFIDENCE, degrees))
 
 
-def _gap(first_mean: float, second_mean: float) -> float:
-    return number("first_mean", first_mean) - number("second_mean", second_mean)
-
-
-def _welch_error(first: float, first_count: int, second: float, second_count: int) -> tuple[float, float]:
-    """Return the standard error of a difference of means and its degrees of freedom."""
-    _variance("first", first, first_count)
-    _variance("second", second, second_count)
-    parts = np.array([first / first_count, second / second_count])
+def _gap(
+    first: float,
+    first_variance: float,
+    first_count: float,
+    second: float,
+    second_variance: float,
+    second_count: float,
+) -> tuple[float, float, float]:
+    """Return the first mean minus the second, its standard error, and Welch's degrees of freedom."""
+    gap = number("first_mean", first) - number("second_mean", second)
+    _variance("first", first_variance, first_count)
+    _variance("second", second_variance, second_count)
+    parts = np.array([first_variance / first_count, second_variance / second_count])
     degrees = parts.sum() ** 2 / (parts**2 / [first_count - 1, second_count - 1]).sum()
-    return float(np.sqrt(parts.sum())), float(degrees)
+    return gap, float(np.sqrt(parts.sum())), float(degrees)
 
 
 def two_proportions(first: float, first_count: int, second: float, second_count: int) -> Tested:
     """Test one-sided that the first proportion is larger, by the z test with a pooled error.
 
-    Args:
-        first: events, out of `first_count`; need not be whole, for printed proportions are rounded.
-        first_count: trials.
-        second: events, out of `second_count`.
-        second_count: trials.
+    Events need not be whole, for printed proportions are rounded.
     """
     _events("first", first, first_count)
     _events("second", second, second_count)
@@ -396,7 +364,7 @@ def permuted_variance_ratio(
     return Tested(float(found.statistic), float(critical), float(found.pvalue))
 
 
-def _variance(name: str, value: float, samples: int) -> None:
+def _variance(name: str, value: float, samples: float) -> None:
     number(name, value, above=0)
     count(f"{name}_count", samples, least=2)
 
@@ -412,9 +380,7 @@ def brown_forsythe(first: Sequence[ArrayLike], second: Sequence[ArrayLike]) -> f
     where policies of both share random numbers, it is conservative. Of two values on each side it is 1:
     two values are always as far from their median.
 
-    Args:
-        first: values of one method, a vector for each stack; deviations are taken from its median.
-        second: of the other.
+    Each method is given as a vector of values for each stack, whose deviations are from its own median.
     """
     sides = []
     for stacks in (first, second):
@@ -455,11 +421,7 @@ def holm(p_values: ArrayLike) -> np.ndarray:
 
 
 def checked(name: str, samples: ArrayLike) -> Array:
-    """Return samples as a vector of numbers.
-
-    Raises:
-        ValueError: they are no vector of at least two finite numbers.
-    """
+    """Return samples as a vector of at least two finite numbers, or raise ValueError."""
     return numbers(name, samples, axes=1, least=2)
 
 
@@ -472,3 +434,8 @@ def _pairs(name: str, first: ArrayLike, other: str, second: ArrayLike) -> tuple[
 
 def _level(confidence: float) -> float:
     return number("confidence", confidence, above=0, below=1)
+
+
+def _ends(confidence: float = CONFIDENCE) -> tuple[float, float]:
+    """Return the probabilities at the ends of a two-sided interval."""
+    return 0.5 - _level(confidence) / 2, 0.5 + _level(confidence) / 2

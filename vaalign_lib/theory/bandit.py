@@ -2,10 +2,11 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import yaml
+from numpy.typing import ArrayLike
 
 from vaalign_lib.statistics.arrays import Array, count, number, numbers
 from vaalign_lib.store import DATA
@@ -20,7 +21,13 @@ FORMS: Mapping[str, str] = {
     "ppo": "fixed point of PPO and RLOO",
     "grpo": "fixed point of GRPO",
 }
-QUADRATIC = ("free", "sum_to_one", "simplex")
+QUADRATIC = get_args(tabular.QuadraticForm)
+KL_POLICIES: Mapping[str, tabular.PolicyOf] = {
+    "printed": tabular.printed_policy,
+    "exact": tabular.exact_policy,
+    "ppo": tabular.ppo_fixed_point,
+    "grpo": tabular.grpo_fixed_point,
+}
 CHUNK = 100_000  # draws that are solved at once, so that they stay in the processor's cache
 
 
@@ -92,33 +99,20 @@ class Bandit:
     def vanilla(self, estimates: Array) -> Array:
         """Return the policy that ignores the variances, (..., arms)."""
         if self.form in QUADRATIC:
-            return tabular.trust_region_policy(
-                estimates,
-                self.reference,
-                self.vanilla_strength,
-                form=self.form,  # type: ignore[arg-type]
-            )
+            return self._trust_region(estimates, self.vanilla_strength, 1.0)
         return tabular.softmax_policy(estimates, self.reference, self.vanilla_strength)
 
     def variance_aware(self, estimates: Array) -> Array:
         """Return the policy that knows the variances, (..., arms)."""
+        strength = self.variance_aware_strength
         if self.form in QUADRATIC:
-            epsilon = tabular.matched_epsilon(self.variances, self.variance_aware_strength)
-            return tabular.trust_region_policy(
-                estimates,
-                self.reference,
-                epsilon,
-                variances=self.variances,
-                form=self.form,  # type: ignore[arg-type]
-            )
-        policy_of = {
-            "printed": tabular.printed_policy,
-            "exact": tabular.exact_policy,
-            "ppo": tabular.ppo_fixed_point,
-            "grpo": tabular.grpo_fixed_point,
-        }[self.form]
-        beta = self.variance_aware_strength
-        return policy_of(estimates, self.variances, self.reference, beta)
+            radius = tabular.matched_epsilon(self.variances, strength)
+            return self._trust_region(estimates, radius, self.variances)
+        return KL_POLICIES[self.form](estimates, self.variances, self.reference, strength)
+
+    def _trust_region(self, estimates: Array, epsilon: ArrayLike, variances: ArrayLike) -> Array:
+        form: Any = self.form
+        return tabular.trust_region_policy(estimates, self.reference, epsilon, variances=variances, form=form)
 
     def tells_figure_2(self, estimates: Array) -> bool:
         """Whether Figure 2's caption holds on the typical reversed draw of the estimates (draws, arms).
@@ -164,13 +158,8 @@ def typical_reversed_estimates(bandit: Bandit, estimates: Array) -> Array:
 def published_bandits() -> dict[str, Bandit]:
     """Return one set of parameters for every form, from data/bandit_arms.yaml."""
     content = yaml.safe_load((DATA / "bandit_arms.yaml").read_text(encoding="utf-8"))
+    arms = ("true_rewards", "deviations")
     return {
-        form: Bandit(
-            true_rewards=tuple(entry["true_rewards"]),
-            deviations=tuple(entry["deviations"]),
-            form=form,
-            vanilla_strength=entry["vanilla_strength"],
-            variance_aware_strength=entry["variance_aware_strength"],
-        )
+        form: Bandit(**entry | {name: tuple(entry[name]) for name in arms}, form=form)
         for form, entry in content.items()
     }

@@ -1,7 +1,8 @@
 """The probability bounds of Theorem 2.2 and the risk formulas of Theorem 2.4.
 
 n = |X||Y| counts the arms, Phi is the standard normal distribution function, F_n that of chi-square
-with n degrees of freedom. Arrays carry arms on the last axis and broadcast over the others.
+with n degrees of freedom. Rewards and variances are (..., arms), beta and what is returned of a problem
+(...); they broadcast.
 """
 
 from typing import Literal, get_args
@@ -14,6 +15,7 @@ from vaalign_lib.statistics.arrays import Array, broadcast, numbers
 from vaalign_lib.theory.tabular import distribution, problem, with_strength
 
 RiskForm = Literal["free", "sum_to_one"]
+RISK_FORMS: tuple[RiskForm, ...] = get_args(RiskForm)
 
 
 # --- Theorem 2.2 ----------------------------------------------------------------------------------
@@ -61,10 +63,7 @@ def _sizes(arms: ArrayLike, beta: ArrayLike) -> tuple[Array, Array]:
 
 
 def box_supremum(estimates: ArrayLike, variances: ArrayLike, beta: ArrayLike) -> Array:
-    """Return sup of R-hat' d - beta ||d||_Sigma over d in [-2, 2]^n, Equation (1).
-
-    Shapes: estimates and variances (..., arms), beta (...) -> (...).
-    """
+    """Return sup of R-hat' d - beta ||d||_Sigma over d in [-2, 2]^n (...), Equation (1)."""
     best = box_maximizer(estimates, variances, beta)
     estimates, variances = problem(estimates=estimates, variances=variances)
     length = np.sqrt((variances * best**2).sum(-1))
@@ -78,8 +77,6 @@ def box_maximizer(estimates: ArrayLike, variances: ArrayLike, beta: ArrayLike) -
     solves sum_i s_i^2 = beta^2 t^2. The left side minus the right is concave in t^2 and piecewise
     linear, so one pass over the sorted ratios 2 sigma_i / a_i finds the piece with the root. If
     ||a|| <= beta the maximizer is 0: the penalty outweighs every direction.
-
-    Shapes: estimates and variances (..., arms), beta (...), at least 0 -> (..., arms).
     """
     checked = problem(estimates=estimates, variances=variances)
     estimates, variances, beta = with_strength(checked, "beta", beta, at_least=0)
@@ -116,7 +113,7 @@ def box_departures(estimates: ArrayLike, variances: ArrayLike) -> Array:
 
     Arm i is at its corner while a_i t >= 2 sigma_i, that is t >= t_i = 2 sigma_i^2 / |R-hat_i|, and t
     falls as beta grows: beta_i = sqrt(sum_j min(2 sigma_j, a_j t_i)^2) / t_i. So arms leave in the
-    order of |R-hat| / sigma^2, those with an estimate of 0 at once. Shapes: (..., arms) -> (..., arms).
+    order of |R-hat| / sigma^2, those with an estimate of 0 at once.
     """
     estimates, variances = problem(estimates=estimates, variances=variances)
     scaled, cap = np.abs(estimates) / np.sqrt(variances), 2 * np.sqrt(variances)
@@ -130,10 +127,7 @@ def box_departures(estimates: ArrayLike, variances: ArrayLike) -> Array:
 def lower_bound_event(
     estimates: ArrayLike, true_rewards: ArrayLike, variances: ArrayLike, beta: ArrayLike
 ) -> np.ndarray:
-    """Return whether the inequality of Theorem 2.2 holds: box_supremum <= sup r*' d = 2 ||r*||_1.
-
-    Shapes: estimates, true_rewards, variances (..., arms), beta (...) -> bool (...).
-    """
+    """Return whether the inequality of Theorem 2.2 holds (...): box_supremum <= sup r*' d = 2 ||r*||_1."""
     estimates, true_rewards, variances = problem(
         estimates=estimates, true_rewards=true_rewards, variances=variances
     )
@@ -149,11 +143,6 @@ def vanilla_risk(true_rewards: ArrayLike, variances: ArrayLike, form: RiskForm =
     `free`: Phi(-||r*||^2 / sqrt(r*' Sigma r*)), as printed in Appendix A. `sum_to_one`: the same with
     r* less its mean over the arms. Neither depends on epsilon. On the simplex there is no such formula;
     up to `interior_epsilon` the risk is that of `sum_to_one`.
-
-    Shapes: true_rewards and variances (..., arms) -> (...).
-
-    Raises:
-        ValueError: rewards are not finite, variances not positive, shapes do not fit, another form.
     """
     rewards, variances = _risk_problem(true_rewards, variances, form, weighted=False)
     size = _size(rewards)
@@ -167,7 +156,7 @@ def variance_aware_risk(true_rewards: ArrayLike, variances: ArrayLike, form: Ris
     """Return P(pi_2' r* <= pi_0' r*) of Equation (3)'s policy under Assumption 2.1.
 
     `free`: Phi(-sqrt(r*' Sigma^-1 r*)), as printed in Appendix A. `sum_to_one`: the same with r* less
-    its precision-weighted mean over the arms. Shapes and errors as in `vanilla_risk`.
+    its precision-weighted mean over the arms.
     """
     rewards, variances = _risk_problem(true_rewards, variances, form, weighted=True)
     size = _size(rewards)
@@ -182,8 +171,8 @@ def _risk_problem(
 
     Rewards that are equal but for rounding leave exactly zero: without signal the policy never moves.
     """
-    if form not in get_args(RiskForm):
-        raise ValueError(f"form: must be one of {', '.join(get_args(RiskForm))}, got {form!r}")
+    if form not in RISK_FORMS:
+        raise ValueError(f"form: must be one of {', '.join(RISK_FORMS)}, got {form!r}")
     rewards, variances = problem(true_rewards=true_rewards, variances=variances)
     if form == "sum_to_one":
         weights = _size(variances)[..., None] / variances if weighted else np.ones_like(variances)
@@ -208,8 +197,6 @@ def interior_epsilon(reference: ArrayLike) -> Array:
     Within ||pi - pi_0||^2 <= epsilon and sum_y (pi - pi_0) = 0 a single coordinate moves by at most
     sqrt(epsilon (n - 1) / n). Up to there Theorem 2.4 holds on the simplex, since both policies are
     those of `sum_to_one` (Equation (3)'s region, of radius lambda_min(Sigma) epsilon, is contained).
-
-    Shapes: reference (..., arms) -> (...).
     """
     reference = distribution("reference", reference)
     arms = reference.shape[-1]

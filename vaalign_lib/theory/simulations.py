@@ -5,18 +5,24 @@ it. Throughout, estimates are R-hat ~ N(r*, Sigma) as in Assumption 2.1.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial, reduce
+from itertools import product
+from operator import or_
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from scipy.optimize import brentq, minimize
+from statsmodels.stats.proportion import proportion_confint
 
 from vaalign_lib.jobs import progress
 from vaalign_lib.statistics.arrays import Array
-from vaalign_lib.statistics.tests import Estimate, mean, paired_variance_ratio, proportion
+from vaalign_lib.statistics.tests import Estimate, mean, paired_variance_ratio
 from vaalign_lib.theory import bounds, tabular
-from vaalign_lib.theory.tabular import QuadraticForm
+from vaalign_lib.theory.tabular import PolicyOf, QuadraticForm
 
 SPREAD = 0.7  # standard deviation of the logarithm of the variances in random problems
+POLICIES = ("vanilla", "variance-aware")
 
 
 def draw_estimates(true_rewards: Array, variances: Array, draws: int, rng: np.random.Generator) -> Array:
@@ -45,64 +51,45 @@ def lower_bound_probabilities(
     """Simulate the probability of Theorem 2.2's inequality at r* = signal * sigma on every arm.
 
     Returns:
-        A row per (arms, beta, signal): the probability, an interval so wide that all of them and
+        A row per (arms, signal, beta): the probability, an interval so wide that all of them and
         those of `lower_bound_instances` hold together with 95% (Bonferroni), and the four bounds.
     """
-    confidence = 1 - 0.025 / (len(arms) * len(betas) * len(signals))
-    rows = []
+    cells, events = pd.DataFrame(product(arms, signals, betas), columns=["arms", "signal", "beta"]), []
     for count in arms:
         noise = np.random.default_rng([seed, count]).standard_normal((draws, count))
-        for signal in signals:
-            for beta in betas:
-                truth = np.full(count, float(signal))
-                event = bounds.lower_bound_event(truth + noise, truth, np.ones(count), beta)
-                estimate = proportion(event, confidence)
-                rows.append(
-                    {
-                        "arms": count,
-                        "beta": beta,
-                        "signal": signal,
-                        "probability": estimate.value,
-                        "low": estimate.low,
-                        "high": estimate.high,
-                        "printed": float(bounds.printed_bound(count, beta)),
-                        "proof": float(bounds.proof_bound(count, beta)),
-                        "sharp_lower": float(bounds.lower_bound(count, beta)),
-                        "sharp_upper": float(bounds.upper_bound(beta)),
-                    }
-                )
-    return pd.DataFrame(rows)
+        for signal, beta in product(signals, betas):
+            truth = np.full(count, float(signal))
+            events.append(bounds.lower_bound_event(truth + noise, truth, np.ones(count), beta).sum())
+    return _with_bounds(cells[["arms", "beta", "signal"]], np.array(events), draws)
 
 
 def lower_bound_instances(instances: int, draws: int, seed: int) -> pd.DataFrame:
-    """Simulate Theorem 2.2's probability on random r* (dense and sparse), Sigma and beta.
-
-    Returns:
-        A row per instance: the probability, its interval (Bonferroni, as above), the sharp bounds.
-    """
-    rng = np.random.default_rng(seed)
-    rows = []
+    """Simulate Theorem 2.2's probability on random r* (dense and sparse), Sigma and beta, a row each."""
+    rng, cells, events = np.random.default_rng(seed), [], []
     for _ in range(instances):
         arms = int(rng.integers(1, 21))
         variances = rng.lognormal(0, 1, arms)
         sparse = rng.random(arms) < rng.choice([0.3, 1.0])
         truth = rng.normal(0, 10 ** rng.uniform(-1, 1), arms) * np.sqrt(variances) * sparse
-        beta = rng.uniform(0.2, 1.6 * np.sqrt(arms))
+        cells.append({"arms": arms, "beta": rng.uniform(0.2, 1.6 * np.sqrt(arms))})
         estimates = draw_estimates(truth, variances, draws, rng)
-        event = bounds.lower_bound_event(estimates, truth, variances, beta)
-        estimate = proportion(event, 1 - 0.025 / instances)
-        rows.append(
-            {
-                "arms": arms,
-                "beta": beta,
-                "probability": estimate.value,
-                "low": estimate.low,
-                "high": estimate.high,
-                "sharp_lower": float(bounds.lower_bound(arms, beta)),
-                "sharp_upper": float(bounds.upper_bound(beta)),
-            }
-        )
-    return pd.DataFrame(rows)
+        events.append(bounds.lower_bound_event(estimates, truth, variances, cells[-1]["beta"]).sum())
+    return _with_bounds(pd.DataFrame(cells), np.array(events), draws)
+
+
+def _with_bounds(cells: pd.DataFrame, events: Array, draws: int) -> pd.DataFrame:
+    """Add to arms and beta the probability, its interval at 2.5% over all cells, and the bounds."""
+    low, high = proportion_confint(events, draws, alpha=0.025 / len(cells), method="beta")
+    arms, beta = cells["arms"], cells["beta"]
+    return cells.assign(
+        probability=events / draws,
+        low=low,
+        high=high,
+        printed=bounds.printed_bound(arms, beta),
+        proof=bounds.proof_bound(arms, beta),
+        sharp_lower=bounds.lower_bound(arms, beta),
+        sharp_upper=bounds.upper_bound(beta),
+    )
 
 
 # --- Theorem 2.4 ----------------------------------------------------------------------------------
@@ -114,34 +101,23 @@ def risk_formulas(instances: int, draws: int, seed: int) -> pd.DataFrame:
     Returns:
         A row per instance, form and policy: the formula, the simulated risk, and its z-score.
     """
-    rng = np.random.default_rng(seed)
-    rows = []
+    rng, rows = np.random.default_rng(seed), []
     for instance in range(instances):
         arms = int(rng.integers(2, 9))
         truth, variances = rng.normal(0, 1, arms), rng.lognormal(0, 1, arms)
         reference, epsilon = rng.dirichlet(np.ones(arms)), 10 ** rng.uniform(-2, 1)
         estimates = draw_estimates(truth, variances, draws, rng)
-        for form in ("free", "sum_to_one"):
-            policies = trust_region_pair(estimates, variances, reference, epsilon, form)
+        for form in bounds.RISK_FORMS:
+            pair = trust_region_pair(estimates, variances, reference, epsilon, form)
+            risks = [(policy @ truth <= reference @ truth).mean() for policy in pair]
             formulas = (
-                bounds.vanilla_risk(truth, variances, form),
-                bounds.variance_aware_risk(truth, variances, form),
+                risk(truth, variances, form) for risk in (bounds.vanilla_risk, bounds.variance_aware_risk)
             )
-            names = ("vanilla", "variance-aware")
-            for name, policy, formula in zip(names, policies, formulas, strict=True):
-                risk = float((policy @ truth <= reference @ truth).mean())
-                error = np.sqrt(max(float(formula * (1 - formula)), 1 / draws) / draws)
-                rows.append(
-                    {
-                        "instance": instance,
-                        "form": form,
-                        "policy": name,
-                        "formula": float(formula),
-                        "simulated": risk,
-                        "z": (risk - float(formula)) / error,
-                    }
-                )
-    return pd.DataFrame(rows)
+            rows += [(instance, form, *row) for row in zip(POLICIES, formulas, risks, strict=True)]
+    table = pd.DataFrame(rows, columns=["instance", "form", "policy", "formula", "simulated"])
+    formula = table["formula"].astype(float)
+    error = np.sqrt(np.maximum(formula * (1 - formula), 1 / draws) / draws)
+    return table.assign(formula=formula, z=(table["simulated"] - formula) / error)
 
 
 def simplex_search(arms: int, instances: int, draws: int, seed: int) -> pd.DataFrame:
@@ -154,8 +130,7 @@ def simplex_search(arms: int, instances: int, draws: int, seed: int) -> pd.DataF
         A row per instance: the problem, both risks, their paired difference (variance-aware less
         vanilla) in standard errors, and whether epsilon is interior.
     """
-    rng = np.random.default_rng(seed)
-    rows = []
+    rng, rows = np.random.default_rng(seed), []
     for _ in progress(range(instances), f"Theorem 2.4 with {arms} arms", instances):
         uniform = rng.random() < 0.5
         reference = np.full(arms, 1 / arms) if uniform else rng.dirichlet(np.ones(arms))
@@ -165,8 +140,8 @@ def simplex_search(arms: int, instances: int, draws: int, seed: int) -> pd.DataF
         epsilon = interior * 10 ** rng.uniform(-0.5, np.log10(2 / interior))
         estimates = draw_estimates(truth, variances, draws, rng)
         policies = trust_region_pair(estimates, variances, reference, epsilon, "simplex")
-        worse = [policy @ truth <= reference @ truth for policy in policies]
-        paired = worse[1].astype(float) - worse[0].astype(float)
+        worse = [(policy @ truth <= reference @ truth).astype(float) for policy in policies]
+        paired = worse[1] - worse[0]
         error = max(paired.std(ddof=1), 1 / np.sqrt(draws)) / np.sqrt(draws)
         rows.append(
             {
@@ -176,13 +151,16 @@ def simplex_search(arms: int, instances: int, draws: int, seed: int) -> pd.DataF
                 "epsilon": epsilon,
                 "interior": epsilon <= interior,
                 "uniform_reference": uniform,
-                "vanilla_risk": float(worse[0].mean()),
-                "variance_aware_risk": float(worse[1].mean()),
-                "difference": float(paired.mean()),
-                "z": float(paired.mean() / error),
+                "vanilla_risk": worse[0].mean(),
+                "variance_aware_risk": worse[1].mean(),
+                "difference": paired.mean(),
+                "z": paired.mean() / error,
             }
         )
     return pd.DataFrame(rows)
+
+
+# --- Remark 2.5 -----------------------------------------------------------------------------------
 
 
 def noise_levels(
@@ -198,34 +176,7 @@ def noise_levels(
         A row per (level, epsilon, policy, instance): mean gain over the reference, risk, and the step,
         the mean squared distance ||pi - pi_0||^2 over all instances.
     """
-    rng = np.random.default_rng(seed)
-    truth, variances, noise = _problems(arms, instances, draws, rng)
-    reference = np.full(arms, 1 / arms)
-    shapes = {"vanilla": np.ones(arms), "variance-aware": variances}
-    parts = []
-    cases = [(level, epsilon) for level in levels for epsilon in epsilons]
-    for level, epsilon in progress(cases, "Remark 2.5", len(cases)):
-        for name, shape in shapes.items():
-            policy = tabular.trust_region_policy(truth + level * noise, reference, epsilon, variances=shape)
-            gain = tabular.expected_reward(policy - reference, truth)
-            part = {
-                "level": level,
-                "epsilon": epsilon,
-                "policy": name,
-                "instance": np.arange(instances),
-                "step": float(((policy - reference) ** 2).sum(-1).mean()),
-                "gain": gain.mean(0),
-                "risk": (gain <= 0).mean(0),
-            }
-            parts.append(pd.DataFrame(part))
-    return pd.concat(parts, ignore_index=True)
-
-
-def _problems(arms: int, instances: int, draws: int, rng: np.random.Generator) -> tuple[Array, Array, Array]:
-    """Return r* and Sigma of random problems, (instances, arms), and noise (draws, instances, arms)."""
-    truth = rng.normal(0, 1, (instances, arms))
-    variances = rng.lognormal(-0.5 * SPREAD**2, SPREAD, (instances, arms))
-    return (truth, variances, np.sqrt(variances) * rng.standard_normal((draws, instances, arms)))
+    return _sweep(arms, instances, levels, draws, seed, lambda *problem: epsilons)
 
 
 def equal_step(
@@ -238,35 +189,57 @@ def equal_step(
     Returns:
         A row per level and instance: gain and risk of both policies, and vanilla's less the other's.
     """
-    rng = np.random.default_rng(seed)
-    truth, variances, noise = _problems(arms, instances, draws, rng)
-    reference = np.full(arms, 1 / arms)
-    shapes = {"vanilla": np.ones(arms), "variance-aware": variances}
-    parts = []
-    for level in progress(levels, "equal step", len(levels)):
-        columns: dict[str, Array] = {}
-        for name, shape in shapes.items():
-            policy = _policy_of_step(truth + level * noise, reference, shape, step)
+    table = _sweep(arms, instances, levels, draws, seed, lambda *problem: [radius_of_step(step, *problem)])
+    wide = table.pivot(index=["level", "instance"], columns="policy", values=["gain", "risk"])
+    wide.columns = [f"{policy} {column}" for column, policy in wide.columns]
+    for column in ("gain", "risk"):
+        wide[f"{column}_difference"] = wide[f"vanilla {column}"] - wide[f"variance-aware {column}"]
+    return wide.reset_index()
+
+
+def _sweep(
+    arms: int,
+    instances: int,
+    levels: Sequence[float],
+    draws: int,
+    seed: int,
+    radii: Callable[..., Sequence[float]],
+) -> pd.DataFrame:
+    """Follow both policies over noise levels and the radii of (estimates, reference, variances)."""
+    truth, variances, noise = _problems(arms, instances, draws, np.random.default_rng(seed))
+    reference, parts = np.full(arms, 1 / arms), []
+    shapes = dict(zip(POLICIES, (np.ones(arms), variances), strict=True))
+    for level, (name, shape) in progress(
+        product(levels, shapes.items()), "Remark 2.5", len(levels) * len(shapes)
+    ):
+        estimates = truth + level * noise  # (draws, instances, arms)
+        for epsilon in radii(estimates, reference, shape):
+            policy = tabular.trust_region_policy(estimates, reference, epsilon, variances=shape)
             gain = tabular.expected_reward(policy - reference, truth)
-            columns |= {f"{name} gain": gain.mean(0), f"{name} risk": (gain <= 0).mean(0)}
-        for column in ("gain", "risk"):
-            difference = columns[f"vanilla {column}"] - columns[f"variance-aware {column}"]
-            columns[f"{column}_difference"] = difference
-        parts.append(pd.DataFrame({"level": level, "instance": np.arange(instances)} | columns))
+            cell = {"level": level, "epsilon": epsilon, "policy": name, "instance": np.arange(instances)}
+            step = ((policy - reference) ** 2).sum(-1).mean()
+            parts.append(
+                pd.DataFrame(cell | {"step": step, "gain": gain.mean(0), "risk": (gain <= 0).mean(0)})
+            )
     return pd.concat(parts, ignore_index=True)
 
 
-def _policy_of_step(estimates: Array, reference: Array, shape: Array, step: float) -> Array:
-    """Return the trust-region policies at the radius where the mean of ||pi - pi_0||^2 is the step."""
+def _problems(arms: int, instances: int, draws: int, rng: np.random.Generator) -> tuple[Array, Array, Array]:
+    """Return r* and Sigma of random problems, (instances, arms), and noise (draws, instances, arms)."""
+    truth = rng.normal(0, 1, (instances, arms))
+    variances = rng.lognormal(-0.5 * SPREAD**2, SPREAD, (instances, arms))
+    return truth, variances, np.sqrt(variances) * rng.standard_normal((draws, instances, arms))
 
-    def policy_of(log_epsilon: float) -> Array:
-        epsilon = np.exp(log_epsilon)
-        return tabular.trust_region_policy(estimates, reference, epsilon, variances=shape)
+
+def radius_of_step(step: float, estimates: Array, reference: Array, variances: Array) -> float:
+    """Return the epsilon at which the trust-region policies' mean ||pi - pi_0||^2 is the step."""
 
     def excess(log_epsilon: float) -> float:
-        return float(((policy_of(log_epsilon) - reference) ** 2).sum(-1).mean()) - step
+        epsilon = np.exp(log_epsilon)
+        policy = tabular.trust_region_policy(estimates, reference, epsilon, variances=variances)
+        return float(((policy - reference) ** 2).sum(-1).mean()) - step
 
-    return policy_of(float(brentq(excess, np.log(1e-4 * step), np.log(1e4 * step), xtol=1e-5)))
+    return float(np.exp(brentq(excess, np.log(1e-4 * step), np.log(1e4 * step), xtol=1e-5)))
 
 
 def crossing_level(paired: pd.DataFrame, seed: int, resamples: int = 1000) -> Estimate:
@@ -275,56 +248,22 @@ def crossing_level(paired: pd.DataFrame, seed: int, resamples: int = 1000) -> Es
     The interval is the bootstrap's over the problems; NaN ends where a resample has no crossing.
     """
     table = paired.pivot(index="level", columns="instance", values="gain_difference")
-    levels, differences = table.index.to_series(), table.to_numpy()
+    levels, differences = table.index.to_numpy(dtype=float), table.to_numpy()
     count = differences.shape[1]
     chosen = np.random.default_rng(seed).integers(0, count, (resamples, count))
-    means = [pd.Series(differences[:, rows].mean(1)) for rows in chosen]
-    low, high = np.quantile([zero_crossing(levels, one) for one in means], [0.025, 0.975])
-    value = zero_crossing(levels, pd.Series(differences.mean(1)))
-    return Estimate(value, float(low), float(high), count)
+    resampled = zero_crossing(levels, np.take(differences, chosen, axis=1).mean(-1))
+    low, high = np.quantile(resampled, [0.025, 0.975])
+    return Estimate(float(zero_crossing(levels, differences.mean(1))), float(low), float(high), count)
 
 
-def zero_crossing(levels: pd.Series, differences: pd.Series) -> float:
-    """Return the level at which a difference first falls through zero, interpolated; NaN if never."""
-    x, y = levels.to_numpy(dtype=float), differences.to_numpy(dtype=float)
-    falls = np.flatnonzero((y[:-1] > 0) & (y[1:] <= 0))
-    if not falls.size:
-        return float("nan")
-    k = falls[0]
-    return float(x[k] + (x[k + 1] - x[k]) * y[k] / (y[k] - y[k + 1]))
-
-
-def relative_to_vanilla(comparison: pd.DataFrame) -> pd.DataFrame:
-    """Compare every policy of `matched_kl` with vanilla on the same problem.
-
-    Returns:
-        A row per level, policy (but vanilla) and instance: differences of gain and risk, and
-        log_variance, the logarithm of the ratio of the variances of the return.
-    """
-    vanilla = comparison[comparison["policy"] == "vanilla"]
-    others = comparison[comparison["policy"] != "vanilla"]
-    both = others.merge(vanilla, on=["level", "instance"], suffixes=("", "_v"))
-    columns = {
-        "gain": both["gain"] - both["gain_v"],
-        "log_variance": 2 * np.log(both["deviation"] / both["deviation_v"]),
-        "risk": both["risk"] - both["risk_v"],
-    }
-    return both[["level", "policy", "instance"]].assign(**columns)
-
-
-def summarize(table: pd.DataFrame, by: Sequence[str], columns: Sequence[str]) -> pd.DataFrame:
-    """Return the mean of every column per group, with its interval over the rows of the group."""
-    rows = []
-    for key, group in table.groupby(list(by), sort=False):
-        row = dict(zip(by, key, strict=True))
-        for column in columns:
-            row |= _columns(column, mean(group[column]))
-        rows.append(row)
-    return pd.DataFrame(rows)
-
-
-def _columns(name: str, estimate: Estimate) -> dict[str, float]:
-    return {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
+def zero_crossing(levels: Array, differences: Array) -> Array:
+    """Return where differences (levels, ...) first fall through zero, interpolated; NaN if never."""
+    before, after = differences[:-1], differences[1:]
+    falls = (before > 0) & (after <= 0)
+    share = np.divide(before, before - after, out=np.zeros_like(before), where=falls)
+    x = levels.reshape(-1, *[1] * (differences.ndim - 1))
+    places = np.take_along_axis(x[:-1] + (x[1:] - x[:-1]) * share, falls.argmax(0)[None], 0)[0]
+    return np.where(falls.any(0), places, np.nan)
 
 
 # --- Theorem 2.7 ----------------------------------------------------------------------------------
@@ -336,48 +275,35 @@ def best_on_printed_path(estimates: Array, variances: Array, reference: Array, e
     All of its path is searched, beta from 1e-3 to 1e4 times the problem's scale. Shapes: (arms,).
     """
     scale = max(np.ptp(estimates), np.abs(estimates).max(), 1e-12) / variances.mean()
-    betas = scale * np.geomspace(1e-3, 1e4, 4001)
-    path = tabular.printed_policy(
-        np.broadcast_to(estimates, (betas.size, estimates.size)), variances, reference, betas
-    )
+    path = tabular.printed_policy(estimates, variances, reference, scale * np.geomspace(1e-3, 1e4, 4001))
     path = np.vstack([path, reference])  # the limit of large beta
     feasible = tabular.weighted_kl(path, reference, variances) <= epsilon
-    values = np.where(feasible, path @ estimates, -np.inf)
-    return path[values.argmax()]
+    return path[np.where(feasible, path @ estimates, -np.inf).argmax()]
 
 
 def at_constraint(
-    family: Callable[..., Array], estimates: Array, variances: Array, reference: Array, epsilon: float
+    policy_of: PolicyOf, estimates: Array, variances: Array, reference: Array, epsilon: float
 ) -> Array:
-    """Return the policy of a family, (arms,), whose beta makes E[sigma^2 ln(pi / pi_0)] equal epsilon."""
-    scale = np.ptp(estimates) / variances.mean()
-
-    def measure(beta: Array) -> Array:
-        many = np.broadcast_to(estimates, (beta.size, estimates.size))
-        return tabular.weighted_kl(family(many, variances, reference, beta), reference, variances)
-
-    beta = scale * tabular.solve_beta(lambda b, _: measure(scale * b), epsilon, 1, name="epsilon")
-    return family(estimates, variances, reference, beta[0])
+    """Return a policy of one problem, (arms,), at the beta where E[sigma^2 ln(pi / pi_0)] is epsilon."""
+    problem = estimates[None, None], variances, reference
+    return tabular.constrained_policy(*problem, epsilon, policy_of=policy_of)[0][0, 0]
 
 
 def optimum_by_slsqp(estimates: Array, variances: Array, reference: Array, epsilon: float) -> Array:
     """Solve the problem of Theorem 2.7 by scipy's general solver, which knows no closed form. (arms,)."""
-    result = minimize(
+
+    def slack(policy: Array) -> Array:
+        return epsilon - tabular.weighted_kl(policy, reference, variances)
+
+    return minimize(
         lambda policy: -policy @ estimates,
         reference,
         jac=lambda policy: -estimates,
         bounds=[(1e-12, 1)] * estimates.size,
-        constraints=[
-            {"type": "eq", "fun": lambda policy: policy.sum() - 1},
-            {
-                "type": "ineq",
-                "fun": lambda policy: epsilon - tabular.weighted_kl(policy, reference, variances),
-            },
-        ],
+        constraints=[{"type": "eq", "fun": lambda policy: policy.sum() - 1}, {"type": "ineq", "fun": slack}],
         method="SLSQP",
         options={"ftol": 1e-14, "maxiter": 500},
-    )
-    return result.x
+    ).x
 
 
 def printed_policy_gap(instances: int, shifts: Sequence[float], epsilon: float, seed: int) -> pd.DataFrame:
@@ -389,27 +315,18 @@ def printed_policy_gap(instances: int, shifts: Sequence[float], epsilon: float, 
     Returns:
         A row per instance and shift: gains of the optimum and of the printed path, and the share lost.
     """
-    rng = np.random.default_rng(seed)
-    rows = []
+    rng, rows = np.random.default_rng(seed), []
     for instance in progress(range(instances), "Theorem 2.7, gap", instances):
         arms = int(rng.integers(3, 7))
         estimates, variances = rng.normal(0, 1, arms), rng.lognormal(0, 0.8, arms)
         reference = np.full(arms, 1 / arms)
-        optimum, _ = tabular.constrained_policy(estimates[None, None], variances, reference, epsilon)
-        best = float(optimum[0, 0] @ estimates - reference @ estimates)
+        optimum = at_constraint(tabular.exact_policy, estimates, variances, reference, epsilon)
+        best = optimum @ estimates - reference @ estimates
         for shift in shifts:
             path = best_on_printed_path(estimates + shift, variances, reference, epsilon)
-            gain = float(path @ estimates - reference @ estimates)
-            rows.append(
-                {
-                    "instance": instance,
-                    "shift": shift,
-                    "optimal_gain": best,
-                    "printed_gain": gain,
-                    "share_lost": 1 - gain / best,
-                }
-            )
-    return pd.DataFrame(rows)
+            rows.append((instance, shift, best, path @ estimates - reference @ estimates))
+    table = pd.DataFrame(rows, columns=["instance", "shift", "optimal_gain", "printed_gain"])
+    return table.assign(share_lost=1 - table["printed_gain"] / table["optimal_gain"])
 
 
 # --- Figure 4 -------------------------------------------------------------------------------------
@@ -444,35 +361,27 @@ def variance_ratios(
         A row per setting: the ratio Var(vanilla) / Var(variance-aware) with its interval, and the
         same after the variance-aware step was scaled to the vanilla policy's mean gain.
     """
-    rows = []
-    total = len(arms) * len(signals) * settings
-    cases = ((n, s, k) for n in arms for s in signals for k in range(settings))
-    for count, signal, setting in progress(cases, "Figure 4, settings", total):
+    rows, total = [], len(arms) * len(signals) * settings
+    for count, signal, setting in progress(
+        product(arms, signals, range(settings)), "Figure 4, settings", total
+    ):
         rng = np.random.default_rng([seed, count, int(1000 * signal), setting])
         truth, uniform = rng.normal(0, signal, count), rng.random(count)
         for low, high in ranges:
-            variances = low + (high - low) * uniform
-            gains = trust_region_gains(truth, variances, draws, rng, "sum_to_one")
+            gains = trust_region_gains(truth, low + (high - low) * uniform, draws, rng, "sum_to_one")
             ratio = paired_variance_ratio(*gains)
             rows.append(
-                {
-                    "arms": count,
-                    "signal": signal,
-                    "setting": setting,
-                    "range": f"({low:g}, {high:g})",
-                    **_columns("ratio", ratio),
-                    "equal_gain_ratio": ratio.value * (gains[1].mean() / gains[0].mean()) ** 2,
-                }
+                {"arms": count, "signal": signal, "setting": setting, "range": f"({low:g}, {high:g})"}
+                | ratio.columns("ratio")
+                | {"equal_gain_ratio": ratio.value * (gains[1].mean() / gains[0].mean()) ** 2}
             )
     return pd.DataFrame(rows)
 
 
 # --- at matched KL ----------------------------------------------------------------------------------
 
-PolicyFamily = Callable[[Array, Array, Array, Array], Array]
 
-
-def families(aversion: float) -> dict[str, PolicyFamily]:
+def families(aversion: float) -> dict[str, PolicyOf]:
     """Return the policies that are compared at matched KL, each with its free beta."""
     return {
         "vanilla": lambda estimates, variances, reference, beta: tabular.softmax_policy(
@@ -482,16 +391,12 @@ def families(aversion: float) -> dict[str, PolicyFamily]:
         "GRPO fixed point": tabular.grpo_fixed_point,
         "true optimum": tabular.exact_policy,
         "as printed": tabular.printed_policy,
-        "mean minus variance": lambda estimates, variances, reference, beta: (
-            tabular.mean_minus_variance_policy(
-                estimates, variances, reference, beta, np.full(estimates.shape[:-1], aversion)
-            )
-        ),
+        "mean minus variance": partial(tabular.mean_minus_variance_policy, aversion=aversion),
     }
 
 
 def beta_at_mean_kl(
-    family: PolicyFamily, estimates: Array, variances: Array, reference: Array, target: float
+    policy_of: PolicyOf, estimates: Array, variances: Array, reference: Array, target: float
 ) -> float:
     """Return the largest beta at which the mean KL(pi || pi_0) over the batch is the target; NaN if none.
 
@@ -501,7 +406,7 @@ def beta_at_mean_kl(
     """
 
     def excess(log_beta: float, draws: Array) -> float:
-        policy = family(draws, variances, reference, np.full(draws.shape[:-1], np.exp(log_beta)))
+        policy = policy_of(draws, variances, reference, np.exp(log_beta))
         return float(tabular.weighted_kl(policy, reference).mean()) - target
 
     pilot, width = estimates[:10], 0.5
@@ -519,37 +424,47 @@ def matched_kl(
 ) -> pd.DataFrame:
     """Compare policies at the same mean KL to the reference, over noise levels.
 
-    Problems: r* ~ N(0, 1), variances lognormal with mean 1 times level^2, uniform reference. The beta of
-    every policy is set once per level, for all problems and draws together, as a trainer would.
+    Problems are those of `noise_levels`. The beta of every policy is set once per level, for all problems
+    and draws together, as a trainer would.
 
     Returns:
         A row per (level, policy, instance), without policies that cannot reach that KL: beta, KL,
         mean gain, its standard deviation and risk over draws.
     """
-    rng = np.random.default_rng(seed)
-    truth, variances, noise = _problems(arms, instances, draws, rng)
-    reference = np.full(arms, 1 / arms)
-    rows = []
+    truth, variances, noise = _problems(arms, instances, draws, np.random.default_rng(seed))
+    reference, parts = np.full(arms, 1 / arms), []
     for level in progress(levels, "matched KL", len(levels)):
-        estimates, scaled = truth + level * noise, level**2 * variances
-        for name, family in families(aversion).items():
-            beta = beta_at_mean_kl(family, estimates, scaled, reference, target)
+        problem = truth + level * noise, level**2 * variances, reference
+        for name, policy_of in families(aversion).items():
+            beta = beta_at_mean_kl(policy_of, *problem, target)
             if np.isnan(beta):
                 continue
-            policy = family(estimates, scaled, reference, np.full(estimates.shape[:-1], beta))
+            policy = policy_of(*problem, beta)  # (draws, instances, arms)
             gain = tabular.expected_reward(policy, truth) - truth.mean(-1)
-            divergence = tabular.weighted_kl(policy, reference).mean(0)
-            rows += [
-                {
-                    "level": level,
-                    "policy": name,
-                    "instance": instance,
-                    "beta": beta,
-                    "kl": divergence[instance],
-                    "gain": gain[:, instance].mean(),
-                    "deviation": gain[:, instance].std(ddof=1),
-                    "risk": (gain[:, instance] <= 0).mean(),
-                }
-                for instance in range(instances)
-            ]
+            cell: dict[str, Any] = {"level": level, "policy": name, "instance": np.arange(instances)}
+            cell |= {"beta": beta, "kl": tabular.weighted_kl(policy, reference).mean(0), "gain": gain.mean(0)}
+            cell |= {"deviation": gain.std(0, ddof=1), "risk": (gain <= 0).mean(0)}
+            parts.append(pd.DataFrame(cell))
+    return pd.concat(parts, ignore_index=True)
+
+
+def relative_to_vanilla(comparison: pd.DataFrame) -> pd.DataFrame:
+    """Compare every policy of `matched_kl` with vanilla on the same problem.
+
+    Returns:
+        A row per level, policy (but vanilla) and instance: differences of gain and risk, and
+        log_variance, the logarithm of the ratio of the variances of the return.
+    """
+    table = comparison.assign(log_variance=2 * np.log(comparison["deviation"]))
+    table = table.set_index(["level", "policy", "instance"])[["gain", "log_variance", "risk"]]
+    vanilla = table.xs("vanilla", level="policy")
+    return (table.drop("vanilla", level="policy") - vanilla).reset_index()
+
+
+def summarize(table: pd.DataFrame, by: Sequence[str], columns: Sequence[str]) -> pd.DataFrame:
+    """Return the mean of every column per group, with its interval over the rows of the group."""
+    rows = []
+    for key, group in table.groupby(list(by), sort=False):
+        estimates = (mean(group[column]).columns(column) for column in columns)
+        rows.append(reduce(or_, estimates, dict(zip(by, key, strict=True))))
     return pd.DataFrame(rows)

@@ -26,6 +26,8 @@ from vaalign_lib.statistics.arrays import Array, broadcast, count, numbers
 
 QuadraticForm = Literal["free", "sum_to_one", "simplex"]
 
+PolicyOf = Callable[[ArrayLike, ArrayLike, ArrayLike, ArrayLike], Array]  # of R-hat, sigma^2, pi_0, beta
+
 _SAME = 1e-12  # estimates that differ by less, relative to the largest, and measures count as equal
 _EPS = float(np.finfo(float).eps)
 _NEWTON_STEPS = 200  # Newton's method is monotone here and takes about ten
@@ -59,11 +61,7 @@ def problem(
 
 
 def distribution(name: str, values: ArrayLike) -> Array:
-    """Return probabilities (..., arms).
-
-    Raises:
-        ValueError: they are negative or do not sum to 1 over the last axis.
-    """
+    """Return probabilities (..., arms); refuse negative ones, and those that do not sum to 1."""
     array = numbers(name, values, at_least=0)
     if array.ndim == 0 or not np.allclose(array.sum(-1), 1.0, atol=1e-9, rtol=0):
         raise ValueError(f"{name}: expected probabilities that sum to 1 over the last axis")
@@ -92,7 +90,7 @@ def with_strength(
 def _penalized(
     estimates: ArrayLike, variances: ArrayLike, reference: ArrayLike, beta: ArrayLike
 ) -> tuple[Array, Array, Array]:
-    """Check and broadcast; return estimates, reference and beta sigma^2, each (..., arms).
+    """Check and broadcast; return estimates, reference and the weights beta sigma^2, each (..., arms).
 
     Beyond 25 decades to either side of rewards over variances a beta changes no policy in double
     precision, but would overflow; it is taken to be there.
@@ -118,10 +116,7 @@ def _representable(policy: Array) -> Array:
 
 
 def matched_epsilon(variances: ArrayLike, epsilon: ArrayLike) -> Array:
-    """Return lambda_min(Sigma) * epsilon, the radius of Equation (3) in Theorem 2.4.
-
-    Shapes: variances (..., arms), epsilon (...) -> (...).
-    """
+    """Return lambda_min(Sigma) * epsilon (...), the radius of Equation (3) in Theorem 2.4."""
     checked = np.atleast_1d(numbers("variances", variances, above=_TINY))
     variances, epsilon = with_strength((checked,), "epsilon", epsilon, at_least=0)
     return variances.min(-1) * epsilon
@@ -135,27 +130,14 @@ def trust_region_policy(
     variances: ArrayLike = 1.0,
     form: QuadraticForm = "simplex",
 ) -> Array:
-    """Maximize R-hat' pi subject to sum_y sigma^2(y) (pi(y) - pi_0(y))^2 <= epsilon.
+    """Maximize R-hat' pi subject to sum_y sigma^2(y) (pi(y) - pi_0(y))^2 <= epsilon, a radius (...).
 
     With the default variances this is Equation (2), with the variances of the estimates Equation (3).
-    The forms differ in what else is required of pi:
+    The forms differ in what else is required of pi (..., arms):
 
     `free`        nothing, as in the paper's closed forms (Appendix A): pi need not be a distribution
     `sum_to_one`  sum_y pi(y) = 1
     `simplex`     sum_y pi(y) = 1 and pi >= 0
-
-    Args:
-        estimates: R-hat (..., arms).
-        reference: pi_0 (..., arms).
-        epsilon: squared radius (...), at least 0, in units of the variances.
-        variances: sigma^2 (..., arms).
-        form: what else is required of pi, see above.
-
-    Returns:
-        pi (..., arms).
-
-    Raises:
-        ValueError: an argument is not finite, not positive, not a distribution, or of another shape.
     """
     if form not in get_args(QuadraticForm):
         raise ValueError(f"form: must be one of {', '.join(get_args(QuadraticForm))}, got {form!r}")
@@ -200,22 +182,13 @@ def _simplex_policy(estimates: Array, variances: Array, reference: Array, epsilo
     """
     shape = estimates.shape
     epsilon = epsilon.ravel()
-    estimates, variances, reference = (
-        array.reshape(-1, shape[-1]) for array in (estimates, variances, reference)
-    )
-    policy = reference.copy()
+    estimates, variances, reference = (a.reshape(-1, shape[-1]) for a in (estimates, variances, reference))
+    policy = reference.copy()  # (problems, arms)
     support = np.ones(policy.shape, dtype=bool)
     walking = np.arange(len(policy))
     while walking.size:
-        step, slope, emptied = _next_piece(
-            policy[walking],
-            support[walking],
-            estimates[walking],
-            variances[walking],
-            reference[walking],
-            epsilon[walking],
-        )
-        policy[walking] = np.where(emptied, 0.0, policy[walking] + step[:, None] * slope)
+        arrays: tuple[Any, ...] = (policy, support, estimates, variances, reference, epsilon)
+        policy[walking], emptied = _next_piece(*(array[walking] for array in arrays))
         support[walking] &= ~emptied
         walking = walking[emptied.any(-1)]
     return (policy / policy.sum(-1, keepdims=True)).reshape(shape)  # of rounding on long pieces
@@ -228,39 +201,37 @@ def _next_piece(
     variances: Array,
     reference: Array,
     epsilon: Array,
-) -> tuple[Array, Array, NDArray[np.bool_]]:
-    """Return length (k,), direction (k, arms) and emptied arms (k, arms) of the path's next piece."""
+) -> tuple[Array, NDArray[np.bool_]]:
+    """Return the policies at the end of the path's next piece and the arms emptied there, (k, arms)."""
     precision = support / variances
     slope = precision * _centred(estimates, precision)
-    falls = slope < 0
+    falls, deviation = slope < 0, policy - reference
     to_zero = np.divide(policy, -slope, out=np.full(policy.shape, np.inf), where=falls)
-    to_boundary = _distance_to_boundary(policy, slope, variances, reference, epsilon)
+    # the piece meets the boundary where a t^2 + 2 b t + c = 0
+    a, b = (variances * slope**2).sum(-1), (variances * slope * deviation).sum(-1)
+    c = np.minimum((variances * deviation**2).sum(-1) - epsilon, 0.0)
+    to_boundary = np.divide(-b + np.sqrt(b**2 - a * c), a, out=np.full(a.shape, np.inf), where=a > 0)
     step = np.minimum(to_zero.min(-1), to_boundary)
     emptied = falls & (to_zero <= step[:, None])
-    return np.where(np.isfinite(step), step, 0.0), slope, emptied
-
-
-def _distance_to_boundary(
-    policy: Array, slope: Array, variances: Array, reference: Array, epsilon: Array
-) -> Array:
-    """Return the t at which policy + t * slope meets the trust region's boundary; inf if never."""
-    deviation = policy - reference
-    a = (variances * slope**2).sum(-1)
-    b = (variances * slope * deviation).sum(-1)
-    c = np.minimum((variances * deviation**2).sum(-1) - epsilon, 0.0)
-    root = -b + np.sqrt(b**2 - a * c)
-    return np.divide(root, a, out=np.full(a.shape, np.inf), where=a > 0)
+    step = np.where(np.isfinite(step), step, 0.0)
+    return np.where(emptied, 0.0, policy + step[:, None] * slope), emptied
 
 
 # --- Theorem 2.7 and its relatives: penalties on the log ratio ------------------------------------
 
 
 def softmax_policy(estimates: ArrayLike, reference: ArrayLike, beta: ArrayLike) -> Array:
-    """Vanilla: maximize E_pi[R-hat] - beta KL(pi || pi_0), Equation (6).
-
-    pi(y) = pi_0(y) exp(R-hat(y) / beta) / Z. Shapes: estimates and reference (..., arms), beta (...).
-    """
+    """Vanilla: maximize E_pi[R-hat] - beta KL(pi || pi_0), Equation (6): pi ~ pi_0 exp(R-hat / beta)."""
     return printed_policy(estimates, 1.0, reference, beta)
+
+
+def mean_minus_variance_policy(
+    estimates: ArrayLike, variances: ArrayLike, reference: ArrayLike, beta: ArrayLike, aversion: ArrayLike
+) -> Array:
+    """Maximize E_pi[R-hat - aversion * sigma^2] - beta KL(pi || pi_0), a pessimistic reward."""
+    checked = problem(estimates=estimates, variances=variances, reference=reference)
+    estimates, variances, reference, aversion = with_strength(checked, "aversion", aversion)
+    return softmax_policy(estimates - aversion[..., None] * variances, reference, beta)
 
 
 def printed_policy(
@@ -269,7 +240,7 @@ def printed_policy(
     """Theorem 2.7 as printed: pi(y) = pi_0(y) exp(R-hat(y) / (beta sigma^2(y))) / Z.
 
     This maximizes E_pi[R-hat / (beta sigma^2)] - KL(pi || pi_0), not the objective that the theorem
-    states, and changes when a constant is added to the rewards. Shapes as in `exact_policy`.
+    states, and changes when a constant is added to the rewards.
     """
     estimates, reference, weights = _penalized(estimates, variances, reference, beta)
     exponents = _near_zero(np.where(reference > 0, estimates / weights, -np.inf), 1.0)
@@ -281,20 +252,9 @@ def exact_policy(estimates: ArrayLike, variances: ArrayLike, reference: ArrayLik
 
     The KKT conditions give ln(pi / pi_0) = (R-hat - nu) / (beta sigma^2) - 1 with one multiplier nu
     per prompt, from the normalization; since sigma^2 varies with the arm, nu does not cancel.
-
-    Args:
-        estimates: R-hat (..., arms).
-        variances: sigma^2 (..., arms).
-        reference: pi_0 (..., arms).
-        beta: penalty (...), positive; its shape lacks the axis of the arms.
-
-    Returns:
-        pi (..., arms).
-
-    Raises:
-        ValueError: an argument is not finite, not positive, not a distribution, or of another shape.
     """
-    return _tilted(estimates, variances, reference, beta, offset=1.0)
+    estimates, reference, weights = _penalized(estimates, variances, reference, beta)
+    return _tilt(_log(reference), estimates, weights, offset=1.0)
 
 
 def ppo_fixed_point(
@@ -305,9 +265,10 @@ def ppo_fixed_point(
     The policy gradient of the reward R-hat - beta sigma^2 ln(pi / pi_0), held constant, vanishes
     where that reward is the same for all arms: ln(pi / pi_0) = (R-hat - nu) / (beta sigma^2).
     It maximizes E_pi[R-hat] - beta sum_y sigma^2 (pi ln(pi / pi_0) - pi + pi_0), a Bregman
-    divergence: at least 0, and 0 only at the reference. Shapes as in `exact_policy`.
+    divergence: at least 0, and 0 only at the reference.
     """
-    return _tilted(estimates, variances, reference, beta, offset=0.0)
+    estimates, reference, weights = _penalized(estimates, variances, reference, beta)
+    return _tilt(_log(reference), estimates, weights, offset=0.0)
 
 
 def grpo_fixed_point(
@@ -319,36 +280,54 @@ def grpo_fixed_point(
     ratio is that of a forward KL, so R-hat - beta sigma^2 (1 - pi_0 / pi) = nu: the maximum of
     E_pi[R-hat] - beta sum_y sigma^2 (pi_0 ln(pi_0 / pi) + pi - pi_0). Not even with equal variances
     is it the softmax. GRPO's division of the advantages by their standard deviation, which makes beta
-    vary with the prompt, is left out. Shapes as in `exact_policy`.
+    vary with the prompt, is left out.
     """
     estimates, reference, weights = _penalized(estimates, variances, reference, beta)
     estimates = _near_zero(np.where(reference > 0, estimates, -np.inf), weights.min(-1))
     masses, poles = reference * weights, estimates - weights
     poles = _relative_to((poles + masses).argmax(-1), poles)
-    nu = (poles + masses).max(-1)
-    for _ in range(_NEWTON_STEPS):  # on 1 / sum(pi), which is concave and increasing in nu
+
+    def newton(nu: Array) -> tuple[Array, Array]:  # on 1 / sum(pi), which is concave and increasing in nu
         terms = masses / (nu[..., None] - poles)
-        total = terms.sum(-1)
-        slope = (terms / (nu[..., None] - poles)).sum(-1)
-        step = total * (total - 1) / slope
-        nu = nu + step
-        if _converged(total - 1, step, nu):
-            break
-    policy = masses / (nu[..., None] - poles)
+        total, slope = terms.sum(-1), (terms / (nu[..., None] - poles)).sum(-1)
+        return total - 1, total * (total - 1) / slope
+
+    policy = masses / (_multiplier((poles + masses).max(-1), newton)[..., None] - poles)
     return _representable(policy / policy.sum(-1, keepdims=True))
 
 
-def mean_minus_variance_policy(
-    estimates: ArrayLike, variances: ArrayLike, reference: ArrayLike, beta: ArrayLike, aversion: ArrayLike
-) -> Array:
-    """Maximize E_pi[R-hat - aversion * sigma^2] - beta KL(pi || pi_0), a pessimistic reward.
+def _tilt(log_reference: Array, estimates: Array, weights: Array, offset: float) -> Array:
+    """Return pi_0 exp((R-hat - nu) / weights - offset) with nu from the normalization.
 
-    Shapes: estimates, variances, reference (..., arms), beta and aversion (...).
+    The logarithm of the sum is convex and decreasing in nu, and Newton's method is monotone when it
+    starts where one arm alone already has all the mass.
     """
-    checked = problem(estimates=estimates, variances=variances, reference=reference)
-    estimates, variances, reference, aversion = with_strength(checked, "aversion", aversion)
-    pessimistic = estimates - aversion[..., None] * variances
-    return softmax_policy(pessimistic, reference, beta)
+    alone = estimates + weights * (log_reference - offset)  # nu, were this the only arm
+    estimates = _relative_to(alone.argmax(-1), estimates)
+
+    def newton(nu: Array) -> tuple[Array, Array]:
+        log_policy = log_reference + (estimates - nu[..., None]) / weights - offset
+        top = log_policy.max(-1, keepdims=True)
+        mass = np.exp(log_policy - top)
+        total = mass.sum(-1)
+        excess = np.log(total) + top[..., 0]
+        return excess, excess * total / (mass / weights).sum(-1)
+
+    nu = _multiplier((estimates + weights * (log_reference - offset)).max(-1), newton)
+    return _normalized(log_reference + (estimates - nu[..., None]) / weights)
+
+
+def _multiplier(nu: Array, newton: Callable[[Array], tuple[Array, Array]]) -> Array:
+    """Return the nu at which every policy has the mass 1, by Newton's method from a start (...).
+
+    Everywhere the mass must be 1, or the step in nu 0, up to rounding.
+    """
+    for _ in range(_NEWTON_STEPS):
+        excess, step = newton(nu)
+        nu = nu + step
+        if ((np.abs(excess) <= 64 * _EPS) | (np.abs(step) <= 2 * _EPS * np.abs(nu))).all():
+            break
+    return nu
 
 
 def _near_zero(values: Array, unit: Array | float) -> Array:
@@ -370,43 +349,9 @@ def _normalized(log_policy: Array) -> Array:
     return _representable(np.exp(log_policy - logsumexp(log_policy, axis=-1, keepdims=True)))
 
 
-def _tilted(
-    estimates: ArrayLike, variances: ArrayLike, reference: ArrayLike, beta: ArrayLike, offset: float
-) -> Array:
-    estimates, reference, weights = _penalized(estimates, variances, reference, beta)
-    return _tilt(_log(reference), estimates, weights, offset)
-
-
-def _tilt(log_reference: Array, estimates: Array, weights: Array, offset: float) -> Array:
-    """Return pi_0 exp((R-hat - nu) / weights - offset) with nu from the normalization.
-
-    The logarithm of the sum is convex and decreasing in nu, and Newton's method is monotone when it
-    starts where one arm alone already has all the mass.
-    """
-    alone = estimates + weights * (log_reference - offset)  # nu, were this the only arm
-    estimates = _relative_to(alone.argmax(-1), estimates)
-    nu = (estimates + weights * (log_reference - offset)).max(-1)
-    for _ in range(_NEWTON_STEPS):
-        log_policy = log_reference + (estimates - nu[..., None]) / weights - offset
-        top = log_policy.max(-1, keepdims=True)
-        mass = np.exp(log_policy - top)
-        total = mass.sum(-1)
-        excess = np.log(total) + top[..., 0]
-        step = excess * total / (mass / weights).sum(-1)
-        nu = nu + step
-        if _converged(excess, step, nu):
-            break
-    return _normalized(log_reference + (estimates - nu[..., None]) / weights)
-
-
 def _relative_to(arm: NDArray[np.intp], values: Array) -> Array:
     """Subtract the value of one arm, so that nu, which lies near it, keeps its leading digits."""
     return values - np.take_along_axis(values, arm[..., None], -1)
-
-
-def _converged(excess: Array, step: Array, nu: Array) -> bool:
-    """Whether everywhere the mass is 1 up to rounding, or the step in nu is below its rounding."""
-    return bool(((np.abs(excess) <= 64 * _EPS) | (np.abs(step) <= 2 * _EPS * np.abs(nu))).all())
 
 
 # --- measures of a policy ---------------------------------------------------------------------------
@@ -427,16 +372,8 @@ def weighted_kl(
     """Return E[sigma^2 ln(pi / pi_0)], the left side of Theorem 2.7's constraint.
 
     With unit variances this is KL(pi || pi_0), in nats. With others it is no divergence: it can be
-    negative, and its minimum is not at the reference.
-
-    Args:
-        policy: pi (..., arms), or (..., prompts, arms) with `prompt_weights`.
-        reference: pi_0, as `policy`; inf is returned where pi > 0 = pi_0.
-        variances: sigma^2, as `policy`.
-        prompt_weights: rho (prompts,); given, the result is averaged over the prompts.
-
-    Returns:
-        (...) without the axes of the arms and, with `prompt_weights`, of the prompts.
+    negative, and its minimum is not at the reference. It is inf where pi > 0 = pi_0. Given weights of
+    the prompts, rho (prompts,), policies (..., prompts, arms) are averaged over the prompts.
     """
     policy, reference, variances = broadcast(
         policy=np.atleast_1d(numbers("policy", policy, at_least=0)),
@@ -478,9 +415,8 @@ def solve_beta(
         name: of the target, for the error.
 
     Returns:
-        beta (draws,), searched from 1e-8 to 1e8; 0 where the measure stays below the target even at
-        the smallest: the constraint does not bind and the policy is greedy. A target that equals the
-        measure at the largest has that.
+        beta (draws,), searched from 1e-8 to 1e8. It is 0 where the measure stays below the target even at
+        the smallest: the constraint does not bind and the policy is greedy.
 
     Raises:
         ValueError: the measure stays above the target even at the largest; no such policy.
@@ -524,6 +460,7 @@ def constrained_policy(
     reference: ArrayLike,
     epsilon: ArrayLike,
     prompt_weights: ArrayLike | None = None,
+    policy_of: PolicyOf = exact_policy,
 ) -> tuple[Array, Array]:
     """Solve the problem of Theorem 2.7: maximize E[R-hat] subject to E[sigma^2 ln(pi / pi_0)] <= epsilon.
 
@@ -531,11 +468,12 @@ def constrained_policy(
     has its own multiplier nu for the normalization.
 
     Args:
-        estimates: R-hat (draws, prompts, arms).
-        variances: sigma^2, broadcast to the estimates.
-        reference: pi_0, broadcast to the estimates.
+        estimates: R-hat (draws, prompts, arms), to which variances and reference are broadcast.
+        variances: sigma^2.
+        reference: pi_0.
         epsilon: bound of the constraint (draws,) or a scalar.
         prompt_weights: rho (prompts,), uniform by default.
+        policy_of: another policy to meet the same constraint.
 
     Returns:
         pi (draws, prompts, arms) and beta (draws,); beta is 0 where the constraint does not bind.
@@ -549,11 +487,12 @@ def constrained_policy(
     draws, prompts, _ = estimates.shape
     even = np.full(prompts, 1 / prompts)
     weights = _prompt_weights(even if prompt_weights is None else prompt_weights, (prompts,))
-    scale = _value_scale(estimates, variances)
+    spread = np.ptp(estimates, axis=-1).max(-1)
+    scale = np.where(spread > 0, spread, 1.0) / variances.mean((-2, -1))  # of beta (draws,)
 
     def policy_at(beta: Array, draw: NDArray[np.intp]) -> Array:
         per_prompt = np.broadcast_to((beta * scale[draw])[:, None], (len(draw), prompts))
-        return exact_policy(estimates[draw], variances[draw], reference[draw], per_prompt)
+        return policy_of(estimates[draw], variances[draw], reference[draw], per_prompt)
 
     def measure(beta: Array, draw: NDArray[np.intp]) -> Array:
         return weighted_kl(policy_at(beta, draw), reference[draw], variances[draw], weights)
@@ -564,12 +503,6 @@ def constrained_policy(
     if binding.size:
         policy[binding] = policy_at(beta[binding], binding)
     return policy, beta * scale
-
-
-def _value_scale(estimates: Array, variances: Array) -> Array:
-    """Return the scale of beta of every draw: spread of the rewards over the mean variance."""
-    spread = np.ptp(estimates, axis=-1).max(-1)
-    return np.where(spread > 0, spread, 1.0) / variances.mean((-2, -1))
 
 
 def _greedy_policy(estimates: Array, variances: Array, reference: Array) -> Array:
