@@ -11,6 +11,7 @@ from vaalign_lib.experiments.conditions import JUDGE_ROW, Condition, plan
 from vaalign_lib.figures import sliders
 from vaalign_lib.figures import sliders as explore
 from vaalign_lib.jobs import HEADLESS
+from vaalign_lib.theory import simulations
 from vaalign_lib.theory.bandit import FORMS, published_bandits
 
 BANDITS = published_bandits()
@@ -108,3 +109,47 @@ def test_the_policy_explorer_redraws_and_renders_headless(policies, monkeypatch)
         "protocol": "shared",
         "outcome": "gold",
     }
+
+
+# --- theorems -----------------------------------------------------------------------------------------
+
+
+def test_theorem_table_follows_the_theorems():
+    table = sliders.theorem_table(beta=1.0, epsilon=0.01, noise=1.0, ratio=36.0, draws=4000)
+    assert table[["arm 1", "arm 2", "arm 3"]].sum(axis=1).to_numpy() == pytest.approx(1)
+    risk = table.set_index("policy")["risk"]
+    assert risk["Eq. (3), variance-aware"] < risk["Eq. (2), vanilla"]  # Theorem 2.4, in the interior
+    equal = sliders.theorem_table(beta=1.0, epsilon=0.01, noise=1.0, ratio=1.0).set_index("policy")["gain"]
+    assert equal["Eq. (3), variance-aware"] == pytest.approx(equal["Eq. (2), vanilla"])
+    same = ["vanilla", "PPO fixed point", "true optimum", "as printed"]
+    assert equal[same].to_numpy() == pytest.approx(equal["vanilla"])
+
+
+def test_theorem_sliders_redraw_once_from_few_draws(monkeypatch):
+    """What a redraw costs is bounded by its draws: one set of estimates of at most 500."""
+    monkeypatch.delenv(HEADLESS, raising=False)
+    asked = []
+
+    def counted(truth, variances, draws, rng):
+        asked.append(draws)
+        return simulations.draw_estimates(truth, variances, draws, rng)
+
+    monkeypatch.setattr(sliders, "draw_estimates", counted)
+    box = sliders.theorem_explorer(seed=1)
+    columns, picture = box.children
+    first = bytes(picture.value)
+    assert first.startswith(PNG) and len(asked) == 1
+    for column in columns.children:
+        for slider in column.children:
+            before = bytes(picture.value)
+            slider.value = slider.value / 10
+            assert bytes(picture.value) != before
+    assert len(asked) == 5 and max(asked) <= 500
+
+
+def test_theorem_explorer_headless_shows_the_defaults(monkeypatch):
+    monkeypatch.setenv(HEADLESS, "1")
+    shown = []
+    monkeypatch.setattr(explore, "display", lambda *images: shown.extend(images))
+    assert sliders.theorem_explorer(seed=3) is None
+    assert [one.data for one in shown] == sliders.theorem_images(seed=3, **sliders.THEOREM_DEFAULTS)

@@ -1,5 +1,6 @@
 """Sliders for the notebooks. Run headless, each draws its defaults."""
 
+from collections.abc import Callable, Mapping, Sequence
 from io import BytesIO
 
 import ipywidgets as widgets
@@ -7,13 +8,59 @@ import numpy as np
 import pandas as pd
 from IPython.display import Image, display
 from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
 
 from vaalign_lib.figures import policies as policy_figures
 from vaalign_lib.figures import theory
+from vaalign_lib.figures.style import (
+    AWARE,
+    EXACT,
+    PESSIMIST,
+    POLICY_COLOURS,
+    PRINTED,
+    REFERENCE,
+    VANILLA,
+    canvas,
+)
 from vaalign_lib.jobs import headless
 from vaalign_lib.papers.printed import printed_value
 from vaalign_lib.statistics.returns import Returns, training_variance_ratio
+from vaalign_lib.statistics.tests import proportion
 from vaalign_lib.theory.bandit import FORMS, QUADRATIC, Bandit
+from vaalign_lib.theory.simulations import draw_estimates, families, trust_region_pair
+
+
+def _png(figure: Figure, **margins: float) -> bytes:
+    """Return a figure as PNG, with fixed margins, which take half the time of measured ones."""
+    figure.set_layout_engine(None)
+    figure.subplots_adjust(**margins)
+    buffer = BytesIO()
+    figure.savefig(buffer, format="png", dpi=90)
+    return buffer.getvalue()
+
+
+def _explorer(
+    images: Callable[[], list[bytes]],
+    sliders: Mapping[str, widgets.ValueWidget],
+    columns: Sequence[Sequence[str]],
+) -> widgets.Widget | None:
+    """Show sliders in columns above images, which are drawn again when one moves; headless once."""
+    if headless():
+        display(*(Image(image) for image in images()))
+        return None
+    pictures = [widgets.Image(value=image) for image in images()]
+
+    def redraw(*_: object) -> None:
+        for picture, image in zip(pictures, images(), strict=True):
+            picture.value = image
+
+    for slider in sliders.values():
+        slider.observe(redraw, names="value")
+    boxes = [widgets.VBox([sliders[name] for name in column]) for column in columns]
+    return widgets.VBox([widgets.HBox(boxes), *pictures])
+
+
+# --- notebook 01: the bandit ----------------------------------------------------------------------------
 
 
 def bandit_images(bandit: Bandit, draws: int, seed: int) -> list[bytes]:
@@ -23,55 +70,31 @@ def bandit_images(bandit: Bandit, draws: int, seed: int) -> list[bytes]:
         printed_value("figure3.vanilla.underperformance"),
         printed_value("figure3.variance_aware.underperformance"),
     )
-    returns = bandit.returns(estimates)
-    images = []
-    for figure in (
-        theory.bandit_arms(bandit, estimates),
-        theory.bandit_returns(bandit, {f"{draws:,} draws": returns}, risks, width=8.4),
-    ):
-        figure.set_layout_engine(None)  # fixed margins take half the time of measured ones
-        figure.subplots_adjust(left=0.09, right=0.98, bottom=0.33, top=0.91, wspace=0.25)
-        buffer = BytesIO()
-        figure.savefig(buffer, format="png", dpi=90)
-        images.append(buffer.getvalue())
-    return images
+    samples = {f"{draws:,} draws": bandit.returns(estimates)}
+    figures = theory.bandit_arms(bandit, estimates), theory.bandit_returns(bandit, samples, risks, width=8.4)
+    return [_png(one, left=0.09, right=0.98, bottom=0.33, top=0.91, wspace=0.25) for one in figures]
 
 
 def bandit_explorer(bandit: Bandit, draws: int, seed: int) -> widgets.Widget | None:
     """Show sliders for the three true rewards, the deviations, the form and its strength.
 
-    Args:
-        bandit: the values that the sliders start from.
-        draws: of the estimates, at every redraw.
-        seed: of the draws, the same at every redraw.
+    They start from the bandit; every redraw takes so many draws, from the same seed.
 
     Returns:
         The widget to display; None when run headless, after drawing the defaults.
     """
-    if headless():
-        display(*(Image(image) for image in bandit_images(bandit, draws, seed)))
-        return None
     sliders = _sliders(bandit)
-    pictures = [widgets.Image(value=image) for image in bandit_images(bandit, draws, seed)]
-
-    def redraw(*_: object) -> None:
-        images = bandit_images(_bandit_of(sliders), draws, seed)
-        for picture, image in zip(pictures, images, strict=True):
-            picture.value = image
 
     def relabel(*_: object) -> None:
         quadratic = sliders["form"].value in QUADRATIC
         sliders["vanilla"].description = "ε" if quadratic else "β, vanilla"
         sliders["aware"].layout.display = "none" if quadratic else ""
 
-    for slider in sliders.values():
-        slider.observe(redraw, names="value")
     sliders["form"].observe(relabel, names="value")
     relabel()
-    rewards = widgets.VBox([sliders[f"reward {k}"] for k in (1, 2, 3)])
-    deviations = widgets.VBox([sliders[f"deviation {k}"] for k in (1, 2, 3)])
-    strengths = widgets.VBox([sliders["form"], sliders["vanilla"], sliders["aware"]])
-    return widgets.VBox([widgets.HBox([rewards, deviations, strengths]), *pictures])
+    arms = [[f"{kind} {k}" for k in (1, 2, 3)] for kind in ("reward", "deviation")]
+    columns = [*arms, ["form", "vanilla", "aware"]]
+    return _explorer(lambda: bandit_images(_bandit_of(sliders), draws, seed), sliders, columns)
 
 
 def _sliders(bandit: Bandit) -> dict[str, widgets.ValueWidget]:
@@ -107,6 +130,99 @@ def _bandit_of(sliders: dict[str, widgets.ValueWidget]) -> Bandit:
         vanilla_strength=vanilla,
         variance_aware_strength=vanilla if form in QUADRATIC else sliders["aware"].value,
     )
+
+
+# --- notebook 02: the theorems --------------------------------------------------------------------------
+
+TRUTH = np.array([1.0, 1.6, 1.9])  # r* of the three arms; the first one is the noisy one
+DRAWS = 400  # of the estimates, at every redraw
+THEOREM_DEFAULTS = {"beta": 1.0, "epsilon": 0.1, "noise": 1.0, "ratio": 36.0}
+
+
+def theorem_table(
+    beta: float, epsilon: float, noise: float, ratio: float, seed: int = 0, draws: int = DRAWS
+) -> pd.DataFrame:
+    """Follow every policy over draws of three arms: its mean probabilities, mean gain, and risk.
+
+    Args:
+        beta: penalty of Theorem 2.7's forms.
+        epsilon: radius of Equation (2); Equation (3)'s is lambda_min(Sigma) times it.
+        noise: standard deviation of the quiet arms' estimates.
+        ratio: variance of the first arm's over theirs.
+        seed: of the draws.
+        draws: their number.
+    """
+    variances, reference = noise**2 * np.array([ratio, 1.0, 1.0]), np.ones(3) / 3
+    estimates = draw_estimates(TRUTH, variances, draws, np.random.default_rng(seed))  # (draws, arms)
+    pair = trust_region_pair(estimates, variances, reference, epsilon, "simplex")
+    policies = dict(zip(("Eq. (2), vanilla", "Eq. (3), variance-aware"), pair, strict=True))
+    for name, policy_of in families(aversion=0.5).items():
+        policies[name] = policy_of(estimates, variances, reference, beta)
+    rows = []
+    for name, policy in policies.items():
+        gain = (policy - reference) @ TRUTH
+        shares = {f"arm {k + 1}": share for k, share in enumerate(policy.mean(0))}
+        rows.append({"policy": name} | shares | proportion(gain <= 0).columns("risk") | {"gain": gain.mean()})
+    return pd.DataFrame(rows)
+
+
+def theorem_figure(table: pd.DataFrame, draws: int = DRAWS) -> Figure:
+    """Draw the policies of `theorem_table`: mean probabilities of the arms, and gain against risk."""
+    table = table.iloc[::-1].reset_index(drop=True)
+    with canvas(9.6, 3.6, 2, width_ratios=[1, 1.1]) as (figure, (left, right)):
+        shares = table[["arm 1", "arm 2", "arm 3"]]
+        starts = shares.cumsum(axis=1) - shares
+        for arm, colour in zip(shares, (PRINTED, PESSIMIST, EXACT), strict=True):
+            left.barh(table["policy"], shares[arm], left=starts[arm], color=colour)
+            middle = starts[arm].iloc[-1] + shares[arm].iloc[-1] / 2
+            left.annotate(arm, (middle, len(table) - 0.5), ha="center", color=colour)
+        left.set(xlim=(0, 1), xticks=[0, 0.25, 0.5, 0.75], xlabel="mean probability (arm 1: noisy, poorest)")
+        left.set_title("Where the mass goes", pad=16)
+        left.grid(visible=False)
+        errors = [table["risk"] - table["risk_low"], table["risk_high"] - table["risk"]]
+        colours = [
+            POLICY_COLOURS.get(name, VANILLA if "vanilla" in name else AWARE) for name in table["policy"]
+        ]
+        right.barh(table["policy"], table["risk"], xerr=errors, color=colours, ecolor=REFERENCE)
+        for place, one in table.iterrows():
+            right.annotate(f" gain {one['gain']:+.2f}", (one["risk_high"], place), va="center", fontsize=8.5)
+        right.set(xlim=(0, 1), yticks=[], xlabel=f"risk of underperforming, {draws} draws, 95% interval")
+        right.set_title("How often each ends below the reference", pad=16)
+        right.xaxis.set_major_formatter(PercentFormatter(1))
+    return figure
+
+
+def theorem_images(draws: int = DRAWS, seed: int = 0, **strengths: float) -> list[bytes]:
+    """Return `theorem_figure` at these strengths as PNG."""
+    table = theorem_table(**strengths, seed=seed, draws=draws)
+    return [_png(theorem_figure(table, draws), left=0.21, right=0.97, bottom=0.15, top=0.86, wspace=0.06)]
+
+
+def theorem_explorer(seed: int = 0) -> widgets.Widget | None:
+    """Show sliders on a log scale for beta, epsilon, the noise and the ratio of the arms' variances.
+
+    Returns:
+        The widget to display; None when run headless, after drawing the defaults.
+    """
+    ends = {"beta": (-2, 2), "epsilon": (-3, 0.5), "noise": (-1.5, 1), "ratio": (0, 3)}
+    labels = {"beta": "β", "epsilon": "ε", "noise": "noise σ", "ratio": "σ₁² / σ₂²"}
+    sliders = {
+        name: widgets.FloatLogSlider(
+            value,
+            min=ends[name][0],
+            max=ends[name][1],
+            step=0.05,
+            description=labels[name],
+            readout_format=".3g",
+            continuous_update=False,
+        )
+        for name, value in THEOREM_DEFAULTS.items()
+    }
+
+    def images() -> list[bytes]:
+        return theorem_images(seed=seed, **{name: slider.value for name, slider in sliders.items()})
+
+    return _explorer(images, sliders, [["beta", "epsilon"], ["noise", "ratio"]])
 
 
 # --- policies -------------------------------------------------------------------------------------------

@@ -28,6 +28,7 @@ from vaalign_lib.statistics.tests import (
 @dataclass(frozen=True)
 class Returns:
     """The returns of one stack of policies.
+
     `values` are the policies', `errors` their standard errors, from the evaluation alone (policies,).
     """
 

@@ -245,6 +245,7 @@ def mean_of(estimates: Sequence[Estimate]) -> Estimate:
 @dataclass(frozen=True)
 class Tested:
     """What a test found.
+
     `critical` is what the statistic is compared with at 5%, for two-sided tests the upper end; `degrees`
     of freedom, of F those of the numerator, are NaN where there are none.
     """
