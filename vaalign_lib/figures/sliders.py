@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from io import BytesIO
+from typing import Any
 
 import ipywidgets as widgets
 import numpy as np
@@ -291,7 +292,7 @@ def _words(name: str) -> str:
     return name.replace("_", " ").replace("kl", "KL")
 
 
-def policy_image(policies: pd.DataFrame, **chosen: str) -> bytes:
+def policy_image(policies: pd.DataFrame, **chosen: Any) -> bytes:
     """Return `policy_figure` as PNG; where there are no such policies it says so."""
     try:
         figure = policy_figure(policies, **chosen)
