@@ -7,6 +7,7 @@ import pytest
 from vaalign_lib import store
 from vaalign_lib.experiments.conditions import ENSEMBLE_ROW, JUDGE_ROW, Condition
 from vaalign_lib.experiments.policies import _code
+from vaalign_lib.experiments.trl import CODE as TRL_CODE
 from vaalign_lib.profiles import Study, load_profile
 from vaalign_lib.store import PACKAGE, RunStore, source_hashes
 
@@ -57,6 +58,27 @@ def test_what_computes_a_stack_makes_it_stale(file, judges, ensembles, package, 
     path.write_text(path.read_text() + "\nEDITED = 1\n")
     moved = [key_of(row, tmp_path) != one for row, one in zip((JUDGE_ROW, ENSEMBLE_ROW), before, strict=True)]
     assert moved == [judges, ensembles]
+
+
+@pytest.mark.parametrize(
+    ("file", "stale"),
+    [
+        ("training/trl_runs.py", True),
+        ("training/trl.py", True),
+        ("training/ppo.py", True),
+        ("rewards/simulated_judge.py", True),
+        ("data/world/grammar.py", True),
+        ("rewards/heads.py", False),
+        ("theory/tabular.py", False),
+        ("experiments/trl.py", False),
+        ("figures/trl.py", False),
+    ],
+)
+def test_what_trains_the_policies_of_notebook_09_makes_them_stale(file, stale, package):
+    before = source_hashes(*TRL_CODE)
+    path = package / file
+    path.write_text(path.read_text() + "\nEDITED = 1\n")
+    assert (source_hashes(*TRL_CODE) != before) == stale
 
 
 def test_comments_and_docstrings_do_not_count(package, tmp_path):

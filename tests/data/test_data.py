@@ -5,7 +5,6 @@ import json
 import logging
 import os
 import socket
-import unicodedata
 from types import SimpleNamespace
 
 import datasets
@@ -15,15 +14,11 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from vaalign_lib.data import hub as hub_library
 from vaalign_lib.data import pairs as data
 from vaalign_lib.data.pairs import (
     DataError,
-    _folded,
-    _same,
     accuracy_by_category,
     embedded_pairs,
     read_pairs,
@@ -294,17 +289,6 @@ def test_texts_that_differ_are_kept(tmp_path, caplog):
     texts = ["x", "X", "x.", "xx", "\N{WAVING HAND SIGN}", "\u00e9", "e", "a b", "ab", "-", "\u65e5"]
     rows = [GOOD | {"chosen": a, "rejected": b} for a in texts for b in texts if a != b]
     assert len(read_pairs(write(tmp_path / "p.jsonl", *rows))) == len(rows) and not caplog.text
-
-
-@settings(deadline=None)
-@given(
-    st.lists(st.sampled_from(["a", "b", " ", "\n", "\u0301", "\u200b", "\u00e9", "word "]), max_size=60),
-    st.lists(st.sampled_from(["a", " ", "\u0301", "\u200b", "z"]), max_size=3),
-)
-def test_first_words_decide_as_whole_texts_do(letters, end):
-    first, second = "".join(letters), "".join(letters + end)
-    assert _same(first, second) == (_folded(first) == _folded(second))
-    assert _same(first, unicodedata.normalize("NFD", f" {first}"))
 
 
 def test_packed_files_grow_to_a_limit_only(tmp_path, monkeypatch):

@@ -6,20 +6,18 @@ import pytest
 from scipy import stats
 
 from vaalign_lib.experiments import trl
-from vaalign_lib.experiments import trl as trl_study
 from vaalign_lib.experiments.trl import (
-    Setting,
     differences,
     distances,
     in_the_world,
     mean_difference,
-    together,
+    setup_of,
+    table_of,
     train_setting,
-    trl_trainer,
-    unit_of,
 )
 from vaalign_lib.profiles import Study, load_profile
 from vaalign_lib.store import RunStore
+from vaalign_lib.training.trl_runs import Setting, trl_trainer
 
 SMOKE = load_profile("smoke")
 
@@ -37,8 +35,8 @@ def table(gold):
 
 def test_differences_are_by_policy_and_their_interval_is_t():
     gold = np.random.default_rng(0).normal(size=(2, 2, 5))
-    found = differences(table(gold), "gold").set_index(["algorithm", "policy"])["difference"]
-    assert found["rloo", 3] == pytest.approx(gold[1, 1, 3] - gold[1, 0, 3])
+    found = differences(table(gold), "gold")
+    assert found["rloo"][3] == pytest.approx(gold[1, 1, 3] - gold[1, 0, 3])
     each = (gold[:, 1] - gold[:, 0]).mean(0)
     half = stats.t.ppf(0.975, 4) * each.std(ddof=1) / 5**0.5
     one = mean_difference(table(gold), "gold")
@@ -55,7 +53,7 @@ def store(tmp_path_factory):
 def test_a_setting_is_trained_once_and_evaluated(store):
     setting = Setting("rloo", "variance_aware", 0.2, (0, 3))
     folder = train_setting(Study(store, SMOKE, 0), setting)
-    policies, log = (together([(setting, folder)], name) for name in ("policies", "log"))
+    policies, log = (table_of([(setting, folder)], name) for name in ("policies", "log"))
     assert policies["policy"].tolist() == [0, 3]
     assert len(log) == 2 * SMOKE.trl.steps and set(log["beta"]) == {0.2}
     assert policies[["true_reward", "gold", "kl", "length"]].notna().all().all()
@@ -68,13 +66,12 @@ def test_a_setting_is_trained_once_and_evaluated(store):
 
 
 def test_both_methods_see_the_same_first_responses(store, tmp_path):
-    start = trl.reference(Study(store, SMOKE, 0), trl.ARCHITECTURE)
-    unit = unit_of(SMOKE, 0, start)
-    assert unit.scale > 0 and unit.variance > 0
+    setup = setup_of(Study(store, SMOKE, 0))
+    assert setup.unit.scale > 0 and setup.unit.variance > 0
     rewards = []
     for objective in trl.METHODS:
         setting = Setting("grpo", objective, 0.2, (0,))
-        one = trl_trainer(SMOKE, 0, setting, start, unit, 0, str(tmp_path))
+        one = trl_trainer(setup, setting, 0, str(tmp_path))
         one.train()
         rewards.append(one.state.log_history[0]["reward"])
         assert ("reward_variance/mean" in one.state.log_history[0]) == (objective != "vanilla")
@@ -84,18 +81,18 @@ def test_both_methods_see_the_same_first_responses(store, tmp_path):
 def test_matching_takes_the_nearest_that_was_tried(store, monkeypatch):
     made = []
 
-    def pretend(store, profile, seed, setting):
+    def pretend(study, setting):
         made.append(setting)
         return setting
 
-    monkeypatch.setattr(trl_study, "train_setting", pretend)
-    monkeypatch.setattr(trl_study, "kl_of", lambda setting: 0.4 / setting.beta)
+    monkeypatch.setattr(trl, "train_setting", pretend)
+    monkeypatch.setattr(trl, "kl_of", lambda setting: 0.4 / setting.beta)
     wanted = Setting("grpo", "variance_aware", 0.2, (0, 1, 2))
     chosen, path = trl._matched(Study(store, SMOKE, 0), wanted, 1.0)
     assert chosen == path and chosen.policies == (0, 1, 2)
     assert chosen.beta == pytest.approx(0.4, rel=0.06)
     assert {one.policies for one in made[: len(trl.FACTORS)]} == {(0, 1)}
-    monkeypatch.setattr(trl_study, "TOLERANCE", 0.0)  # never near enough
+    monkeypatch.setattr(trl, "TOLERANCE", 0.0)  # never near enough
     assert trl._matched(Study(store, SMOKE, 0), wanted, 1.0)[0].beta == pytest.approx(0.4, rel=0.06)
 
 

@@ -14,7 +14,8 @@ broken JSON, a key twice, a missing column, a number for a text. A record that i
 nothing is left out and counted by reason, in `attrs["left out"]` and a warning: a text without a visible
 character, with NUL or half a surrogate pair; two texts that differ at most in white space, invisible
 characters and Unicode's compatible forms (NFKC), which tokenizers fold; a tie; dialogues that part before
-their last turn; ratings by fewer than two people. A source of which nothing is left is refused.
+their last turn; ratings by fewer than two people. A source of which nothing is left is refused. Whatever
+is refused raises a DataError.
 """
 
 import csv
@@ -24,7 +25,6 @@ import logging
 import re
 import sys
 import unicodedata
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
@@ -53,7 +53,6 @@ _FILE_NAME = re.compile(
     r"\.(jsonl?|ndjson|[ct]sv|txt|parquet|arrow|gz|zst|bz2|xz|zip|xlsx?|ya?ml)$", re.IGNORECASE
 )
 PAIR_FIELDS = ("prompt", "chosen", "rejected")
-Records = Iterator[tuple[str, dict[str, Any]]]  # each with the place where it stands
 _log = logging.getLogger(__name__)
 
 
@@ -65,73 +64,79 @@ class _LeftOutError(Exception):
     """A record that says nothing; the reason."""
 
 
+class _Record(dict[str, Any]):
+    """A record of a source, with the place where it stands."""
+
+    def __init__(self, place: str, fields: Mapping[str, Any]) -> None:
+        super().__init__(fields)
+        self.place = place
+
+    def field(self, name: str, expected: tuple[str, ...] = PAIR_FIELDS) -> Any:
+        if name not in self:
+            raise DataError(
+                f"{self.place}: no field {name!r}; expected {', '.join(expected)}, got "
+                f"{_one_line(', '.join(map(str, self)))}"
+            )
+        return "" if self[name] is None else self[name]
+
+    def text(self, name: str, expected: tuple[str, ...] = PAIR_FIELDS) -> str:
+        value = self.field(name, expected)
+        return value if isinstance(value, str) else prompt_text(_messages(value, f"{self.place}: {name}"))
+
+    def number(self, name: str) -> float:
+        value = self.field(name, (name,))
+        if not _is_number(value):
+            raise DataError(f"{self.place}: {name}: expected a number, got {value!r:.80}")
+        return float(value)
+
+
+Records = Iterator[_Record]
+
 # --- RewardBench ------------------------------------------------------------------------------------
 
 
 @cache
 def reward_bench_weights() -> dict[str, dict[str, int]]:
     """Return the weight of every subset of RewardBench, by category."""
-    content: dict[str, dict[str, int]] = yaml.safe_load(
-        (DATA / "reward_bench.yaml").read_text(encoding="utf-8")
-    )
-    return content
+    return dict(yaml.safe_load((DATA / "reward_bench.yaml").read_text(encoding="utf-8")))
 
 
-def category_of(subset: str) -> str:
-    """Return the category of a RewardBench subset; any other subset is its own category."""
-    for category, subsets in reward_bench_weights().items():
-        if subset in subsets:
-            return category
-    return subset
+def _subsets() -> dict[str, tuple[str, int]]:
+    """Return the category and weight of every subset of RewardBench."""
+    weights = reward_bench_weights().items()
+    return {subset: (category, weight) for category, inside in weights for subset, weight in inside.items()}
 
 
 def accuracy_by_category(pairs: pd.DataFrame, correct: np.ndarray) -> pd.DataFrame:
-    """Return the share of pairs ranked rightly by category, RewardBench's subsets at their weights.
-
-    Args:
-        pairs: a table of pairs.
-        correct: whether each was ranked rightly (pairs,).
-
-    Returns:
-        A row per category: `category`, `accuracy`, `low`, `high` (95%, normal, by strata), `count`.
+    """Return the share of pairs ranked rightly by category, RewardBench's subsets at their weights: a row
+    per category with `category`, `accuracy`, `low`, `high` (95%, normal, by strata), `count`.
     """
-    weights = {s: w for subsets in reward_bench_weights().values() for s, w in subsets.items()}
-    table = pd.DataFrame({"category": pairs["category"], "subset": pairs["subset"]})
-    groups = table.assign(share=np.asarray(correct, dtype=float)).groupby(["category", "subset"], sort=False)[
-        "share"
+    known = _subsets()
+    table = pairs[["category", "subset"]].assign(share=np.asarray(correct, dtype=float))
+    strata = table.groupby(["category", "subset"], sort=False)["share"].agg(["mean", "size"]).reset_index()
+    weight = [
+        known.get(one, ("", size))[1] for one, size in strata[["subset", "size"]].itertuples(index=False)
     ]
-    strata = groups.agg(["mean", "size"]).reset_index()
-    strata["weight"] = strata["subset"].map(weights).fillna(strata["size"]).astype(float)
-    rows = []
-    for category, stratum in strata.groupby("category", sort=False):
-        weight = stratum["weight"] / stratum["weight"].sum()
-        share = float((weight * stratum["mean"]).sum())
-        variance = weight**2 * stratum["mean"] * (1 - stratum["mean"]) / stratum["size"]
-        half = 1.96 * float(np.sqrt(variance.sum()))
-        ends = {"low": max(0.0, share - half), "high": min(1.0, share + half)}
-        count = int(stratum["size"].sum())
-        rows.append({"category": category, "accuracy": share, **ends, "count": count})
-    return pd.DataFrame(rows)
+    weight = pd.Series(weight, dtype=float)
+    weight /= weight.groupby(strata["category"]).transform("sum")
+    strata["accuracy"] = weight * strata["mean"]
+    strata["variance"] = weight**2 * strata["mean"] * (1 - strata["mean"]) / strata["size"]
+    sums = strata.groupby("category", sort=False, as_index=False)[["accuracy", "variance", "size"]].sum()
+    half = 1.96 * np.sqrt(sums["variance"])
+    ends = {"low": (sums["accuracy"] - half).clip(lower=0), "high": (sums["accuracy"] + half).clip(upper=1)}
+    return sums.assign(**ends, count=sums["size"])[["category", "accuracy", "low", "high", "count"]]
 
 
 # --- sources ----------------------------------------------------------------------------------------
 
 
 def read_pairs(source: str | Path) -> pd.DataFrame:
-    """Read preference pairs from a file or the hub.
-
-    Raises:
-        DataError: the source does not exist or holds something else.
-    """
+    """Read preference pairs from a file or the hub."""
     return _by_category(_table(source, _joined(_records(source)), _pair))
 
 
 def read_prompts(source: str | Path) -> pd.DataFrame:
-    """Read prompts from a file or the hub; of RewardBench on the hub, those of the five chat subsets.
-
-    Raises:
-        DataError: the source does not exist or holds something else.
-    """
+    """Read prompts from a file or the hub; of RewardBench on the hub, those of the five chat subsets."""
     prompts = _by_category(_table(source, _records(source), _prompt))
     chat = prompts["subset"].isin(reward_bench_weights()["chat"])
     return prompts[chat].reset_index(drop=True) if _is_hub_name(source) and chat.any() else prompts
@@ -143,11 +148,7 @@ def prompts_of(data: str, count: int) -> list[str]:
 
 
 def read_ratings(source: str | Path) -> pd.DataFrame:
-    """Read responses that several people have rated, from a file or the hub.
-
-    Raises:
-        DataError: the source does not exist or holds something else.
-    """
+    """Read responses that several people have rated, from a file or the hub."""
     table = _table(source, _gathered(_records(source)), _rating)
     return table[["prompt", "response", "ratings"]]
 
@@ -155,16 +156,12 @@ def read_ratings(source: str | Path) -> pd.DataFrame:
 def embedded_pairs(
     world: World, prompts: list[str], first: list[str], second: list[str], random: np.random.Generator
 ) -> pd.DataFrame:
-    """Let the world's annotators label pairs of responses; identical responses are left out, counted.
-
-    Returns:
-        A table of pairs with further columns: `gold_chosen`, `gold_rejected` (the true rewards), and in
-        `attrs` under `identical` the number of pairs left out.
+    """Let the world's annotators label pairs of responses; `gold_chosen` and `gold_rejected` are the true
+    rewards. Identical responses are left out; how many is in `attrs["identical"]`.
     """
     table = pd.DataFrame({"prompt": prompts, "first": first, "second": second})
-    identical = table["first"] == table["second"]
-    table = table[~identical].reset_index(drop=True)
-    asked, left, right = (table[name].tolist() for name in ("prompt", "first", "second"))
+    kept = table[table["first"] != table["second"]]
+    asked, left, right = (kept[name].tolist() for name in kept)
     wins = world.preferences(asked, left, right, random)
     assessed = world.assess(asked, left)
     gold_left, gold_right = assessed["gold"].to_numpy(), world.gold(asked, right)
@@ -179,51 +176,49 @@ def embedded_pairs(
             "gold_rejected": np.where(wins, gold_right, gold_left),
         }
     )
-    pairs.attrs["identical"] = int(identical.sum())
+    pairs.attrs["identical"] = len(prompts) - len(kept)
     return pairs
 
 
 def _is_hub_name(source: str | Path) -> bool:
-    text = str(source)
-    named = isinstance(source, str) and bool(_HUB_NAME.fullmatch(text))
-    return named and not _FILE_NAME.search(text) and not Path(text).is_file()
+    named = isinstance(source, str) and bool(_HUB_NAME.fullmatch(source))
+    return named and not _FILE_NAME.search(str(source)) and not Path(source).is_file()
 
 
 def _records(source: str | Path) -> Records:
     return _hub_records(str(source)) if _is_hub_name(source) else _file_records(source)
 
 
-def _table(
-    source: str | Path, records: Records, read: Callable[[Mapping[str, Any], str], dict[str, Any]]
-) -> pd.DataFrame:
+def _table(source: str | Path, records: Records, read: Callable[[_Record], dict[str, Any]]) -> pd.DataFrame:
     """Return what `read` makes of the records; what says nothing is left out and counted."""
-    name = Path(str(source).partition("@")[0]).name if _is_hub_name(source) else Path(source).name
-    subset = name if _is_hub_name(source) else name.split(".")[0]
-    rows, left_out, first = [], Counter[str](), dict[str, str]()
-    for place, record in records:
+    hub = _is_hub_name(source)
+    subset = Path(str(source).partition("@")[0]).name if hub else Path(source).name.split(".")[0]
+    rows, left_out = [], dict[str, list[str]]()  # the reason, and the places
+    for record in records:
         try:
-            own = _visible(_text(record, "subset", place)) if record.get("subset") else subset
-            rows.append({"subset": own, **read(record, place)})
+            own = _visible(record.text("subset")) if record.get("subset") else subset
+            rows.append({"subset": own, **read(record)})
         except _LeftOutError as reason:
-            left_out[str(reason)] += 1
-            first.setdefault(str(reason), place)
-    reasons = "; ".join(f"{left_out[one]} x {one} (first: {first[one]})" for one in first)
+            left_out.setdefault(str(reason), []).append(record.place)
+    reasons = "; ".join(f"{len(places)} x {why} (first: {places[0]})" for why, places in left_out.items())
     if not rows:
         found = f"none that says anything: {reasons}" if reasons else "none"
         raise DataError(f"{source}: expected at least one record, found {found}")
     if left_out:
         _log.warning("%s: left out %s; %d records remain", source, reasons, len(rows))
     table = pd.DataFrame(rows)
-    table.attrs["left out"] = dict(left_out)
+    table.attrs["left out"] = {why: len(places) for why, places in left_out.items()}
     return table
 
 
 def _by_category(table: pd.DataFrame) -> pd.DataFrame:
-    table.insert(1, "category", table["subset"].map(category_of))
-    order = [name for name in CATEGORIES if name in set(table["category"])]
-    order += [name for name in table["category"].unique() if name not in order]
-    place = table["category"].map({name: k for k, name in enumerate(order)})
-    return table.iloc[np.argsort(place.to_numpy(), kind="stable")].reset_index(drop=True)
+    """Add RewardBench's category of each subset, any other subset's own, and sort: its categories first."""
+    known = _subsets()
+    table.insert(1, "category", [known.get(one, (one, 0))[0] for one in table["subset"]])
+    order = list(dict.fromkeys([*CATEGORIES, *table["category"]]))
+    return table.sort_values(
+        "category", key=lambda names: names.map(order.index), kind="stable", ignore_index=True
+    )
 
 
 # --- files: `datasets` would read a text NA as missing, 01 as 1, and name no line -------------------
@@ -288,7 +283,7 @@ def _parquet_records(path: Path, content: bytes) -> Records:
             _check_size(path, len(content), size)
             for record in batch.to_pylist():
                 row += 1
-                yield f"{path}, row {row}", record
+                yield _Record(f"{path}, row {row}", record)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: cannot be read as Parquet: {_one_line(error)}") from None
 
@@ -303,7 +298,7 @@ def _csv_records(path: Path, text: str) -> Records:
             place = f"{path}:{reader.line_num}"
             if None in record or None in record.values():
                 raise DataError(f"{place}: expected a cell for each of the {len(names)} columns")
-            yield place, {name: _cell(name, cell, place) for name, cell in record.items()}
+            yield _Record(place, {name: _cell(name, cell, place) for name, cell in record.items()})
     except csv.Error as error:
         raise DataError(f"{path}, after line {reader.line_num}: cannot be read as CSV: {error}") from None
 
@@ -329,7 +324,7 @@ def _json_records(path: Path, text: str) -> Records:
     for place, record in records:
         if not isinstance(record, dict):
             raise DataError(f"{place}: expected a JSON object, got {type(record).__name__}")
-        yield place, record
+        yield _Record(place, record)
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -353,73 +348,67 @@ def _decoded(text: str, place: str) -> Any:
 
 # --- records ----------------------------------------------------------------------------------------
 
-# the column that says which response is preferred; prompt, first and second response
-_CHOICES = {
-    "preference_strength": ("prompt", "response_1", "response_2"),  # HelpSteer2: below 0 the first
-    "overall_preference": ("context", "response1", "response2"),  # HelpSteer3: below 0 the first
-    "labels": ("history", "human_ref_A", "human_ref_B"),  # SHP
-    "ratings": ("prompt", "response_1", "response_2"),  # votes of several people, as PandaLM's
+# The column that says which response is preferred; those of the prompt and two responses; its values
+# for the first, the second, neither. Without values it is a number, below 0 for the first.
+_CHOICES: dict[str, tuple[tuple[str, str, str], tuple[int, ...]]] = {
+    "preference_strength": (("prompt", "response_1", "response_2"), ()),  # HelpSteer2
+    "overall_preference": (("context", "response1", "response2"), ()),  # HelpSteer3
+    "labels": (("history", "human_ref_A", "human_ref_B"), (1, 0)),  # SHP
+    "ratings": (("prompt", "response_1", "response_2"), (1, 2, 0)),  # votes of several people, as PandaLM's
 }
-_VALUES = {"labels": (1, 0), "ratings": (1, 2, 0)}  # for the first response, the second, neither
 _SCORES = (("score_chosen", "score_rejected"), ("chosen_score", "rejected_score"))
-_TEXTS = {"subset", "response", *PAIR_FIELDS, *(name for names in _CHOICES.values() for name in names)}
+_TEXTS = {"subset", "response", *PAIR_FIELDS, *(name for names, _ in _CHOICES.values() for name in names)}
 _TURN = re.compile(r"(?:^|\n\n)(Human|Assistant):")
 
 
-def _pair(record: Mapping[str, Any], place: str) -> dict[str, Any]:
-    prompt, chosen, rejected = _chosen_first(record, place)
-    if _same(_visible(chosen), _visible(rejected)):
+def _pair(record: _Record) -> dict[str, Any]:
+    prompt, chosen, rejected = _chosen_first(record)
+    if _folded(_visible(chosen)) == _folded(_visible(rejected)):
         raise _LeftOutError("chosen and rejected are the same text")
     return {"prompt": _visible(prompt), "chosen": chosen, "rejected": rejected}
 
 
-def _chosen_first(record: Mapping[str, Any], place: str) -> tuple[str, str, str]:
+def _chosen_first(record: _Record) -> tuple[str, str, str]:
     """Return prompt, chosen and rejected response, by the columns that a record has."""
-    for choice, names in _CHOICES.items():
+    for choice, (names, values) in _CHOICES.items():
         if "chosen" not in record and {choice, *names} <= record.keys():
-            prompt, first, second = (_text(record, name, place) for name in names)
-            lead = _lead(record, choice, place)
-            _check_preferred(lead != 0)
+            prompt, first, second = map(record.text, names)
+            lead = _majority(record, choice, values) if values else record.number(choice)
+            if lead == 0:
+                raise _LeftOutError("no response is preferred")
             return (prompt, first, second) if lead < 0 else (prompt, second, first)
-    scores = [[record.get(name) for name in names] for names in _SCORES]
-    _check_preferred(not any(first == second is not None for first, second in scores))
-    return _labelled(record, place)
-
-
-def _check_preferred(preferred: bool) -> None:
-    if not preferred:
+    if any(record.get(one) == record.get(other) is not None for one, other in _SCORES):
         raise _LeftOutError("no response is preferred")
+    return _labelled(record)
 
 
-def _lead(record: Mapping[str, Any], choice: str, place: str) -> float:
-    """Return how far the second response is preferred to the first; of votes, whether by most."""
-    if choice not in _VALUES:
-        return _number(record, choice, place)
+def _majority(record: _Record, choice: str, values: tuple[int, ...]) -> int:
+    """Return -1 where most prefer the first response, 1 for the second, 0 where neither has most votes."""
     votes = record[choice] if choice == "ratings" else [record[choice]]
-    if not isinstance(votes, list) or any(vote not in _VALUES[choice] for vote in votes):
-        expected = ", ".join(map(str, _VALUES[choice]))
-        raise DataError(f"{place}: {choice}: expected {expected}, got {record[choice]!r:.80}")
-    first, second = (2 * votes.count(value) > len(votes) for value in _VALUES[choice][:2])
+    if not isinstance(votes, list) or any(vote not in values for vote in votes):
+        expected = ", ".join(map(str, values))
+        raise DataError(f"{record.place}: {choice}: expected {expected}, got {record[choice]!r:.80}")
+    first, second = (2 * votes.count(value) > len(votes) for value in values[:2])
     return int(second) - int(first)
 
 
-def _labelled(record: Mapping[str, Any], place: str) -> tuple[str, str, str]:
+def _labelled(record: _Record) -> tuple[str, str, str]:
     """Return prompt, chosen and rejected; of whole dialogues, what they share is the prompt."""
-    chosen, rejected = (_answer(record, name, place) for name in ("chosen", "rejected"))
+    chosen, rejected = _answer(record, "chosen"), _answer(record, "rejected")
     shared = chosen[:-1]
     if shared != rejected[:-1]:
         raise _LeftOutError("chosen and rejected part before their last turn")
-    given = _text(record, "prompt", place) if "prompt" in record or not shared else ""
+    given = record.text("prompt") if "prompt" in record or not shared else ""
     prompt = prompt_text(shared) if shared else given
     known = [prompt, *(turn["content"] for turn in shared)]
     if given and _folded(given) not in map(_folded, known):
-        raise DataError(f"{place}: prompt: is no turn that chosen and rejected share")
+        raise DataError(f"{record.place}: prompt: is no turn that chosen and rejected share")
     return prompt, chosen[-1]["content"], rejected[-1]["content"]
 
 
-def _answer(record: Mapping[str, Any], name: str, place: str) -> list[dict[str, str]]:
+def _answer(record: _Record, name: str) -> list[dict[str, str]]:
     """Return a response as the last of the turns of its dialogue, or alone."""
-    value, place = _field(record, name, place), f"{place}: {name}"
+    value, place = record.field(name), f"{record.place}: {name}"
     if isinstance(value, str) and "prompt" in record:
         return [{"role": "assistant", "content": value}]
     turns = _dialogue(value, place) if isinstance(value, str) else _messages(value, place)
@@ -449,54 +438,52 @@ def _dialogue(text: str, place: str) -> list[dict[str, str]]:
 
 def _joined(records: Records) -> Records:
     """Join HelpSteer2's two responses to a prompt, which follow each other: the more helpful wins."""
-    for place, record in records:
+    for record in records:
         if "chosen" in record or not {"response", "helpfulness"} <= record.keys():
-            yield place, record
+            yield record
             continue
-        _, other = next(records, ("", {}))
+        other = _Record(record.place, next(records, _Record("", {})))
         if other.get("prompt") != record.get("prompt"):
-            raise DataError(f"{place}: expected the next record to have a response to this prompt")
-        first, second = (_number(one, "helpfulness", place) for one in (record, other))
-        both = {"response_1": record["response"], "response_2": other.get("response")}
-        yield place, record | both | {"preference_strength": second - first}
+            raise DataError(f"{record.place}: expected the next record to have a response to this prompt")
+        first, second = record.number("helpfulness"), other.number("helpfulness")
+        responses = {"response_1": record["response"], "response_2": other.get("response")}
+        yield _Record(record.place, {**record, **responses, "preference_strength": second - first})
 
 
-def _prompt(record: Mapping[str, Any], place: str) -> dict[str, Any]:
+def _prompt(record: _Record) -> dict[str, Any]:
     name = next((one for one in ("prompt", "context", "history") if one in record), "")
-    text = _text(record, name, place) if name else _labelled(record, place)[0]
-    return {"prompt": _visible(text)}
+    return {"prompt": _visible(record.text(name) if name else _labelled(record)[0])}
 
 
 def _gathered(records: Records) -> Records:
     """Gather the ratings of a response where every person's has a record of its own."""
-    found: dict[tuple[str, str], tuple[str, dict[str, Any]]] = {}
-    for place, record in records:
+    found: dict[tuple[str, str], _Record] = {}
+    for record in records:
         if "rating" not in record or "ratings" in record:
-            yield place, record
+            yield record
             continue
-        prompt, response = (_text(record, name, place) for name in ("prompt", "response"))
-        empty = {"prompt": prompt, "response": response, "ratings": []}
-        _, row = found.setdefault((prompt, response), (place, empty))
-        row["ratings"].append(_number(record, "rating", place))
+        prompt, response = record.text("prompt"), record.text("response")
+        empty = _Record(record.place, {"prompt": prompt, "response": response, "ratings": []})
+        found.setdefault((prompt, response), empty)["ratings"].append(record.number("rating"))
     yield from found.values()
 
 
-def _rating(record: Mapping[str, Any], place: str) -> dict[str, Any]:
+def _rating(record: _Record) -> dict[str, Any]:
     fields = ("prompt", "response", "ratings")
-    texts = {name: _visible(_text(record, name, place, fields)) for name in fields[:2]}
+    texts = {name: _visible(record.text(name, fields)) for name in fields[:2]}
     columns = [name for name in record if re.fullmatch(r"rating_?\d+", name)]
-    people = [record[name] for name in columns if record[name] not in (None, "")]
-    lists = ("ratings", "helpfulness")  # the latter in HelpSteer2's disagreements
-    name = next((one for one in lists if one in record), "ratings")
-    ratings = record.get(name, people if columns else None)
+    people = [record[name] for name in columns if record[name] not in (None, "")] if columns else None
+    name = "helpfulness" if "ratings" not in record and "helpfulness" in record else "ratings"  # HelpSteer2's
+    ratings = record.get(name, people)
     if not isinstance(ratings, list) or not all(map(_is_number, ratings)):
-        raise DataError(f"{place}: {name}: expected a list of at least two numbers, got {ratings!r:.80}")
+        expected = f"expected a list of at least two numbers, got {ratings!r:.80}"
+        raise DataError(f"{record.place}: {name}: {expected}")
     if len(ratings) < 2:
         raise _LeftOutError("rated by fewer than two people")
     return {**texts, "ratings": ratings}
 
 
-# --- fields -----------------------------------------------------------------------------------------
+# --- texts and numbers ------------------------------------------------------------------------------
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _INVISIBLE = {"Cc", "Cf", "Zs", "Zl", "Zp", "Mn", "Me"}  # Unicode's categories
@@ -504,32 +491,11 @@ _FILLERS = "\u115f\u1160\u2800\u3164\uffa0"  # letters and signs by category, bl
 _ZERO_WIDTH = re.compile("[\u00ad\u034f\u061c\u180e\u200b-\u200f\u202a-\u202e\u2060-\u2064\ufeff]")
 
 
-def _field(record: Mapping[str, Any], name: str, place: str, fields: tuple[str, ...] = PAIR_FIELDS) -> Any:
-    if name not in record:
-        raise DataError(
-            f"{place}: no field {name!r}; expected {', '.join(fields)}, got "
-            f"{_one_line(', '.join(map(str, record)))}"
-        )
-    return "" if record[name] is None else record[name]
-
-
-def _text(record: Mapping[str, Any], name: str, place: str, fields: tuple[str, ...] = PAIR_FIELDS) -> str:
-    value = _field(record, name, place, fields)
-    return value if isinstance(value, str) else prompt_text(_messages(value, f"{place}: {name}"))
-
-
 def _is_number(value: object) -> bool:
     try:
         return type(value) in (int, float) and bool(np.isfinite(float(value)))  # type: ignore[arg-type]
     except OverflowError:
         return False
-
-
-def _number(record: Mapping[str, Any], name: str, place: str) -> float:
-    value = _field(record, name, place, (name,))
-    if not _is_number(value):
-        raise DataError(f"{place}: {name}: expected a number, got {value!r:.80}")
-    return float(value)
 
 
 def _visible(text: str) -> str:
@@ -546,13 +512,6 @@ def _folded(text: str) -> str:
     if not text.isascii():
         text = _ZERO_WIDTH.sub("", unicodedata.normalize("NFKC", text))
     return " ".join(text.split())
-
-
-def _same(first: str, second: str) -> bool:
-    begin, other = (_folded(" ".join(text[:80].split()[:-1])).split() for text in (first, second))
-    if any(one != two for one, two in zip(begin, other, strict=False)):
-        return False  # as nearly always; their first words tell
-    return _folded(first) == _folded(second)
 
 
 def _one_line(text: object) -> str:
@@ -578,4 +537,4 @@ def _hub_records(name: str) -> Records:
             f"{path}, split {split}: cannot be loaded ({type(error).__name__}: {_one_line(error)}); "
             "name another split as owner/name@split, or give the path of a file"
         ) from error
-    return ((f"{name}, row {k}", row) for k, row in enumerate(data))
+    return (_Record(f"{name}, row {k}", row) for k, row in enumerate(data))

@@ -34,7 +34,7 @@ def comparison(log: pd.DataFrame, policies: pd.DataFrame, reference: float, wind
     """Draw rewards over training, and the gold reward over the KL that training left.
 
     Args:
-        log: of `trl.together`, a row for each policy and step.
+        log: of `trl.table_of`, a row for each policy and step.
         policies: the same, a row for each policy as it was evaluated.
         reference: gold reward of the policy that they start from.
         window: steps of the running mean.

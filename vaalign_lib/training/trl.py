@@ -3,7 +3,8 @@
 import hashlib
 import inspect
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import wraps
 from typing import Any, Literal, get_args
 
@@ -44,16 +45,8 @@ class _VarianceAware:
     """What both trainers share: they ask for variances when rewards are computed."""
 
     def __init__(self, *args: Any, penalty: Penalty = "detached", **options: Any) -> None:
-        """Begin as the stock trainer does.
-
-        Args:
-            args: of the stock trainer.
-            penalty: `detached`, the penalty as a reward, as the paper's code has it; or `exact`, with the
-                gradient of Equation (5), which costs every completion beta sigma^2 once more.
-            options: of the stock trainer.
-
-        Raises:
-            ValueError: there is nothing to weigh, or the trainer's settings and the penalty do not fit.
+        """Begin as the stock trainer does; `detached` is a penalty as a reward, as in the paper's code,
+        `exact` one with the gradient of Equation (5), which costs each completion beta sigma^2 once more.
         """
         if penalty not in get_args(Penalty):
             raise ValueError(f"penalty: expected one of {', '.join(get_args(Penalty))}, got {penalty!r}")
@@ -74,16 +67,12 @@ class _VarianceAware:
                 f"got {settings.beta}"
             )
 
-    def _calculate_rewards(
-        self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any
-    ) -> Tensor:
+    def _calculate_rewards(self, inputs: Any, prompts: Any, *further: Any) -> Tensor:
         """Return what the stock trainer does (completions of all processes, reward functions), and keep
         the variances of all processes (completions,). A completion whose variance is None is left out.
         """
         pending = self._pending_extra_logs  # type: ignore[attr-defined]
-        rewards: Tensor = super()._calculate_rewards(  # type: ignore[misc]
-            inputs, prompts, completions, completion_ids_list
-        )
+        rewards: Tensor = super()._calculate_rewards(inputs, prompts, *further)  # type: ignore[misc]
         rewarded = ~rewards[self._mine(len(prompts))].isnan().all(dim=1)
         try:
             logged = summed(pending.get(VARIANCE), len(prompts), self.reward_weights.tolist())  # type: ignore[attr-defined]
@@ -95,9 +84,7 @@ class _VarianceAware:
             pending[VARIANCE][:] = own
         known = [one for one in own if one is not None]
         self._log_metric(f"{VARIANCE}/mean", sum(known) / max(len(known), 1))  # type: ignore[attr-defined]
-        local = torch.tensor(
-            [float("nan") if one is None else one for one in own], dtype=rewards.dtype, device=rewards.device
-        )
+        local = rewards.new_tensor([np.nan if one is None else one for one in own])
         variances = self.accelerator.gather(local)  # type: ignore[attr-defined]
         rewards[variances.isnan()] = torch.nan
         self._judged = ~variances.isnan()
@@ -110,16 +97,27 @@ class _VarianceAware:
         return slice(first, first + count)
 
     def _known_variances(self) -> Tensor:
-        """Return the variances of the completions that were just judged.
-
-        Raises:
-            IncompatibleTrlError: TRL got its rewards in another way.
-        """
+        """Return the variances of the completions that were just judged."""
         if self._variances is None:
             raise IncompatibleTrlError(
                 f"this release of trl gets no rewards from _calculate_rewards; {_MADE}"
             )
         return self._variances
+
+    @contextmanager
+    def _weighing(self, place: str) -> Iterator[None]:
+        """Check that rows were weighed once inside, and then let the coefficient be a number again."""
+        try:
+            yield
+        finally:
+            weighed, self.beta = self.beta, float(self.beta)
+        self._known_variances()
+        products = getattr(weighed, "products", 0)
+        if products != 1:
+            raise IncompatibleTrlError(
+                f"{place} multiplies the KL by self.beta {products} times, not once, in this release of "
+                f"trl; {_MADE}"
+            )
 
 
 class VarianceAwareRLOOTrainer(_VarianceAware, RLOOTrainer):
@@ -127,18 +125,14 @@ class VarianceAwareRLOOTrainer(_VarianceAware, RLOOTrainer):
 
     def _calculate_rewards(self, *args: Any) -> Tensor:
         rewards = super()._calculate_rewards(*args)
-        weights = self._known_variances()
-        self.beta = _Weighing(float(self.beta), weights, axes=1, once=self.penalty == "exact")
+        once = self.penalty == "exact"
+        self.beta = _Weighing(float(self.beta), self._known_variances(), axes=1, once=once)
         return rewards
 
     def _generate_and_score_completions(self, inputs: Any) -> dict[str, Any]:
         self._variances = None
-        try:
+        with self._weighing("RLOOTrainer._generate_and_score_completions"):
             batch: dict[str, Any] = super()._generate_and_score_completions(inputs)
-        finally:
-            weighed, self.beta = self.beta, float(self.beta)
-        self._known_variances()
-        _used(weighed, "RLOOTrainer._generate_and_score_completions")
         return batch
 
 
@@ -177,25 +171,14 @@ class VarianceAwareGRPOTrainer(_VarianceAware, GRPOTrainer):
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
         self.beta = _Weighing(float(self.beta), inputs[VARIANCE], axes=2)
-        try:
+        with self._weighing("GRPOTrainer._compute_loss"):
             loss: Tensor = super()._compute_loss(model, inputs)
-        finally:
-            weighed, self.beta = self.beta, float(self.beta)
-        _used(weighed, "GRPOTrainer._compute_loss")
         return loss
 
 
 def summed(logged: Any, completions: int, weights: list[float]) -> Any:
-    """Return what was logged, or, where several reward functions logged, the sum of their variances: that
-    of a sum of independent rewards. What one of them could not judge has none (completions,).
-
-    Args:
-        logged: by all functions, one after the other.
-        completions: how many there are.
-        weights: of the reward functions.
-
-    Raises:
-        VarianceError: the functions have weights of their own.
+    """Return what reward functions logged, one after the other; of several the sum for each completion,
+    as the variances of independent rewards add. What one of them could not judge has none (completions,).
     """
     times = len(logged or ()) // max(completions, 1)
     if not 1 < times <= len(weights) or len(logged) != times * completions:
@@ -210,11 +193,7 @@ def summed(logged: Any, completions: int, weights: list[float]) -> Any:
 
 
 def checked_variances(logged: Any, rewarded: list[bool]) -> list[float | None]:
-    """Return the variance of every completion, None where it is to be left out.
-
-    Args:
-        logged: what reward functions logged, or None.
-        rewarded: which completions have a reward.
+    """Return the variance of every completion, None where it is to be left out, or has no reward.
 
     Raises:
         VarianceError: they are missing, or one is not a number from 0 to `LARGEST`.
@@ -222,7 +201,7 @@ def checked_variances(logged: Any, rewarded: list[bool]) -> list[float | None]:
     if logged is None:
         raise VarianceError(
             f"{VARIANCE}: no reward function logged it; call log_extra('{VARIANCE}', variances) in one, "
-            "or wrap one by trl_rewards.with_variances"
+            "or wrap one by with_variances"
         )
     values = list(logged)
     if len(values) != len(rewarded):
@@ -230,18 +209,14 @@ def checked_variances(logged: Any, rewarded: list[bool]) -> list[float | None]:
             f"{VARIANCE}: expected one for each of {len(rewarded)} completions, got {len(values)}; a "
             "reward function logs them once"
         )
-    found: list[float | None] = []
-    for k, (value, counts) in enumerate(zip(values, rewarded, strict=True)):
-        if not counts or value is None:
-            found.append(None)
-        elif 0 <= _number(value) <= LARGEST:
-            found.append(float(value))
-        else:
+    found = [value if counts else None for value, counts in zip(values, rewarded, strict=True)]
+    for k, value in enumerate(found):
+        if value is not None and not 0 <= _number(value) <= LARGEST:
             raise VarianceError(
                 f"{VARIANCE}: completion {k} of {len(values)} has {value!r}; expected a finite number "
                 f"from 0 to {LARGEST:g}, or None to leave this completion out"
             )
-    return found
+    return [None if value is None else float(value) for value in found]
 
 
 def _number(value: Any) -> float:
@@ -253,11 +228,7 @@ def _number(value: Any) -> float:
 
 
 def check_columns(name: str, data: Any) -> None:
-    """Check that no column of a data set takes the place of what TRL gives to reward functions.
-
-    Raises:
-        ValueError: one does.
-    """
+    """Refuse a column of a data set that takes the place of what TRL gives to reward functions."""
     for one in data.values() if isinstance(data, dict) else [data]:
         taken = sorted(set(getattr(one, "column_names", None) or ()) & set(GIVEN))
         if taken:
@@ -276,13 +247,8 @@ class _Weighing(float):
     products: int
 
     def __new__(cls, value: float, weights: Tensor, axes: int, once: bool = False) -> "_Weighing":
-        """Make one.
-
-        Args:
-            value: the number.
-            weights: of the rows (rows,).
-            axes: of the tensor that it is going to be multiplied with.
-            once: whether a row's weight counts once more beside what it multiplies.
+        """Make one of weights (rows,) for a tensor of so many axes; with `once` a row's weight counts once
+        more beside what it multiplies.
         """
         number = super().__new__(cls, value)
         number.weights, number.axes, number.once, number.products = weights, axes, once, 0
@@ -303,19 +269,7 @@ class _Weighing(float):
     __rmul__ = __mul__
 
 
-def _used(coefficient: float, place: str) -> None:
-    """Check that rows were weighed, once.
-
-    Raises:
-        IncompatibleTrlError: they were not.
-    """
-    products = getattr(coefficient, "products", 0)
-    if products != 1:
-        raise IncompatibleTrlError(
-            f"{place} multiplies the KL by self.beta {products} times, not once, in this release of trl; "
-            f"{_MADE}"
-        )
-
+# --- reward functions -----------------------------------------------------------------------------------
 
 WITH_WEIGHTS = ("variance_aware", "variance_aware_exact")  # more than a change of reward: the trainers'
 Rewards = list[float | None]
@@ -337,40 +291,23 @@ def reward_function(
 
     Args:
         source: any, such as a `ClassifierEnsemble` or a `PromptedJudge`.
-        objective: a name of `objectives.OBJECTIVES` that is a change of reward only.
+        objective: one of `objectives.OBJECTIVES` that is a change of reward only.
         strength: of the objective.
-        unit: what rewards and variances are measured in, by default their own; see `reference_unit`.
-        variance_of: of an ensemble a single `member` or the `mean`; by default as the source says. One
-            of the mean should go with a unit of the same kind.
-        policy: number of the policy, for sources of which each policy has its own.
+        unit: of rewards and variances, by default their own; see `reference_unit`.
+        variance_of: of an ensemble a single `member` or the `mean`, which the unit should share.
+        policy: its number, for sources of which each policy has its own.
         seed: of the draws from intervals; they also depend on the step, the text and the process.
-        name: under which TRL logs the rewards, by default the objective's; each of two functions needs
-            its own.
-
-    Raises:
-        ValueError: the objective is not known, or is more than a change of reward.
+        name: under which TRL logs the rewards, by default the objective's; of two functions each its own.
     """
-    if objective not in OBJECTIVES:
-        raise ValueError(f"objective: expected one of {', '.join(OBJECTIVES)}, got {objective!r}")
-    if objective in WITH_WEIGHTS:
-        raise ValueError(
-            f"objective: {objective} weighs the KL penalty; leave it out here and take a trainer of "
-            "trl_trainers"
-        )
+    _check_objective(objective, strength)
     if variance_of is not None:
         check_variance_of(variance_of)
-    most = 1 if objective == "reward_robust" else LARGEST
-    if not 0 <= strength <= most:
-        raise ValueError(f"strength: expected 0 to {most:g} for {objective}, got {strength}")
     measured = unit or Unit()
 
+    @with_variances
     def rewards(
-        prompts: Sequence[Any],
-        completions: Sequence[Any],
-        log_extra: Callable[[str, list[Any]], None] | None = None,
-        trainer_state: Any = None,
-        **_: Any,
-    ) -> Rewards:
+        prompts: Sequence[Any], completions: Sequence[Any], trainer_state: Any = None, **_: Any
+    ) -> tuple[Rewards, Rewards]:
         asked = [text_of(one, prompt=True) for one in prompts]
         answers = [text_of(one) for one in completions]
         judgement = _of(source.judge(asked, answers, np.full(len(asked), policy)), variance_of)
@@ -381,25 +318,34 @@ def reward_function(
             )
         step = int(getattr(trainer_state, "global_step", 0))
         draws, strengths = _uniforms(seed, step, asked, answers), np.full(len(asked), strength)
-        outcome = Outcome(*map(_row, measured.of_judgement(judgement, draws, strengths)))
+        said = np.array(measured.of_judgement(judgement, draws, strengths), dtype=np.float64)  # (4, B)
+        outcome = Outcome(*torch.from_numpy(said)[:, None])
         no_beta, one_strength = torch.zeros(1, 1), torch.full((1, 1), strength)
-        score = OBJECTIVES[objective](outcome, no_beta, one_strength).score[0].tolist()
-        variance = outcome.variance[0].tolist()
-        return _told(_none_if_nan(score), _none_if_nan(variance), log_extra)
+        score = OBJECTIVES[objective](outcome, no_beta, one_strength).score[0]
+        return _none_if_nan(score), _none_if_nan(outcome.variance[0])
 
     rewards.__name__ = name or (objective if objective != "vanilla" else "reward")
     return rewards
 
 
+def _check_objective(objective: str, strength: float) -> None:
+    if objective not in OBJECTIVES:
+        raise ValueError(f"objective: expected one of {', '.join(OBJECTIVES)}, got {objective!r}")
+    if objective in WITH_WEIGHTS:
+        raise ValueError(
+            f"objective: {objective} weighs the KL penalty; leave it out here and take a variance-aware "
+            "trainer of vaalign_lib.training.trl"
+        )
+    most = 1 if objective == "reward_robust" else LARGEST
+    if not 0 <= strength <= most:
+        raise ValueError(f"strength: expected 0 to {most:g} for {objective}, got {strength}")
+
+
 def with_variances(function: Callable[..., tuple[Rewards, Rewards]]) -> RewardFunction:
     """Make a reward function of TRL from one that returns rewards and their variances.
 
-    Args:
-        function: takes what TRL's reward functions take, and returns two lists, `(rewards, variances)`;
-            None where a completion could not be judged. It may be a coroutine.
-
-    The reward function raises a ValueError where it gets something else, such as a pair for each
-    completion.
+    Those are two lists, `(rewards, variances)`, with None where a completion could not be judged; anything
+    else is refused, such as a pair for each completion. It may be a coroutine. Trainers check variances.
     """
 
     def split(both: Any, log_extra: Any) -> Rewards:
@@ -409,7 +355,14 @@ def with_variances(function: Callable[..., tuple[Rewards, Rewards]]) -> RewardFu
                 f"{function.__name__}: expected two lists, (rewards, variances), got {both!r:.80}"
             )
         found, variances = both
-        return _told(found, variances, log_extra)
+        if len(found) != len(variances):
+            raise ValueError(
+                f"variances: expected one for each of {len(found)} rewards, got {len(variances)}"
+            )
+        checked = [None if value is None else _checked(k, value) for k, value in enumerate(found)]
+        if log_extra is not None:
+            log_extra(VARIANCE, list(variances))
+        return checked
 
     if inspect.iscoroutinefunction(function):
 
@@ -426,20 +379,6 @@ def with_variances(function: Callable[..., tuple[Rewards, Rewards]]) -> RewardFu
     return rewards
 
 
-def _told(rewards: Sequence[Any], variances: Sequence[Any], log_extra: Any) -> Rewards:
-    """Return rewards as TRL wants them, after logging their variances, which its trainers check.
-
-    Raises:
-        ValueError: there are more of one than of the other, or a reward is no number, or infinite.
-    """
-    if len(rewards) != len(variances):
-        raise ValueError(f"variances: expected one for each of {len(rewards)} rewards, got {len(variances)}")
-    checked = [None if value is None else _checked(k, value) for k, value in enumerate(rewards)]
-    if log_extra is not None:
-        log_extra(VARIANCE, list(variances))
-    return checked
-
-
 def reference_unit(
     source: RewardSource,
     prompts: Sequence[str],
@@ -449,9 +388,6 @@ def reference_unit(
 ) -> Unit:
     """Return the unit in which rewards of the reference policy's responses have mean 0 and deviation 1,
     and their variances mean 1: then beta means the same with and without variances.
-
-    Raises:
-        ValueError: the rewards of what could be judged are all the same.
     """
     judgement = _of(source.judge(prompts, responses, np.full(len(prompts), policy)), variance_of)
     rewards = judgement.sample(_uniforms(0, 0, prompts, responses))
@@ -465,11 +401,7 @@ def reference_unit(
 
 
 def text_of(messages: Any, prompt: bool = False) -> str:
-    """Return a prompt or completion as text: as it is, or all its messages (see `prompt_text`).
-
-    Raises:
-        ValueError: a message says nothing, or has other parts than text.
-    """
+    """Return a prompt or completion as text: as it is, or all its messages (see `prompt_text`)."""
     if isinstance(messages, str):
         return messages
     return prompt_text(messages) if prompt else dialogue_text(messages)
@@ -502,10 +434,6 @@ def _of(judgement: Judgement, variance_of: VarianceOf | None) -> Judgement:
     return Members(judgement.scores, variance_of)
 
 
-def _row(values: Array) -> torch.Tensor:
-    return torch.from_numpy(np.asarray(values, dtype=np.float64))[None]
-
-
 def _checked(place: int, reward: Any) -> float:
     if isinstance(reward, str | bytes | bool) or np.isinf(reward):
         raise ValueError(
@@ -514,5 +442,5 @@ def _checked(place: int, reward: Any) -> float:
     return float(reward)
 
 
-def _none_if_nan(values: list[float]) -> list[float | None]:
-    return [None if value != value else value for value in values]
+def _none_if_nan(values: Tensor) -> Rewards:
+    return [None if value != value else value for value in values.tolist()]

@@ -105,13 +105,8 @@ class Claims:
 
 
 def read_claims(responses: Ids, property_of_noun: Ids, questions: Questions, width: int = 6) -> Claims:
-    """Find facts ("whale is [perhaps] deep"), comparisons ("nine is more than two") and answers.
-
-    Args:
-        responses: word numbers (count, words).
-        property_of_noun: the true property of every noun (nouns,).
-        questions: what was asked; "the answer is nine" is true or false of the question.
-        width: of the window that a claim can fill.
+    """Find facts ("whale is [perhaps] deep"), comparisons ("nine is more than two") and answers, which are
+    true or false of the question, in responses (count, words), by windows of so many words.
     """
     padded = np.pad(responses, ((0, 0), (0, width)), constant_values=PAD_ID)
     at = [padded[:, k : k + responses.shape[1]] for k in range(width)]  # the word k places on
@@ -165,13 +160,8 @@ class Reading:
 
 
 def read(prompts: Ids, responses: Ids, property_of_noun: Ids, legal: Flags) -> Reading:
-    """Read prompts (count, width) and responses (count, words).
-
-    Args:
-        prompts: word numbers.
-        responses: word numbers; everything from the first EOS on is padding.
-        property_of_noun: the true property of every noun (nouns,).
-        legal: which class may follow which (classes, classes).
+    """Read prompts (count, width) and responses (count, words), which after their end are padding, in a
+    world where nouns have these properties (nouns,) and a class may follow another (classes, classes).
     """
     questions = read_questions(prompts)
     claims = read_claims(responses, property_of_noun, questions)

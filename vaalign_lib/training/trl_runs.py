@@ -1,0 +1,286 @@
+"""Notebook 09's policies in training: PPO of this library, RLOO and GRPO of TRL, and both on one token."""
+
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from datasets import Dataset
+from tokenizers import Tokenizer, models
+from transformers import AutoModelForCausalLM, GPT2Config, PreTrainedTokenizerFast
+from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
+
+from vaalign_lib.jobs import report
+from vaalign_lib.models import load_tokenizer, train_quietly
+from vaalign_lib.policies.reference import ReferencePolicy, quiet_training
+from vaalign_lib.policies.stack import PolicyStack
+from vaalign_lib.profiles import Profile
+from vaalign_lib.rewards.base import Array, Unit
+from vaalign_lib.training.evaluation import Evaluator
+from vaalign_lib.training.objectives import Method, Task
+from vaalign_lib.training.ppo import Trainer
+from vaalign_lib.training.run import policy_trainer
+from vaalign_lib.training.trl import (
+    VARIANCE,
+    Penalty,
+    VarianceAwareGRPOTrainer,
+    VarianceAwareRLOOTrainer,
+    reward_function,
+)
+
+ARCHITECTURE = "gpt2"
+TRAINERS: dict[str, tuple[Any, Any, Any]] = {  # of TRL: configuration, stock, variance-aware
+    "rloo": (RLOOConfig, RLOOTrainer, VarianceAwareRLOOTrainer),
+    "grpo": (GRPOConfig, GRPOTrainer, VarianceAwareGRPOTrainer),
+}
+# GRPO's are as near to the other two as its settings allow: rewards as they are, no division by lengths.
+OPTIONS: dict[str, dict[str, Any]] = {"rloo": {}, "grpo": {"scale_rewards": "none", "loss_type": "dr_grpo"}}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Policies of one algorithm and method, one for each seed.
+
+    Attributes:
+        algorithm: `ppo` or one of `TRAINERS`.
+        objective: `vanilla` or `variance_aware`.
+        beta: of the KL penalty, as it acts (see `configured`).
+        policies: their numbers; policy k of every setting has the same random start.
+    """
+
+    algorithm: str
+    objective: str
+    beta: float
+    policies: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What the policies of all settings share.
+
+    Attributes:
+        profile: its sizes.
+        seed: of the study.
+        start: folder of the policy that all start from.
+        task: prompts, judge and gold of training.
+        evaluation: the same of the evaluation.
+    """
+
+    profile: Profile
+    seed: int
+    start: Path
+    task: Task
+    evaluation: Task
+
+    @cached_property
+    def unit(self) -> Unit:
+        """What rewards and variances are measured in: the reference policy's, as in our PPO."""
+        return self.ppo_trainer(Method(), [0]).unit
+
+    def ppo_trainer(self, method: Method, policies: Sequence[int], **changes: Any) -> Trainer:
+        """Return this library's trainer of some policies."""
+        where: dict[str, Any] = {"policies": policies, "seed": self.seed, "device": "cpu"}
+        return policy_trainer(self.profile, ARCHITECTURE, self.start, self.task, method, **where, **changes)
+
+    @cached_property
+    def evaluator(self) -> Evaluator:
+        """What evaluates the policies of all settings, on the same prompts."""
+        sizes = self.profile.policies
+        compared = ReferencePolicy(AutoModelForCausalLM.from_pretrained(self.start))
+        tokenizer, samples = load_tokenizer(self.start), sizes.evaluation.samples
+        return Evaluator(compared, tokenizer, self.evaluation, sizes.sampling, samples, self.seed)
+
+
+def write_policies(folder: Path, setup: Setup, setting: Setting) -> None:
+    """Train and evaluate the policies of a setting; write `policies.parquet`, a row for each policy as it
+    is evaluated, and `log.parquet`, a row for each policy and step.
+    """
+    train = _train_ppo if setting.algorithm == "ppo" else _train_trl
+    log, policies = train(setup, setting)
+    policies.to_parquet(folder / "policies.parquet")
+    log.to_parquet(folder / "log.parquet")
+
+
+def _train_ppo(setup: Setup, setting: Setting) -> tuple[pd.DataFrame, pd.DataFrame]:
+    sizes, policies = setup.profile.trl, list(setting.policies)
+    batches = {"batch_size": sizes.completions, "mini_batch_size": sizes.completions, "ppo_epochs": 1}
+    method = Method(setting.objective, beta=setting.beta)
+    trainer = setup.ppo_trainer(
+        method, policies, iterations=sizes.steps, learning_rate=sizes.learning_rate, **batches
+    )
+    log = trainer.train()[["policy", "step", "reward", "kl"]]
+    report(len(policies))
+    return log, setup.evaluator.policies(trainer.stack, policies)
+
+
+def _train_trl(setup: Setup, setting: Setting) -> tuple[pd.DataFrame, pd.DataFrame]:
+    logs, tables = [], []
+    for policy in setting.policies:
+        with tempfile.TemporaryDirectory() as scratch:
+            trainer = trl_trainer(setup, setting, policy, scratch)
+            train_quietly(trainer, f"{setting.algorithm}, {setting.objective}")
+        logs.append(training_log(trainer).assign(policy=policy)[["step", "reward", "kl", "policy"]])
+        tables.append(setup.evaluator.policies(PolicyStack(trainer.model, 1), [policy]))
+        report(1)
+    return pd.concat(logs, ignore_index=True), pd.concat(tables, ignore_index=True)
+
+
+def training_log(trainer: Any) -> pd.DataFrame:
+    """Return what a trainer of TRL has logged, a row for each step, `kl` of whole completions in nats."""
+    lines = pd.DataFrame([one for one in trainer.state.log_history if "reward" in one])
+    return lines.assign(kl=lines.get("kl", np.nan) * lines["completions/mean_length"])  # trl's is by token
+
+
+def trl_trainer(setup: Setup, setting: Setting, policy: int, folder: str) -> Any:
+    """Return TRL's trainer of one policy, stock or variance-aware."""
+    config, stock, aware = TRAINERS[setting.algorithm]
+    seed = 1000 * setup.seed + policy
+    return (stock if setting.objective == "vanilla" else aware)(
+        str(setup.start),
+        reward_function(setup.task.source, unit=setup.unit, policy=policy, seed=seed),
+        args=config(folder, **trl_options(setup.profile, setting), seed=seed),
+        train_dataset=conversations(setup.task.prompts),
+        processing_class=load_tokenizer(setup.start),
+    )
+
+
+def trl_options(profile: Profile, setting: Setting) -> dict[str, Any]:
+    """Return the settings of a profile as TRL's configurations name them."""
+    sizes, sampling = profile.trl, profile.policies.sampling
+    return {
+        "max_steps": sizes.steps,
+        "per_device_train_batch_size": sizes.completions,
+        "num_generations": sizes.generations,
+        "max_completion_length": sampling.max_new_tokens,
+        "temperature": sampling.temperature,
+        "top_k": sampling.top_k,
+        "top_p": sampling.top_p,
+        "generation_kwargs": {"min_new_tokens": sampling.min_new_tokens},
+        "learning_rate": sizes.learning_rate,
+        "lr_scheduler_type": "linear",
+        "max_grad_norm": 1.0,
+        "beta": configured(setting.beta, setting.algorithm, sizes.generations),
+        **OPTIONS[setting.algorithm],
+        **quiet_training(),
+        "logging_steps": 1,
+    }
+
+
+def conversations(prompts: Sequence[str]) -> Dataset:
+    """Return prompts as TRL takes them."""
+    return Dataset.from_list([{"prompt": [{"role": "user", "content": one}]} for one in prompts])
+
+
+def configured(beta: float, algorithm: str, generations: int) -> float:
+    """Return what a trainer's configuration needs for a coefficient to act: in GRPO (G - 1) / G times
+    that, for G completions to a prompt.
+    """
+    return beta * (generations - 1) / generations if algorithm == "grpo" else beta
+
+
+# --- one token ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A variance-aware trainer and where it converges on one-token completions.
+
+    Attributes:
+        algorithm: one of `TRAINERS`.
+        penalty: of the trainer.
+        solution: the policy that it converges to, from rewards, variances, reference and beta.
+        corrected: GRPO's `use_bias_correction_kl`, TRL's default.
+    """
+
+    algorithm: str
+    penalty: Penalty
+    solution: Callable[..., Array]
+    corrected: bool = True
+
+    @property
+    def name(self) -> str:
+        plain = "" if self.corrected else ", uncorrected KL"
+        return f"{self.algorithm.upper()}{plain}, {self.penalty}"
+
+
+WORDS, PROMPT, BETA = 8, "3", 0.5  # of the problem of one token
+
+
+def one_token_problem(seed: int) -> tuple[Array, Array]:
+    """Return rewards and variances of the eight completions."""
+    random = np.random.default_rng(seed)
+    return random.normal(0, 0.4, WORDS), random.choice([0.3, 2.0], WORDS)
+
+
+def one_token_shares(
+    variant: Variant, seed: int, steps: int, completions: int = 256, generations: int = 4
+) -> tuple[Array, Array]:
+    """Return the probabilities of the eight words before and after training (words,) each."""
+    middle, variance = one_token_problem(seed)
+
+    def reward(completion_ids: list[list[int]], log_extra: Any, **_: Any) -> list[float]:
+        log_extra(VARIANCE, [float(variance[ids[0]]) for ids in completion_ids])
+        return [float(middle[ids[0]]) for ids in completion_ids]
+
+    config, _, aware = TRAINERS[variant.algorithm]
+    options: dict[str, Any] = {} if variant.corrected else {"use_bias_correction_kl": False}
+    options |= {"per_device_train_batch_size": completions, "num_generations": generations}
+    options["beta"] = configured(BETA, variant.algorithm, generations)
+    with tempfile.TemporaryDirectory() as folder:
+        settings = _small_settings(folder, seed, steps) | OPTIONS[variant.algorithm] | options
+        trainer = _small_trainer(aware, reward, config(**settings), penalty=variant.penalty)
+        before = _shares(trainer.model)
+        train_quietly(trainer, variant.name)
+    return before, _shares(trainer.model)
+
+
+def equals_stock(algorithm: str, seed: int = 0, steps: int = 3) -> bool:
+    """Whether variances that are all 1 give the weights of TRL's own trainer, bit by bit."""
+
+    def reward(completion_ids: list[list[int]], log_extra: Any, **_: Any) -> list[float]:
+        log_extra(VARIANCE, [1.0] * len(completion_ids))
+        return [float(sum(ids)) for ids in completion_ids]
+
+    config, *classes = TRAINERS[algorithm]
+    options = {"per_device_train_batch_size": 8, "num_generations": 4, "max_completion_length": 3}
+    ends = []
+    for kind in classes:
+        with tempfile.TemporaryDirectory() as folder:
+            arguments = config(**_small_settings(folder, seed, steps) | options)
+            trainer = _small_trainer(kind, reward, arguments)
+            train_quietly(trainer, f"{algorithm} with equal variances")
+        ends.append(list(trainer.model.parameters()))
+    return all(torch.equal(one, other) for one, other in zip(*ends, strict=True))
+
+
+def _small_settings(folder: str, seed: int, steps: int) -> dict[str, Any]:
+    small = {"max_completion_length": 1, "learning_rate": 1e-2, "beta": BETA, "seed": seed}
+    return quiet_training() | small | {"output_dir": folder, "max_steps": steps, "logging_steps": steps}
+
+
+def _small_trainer(kind: Any, reward: Any, arguments: Any, **options: Any) -> Any:
+    """Return a trainer of a random GPT-2 of eight words, which is saved into its output folder."""
+    folder = arguments.output_dir
+    words = Tokenizer(models.WordLevel({str(k): k for k in range(WORDS)}, unk_token="0"))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, eos_token="1", pad_token="0")
+    none = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
+    size = {"n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 16}
+    ends = {"bos_token_id": 1, "eos_token_id": 1, "pad_token_id": 0}
+    with torch.random.fork_rng():
+        torch.manual_seed(arguments.seed)
+        config = GPT2Config(vocab_size=WORDS, **size, **none, **ends)
+        AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    data = Dataset.from_dict({"prompt": [PROMPT] * 1024})  # more than a batch takes
+    return kind(folder, reward, args=arguments, train_dataset=data, processing_class=tokenizer, **options)
+
+
+@torch.no_grad()
+def _shares(model: Any) -> Array:
+    logits = model(torch.tensor([[int(PROMPT)]])).logits[0, 0]
+    return np.asarray(logits.double().softmax(0).numpy())
