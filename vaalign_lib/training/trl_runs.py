@@ -239,8 +239,8 @@ def one_token_shares(
     return before, _shares(trainer.model)
 
 
-def equals_stock(algorithm: str, seed: int = 0, steps: int = 3) -> bool:
-    """Whether variances that are all 1 give the weights of TRL's own trainer, bit by bit."""
+def equals_stock(algorithm: str) -> bool:
+    """Whether variances of 1 give the weights of TRL's own trainer after three steps, bit by bit."""
 
     def reward(completion_ids: list[list[int]], log_extra: Any, **_: Any) -> list[float]:
         log_extra(VARIANCE, [1.0] * len(completion_ids))
@@ -251,7 +251,7 @@ def equals_stock(algorithm: str, seed: int = 0, steps: int = 3) -> bool:
     ends = []
     for kind in classes:
         with tempfile.TemporaryDirectory() as folder:
-            arguments = config(**_small_settings(folder, seed, steps) | options)
+            arguments = config(**_small_settings(folder, seed=0, steps=3) | options)
             trainer = _small_trainer(kind, reward, arguments)
             train_quietly(trainer, f"{algorithm} with equal variances")
         ends.append(list(trainer.model.parameters()))
