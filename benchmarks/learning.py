@@ -17,11 +17,12 @@ import torch
 from scipy.optimize import brentq
 
 from vaalign_lib.data.world.world import World
-from vaalign_lib.experiments.references import reference, sample_reference
+from vaalign_lib.experiments.references import reference
 from vaalign_lib.experiments.results import curves_of
 from vaalign_lib.experiments.reward_models import prepare, reward_source
 from vaalign_lib.figures.policies import learning_curves
 from vaalign_lib.policies.best_of_n import tilt
+from vaalign_lib.policies.reference_pairs import sample_reference
 from vaalign_lib.profiles import Profile, Study, load_profile
 from vaalign_lib.rewards.simulated_judge import stand_ins
 from vaalign_lib.store import RUNS, RunStore

@@ -2,11 +2,13 @@
 
 import shutil
 
+import pandas as pd
 import pytest
 
 from vaalign_lib import store
 from vaalign_lib.experiments.conditions import ENSEMBLE_ROW, JUDGE_ROW, Condition
-from vaalign_lib.experiments.policies import _code
+from vaalign_lib.experiments.policies import _code, ensemble_folder
+from vaalign_lib.experiments.reward_models import prepare
 from vaalign_lib.experiments.trl import CODE as TRL_CODE
 from vaalign_lib.profiles import Study, load_profile
 from vaalign_lib.store import PACKAGE, RunStore, source_hashes
@@ -33,6 +35,57 @@ def test_rooms_that_compute_nothing_make_no_trained_stack_stale(room, package, t
     for path in [edited] if edited.is_file() else edited.rglob("*.py"):
         path.write_text(path.read_text() + "\nEDITED = 1\n")
     assert [key_of(row, tmp_path) for row in (JUDGE_ROW, ENSEMBLE_ROW)] == before
+
+
+class Recorder(RunStore):
+    """A store that notes the code behind every folder, and computes none."""
+
+    code: dict = {}  # noqa: RUF012
+
+    def folder(self, name, write, config, inputs=None, code=()):
+        self.code[name] = source_hashes(*(code or (write.__module__,)))
+        folder = self.root / name
+        folder.mkdir(parents=True, exist_ok=True)
+        table = pd.DataFrame({"prompt": ["p"], "part": "train", "gold_chosen": 1.0})
+        table.to_parquet(folder / "pairs.parquet")
+        return folder
+
+
+def reward_folders(folder):
+    """Return the code that references, pairs, reward models, features and ensembles are kept under."""
+    Recorder.code = {}
+    study = Study(Recorder(folder), load_profile("smoke"))
+    ensemble_folder(study, Condition(*ENSEMBLE_ROW))
+    trained = prepare(study, reference=folder)
+    trained._features("train"), trained.backbones_folder
+    drawn = Recorder.code.copy()
+    prepare(study, reference=None, pairs=str(folder / "x.jsonl"), backbone="my/model")
+    return drawn | {"real pairs": Recorder.code["pairs"]}
+
+
+@pytest.mark.parametrize("room", ["store.py", "jobs.py", "figures", "experiments", "training", "reproduce"])
+def test_rooms_that_compute_no_reward_make_no_pairs_and_no_ensemble_stale(room, package, tmp_path):
+    before = reward_folders(tmp_path)
+    edited = package / room
+    for path in [edited] if edited.is_file() else edited.rglob("*.py"):
+        path.write_text(path.read_text() + "\nEDITED = 1\n")
+    assert reward_folders(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    ("file", "stale"),
+    [
+        ("policies/sampling.py", {"reference-gpt2", "pairs"}),
+        ("rewards/pairs.py", {"real pairs"}),
+        ("rewards/heads.py", {"ensemble", "backbones"}),
+        ("rewards/backbones.py", {"backbones"}),
+        ("rewards/classifier.py", {"real pairs", "reward-model", "features-train", "backbones", "ensemble"}),
+    ],
+)
+def test_what_computes_a_reward_makes_it_stale(file, stale, package, tmp_path):
+    before = reward_folders(tmp_path)
+    (package / file).write_text((package / file).read_text() + "\nEDITED = 1\n")
+    assert {name for name, code in reward_folders(tmp_path).items() if code != before[name]} == stale
 
 
 @pytest.mark.parametrize(

@@ -10,15 +10,16 @@ from safetensors.torch import load_file
 
 from tests.hostile import alive
 from tests.rewards.conftest import save_tiny
-from vaalign_lib.data.pairs import DataError
+from vaalign_lib.data.pairs import PARTS, DataError
 from vaalign_lib.experiments.references import reference
-from vaalign_lib.experiments.reward_models import PARTS, RewardStudy, prepare, real_data, reward_source
+from vaalign_lib.experiments.reward_models import RewardStudy, prepare, reward_source
 from vaalign_lib.experiments.reward_tables import ratings_table
 from vaalign_lib.models import conversation_ids
 from vaalign_lib.profiles import Study, load_profile
 from vaalign_lib.reproduce import cli
 from vaalign_lib.rewards.classifier import reader, write_features
 from vaalign_lib.rewards.heads import KINDS
+from vaalign_lib.rewards.pairs import real_pairs
 from vaalign_lib.store import RunStore
 
 SMOKE = load_profile("smoke")
@@ -47,25 +48,24 @@ def file(tmp_path_factory):
 
 
 def test_real_pairs_are_divided_by_prompt_and_nothing_is_lost(file, backbone):
-    table = real_data(0, str(file), "", LIMITS, backbone, 64)
+    table, _ = real_pairs(0, str(file), "", LIMITS, backbone, 64)
     assert len(table) == 240
     parts = {part: set(table.loc[table["part"] == part, "prompt"]) for part in PARTS}
     assert sum(len(prompts) for prompts in parts.values()) == table["prompt"].nunique()
     shares = table["part"].value_counts(normalize=True)
     assert shares["train"] == pytest.approx(0.6, abs=0.02)
     assert shares["held_out"] == pytest.approx(0.1, abs=0.02)
-    assert not table.equals(real_data(1, str(file), "", LIMITS, backbone, 64))
+    assert not table.equals(real_pairs(1, str(file), "", LIMITS, backbone, 64)[0])
 
 
 def test_pairs_for_evaluation_are_not_learned_from(file, backbone, tmp_path):
     other = tmp_path / "evaluation.jsonl"
     other.write_text("\n".join(file.read_text().splitlines()[:40]))
-    table = real_data(0, str(file), str(other), LIMITS, backbone, 64)
+    table, reasons = real_pairs(0, str(file), str(other), LIMITS, backbone, 64)
     looked_at = set(table.loc[table["part"] == "evaluation", "prompt"])
     assert len(table[table["part"] == "evaluation"]) == 40
     assert not looked_at & set(table.loc[table["part"] != "evaluation", "prompt"])
     assert set(table["part"]) == set(PARTS)
-    reasons = table.attrs["left out"]
     assert reasons["prompt is among those looked at"] + len(table) == 240 + 40
 
 
@@ -74,17 +74,17 @@ def test_what_the_reader_leaves_out_is_counted_too(file, backbone, tmp_path):
     same = json.dumps({"prompt": "p", "chosen": "a", "rejected": "a "})
     path.write_text(f"{file.read_text()}\n{same}\n{same}")
     other.write_text(f"{json.dumps({'prompt': 'q', 'chosen': 'a', 'rejected': 'b'})}\n{same}")
-    reasons = real_data(0, str(path), str(other), LIMITS, backbone, 64).attrs["left out"]
+    _, reasons = real_pairs(0, str(path), str(other), LIMITS, backbone, 64)
     assert reasons["chosen and rejected are the same text"] == 2
     assert reasons["chosen and rejected are the same text, to look at"] == 1
 
 
 def test_limits_are_kept_and_what_is_left_out_is_counted(file, backbone):
     limits = {"train": 50, "held_out": 10}
-    table = real_data(0, str(file), "", limits, backbone, 64)
+    table, reasons = real_pairs(0, str(file), "", limits, backbone, 64)
     assert table["part"].value_counts()[["train", "held_out"]].tolist() == [50, 10]
-    assert sum(table.attrs["left out"].values()) + len(table) == 240
-    assert table.attrs["left out"]["more than 50 to be train"] > 50
+    assert sum(reasons.values()) + len(table) == 240
+    assert reasons["more than 50 to be train"] > 50
 
 
 def test_pairs_that_the_backbone_cannot_tell_apart_are_left_out(file, backbone, tmp_path):
@@ -139,13 +139,14 @@ def test_too_few_pairs_are_told(backbone, tmp_path):
 
 
 def test_a_pretrained_backbone_gets_its_own_settings(tmp_path):
-    def settings(backbone):
-        return RewardStudy(RunStore(tmp_path), SMOKE, 0, None, tmp_path, backbone).settings
+    def settings(backbone, profile=SMOKE):
+        nothing = {"data": None, "data_folder": tmp_path, "backbone": backbone}
+        return RewardStudy(RunStore(tmp_path), profile, 0, **nothing).settings
 
     assert settings("tiny-gemma") == SMOKE.reward_model
     assert settings("some/model").learning_rate == SMOKE.reward_model.pretrained.learning_rate
     paper = load_profile("paper")
-    assert RewardStudy(RunStore(tmp_path), paper, 0, None, tmp_path, "x").settings == paper.reward_model
+    assert settings("x", paper) == paper.reward_model
 
 
 def test_the_notebook_on_real_input_by_parameters_alone(file, tmp_path, capsys):

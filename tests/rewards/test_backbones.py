@@ -64,10 +64,10 @@ def test_saved_and_loaded_it_gives_the_same_bits_as_a_source(pairs, tmp_path):
     stack.save(tmp_path)
     prompts, responses = pairs["prompt"].tolist()[:30], pairs["chosen"].tolist()[:30]
     found = [
-        BackboneReward(one, World(0).gold).judge(prompts, responses, np.zeros(30, dtype=int))
+        BackboneReward(one, truth=World(0).gold).judge(prompts, responses, np.zeros(30, dtype=int))
         for one in (stack, load_backbones(tmp_path))
     ]
     assert found[0].scores.shape == (30, 3)
     assert np.array_equal(found[0].scores, found[1].scores)
-    truth = BackboneReward(stack, World(0).gold).true_reward(found[0], prompts, responses)
+    truth = BackboneReward(stack, truth=World(0).gold).true_reward(found[0], prompts, responses)
     assert np.array_equal(truth, World(0).gold(prompts, responses))

@@ -28,7 +28,7 @@ def build(pairs, tiny):
 
     def make(kind="bootstrap", ensembles=1, **options):
         heads, _ = train_heads(chosen, rejected, kind=kind, settings=settings, seed=0, ensembles=ensembles)
-        return EnsembleReward(model, tokenizer, heads, World(0).gold, max_length=64, **options)
+        return EnsembleReward(model, tokenizer, heads, truth=World(0).gold, max_length=64, **options)
 
     return make
 

@@ -53,6 +53,7 @@ _FILE_NAME = re.compile(
     r"\.(jsonl?|ndjson|[ct]sv|txt|parquet|arrow|gz|zst|bz2|xz|zip|xlsx?|ya?ml)$", re.IGNORECASE
 )
 PAIR_FIELDS = ("prompt", "chosen", "rejected")
+PARTS = ("train", "held_out", "evaluation")  # what pairs are for
 _log = logging.getLogger(__name__)
 
 
@@ -178,6 +179,18 @@ def embedded_pairs(
     )
     pairs.attrs["identical"] = len(prompts) - len(kept)
     return pairs
+
+
+def write_pairs(folder: Path, pairs: pd.DataFrame, left_out: Mapping[str, int]) -> None:
+    """Write pairs with their `part`, and how many were left out, by reason, into a folder."""
+    pairs.attrs.clear()
+    pairs.to_parquet(folder / "pairs.parquet")
+    (folder / "left_out.json").write_text(json.dumps(left_out) + "\n")
+
+
+def read_part(folder: Path, part: str) -> pd.DataFrame:
+    """Read the pairs of one part that were written into a folder."""
+    return pd.read_parquet(folder / "pairs.parquet", filters=[("part", "==", part)])
 
 
 def _is_hub_name(source: str | Path) -> bool:

@@ -3,19 +3,10 @@
 from collections.abc import Sequence
 from concurrent.futures import Future
 from pathlib import Path
-from typing import Any
-
-from transformers import AutoModelForCausalLM
 
 from vaalign_lib.jobs import check_workers, start_processes
-from vaalign_lib.models import load_tokenizer
-from vaalign_lib.policies.reference import sample, write_reference
+from vaalign_lib.policies.reference import write_reference
 from vaalign_lib.profiles import Study
-
-TEMPERATURE, TOP_K, TOP_P = 1.5, 50, 0.9  # of the policies' responses; the first is Table 18's
-
-
-# --- reference policies -----------------------------------------------------------------------------
 
 
 def reference(study: Study, architecture: str) -> Path:
@@ -30,11 +21,7 @@ def reference(study: Study, architecture: str) -> Path:
 
 
 def start_references(study: Study, architectures: Sequence[str], workers: int) -> dict[str, "Future[Path]"]:
-    """Begin training reference policies in processes of their own, beside what this one goes on with.
-
-    Returns:
-        For each architecture the folder to come.
-    """
+    """Begin training reference policies in processes beside this one; return the folders to come."""
     check_workers(workers)
     if isinstance(workers, str):
         raise ValueError(f"workers: expected a number of processes of this machine, got {workers!r}")
@@ -48,13 +35,3 @@ def start_references(study: Study, architectures: Sequence[str], workers: int) -
 def stack_seed(seed: int, repeat: int) -> int:
     """Return the seed of a whole stack; that of the first is the study's."""
     return seed + 1_000_003 * repeat
-
-
-def sample_reference(
-    reference: Path, prompts: list[str], seed: int, temperature: float = TEMPERATURE
-) -> list[str]:
-    """Sample one response to each prompt from a saved reference policy."""
-    model = AutoModelForCausalLM.from_pretrained(reference).eval()
-    tokenizer = load_tokenizer(reference)
-    truncation: dict[str, Any] = {"top_k": TOP_K, "top_p": TOP_P} if temperature > 1 else {}
-    return sample(model, tokenizer, prompts, seed=seed, temperature=temperature, **truncation)

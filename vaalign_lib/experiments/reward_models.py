@@ -9,147 +9,39 @@ On real input the pairs come from a file or the hub, and there are no reference 
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import pandas as pd
 from safetensors.torch import load_file
 from torch import Tensor
 
-from vaalign_lib.data.pairs import EMBEDDED, DataError, embedded_pairs, read_pairs
+from vaalign_lib.data.pairs import EMBEDDED, DataError
 from vaalign_lib.data.world.world import World
-from vaalign_lib.experiments.references import TEMPERATURE, sample_reference, stack_seed
+from vaalign_lib.experiments.references import stack_seed
+from vaalign_lib.policies.reference_pairs import write_embedded_pairs
 from vaalign_lib.profiles import HeadTraining, Profile, RewardModel, Study
 from vaalign_lib.rewards.backbones import BackboneReward, load_backbones, write_backbones
 from vaalign_lib.rewards.base import RewardSource, Truth, VarianceOf
-from vaalign_lib.rewards.classifier import (
-    TINY,
-    load_reward_model,
-    reader,
-    usable,
-    write_features,
-    write_reward_model,
-)
+from vaalign_lib.rewards.classifier import TINY, load_reward_model, read, write_features, write_reward_model
 from vaalign_lib.rewards.ensemble import EnsembleReward, SequenceClassifierReward
 from vaalign_lib.rewards.heads import HeadKind, Heads, train_heads
-from vaalign_lib.store import RunStore, content_key, content_of
-
-PARTS = ("train", "held_out", "evaluation")
-REAL_SHARES = (0.6, 0.1)  # of the pairs of a file: to learn from, for the temperature; the rest is looked at
-
-
-# --- pairs ------------------------------------------------------------------------------------------
-
-
-def embedded_data(seed: int, train: int, held_out: int, evaluation: int, reference: Path) -> pd.DataFrame:
-    """Draw labelled pairs of the embedded world; the column `part` says what they are for.
-
-    A response comes, with equal chances, from the corpus, from the reference policy at temperature 1, or
-    from it at temperature 1.5.
-    """
-    world = World(seed)
-    random = world.rng("pairs")
-    parts = np.repeat(PARTS, (train, held_out, evaluation))
-    prompts = world.prompts(len(parts), random)
-    sides = [_mixed_responses(world, reference, prompts, random) for _ in range(2)]
-    tables = []
-    for part in PARTS:
-        asked, first, second = _where(parts == part, prompts, *sides)
-        tables.append(embedded_pairs(world, asked, first, second, random).assign(part=part))
-    pairs = pd.concat(tables, ignore_index=True)
-    pairs.attrs["left out"] = {"two equal responses": sum(t.attrs["identical"] for t in tables)}
-    return pairs
-
-
-def _mixed_responses(
-    world: World, reference: Path, prompts: list[str], random: np.random.Generator
-) -> list[str]:
-    origin = random.integers(3, size=len(prompts))
-    mixed = np.empty(len(prompts), dtype=object)
-    for k in range(3):
-        rows = np.flatnonzero(origin == k)
-        asked = [prompts[row] for row in rows]
-        if k == 0:
-            mixed[rows] = world.responses(asked, random.beta(2, 2, len(rows)), random)
-        else:
-            heat = (1.0, TEMPERATURE)[k - 1]
-            mixed[rows] = sample_reference(reference, asked, int(random.integers(2**31)), heat)
-    return list(mixed)
-
-
-def _where(chosen: np.ndarray, *lists: list[str]) -> list[list[str]]:
-    rows = np.flatnonzero(chosen)
-    return [[one[row] for row in rows] for one in lists]
-
-
-def real_data(
-    seed: int,
-    pairs: str,
-    evaluation: str,
-    limits: dict[str, int],
-    backbone: str,
-    max_length: int,
-    hashes: Sequence[Any] = (),
-) -> pd.DataFrame:
-    """Read pairs from files or the hub.
-
-    Args:
-        seed: of the division.
-        pairs: to learn from; also to look at, divided by prompt, if `evaluation` is empty.
-        evaluation: pairs to look at; what has one of their prompts is not learned from.
-        limits: pairs of a part, at most.
-        backbone: is to read them; what it cannot tell apart, or not read whole, is left out.
-        max_length: tokens of prompt and response together.
-        hashes: of the files and folders, for the run store's key.
-
-    Returns:
-        The pairs with their `part`; `attrs["left out"]` counts what was not taken, by reason.
-    """
-    tables = [read_pairs(source) for source in (pairs, evaluation) if source]
-    tokenizer, length = reader(backbone, max_length)
-    left_out: dict[str, int] = {}
-    for k, table in enumerate(tables):
-        tables[k], unusable = usable(tokenizer, table, length)
-        to = ", to look at" if k else ""
-        left_out |= {f"{why}{to}": n for why, n in (table.attrs["left out"] | unusable).items()}
-    table, shares = tables[0], REAL_SHARES
-    random = np.random.default_rng(seed)
-    if evaluation:
-        looked_at = tables[1].assign(part="evaluation")
-        known = table["prompt"].isin(looked_at["prompt"])
-        left_out["prompt is among those looked at"] = int(known.sum())
-        table, shares = table[~known], (1 - REAL_SHARES[1], REAL_SHARES[1])
-    order = random.permutation(table["prompt"].unique())
-    ends = np.round(np.cumsum(shares) * len(order)).astype(int)
-    place = pd.Series(np.searchsorted(ends, np.arange(len(order)), side="right"), index=order)
-    table = table.assign(part=table["prompt"].map(place).map(dict(enumerate(PARTS))))
-    for part, most in limits.items():
-        rows = table.index[table["part"] == part]
-        surplus = random.permutation(rows)[most:]
-        left_out[f"more than {most} to be {part.replace('_', ' ')}"] = len(surplus)
-        table = table.drop(surplus)
-    if evaluation:
-        table = pd.concat([table, looked_at], ignore_index=True)
-    if set(table["part"]) != set(PARTS):
-        raise DataError(f"{pairs}: too few prompts ({len(order)}) to divide into {', '.join(PARTS)}")
-    table = table.reset_index(drop=True)
-    table.attrs["left out"] = left_out
-    return table
+from vaalign_lib.rewards.pairs import write_real_pairs
+from vaalign_lib.store import content_key, content_of
 
 
 @dataclass(frozen=True)
-class RewardStudy:
-    """The data of notebook 03 and how to get everything that follows from it."""
+class RewardStudy(Study):
+    """The data of notebook 03 and how to get everything that follows from it.
 
-    store: RunStore
-    profile: Profile
-    seed: int
-    data: pd.DataFrame
-    data_folder: Path
-    backbone: str
+    Folders and heads stay the same as long as it lives, whatever happens to the code meanwhile.
+    """
+
+    data: pd.DataFrame = field(kw_only=True)
+    data_folder: Path = field(kw_only=True)
+    backbone: str = field(kw_only=True)
     _trained: dict[str, tuple[Heads, dict[int, Heads]]] = field(default_factory=dict, repr=False)
     _feature_folders: dict[str, Path] = field(default_factory=dict, repr=False)
 
@@ -175,7 +67,7 @@ class RewardStudy:
 
     @cached_property
     def reward_model(self) -> Path:
-        """The folder of the reward model of stage 1, the same as long as the study lives."""
+        """The folder of the reward model of stage 1."""
         config = {
             "settings": self.settings.model_dump(exclude={"backbone", "pretrained"}),
             "backbone": self.backbone,
@@ -184,6 +76,10 @@ class RewardStudy:
         }
         return self.store.folder("reward-model", write_reward_model, config, {"pairs": self.data_folder})
 
+    def training_log(self) -> pd.DataFrame:
+        """Return stage 1's log: step, loss, accuracy."""
+        return pd.read_parquet(self.reward_model / "log.parquet")
+
     def features(self, part: str) -> dict[str, Tensor]:
         """Return what heads see of a part's pairs: `chosen`, `rejected` (pairs, width), and the stage-1
         scores `chosen_score`, `rejected_score` (pairs,).
@@ -191,13 +87,19 @@ class RewardStudy:
         return load_file(self._features(part) / "features.safetensors")
 
     def _features(self, part: str) -> Path:
-        if part in self._feature_folders:
-            return self._feature_folders[part]
-        config = {"part": part, "max_length": self.settings.max_length}
-        inputs = {"model": self.reward_model, "pairs": self.data_folder}
-        folder = self.store.folder(f"features-{part}", write_features, config, inputs)
-        self._feature_folders[part] = folder
-        return folder
+        if part not in self._feature_folders:
+            config = {"part": part, "max_length": self.settings.max_length}
+            inputs = {"model": self.reward_model, "pairs": self.data_folder}
+            folder = self.store.folder(f"features-{part}", write_features, config, inputs)
+            self._feature_folders[part] = folder
+        return self._feature_folders[part]
+
+    def read(
+        self, prompts: Sequence[str], responses: Sequence[str], description: str = ""
+    ) -> tuple[Tensor, Tensor]:
+        """Return what heads see of other texts (responses, width), and stage 1's scores (responses,)."""
+        model = load_reward_model(self.reward_model)
+        return read(*model, prompts, responses, self.settings.max_length, description)
 
     def heads(
         self,
@@ -253,22 +155,10 @@ class RewardStudy:
 
     def resources(self) -> dict[str, float]:
         """Return the seconds that running the frozen backbone and training ten heads take."""
-        features, sizes = self.features("train"), self.profile.ensembles
+        seconds = self.store.record(self._features("train"))["seconds"]
         started = time.perf_counter()
-        train_heads(
-            features["chosen"],
-            features["rejected"],
-            kind="paper",
-            settings=sizes.paper,
-            seed=self.seed,
-            members=sizes.members,
-        )
-        heads = time.perf_counter() - started
-        return {"heads": heads, "features": self.store.record(self._features("train"))["seconds"]}
-
-    def training_log(self) -> pd.DataFrame:
-        """Return stage 1's log: step, loss, accuracy."""
-        return pd.read_parquet(self.reward_model / "log.parquet")
+        replace(self, _trained={}).heads("paper", self.profile.ensembles.paper)
+        return {"heads": time.perf_counter() - started, "features": seconds}
 
 
 def settings_of(profile: Profile, backbone: str) -> RewardModel:
@@ -294,12 +184,10 @@ def prepare(
     Raises:
         DataError: the pairs cannot be read.
     """
-    evaluation = evaluation or ("" if pairs else study.profile.reward_data.evaluation)
-    pairs = pairs or study.profile.reward_data.pairs
     sizes = study.profile.reward_data
+    evaluation = evaluation or ("" if pairs else sizes.evaluation)
+    pairs = pairs or sizes.pairs
     backbone = backbone or study.profile.reward_model.backbone
-    if pairs != EMBEDDED and backbone == TINY:
-        raise DataError(f"pairs: {TINY} knows the embedded world's words only; name a backbone for {pairs}")
     if pairs == EMBEDDED:
         if reference is None:
             raise DataError("pairs: the embedded pairs need a reference policy")
@@ -309,16 +197,24 @@ def prepare(
             "held_out": sizes.held_out_pairs,
             "evaluation": 4 * sizes.evaluation_pairs,
         }
-        folder = study.store.folder("pairs", write_embedded_data, config, {"reference": reference})
+        folder = study.store.folder("pairs", write_embedded_pairs, config, {"reference": reference})
+    elif backbone == TINY:
+        raise DataError(f"pairs: {TINY} knows the embedded world's words only; name a backbone for {pairs}")
     else:
-        hashes = [content_of(source) for source in (pairs, evaluation, backbone)]
-        limits = {"train": sizes.train_pairs, "held_out": sizes.held_out_pairs}
-        config = {"seed": study.seed, "pairs": pairs, "evaluation": evaluation, "limits": limits}
-        config |= {"hashes": hashes, "backbone": backbone}
-        config["max_length"] = settings_of(study.profile, backbone).max_length
-        folder = study.store.folder("pairs", write_real_data, config)
+        config = {
+            "seed": study.seed,
+            "pairs": pairs,
+            "evaluation": evaluation,
+            "limits": {"train": sizes.train_pairs, "held_out": sizes.held_out_pairs},
+            "hashes": [content_of(source) for source in (pairs, evaluation, backbone)],
+            "backbone": backbone,
+            "max_length": settings_of(study.profile, backbone).max_length,
+        }
+        folder = study.store.folder("pairs", write_real_pairs, config)
     data = pd.read_parquet(folder / "pairs.parquet")
-    return RewardStudy(study.store, study.profile, study.seed, data, folder, backbone)
+    return RewardStudy(
+        study.store, study.profile, study.seed, data=data, data_folder=folder, backbone=backbone
+    )
 
 
 def reward_source(
@@ -338,44 +234,22 @@ def reward_source(
         variance_of: a single member's variance, as in the paper, or that of the mean.
         repeat: number of the whole draw of heads.
     """
+    shared: dict[str, Any] = {"truth": true_reward(study), "variance_of": variance_of}
     if kind == "backbones":
         if independent or not study.embedded:
             raise ValueError(
                 "kind: separate backbones are one ensemble for all policies of the embedded world"
             )
-        return BackboneReward(load_backbones(study.backbones_folder), true_reward(study), variance_of)
+        return BackboneReward(load_backbones(study.backbones_folder), **shared)
     sizes = study.profile.ensembles
+    grid = {"ensembles": sizes.independent, "pairs_each": sizes.independent_pairs}
+    options: dict[str, Any] = grid if independent else {"keep_first": kind == "paper"}
     training = sizes.paper if kind == "paper" else sizes.trained
-    if independent:
-        grid: dict[str, Any] = {"ensembles": sizes.independent, "pairs_each": sizes.independent_pairs}
-        heads, _ = study.heads(kind, training, repeat=repeat, **grid)
-    else:
-        heads, _ = study.heads(kind, training, keep_first=kind == "paper", repeat=repeat)
-    model, tokenizer = load_reward_model(study.reward_model)
-    return EnsembleReward(model, tokenizer, heads, true_reward(study), study.settings.max_length, variance_of)
+    heads, _ = study.heads(kind, training, repeat=repeat, **options)
+    return EnsembleReward(*load_reward_model(study.reward_model), heads, study.settings.max_length, **shared)
 
 
-def true_reward(study: RewardStudy) -> Truth:
+def true_reward(study: Study) -> Truth:
     """Return the true reward that the profile names: the world's gold, or a sequence classifier."""
     name = study.profile.true_reward
     return World(study.seed).gold if name == "gold" else SequenceClassifierReward.load(name)
-
-
-# --- what is kept in the store ----------------------------------------------------------------------
-
-
-def write_embedded_data(folder: Path, **arguments: Any) -> None:
-    """Write the pairs of `embedded_data`."""
-    _write_pairs(folder, embedded_data(**arguments))
-
-
-def write_real_data(folder: Path, **arguments: Any) -> None:
-    """Write the pairs of `real_data`."""
-    _write_pairs(folder, real_data(**arguments))
-
-
-def _write_pairs(folder: Path, pairs: pd.DataFrame) -> None:
-    left_out = pairs.attrs.pop("left out")
-    pairs.attrs.clear()
-    pairs.to_parquet(folder / "pairs.parquet")
-    (folder / "left_out.json").write_text(json.dumps(left_out) + "\n")

@@ -11,16 +11,14 @@ import torch
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
 from torch import Tensor
-from torch.nn import functional
 
 from vaalign_lib.data.pairs import accuracy_by_category
 from vaalign_lib.data.world.world import SLOPES, World
-from vaalign_lib.experiments.references import sample_reference
 from vaalign_lib.experiments.reward_models import RewardStudy
-from vaalign_lib.models import conversation_ids, fitting_ids
+from vaalign_lib.models import fitting_ids
 from vaalign_lib.policies.best_of_n import gains
+from vaalign_lib.policies.reference_pairs import TEMPERATURE, sample_reference
 from vaalign_lib.profiles import HeadTraining
-from vaalign_lib.rewards.base import Interval, RewardSource
 from vaalign_lib.rewards.calibration import (
     accuracy_after_dropping,
     between_ensembles,
@@ -33,18 +31,17 @@ from vaalign_lib.rewards.calibration import (
     rank_correlation,
     sample_variance,
 )
-from vaalign_lib.rewards.classifier import TINY, features_and_scores, load_reward_model, longest
+from vaalign_lib.rewards.classifier import TINY, reader
 from vaalign_lib.rewards.heads import HeadKind, Heads
 from vaalign_lib.rewards.simulated_judge import PersistentJudges, SimulatedJudge
-from vaalign_lib.statistics.tests import proportion
+from vaalign_lib.statistics.arrays import Array
+from vaalign_lib.statistics.tests import Estimate, proportion
 
-Array = NDArray[np.float64]
 _LOG = logging.getLogger(__name__)
+Questions = Mapping[str, tuple[Array, Array]]  # by part: errors, and the variances predicted for them
 PAPER = "the paper's recipe"
 BACKBONES = "separate small backbones"
-TRAINED: dict[
-    HeadKind, str
-] = {  # kinds of heads trained longer, with larger steps, and their names in tables
+TRAINED: dict[HeadKind, str] = {  # trained longer, with larger steps, and their names in tables
     "paper": "same data and order",
     "order": "own order",
     "anchored": "anchored to their start",
@@ -71,23 +68,33 @@ class Scores:
         """Sample variance of that difference over members (pairs,)."""
         return sample_variance(self.chosen - self.rejected)
 
+    @property
+    def reward_variance(self) -> float:
+        """Variance of the mean reward over all responses: the square of the reward's unit."""
+        return float(np.concatenate([self.chosen.mean(1), self.rejected.mean(1)]).var())
+
+
+Kinds = Mapping[str, Mapping[str, Scores]]  # by kind of ensemble and part of the pairs
+
 
 def scores_of_heads(heads: Heads, features: Mapping[str, Tensor]) -> Scores:
     """Return what the first ensemble of a grid of heads says about pairs."""
-    sides = [heads.scores(features[side])[0].T.double().numpy() for side in ("chosen", "rejected")]
-    return Scores(*sides)
+    return Scores(*(heads.scores(features[side])[0].T.double().numpy() for side in ("chosen", "rejected")))
+
+
+def ensembles_of(study: RewardStudy) -> dict[str, Heads]:
+    """Return one ensemble of heads of every kind."""
+    sizes = study.profile.ensembles
+    trained = {PAPER: study.heads("paper", sizes.paper, keep_first=True)[0]}
+    return trained | {name: study.heads(kind, sizes.trained)[0] for kind, name in TRAINED.items()}
 
 
 def all_kinds(study: RewardStudy) -> dict[str, dict[str, Scores]]:
-    """Train one ensemble of every kind and return its scores by kind and part."""
+    """Return the scores of one ensemble of every kind, by kind and part."""
     features = {part: study.features(part) for part in ("held_out", "evaluation")}
-    sizes = study.profile.ensembles
-    trained = {PAPER: study.heads("paper", sizes.paper, keep_first=True)[0]}
-    for kind, name in TRAINED.items():
-        trained[name] = study.heads(kind, sizes.trained)[0]
     scores = {
-        name: {part: scores_of_heads(heads, features[part]) for part in features}
-        for name, heads in trained.items()
+        name: {part: scores_of_heads(heads, known) for part, known in features.items()}
+        for name, heads in ensembles_of(study).items()
     }
     if study.backbone == TINY:  # separate backbones are trained in the tiny architecture only
         found = {part: study.backbones(part) for part in features}
@@ -116,7 +123,9 @@ def accuracy_table(study: RewardStudy) -> pd.DataFrame:
 
 
 def ranked_rightly(gap: Array, pairs: pd.DataFrame) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Return which pairs are ranked as the gold reward ranks them, and which it does not tie."""
+    """Return which pairs are ranked as the gold reward, or the label, does, and which it does not tie."""
+    if "gold_chosen" not in pairs:
+        return gap > 0, np.ones(len(gap), dtype=bool)
     gold = (pairs["gold_chosen"] - pairs["gold_rejected"]).to_numpy()
     return np.sign(gap) == np.sign(gold), gold != 0
 
@@ -154,12 +163,12 @@ def steps_table(study: RewardStudy, points: int = 10) -> tuple[pd.DataFrame, dic
         "same data, larger steps": ("paper", sizes.trained, False),
         "bootstrap samples, larger steps": ("bootstrap", sizes.trained, False),
     }
-    rows, kept = [], {}
+    rows, copies = [], {}
     for recipe, (kind, settings, keep_first) in recipes.items():
         last = int(np.ceil(settings.epochs * np.ceil(pairs / settings.batch_size)))
         steps = sorted({0, *np.geomspace(1, last, points).astype(int).tolist(), last})
-        _, copies = study.heads(kind, settings, snapshots=steps, keep_first=keep_first)
-        for step, heads in copies.items():
+        _, copies[recipe] = study.heads(kind, settings, snapshots=steps, keep_first=keep_first)
+        for step, heads in copies[recipe].items():
             scores = scores_of_heads(heads, features)
             gaps = torch.as_tensor(scores.chosen - scores.rejected)
             rows.append(
@@ -168,15 +177,13 @@ def steps_table(study: RewardStudy, points: int = 10) -> tuple[pd.DataFrame, dic
                     "step": step,
                     "accepted": np.median(sample_variance(scores.chosen)),
                     "difference": np.median(scores.gap_variance),
-                    "loss": float(-functional.logsigmoid(gaps).mean()),
+                    "loss": float(-torch.nn.functional.logsigmoid(gaps).mean()),
                 }
             )
-        if recipe == PAPER:
-            kept = copies
-    return pd.DataFrame(rows), kept
+    return pd.DataFrame(rows), copies[PAPER]
 
 
-def kinds_table(study: RewardStudy, kinds: Mapping[str, Mapping[str, Scores]]) -> pd.DataFrame:
+def kinds_table(study: RewardStudy, kinds: Kinds) -> pd.DataFrame:
     """Return what tells the kinds apart, a row each.
 
     Columns: `relative_variance` (median variance of accepted responses over the variance of the mean
@@ -187,35 +194,31 @@ def kinds_table(study: RewardStudy, kinds: Mapping[str, Mapping[str, Scores]]) -
     pairs, held_out = study.part("evaluation"), study.part("held_out")
     rows = []
     for kind, parts in kinds.items():
-        scores = parts["evaluation"]
-        rewards = np.concatenate([scores.chosen.mean(1), scores.rejected.mean(1)])
-        row: dict[str, object] = {
+        scores, known = parts["evaluation"], parts["held_out"]
+        correct, counted = ranked_rightly(scores.gap, pairs)
+        if study.embedded:
+            errors = gold_errors(parts, held_out, pairs)
+            of_errors = _named("rank_correlation", rank_correlation(*errors["evaluation"]))
+            of_errors["temperature"] = fit_temperature(*errors["held_out"])
+        else:
+            differing = known.gap_variance > 0  # not cut to the same tokens
+            fitted = fit_temperature_to_labels(known.gap[differing], known.gap_variance[differing])
+            of_errors = {
+                "label_loss": label_loss(scores.gap, scores.gap_variance, 0),
+                "label_loss_with_variance": label_loss(scores.gap, scores.gap_variance, fitted),
+                "temperature": fitted,
+            }
+        row = {
             "kind": kind,
-            "relative_variance": np.median(sample_variance(scores.chosen)) / rewards.var(),
+            "relative_variance": np.median(sample_variance(scores.chosen)) / scores.reward_variance,
             "difference_ratio": np.median(difference_ratio(scores.chosen, scores.rejected)),
         }
-        if study.embedded:
-            correct, counted = ranked_rightly(scores.gap, pairs)
-            correct = correct[counted]
-            errors = gold_errors(parts, held_out, pairs)
-            found = rank_correlation(*errors["evaluation"])
-            row |= {"rank_correlation": found.value, "rank_correlation_low": found.low}
-            row |= {"rank_correlation_high": found.high, "temperature": fit_temperature(*errors["held_out"])}
-        else:
-            correct = scores.gap > 0
-            differing = parts["held_out"].gap_variance > 0  # not cut to the same tokens
-            temperature = fit_temperature_to_labels(
-                parts["held_out"].gap[differing], parts["held_out"].gap_variance[differing]
-            )
-            row |= {
-                "label_loss": label_loss(scores.gap, scores.gap_variance, 0),
-                "label_loss_with_variance": label_loss(scores.gap, scores.gap_variance, temperature),
-                "temperature": temperature,
-            }
-        share = proportion(correct)
-        row |= {"accuracy": share.value, "accuracy_low": share.low, "accuracy_high": share.high}
-        rows.append(row)
+        rows.append(row | of_errors | _named("accuracy", proportion(correct[counted])))
     return pd.DataFrame(rows)
+
+
+def _named(name: str, found: Estimate) -> dict[str, float]:
+    return {name: found.value, f"{name}_low": found.low, f"{name}_high": found.high}
 
 
 def gold_errors(
@@ -235,15 +238,12 @@ def gold_errors(
     }
 
 
-def dropping_table(study: RewardStudy, kinds: Mapping[str, Mapping[str, Scores]]) -> pd.DataFrame:
+def dropping_table(study: RewardStudy, kinds: Kinds) -> pd.DataFrame:
     """Return accuracy once the pairs of largest variance are left out, a row per kind and share."""
-    pairs = study.part("evaluation")
     tables = []
     for kind, parts in kinds.items():
         scores = parts["evaluation"]
-        correct, counted = scores.gap > 0, np.ones(len(pairs), dtype=bool)
-        if study.embedded:
-            correct, counted = ranked_rightly(scores.gap, pairs)
+        correct, counted = ranked_rightly(scores.gap, study.part("evaluation"))
         table = accuracy_after_dropping(correct[counted], scores.gap_variance[counted])
         tables.append(table.assign(kind=kind))
     return pd.concat(tables, ignore_index=True)
@@ -262,13 +262,11 @@ def independent_gaps(heads: Heads, features: Mapping[str, Tensor]) -> Array:
 
 
 def spread_errors(gaps: Array) -> tuple[Array, Array]:
-    """Return how far ensembles are from the mean of all, with what each says about itself.
+    """Return how far ensembles trained independently are from the mean of all, with what each says about
+    itself, from gaps (ensembles, members, pairs).
 
     Pair k is judged by ensemble k modulo their number, so that a row rests on one ensemble. The
     deviation is enlarged by sqrt(E / (E - 1)), for the mean contains the ensemble itself.
-
-    Args:
-        gaps: (ensembles, members, pairs) of ensembles trained independently of each other.
     """
     ensembles, _, pairs = gaps.shape
     mean = gaps.mean(1)
@@ -280,40 +278,31 @@ def spread_errors(gaps: Array) -> tuple[Array, Array]:
 
 
 def spread_correlations(gaps: Array) -> Array:
-    """Return, for each ensemble, the rank correlation of its variance with the spread between ensembles.
-
-    Args:
-        gaps: (ensembles, members, pairs).
-
-    Returns:
-        Spearman's correlation over pairs (ensembles,).
+    """Return Spearman's correlation over pairs of each ensemble's variance with the spread between
+    ensembles (ensembles,), from gaps (ensembles, members, pairs).
     """
     _, between = between_ensembles(gaps)
-    own = gaps.var(1, ddof=1)
-    return np.array([spearmanr(variance, between).statistic for variance in own])
+    return np.array([spearmanr(own, between).statistic for own in gaps.var(1, ddof=1)])
 
 
-def calibration_tables(
-    errors: Mapping[str, Mapping[str, tuple[Array, Array]]],
-) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+def calibration_tables(errors: Mapping[str, Questions]) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
     """Return error by deviation, coverage, and temperatures, before and after the repair.
 
-    Args:
-        errors: for each question its `held_out` errors and variances, which fit the temperature, and its
-            `evaluation` ones.
+    For each question its `held_out` errors and variances fit the temperature of its `evaluation` ones.
     """
-    bins, covered, temperatures = [], [], []
+    bins: list[pd.DataFrame] = []
+    covered: list[pd.DataFrame] = []
+    temperatures = []
     for against, parts in errors.items():
         temperature = fit_temperature(*parts["held_out"])
         deviations, variances = parts["evaluation"]
-        correlation = rank_correlation(deviations, variances)
-        temperatures.append({"against": against, "temperature": temperature,
-                             "rank_correlation": correlation.value, "low": correlation.low,
-                             "high": correlation.high})  # fmt: skip
+        found = rank_correlation(deviations, variances)
+        row = {"against": against, "temperature": temperature, "rank_correlation": found.value}
+        temperatures.append(row | {"low": found.low, "high": found.high})
         for repaired, factor in ((False, 1.0), (True, temperature**2)):
-            label = {"against": against, "repaired": repaired}
-            bins.append(error_by_deviation(deviations, factor * variances).assign(**label))
-            covered.append(coverage(deviations, factor * variances).assign(**label))
+            for tables, measure in ((bins, error_by_deviation), (covered, coverage)):
+                table = measure(deviations, factor * variances)  # type: ignore[operator]
+                tables.append(table.assign(against=against, repaired=repaired))
     return (
         pd.concat(bins, ignore_index=True),
         pd.concat(covered, ignore_index=True),
@@ -329,11 +318,9 @@ def world_table(seed: int, prompts: Sequence[str], responses: Sequence[str]) -> 
     tables = []
     for setting in SLOPES:
         world = World(seed, setting)
-        gold, variance = (world.gold(prompts, responses), world.disagreement_variance(prompts, responses))
-        correlation = float(spearmanr(gold, variance).statistic)
-        tables.append(
-            pd.DataFrame({"setting": setting, "gold": gold, "variance": variance, "correlation": correlation})
-        )
+        gold, variance = world.gold(prompts, responses), world.disagreement_variance(prompts, responses)
+        table = pd.DataFrame({"setting": setting, "gold": gold, "variance": variance})
+        tables.append(table.assign(correlation=float(spearmanr(gold, variance).statistic)))
     return pd.concat(tables, ignore_index=True)
 
 
@@ -342,7 +329,7 @@ def reference_table(world: World, references: Mapping[str, Path], count: int, se
     prompts = world.prompts(count, np.random.default_rng(seed))
     rows = []
     for architecture, folder in references.items():
-        for temperature in (1.0, 1.5):
+        for temperature in (1.0, TEMPERATURE):
             answers = sample_reference(folder, prompts, seed, temperature)
             table = world.assess(prompts, answers).groupby("category", sort=False)
             rows.append(
@@ -365,19 +352,15 @@ def selection_table(
     prompts = world.prompts(sizes.prompts, np.random.default_rng(seed))
     asked = [prompt for prompt in prompts for _ in range(sizes.samples)]
     answers = sample_reference(reference, asked, seed)
-    shape = (sizes.prompts, sizes.samples)
-    model, tokenizer = load_reward_model(study.reward_model)
-    ids = conversation_ids(tokenizer, asked, answers, longest(model, study.settings.max_length))
-    features, single = features_and_scores(model, ids)
-    proxies = {"gold reward": world.gold(asked, answers)}
-    proxies["reward model"] = single.double().numpy()
+    features, single = study.read(asked, answers)
+    proxies = {"gold reward": world.gold(asked, answers), "reward model": single.double().numpy()}
     for name, heads in ensembles.items():
         proxies[name] = heads.scores(features)[0].mean(0).double().numpy()
     everyone = np.zeros(len(asked), dtype=np.int64)
     for name, judge in judges.items():
         proxies[name] = judge.judge(asked, answers, everyone).midpoint()
     category = world.assess(prompts, answers[:: sizes.samples])["category"].to_numpy()
-    shaped = {name: values.reshape(shape) for name, values in proxies.items()}
+    shaped = {name: values.reshape(sizes.prompts, sizes.samples) for name, values in proxies.items()}
     ns = tuple(n for n in (1, 2, 4, 8, 16, 32, 64) if n <= sizes.samples)
     return gains(shaped, shaped["gold reward"], category, ns=ns)
 
@@ -390,49 +373,31 @@ def persistence_table(
     A fresh judge draws anew for every query, so its mean forgets; a persistent one answers alike.
     """
     persistent = PersistentJudges(judge, judge.world.features, seed=judge.world.seed)
-    return _variance_over_judges(judge, persistent, prompts, responses, judges, queries)
-
-
-def _variance_over_judges(
-    fresh: RewardSource,
-    persistent: RewardSource,
-    prompts: Sequence[str],
-    responses: Sequence[str],
-    judges: int,
-    queries: int,
-) -> pd.DataFrame:
     random = np.random.default_rng(0)
-    texts = len(prompts)
-    asked = [text for text in prompts for _ in range(judges)]
-    answers = [text for text in responses for _ in range(judges)]
-    policy = np.tile(np.arange(judges), texts)
+    asked, answers = np.repeat(prompts, judges).tolist(), np.repeat(responses, judges).tolist()
+    policy = np.tile(np.arange(judges), len(prompts))
     columns = {}
-    for name, source in (("fresh", fresh), ("persistent", persistent)):
+    for name, source in (("fresh", judge), ("persistent", persistent)):
         judgement = source.judge(asked, answers, policy)
         draws = [judgement.sample(random.random(len(asked))) for _ in range(queries)]
-        columns[name] = np.mean(draws, axis=0).reshape(texts, judges).var(1, ddof=1)
-        assert isinstance(judgement, Interval)
-        columns["interval"] = judgement.variance().reshape(texts, judges)[:, 0]
+        columns[name] = np.mean(draws, axis=0).reshape(-1, judges).var(1, ddof=1)
+        columns["interval"] = judgement.variance()[::judges]
     return pd.DataFrame(columns)
 
 
 def novelty_table(
-    study: RewardStudy, ensembles: Mapping[str, Heads], kinds: Mapping[str, Mapping[str, Scores]], seed: int
+    study: RewardStudy, ensembles: Mapping[str, Heads], kinds: Kinds, seed: int
 ) -> pd.DataFrame:
     """Return variances on the world's responses and on strings of digits, over the reward's variance."""
-    world, pairs = World(study.seed), study.part("evaluation")
-    strings = world.digit_strings(len(pairs), np.random.default_rng(seed))
-    model, tokenizer = load_reward_model(study.reward_model)
-    length = longest(model, study.settings.max_length)
-    ids = conversation_ids(tokenizer, pairs["prompt"].tolist(), strings, length)
-    features, _ = features_and_scores(model, ids)
+    pairs = study.part("evaluation")
+    strings = World(study.seed).digit_strings(len(pairs), np.random.default_rng(seed))
+    features, _ = study.read(pairs["prompt"].tolist(), strings)
     rows = []
     for name, heads in ensembles.items():
         scores = kinds[name]["evaluation"]
-        unit = np.concatenate([scores.chosen.mean(1), scores.rejected.mean(1)]).var()
-        outside = sample_variance(heads.scores(features)[0].T.double().numpy())
-        inside = np.median(sample_variance(scores.chosen))
-        rows.append({"kind": name, "inside": inside / unit, "outside": np.median(outside) / unit})
+        outside = np.median(sample_variance(heads.scores(features)[0].T.double().numpy()))
+        inside, unit = np.median(sample_variance(scores.chosen)), scores.reward_variance
+        rows.append({"kind": name, "inside": inside / unit, "outside": outside / unit})
     return pd.DataFrame(rows)
 
 
@@ -443,19 +408,18 @@ def ratings_table(
 
     Responses that the model cannot read whole are left out; a line of the log says how many.
     """
-    model, tokenizer = load_reward_model(study.reward_model)
-    length = longest(model, study.settings.max_length)
+    tokenizer, length = reader(str(study.reward_model), study.settings.max_length)
     rows = fitting_ids(tokenizer, ratings["prompt"].tolist(), ratings["response"].tolist(), length)
-    ids = [row for row in rows if row is not None]
-    if len(ids) < len(rows):
-        _LOG.warning("%d rated responses are longer than %d tokens", len(rows) - len(ids), length)
-        ratings = ratings[[row is not None for row in rows]]
-    features, _ = features_and_scores(model, ids, "features, ratings")
+    fits = [row is not None for row in rows]
+    if not all(fits):
+        _LOG.warning("%d rated responses are longer than %d tokens", fits.count(False), length)
+    ratings = ratings[fits]
+    features, _ = study.read(ratings["prompt"].tolist(), ratings["response"].tolist(), "features, ratings")
     people = np.array([np.var(row, ddof=1) for row in ratings["ratings"]])
-    tables, texts = [], []
+    tables, told = [], []
     for name, heads in ensembles.items():
         models = sample_variance(heads.scores(features)[0].T.double().numpy())
         found = rank_correlation(np.sqrt(people), models)
-        texts.append(f"ρ = {found.value:+.2f} [{found.low:+.2f}, {found.high:+.2f}], n = {found.count}")
+        told.append(f"ρ = {found.value:+.2f} [{found.low:+.2f}, {found.high:+.2f}], n = {found.count}")
         tables.append(pd.DataFrame({"kind": name, "models": models, "people": people}))
-    return pd.concat(tables, ignore_index=True), texts
+    return pd.concat(tables, ignore_index=True), told

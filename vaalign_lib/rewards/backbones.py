@@ -12,12 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.func import functional_call, stack_module_state, vmap
-from torch.nn import functional
+from torch.nn.utils.rnn import pad_sequence
 from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
@@ -25,20 +24,14 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from vaalign_lib.data.pairs import read_part
 from vaalign_lib.data.world.tokenizer import world_tokenizer
 from vaalign_lib.jobs import progress
 from vaalign_lib.models import CONTEXT, conversation_ids, load_tokenizer
 from vaalign_lib.profiles import HeadTraining
-from vaalign_lib.rewards.base import (
-    Array,
-    Judgement,
-    Members,
-    PolicyIndex,
-    Truth,
-    VarianceOf,
-    check_variance_of,
-)
-from vaalign_lib.rewards.classifier import TINY, BackboneError, new_reward_model, tokenized_pairs
+from vaalign_lib.rewards.base import Array, PolicyIndex, ScoreSource
+from vaalign_lib.rewards.classifier import SIDES, TINY, BackboneError, new_reward_model, tokenized_pairs
+from vaalign_lib.rewards.heads import additive_loss
 
 EVALUATION_ROWS = 512
 _STACK = "stack.safetensors"
@@ -57,10 +50,6 @@ class BackboneStack:
     template: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     weights: dict[str, Tensor]
-
-    @property
-    def members(self) -> int:
-        return next(iter(self.weights.values())).shape[0]
 
     @torch.no_grad()
     def scores(self, ids: Sequence[Sequence[int]]) -> Tensor:
@@ -94,30 +83,15 @@ def load_backbones(folder: str | Path) -> BackboneStack:
 
 
 @dataclass(frozen=True)
-class BackboneReward:
-    """Separate backbones as a source of rewards, shared by all policies.
-
-    Attributes:
-        stack: the members.
-        truth: gives the true reward.
-        variance_of: a single member's variance, as in the paper, or that of the mean.
-    """
+class BackboneReward(ScoreSource):
+    """Separate backbones as a source of rewards, shared by all policies."""
 
     stack: BackboneStack
-    truth: Truth
-    variance_of: VarianceOf = "member"
 
-    def __post_init__(self) -> None:
-        check_variance_of(self.variance_of)
-
-    def judge(self, prompts: Sequence[str], responses: Sequence[str], policy: PolicyIndex) -> Members:
-        """Score responses by every member."""
+    def scores(self, prompts: Sequence[str], responses: Sequence[str], policy: PolicyIndex) -> Array:
+        """Score responses by every member (responses, members)."""
         ids = conversation_ids(self.stack.tokenizer, prompts, responses, CONTEXT)
-        return Members(self.stack.scores(ids).double().numpy(), self.variance_of)
-
-    def true_reward(self, judgement: Judgement, prompts: Sequence[str], responses: Sequence[str]) -> Array:
-        """Return the true reward (responses,); it does not depend on the judgement."""
-        return self.truth(prompts, responses)
+        return self.stack.scores(ids).double().numpy()
 
 
 def train_backbones(
@@ -140,9 +114,6 @@ def train_backbones(
         members: how many.
         pairs_each: pairs in each bootstrap sample.
         seed: of weights, samples and orders.
-
-    Raises:
-        ValueError: there are no pairs, or fewer than two members, or an empty sample.
     """
     if not len(chosen) or len(chosen) != len(rejected):
         raise ValueError(
@@ -165,7 +136,6 @@ def train_backbones(
     optimizer = torch.optim.AdamW(list(weights.values()), **options, fused=True)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     score = vmap(_scorer(stack.template), in_dims=(0, 0, 0))
-    order = samples
     for step in progress(range(steps), "separate backbones"):
         if step % per_epoch == 0:
             order = samples.gather(1, torch.rand(samples.shape, generator=random).argsort(1))
@@ -174,7 +144,7 @@ def train_backbones(
         rows = torch.cat((rows, rows + pairs), dim=1)  # chosen, then rejected
         longest = int(lengths[rows].max())
         left, right = score(weights, table[rows][..., :longest], lengths[rows]).chunk(2, dim=1)
-        loss = -functional.logsigmoid(left - right).mean(1).sum()
+        loss = additive_loss(left - right)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
@@ -215,21 +185,16 @@ def _scorer(model: PreTrainedModel) -> Callable[[dict[str, Tensor], Tensor, Tens
 
 
 def _table(ids: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor]:
-    lengths = torch.tensor([len(row) for row in ids])
-    table = torch.full((len(ids), int(lengths.max())), pad)
-    for k, row in enumerate(ids):
-        table[k, : len(row)] = torch.tensor(row)
-    return table, lengths
+    """Return conversations filled up on the right (rows, tokens), and their lengths (rows,)."""
+    rows = [torch.tensor(row) for row in ids]
+    return pad_sequence(rows, batch_first=True, padding_value=pad), torch.tensor([len(row) for row in ids])
 
 
 def write_backbones(
     folder: Path, settings: dict[str, Any], width: int, members: int, pairs_each: int, seed: int, pairs: Path
 ) -> None:
     """Train separate small backbones and score the pairs of the other parts."""
-    table = pd.read_parquet(pairs / "pairs.parquet")
-    train = table[table["part"] == "train"]
-    tokenizer = world_tokenizer()
-    tokens = tokenized_pairs(tokenizer, train, CONTEXT)
+    tokens = tokenized_pairs(world_tokenizer(), read_part(pairs, "train"), CONTEXT)
     stack = train_backbones(
         tokens["chosen_ids"],
         tokens["rejected_ids"],
@@ -241,6 +206,6 @@ def write_backbones(
     )
     stack.save(folder)
     for part in ("held_out", "evaluation"):
-        tokens = tokenized_pairs(tokenizer, table[table["part"] == part], CONTEXT)
-        scores = {side: stack.scores(tokens[f"{side}_ids"]) for side in ("chosen", "rejected")}
+        tokens = tokenized_pairs(stack.tokenizer, read_part(pairs, part), CONTEXT)
+        scores = {side: stack.scores(tokens[f"{side}_ids"]) for side in SIDES}
         save_file(scores, folder / f"{part}.safetensors")

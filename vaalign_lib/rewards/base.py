@@ -20,11 +20,7 @@ WEAKEST = 1e-6  # strength of a certainty equivalent that stands for none: its l
 
 
 def check_numbers(name: str, values: Any) -> None:
-    """Check that a judgement is an array of numbers; NaN stands for what could not be judged.
-
-    Raises:
-        ValueError: it is something else, or infinite; says in which row.
-    """
+    """Check that a judgement is an array of finite numbers; NaN stands for what could not be judged."""
     if not isinstance(values, np.ndarray) or values.dtype.kind not in "fiu":
         kind = values.dtype if isinstance(values, np.ndarray) else type(values).__name__
         raise ValueError(f"{name}: expected an array of real numbers, got {kind}")
@@ -36,11 +32,7 @@ def check_numbers(name: str, values: Any) -> None:
 
 
 def check_variance_of(name: str) -> None:
-    """Check that this names a variance.
-
-    Raises:
-        ValueError: it does not.
-    """
+    """Check that this names a variance."""
     if name not in get_args(VarianceOf):
         raise ValueError(f"variance_of: expected member or mean, got {name!r}")
 
@@ -144,17 +136,53 @@ class RewardSource(Protocol):
     """A source of rewards; everything downstream sees only this."""
 
     def judge(self, prompts: Sequence[str], responses: Sequence[str], policy: PolicyIndex) -> Judgement:
-        """Judge responses.
+        """Judge responses, all three (responses,); `policy` is the global index of who wrote each.
 
-        Args:
-            prompts: (responses,) texts.
-            responses: (responses,) texts.
-            policy: the global index of the policy that wrote each (responses,). Sources that all
-                policies share ignore it; where every policy has its own it picks one.
+        Sources that all policies share ignore it; where every policy has its own it picks one.
         """
 
     def true_reward(self, judgement: Judgement, prompts: Sequence[str], responses: Sequence[str]) -> Array:
         """Return the true reward (responses,)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreSource:
+    """Rewards by the members of an ensemble; kinds of ensembles differ in how these score.
+
+    Attributes:
+        truth: gives the true reward; None if there is none at hand.
+        variance_of: a single member's variance, as in the paper, or that of the mean.
+    """
+
+    truth: Truth | None = None
+    variance_of: VarianceOf = "member"
+
+    def __post_init__(self) -> None:
+        check_variance_of(self.variance_of)
+
+    def scores(self, prompts: Sequence[str], responses: Sequence[str], policy: PolicyIndex) -> Array:
+        """Return the members' scores (responses, members)."""
+        raise NotImplementedError
+
+    def judge(self, prompts: Sequence[str], responses: Sequence[str], policy: PolicyIndex) -> Members:
+        """Score responses by every member of the ensemble."""
+        return Members(self.scores(prompts, responses, policy), self.variance_of)
+
+    def true_reward(self, judgement: Judgement, prompts: Sequence[str], responses: Sequence[str]) -> Array:
+        """Return the true reward (responses,); it does not depend on the judgement."""
+        if self.truth is None:
+            raise ValueError("truth: this ensemble was made without a true reward; give it one")
+        return self.truth(prompts, responses)
+
+
+class IntervalSource:
+    """Rewards by a judge that answers with intervals; the true reward is their middle (Algorithm 9)."""
+
+    def true_reward(self, judgement: Judgement, prompts: Sequence[str], responses: Sequence[str]) -> Array:
+        """Return the middle of the interval (responses,)."""
+        if not isinstance(judgement, Interval):
+            raise TypeError("judgement: expected the interval of this judge")
+        return judgement.midpoint()
 
 
 SAME = 1e-12  # of the largest reward: a deviation below that is rounding
@@ -176,13 +204,7 @@ class Unit:
 
     @classmethod
     def of(cls, rewards: Array, variances: Array) -> "Unit":
-        """Return the unit in which these have mean 0 and deviation 1, and variances have mean 1.
-
-        Variances that are all 0 stay so.
-
-        Raises:
-            ValueError: the rewards are fewer than two, not finite, or all the same.
-        """
+        """Return the unit in which these have mean 0 and deviation 1, and variances mean 1 or stay 0."""
         if len(rewards) < 2 or not (np.isfinite(rewards).all() and np.isfinite(variances).all()):
             raise ValueError(
                 f"source: expected at least two rewards, finite with their variances, got {len(rewards)}"

@@ -1,12 +1,13 @@
 """Is an ensemble's variance right? Calibration, coverage, rank correlation, and how members disagree."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
-from scipy.special import expit, log_expit
+from scipy.special import log_expit
 from scipy.stats import chi2, norm, spearmanr
 
 from vaalign_lib.statistics.arrays import Array, count, number, numbers
@@ -26,37 +27,26 @@ def fit_temperature(errors: Array, variances: Array) -> float:
 
 
 def error_by_deviation(errors: Array, variances: Array, bins: int = 8) -> pd.DataFrame:
-    """Compare errors with predicted standard deviations in bins of equal count.
-
-    Where there are fewer errors than bins, each has a bin of its own.
+    """Compare errors with predicted standard deviations in bins of equal count, of at least one error.
 
     Returns:
         A row per bin: `predicted` (root of the mean variance), `error` (root mean square) with `low`
         and `high` (95%, normal errors), `count`.
     """
     errors, variances = _checked(errors, variances)
+    order = np.argsort(variances, kind="stable")
     rows = []
-    bins = min(count("bins", bins), errors.size)
-    for members in np.array_split(np.argsort(variances, kind="stable"), bins):
-        size, total = len(members), float((errors[members] ** 2).sum())
-        low, high = (total / chi2.ppf(p, size) for p in (0.975, 0.025))
-        rows.append(
-            {
-                "predicted": np.sqrt(variances[members].mean()),
-                "error": np.sqrt(total / size),
-                "low": np.sqrt(low),
-                "high": np.sqrt(high),
-                "count": size,
-            }
-        )
-    return pd.DataFrame(rows)
+    for members in np.array_split(order, min(count("bins", bins), errors.size)):
+        total = float((errors[members] ** 2).sum())
+        squares = [total / one for one in (len(members), *chi2.ppf((0.975, 0.025), len(members)))]
+        rows.append([variances[members].mean(), *squares, len(members)])
+    table = pd.DataFrame(rows, columns=["predicted", "error", "low", "high", "count"])
+    return np.sqrt(table.drop(columns="count")).assign(count=table["count"])
 
 
 def coverage(errors: Array, variances: Array, levels: Sequence[float] = LEVELS) -> pd.DataFrame:
-    """Return how often normal intervals of the predicted deviation hold the error.
-
-    Returns:
-        A row per level: `nominal`, `actual` with `low` and `high` (95%).
+    """Return how often normal intervals of the predicted deviation hold the error, a row per level:
+    `nominal`, `actual` with `low` and `high` (95%).
     """
     errors, variances = _checked(errors, variances)
     rows = []
@@ -82,58 +72,36 @@ def rank_correlation(errors: Array, variances: Array, confidence: float = CONFID
 def accuracy_after_dropping(
     correct: NDArray[np.bool_], variances: Array, shares: Sequence[float] = DROPPED
 ) -> pd.DataFrame:
-    """Return the share of pairs ranked correctly once the most uncertain are left out.
-
-    Returns:
-        A row per share dropped: `dropped`, `accuracy` with `low` and `high` (95%), `count`.
+    """Return the share of pairs ranked correctly once the most uncertain are left out, a row per share:
+    `dropped`, `accuracy` with `low` and `high` (95%), `count`.
     """
     correct, variances = np.asarray(correct), numbers("variances", variances, axes=1, at_least=0)
-    if correct.shape != variances.shape:
-        raise ValueError(
-            f"correct, variances: expected as many of each, got {correct.size} and {variances.size}"
-        )
+    _as_many(correct=correct, variances=variances)
     order = np.argsort(variances, kind="stable")
     rows = []
     for share in shares:
         number("shares", share, at_least=0, below=1)
         kept = proportion(correct[order[: len(order) - int(share * len(order))]])
-        rows.append(
-            {
-                "dropped": share,
-                "accuracy": kept.value,
-                "low": kept.low,
-                "high": kept.high,
-                "count": kept.count,
-            }
-        )
-    return pd.DataFrame(rows)
+        rows.append([share, kept.value, kept.low, kept.high, kept.count])
+    return pd.DataFrame(rows, columns=["dropped", "accuracy", "low", "high", "count"])
 
 
 # --- labels alone -----------------------------------------------------------------------------------
 
 
-def label_probability(gaps: Array, variances: Array, temperature: float) -> Array:
-    """Return P(chosen is preferred) under normal uncertainty about the gap.
+def label_loss(gaps: Array, variances: Array, temperature: float) -> float:
+    """Return the mean negative log-likelihood of labels, all in favour of the chosen response.
 
-    MacKay's approximation of E[sigmoid(gap + T sqrt(variance) z)]: the gap over
+    MacKay's approximation of E[sigmoid(gap + T sqrt(variance) z)]: the sigmoid of the gap over
     sqrt(1 + pi T^2 variance / 8).
     """
-    return np.asarray(expit(gaps / np.sqrt(1 + np.pi * temperature**2 * variances / 8)))
-
-
-def label_loss(gaps: Array, variances: Array, temperature: float) -> float:
-    """Return the mean negative log-likelihood of labels, all in favour of the chosen response."""
     shrunk = gaps / np.sqrt(1 + np.pi * temperature**2 * variances / 8)
     return float(-log_expit(shrunk).mean())
 
 
 def fit_temperature_to_labels(gaps: Array, variances: Array, highest: float = 1e3) -> float:
-    """Return the factor on the standard deviations that makes the labels of pairs likeliest.
-
-    Args:
-        gaps: mean reward of the chosen minus that of the rejected response (pairs,).
-        variances: of the gap (pairs,).
-        highest: end of the search, which runs over the factor's logarithm.
+    """Return the factor on the standard deviations, up to `highest`, that makes the labels of pairs
+    likeliest, from the gaps of the mean reward, chosen minus rejected, and their variances (pairs,).
     """
     gaps, variances = _checked(gaps, variances)
     found = minimize_scalar(
@@ -147,33 +115,32 @@ def fit_temperature_to_labels(gaps: Array, variances: Array, highest: float = 1e
 def _checked(errors: Array, variances: Array) -> tuple[Array, Array]:
     errors = numbers("errors", errors, axes=1, least=5)
     variances = numbers("variances", variances, axes=1, above=0)
-    if errors.size != variances.size:
-        raise ValueError(
-            f"errors, variances: expected as many of each, got {errors.size} and {variances.size}"
-        )
+    _as_many(errors=errors, variances=variances)
     return errors, variances
 
 
-def sample_variance(scores: Array) -> Array:
-    """Return the sample variance over models of scores (responses, models): (responses,), ddof=1.
+def _as_many(**arrays: NDArray[Any]) -> None:
+    first, second = (array.size for array in arrays.values())
+    if first != second:
+        raise ValueError(f"{', '.join(arrays)}: expected as many of each, got {first} and {second}")
 
-    Raises:
-        ValueError: there are fewer than two models.
-    """
+
+# --- disagreement -----------------------------------------------------------------------------------
+
+
+def sample_variance(scores: Array) -> Array:
+    """Return the sample variance over models of scores (responses, models): (responses,), ddof=1."""
     if np.ndim(scores) != 2 or np.shape(scores)[1] < 2:
         raise ValueError(f"scores: expected (responses, at least two models), got {np.shape(scores)}")
     return np.asarray(np.var(scores, axis=1, ddof=1))
 
 
 def difference_ratio(chosen: Array, rejected: Array) -> Array:
-    """Return Var(chosen - rejected) / (Var(chosen) + Var(rejected)) over models (pairs,).
+    """Return Var(chosen - rejected) / (Var(chosen) + Var(rejected)) over models, from scores (pairs,
+    models): (pairs,).
 
     It is 0 for models that are shifted copies of each other, 1 on average for unrelated scores, and up to
     2 for models that trade one response against the other.
-
-    Args:
-        chosen: scores (pairs, models) of the preferred responses.
-        rejected: scores of the others.
     """
     _check_alike(chosen=chosen, rejected=rejected)
     apart = sample_variance(chosen) + sample_variance(rejected)
@@ -183,12 +150,8 @@ def difference_ratio(chosen: Array, rejected: Array) -> Array:
 def initial_share(initial: Array, final: Array) -> Array:
     """Return how much of the models' final deviations their initial ones explain (responses,).
 
-    The squared correlation over models of the scores before and after training, for each response: 1 if
-    training moved all models alike, 1 / (models - 1) on average if it left no trace of the start.
-
-    Args:
-        initial: scores (responses, models) of untrained models.
-        final: scores of the same models after training.
+    The squared correlation over models of scores (responses, models) before and after training, for each
+    response: 1 if training moved all models alike, 1 / (models - 1) on average if it left no trace.
     """
     _check_alike(initial=initial, final=final)
     before = initial - initial.mean(1, keepdims=True)
@@ -198,10 +161,10 @@ def initial_share(initial: Array, final: Array) -> Array:
 
 
 def between_ensembles(scores: Array) -> tuple[Array, Array]:
-    """Return what each ensemble says about itself, and how ensembles in fact differ.
+    """Return what ensembles trained independently say about themselves, and how they in fact differ.
 
     Args:
-        scores: (ensembles, members, responses) of ensembles trained independently of each other.
+        scores: (ensembles, members, responses).
 
     Returns:
         The members' sample variance, averaged over ensembles (responses,), and the sample variance over
@@ -211,9 +174,7 @@ def between_ensembles(scores: Array) -> tuple[Array, Array]:
         raise ValueError(
             f"scores: expected (at least two ensembles, at least two members, responses), got {scores.shape}"
         )
-    within = scores.var(1, ddof=1).mean(0)
-    between = scores.mean(1).var(0, ddof=1)
-    return np.asarray(within), np.asarray(between)
+    return np.asarray(scores.var(1, ddof=1).mean(0)), np.asarray(scores.mean(1).var(0, ddof=1))
 
 
 def _check_alike(**scores: Array) -> None:

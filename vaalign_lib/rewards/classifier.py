@@ -12,6 +12,7 @@ import torch
 from datasets import Dataset
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
@@ -21,6 +22,7 @@ from transformers import (
 )
 from trl import RewardConfig, RewardTrainer
 
+from vaalign_lib.data.pairs import read_part
 from vaalign_lib.data.world.tokenizer import world_tokenizer
 from vaalign_lib.jobs import device, progress
 from vaalign_lib.models import conversation_ids, fitting_ids, load_tokenizer, tiny_config, train_quietly
@@ -28,6 +30,7 @@ from vaalign_lib.profiles import RewardModel
 
 _LOG = logging.getLogger(__name__)
 TINY = "tiny-gemma"
+SIDES = ("chosen", "rejected")
 EVALUATION_TOKENS = 16_384  # in a batch without gradients
 
 
@@ -50,10 +53,9 @@ def new_reward_model(backbone: str, width: int, seed: int) -> tuple[PreTrainedMo
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         if backbone == TINY:
-            tokenizer = world_tokenizer()
             config = tiny_config("gemma", width)
             config.num_labels = 1
-            return AutoModelForSequenceClassification.from_config(config), tokenizer
+            return AutoModelForSequenceClassification.from_config(config), world_tokenizer()
         model, tokenizer, _ = _loaded(f"backbone {backbone!r}", backbone, dtype=torch.float32, num_labels=1)
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id >= _words(model):
         raise BackboneError(
@@ -69,15 +71,12 @@ def load_reward_model(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a trained reward model, onto a GPU if there is one: any sequence classifier with one output.
 
-    Args:
-        name: of the model, or its folder.
-        dtype: of its weights; "auto" means as they were saved.
+    Its weights have a `dtype`; "auto" means as they were saved.
 
     Raises:
         BackboneError: it cannot be loaded, or has no trained head with exactly one output.
     """
-    place = {"": device()}
-    model, tokenizer, missing = _loaded(f"{name}", name, dtype=dtype, device_map=place)
+    model, tokenizer, missing = _loaded(f"{name}", name, dtype=dtype, device_map={"": device()})
     if model.config.num_labels != 1 or missing:
         raise BackboneError(
             f"{name}: expected a sequence classifier with one trained output, got "
@@ -186,14 +185,8 @@ def train_reward_model(
     """Train one reward model on preference pairs and save it, with its tokenizer, into a folder.
 
     Training stops when the logged loss, a mean over `settings.logging_steps` steps, reaches the
-    threshold, or after the last epoch. Pairs that `usable` leaves out are not learned from.
-
-    Args:
-        folder: an existing folder.
-        pairs: a table of pairs.
-        settings: Table 5's, from the profile.
-        backbone: `tiny-gemma`, or the name or path of a model.
-        seed: of the fresh weights and the order of the data.
+    threshold, or after the last epoch. Pairs that `usable` leaves out are not learned from. The seed is
+    that of the fresh weights and the order of the data.
 
     Returns:
         The log: step, loss, accuracy (of the batches since the last line).
@@ -205,17 +198,30 @@ def train_reward_model(
         _LOG.warning("pairs left out: %s", ", ".join(f"{n} ({why})" for why, n in left_out.items()))
     if kept.empty:
         raise ValueError(f"pairs: none of {len(pairs)} can be learned from: {left_out}")
-    data = tokenized_pairs(tokenizer, kept, length)
-    on_gpu = torch.cuda.is_available()
+    trainer = RewardTrainer(
+        model,
+        args=_arguments(folder, settings, len(kept), seed),
+        train_dataset=tokenized_pairs(tokenizer, kept, length),
+        processing_class=tokenizer,
+        callbacks=[StopAtLoss(settings.loss_threshold)],
+    )
+    train_quietly(trainer, "reward model")
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    lines = [line for line in trainer.state.log_history if "loss" in line]
+    return pd.DataFrame(lines)[["step", "loss", "accuracy"]].astype(float)
+
+
+def _arguments(folder: Path, settings: RewardModel, pairs: int, seed: int) -> RewardConfig:
+    on_gpu, devices = torch.cuda.is_available(), max(1, torch.cuda.device_count())
     passes = settings.batch_size // settings.device_batch_size
-    devices = max(1, torch.cuda.device_count())
     if passes % devices:
         raise ValueError(
             f"device_batch_size {settings.device_batch_size}: on {devices} GPUs an effective batch of "
             f"{settings.batch_size} needs one that divides {settings.batch_size // devices}"
         )
-    steps = math.ceil(settings.epochs * math.ceil(len(kept) / settings.batch_size))
-    arguments = RewardConfig(
+    steps = math.ceil(settings.epochs * math.ceil(pairs / settings.batch_size))
+    return RewardConfig(
         output_dir=str(folder),
         num_train_epochs=settings.epochs,
         per_device_train_batch_size=settings.device_batch_size,
@@ -235,18 +241,6 @@ def train_reward_model(
         disable_tqdm=True,
         dataloader_pin_memory=on_gpu,
     )
-    trainer = RewardTrainer(
-        model,
-        args=arguments,
-        train_dataset=data,
-        processing_class=tokenizer,
-        callbacks=[StopAtLoss(settings.loss_threshold)],
-    )
-    train_quietly(trainer, "reward model")
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    lines = [line for line in trainer.state.log_history if "loss" in line]
-    return pd.DataFrame(lines)[["step", "loss", "accuracy"]].astype(float)
 
 
 class StopAtLoss(TrainerCallback):
@@ -265,11 +259,10 @@ def usable(
 ) -> tuple[pd.DataFrame, dict[str, int]]:
     """Return the pairs that a model can tell apart, and how many others there are, by reason."""
     prompts = pairs["prompt"].tolist()
-    chosen, rejected = (
-        fitting_ids(tokenizer, prompts, pairs[side].tolist(), max_length) for side in ("chosen", "rejected")
-    )
-    long = np.array([None in both for both in zip(chosen, rejected, strict=True)], dtype=bool)
-    equal = np.array([a == b for a, b in zip(chosen, rejected, strict=True)], dtype=bool) & ~long
+    sides = [fitting_ids(tokenizer, prompts, pairs[side].tolist(), max_length) for side in SIDES]
+    both = list(zip(*sides, strict=True))
+    long = np.array([None in one for one in both], dtype=bool)
+    equal = np.array([chosen == rejected for chosen, rejected in both], dtype=bool) & ~long
     left_out = {
         f"a response longer than {max_length} tokens": int(long.sum()),
         "the same tokens in both responses": int(equal.sum()),
@@ -283,7 +276,7 @@ def tokenized_pairs(tokenizer: PreTrainedTokenizerBase, pairs: pd.DataFrame, max
     return Dataset.from_dict(
         {
             f"{side}_ids": conversation_ids(tokenizer, prompts, pairs[side].tolist(), max_length)
-            for side in ("chosen", "rejected")
+            for side in SIDES
         }
     )
 
@@ -297,9 +290,7 @@ def head_of(model: PreTrainedModel) -> nn.Linear:
     Raises:
         BackboneError: the model's last layer is not linear with one output.
     """
-    linear = [
-        module for module in model.modules() if isinstance(module, nn.Linear) and module.out_features == 1
-    ]
+    linear = [one for one in model.modules() if isinstance(one, nn.Linear) and one.out_features == 1]
     if len(linear) != 1:
         raise BackboneError(
             f"{type(model).__name__}: expected one linear layer with one output, found {len(linear)}"
@@ -307,16 +298,24 @@ def head_of(model: PreTrainedModel) -> nn.Linear:
     return linear[0]
 
 
+def read(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    responses: Sequence[str],
+    max_length: int,
+    description: str = "",
+) -> tuple[Tensor, Tensor]:
+    """Return what the head sees of prompts and responses, and the scores; see `features_and_scores`."""
+    ids = conversation_ids(tokenizer, prompts, responses, longest(model, max_length))
+    return features_and_scores(model, ids, description)
+
+
 @torch.no_grad()
 def features_and_scores(
     model: PreTrainedModel, ids: Sequence[Sequence[int]], description: str = ""
 ) -> tuple[Tensor, Tensor]:
-    """Run a reward model over tokenized conversations, batched by length.
-
-    Args:
-        model: with one head; it is put into evaluation mode.
-        ids: token ids of each conversation.
-        description: of the progress bar; none without it.
+    """Run a reward model with one head over tokenized conversations, batched by length.
 
     Returns:
         What the head sees (conversations, width), and the model's scores (conversations,).
@@ -387,13 +386,9 @@ def _batches_by_length(ids: Sequence[Sequence[int]]) -> list[list[int]]:
 
 def _padded(rows: Sequence[Sequence[int]]) -> dict[str, Tensor]:
     """Fill rows up on the right; with what does not matter, for nothing attends to it."""
-    width = max(len(row) for row in rows)
-    ids = torch.zeros((len(rows), width), dtype=torch.long)
-    mask = torch.zeros((len(rows), width), dtype=torch.long)
-    for k, row in enumerate(rows):
-        ids[k, : len(row)] = torch.tensor(row)
-        mask[k, : len(row)] = 1
-    return {"input_ids": ids, "attention_mask": mask}
+    ids = pad_sequence([torch.tensor(row) for row in rows], batch_first=True)  # (rows, tokens)
+    lengths = torch.tensor([len(row) for row in rows])
+    return {"input_ids": ids, "attention_mask": (torch.arange(ids.shape[1]) < lengths[:, None]).long()}
 
 
 # --- for the run store ----------------------------------------------------------------------------
@@ -403,29 +398,22 @@ def write_reward_model(
     folder: Path, settings: dict[str, Any], backbone: str, files: Any, seed: int, pairs: Path
 ) -> None:
     """Train the reward model of stage 1 on the pairs to learn from; `files` is for the key alone."""
-    table = pd.read_parquet(pairs / "pairs.parquet")
-    log = train_reward_model(
-        folder,
-        table[table["part"] == "train"],
-        settings=RewardModel(backbone=backbone, **settings),
-        backbone=backbone,
-        seed=seed,
-    )
+    trained = RewardModel(backbone=backbone, **settings)
+    table = read_part(pairs, "train")
+    log = train_reward_model(folder, table, settings=trained, backbone=backbone, seed=seed)
     log.to_parquet(folder / "log.parquet")
 
 
 def write_features(folder: Path, part: str, max_length: int, model: Path, pairs: Path) -> None:
     """Run the frozen backbone once over the pairs of a part."""
-    table = pd.read_parquet(pairs / "pairs.parquet")
-    table = table[table["part"] == part]
+    table = read_part(pairs, part)
     network, tokenizer = load_reward_model(model)
     length = longest(network, max_length)
     found: dict[str, Tensor] = {}
-    for side in ("chosen", "rejected"):
+    for side in SIDES:
         texts = table["prompt"].tolist(), table[side].tolist()
+        found[side], found[f"{side}_score"] = read(network, tokenizer, *texts, length, f"features, {part}")
         whole = conversation_ids(tokenizer, *texts, 10**9)
-        ids = conversation_ids(tokenizer, *texts, length)
-        found[side], found[f"{side}_score"] = features_and_scores(network, ids, f"features, {part}")
         found[f"{side}_cut"] = torch.tensor([len(row) > length for row in whole])
     found["head"] = head_of(network).weight[0].detach().float().cpu().clone()
     save_file(found, folder / "features.safetensors")

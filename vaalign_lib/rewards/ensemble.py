@@ -1,4 +1,4 @@
-"""An ensemble of heads as a source of rewards: the mean, the sample variance, the members."""
+"""Ensembles as sources of rewards: heads on one frozen backbone, or whole sequence classifiers."""
 
 import json
 from collections.abc import Sequence
@@ -11,17 +11,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from vaalign_lib.models import conversation_ids
-from vaalign_lib.rewards.base import (
-    Array,
-    Judgement,
-    Members,
-    PolicyIndex,
-    Truth,
-    VarianceOf,
-    check_variance_of,
-)
-from vaalign_lib.rewards.classifier import BackboneError, features_and_scores, load_reward_model, longest
+from vaalign_lib.rewards.base import Array, Judgement, PolicyIndex, ScoreSource, Truth
+from vaalign_lib.rewards.classifier import BackboneError, load_reward_model, read
 from vaalign_lib.rewards.heads import KINDS, Heads
 from vaalign_lib.store import new_folder
 
@@ -43,29 +34,19 @@ class SequenceClassifierReward:
 
     def __call__(self, prompts: Sequence[str], responses: Sequence[str]) -> Array:
         """Return the score of each response (responses,), in the model's chat template."""
-        length = longest(self.model, self.max_length)
-        ids = conversation_ids(self.tokenizer, prompts, responses, length)
-        return features_and_scores(self.model, ids)[1].double().numpy()
+        return read(self.model, self.tokenizer, prompts, responses, self.max_length)[1].double().numpy()
 
 
 @dataclass(frozen=True)
-class ClassifierEnsemble:
-    """Rewards by several sequence classifiers, whole models, shared by all policies.
-
-    Attributes:
-        classifiers: at least two.
-        truth: gives the true reward; None takes the classifiers' mean.
-        variance_of: a single member's variance, as in the paper, or that of the mean.
-    """
+class ClassifierEnsemble(ScoreSource):
+    """Rewards by at least two whole classifiers, shared by all policies; without a truth their mean is it."""
 
     classifiers: tuple[SequenceClassifierReward, ...]
-    truth: Truth | None = None
-    variance_of: VarianceOf = "member"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if len(self.classifiers) < 2:
             raise ValueError(f"classifiers: expected at least two, got {len(self.classifiers)}")
-        check_variance_of(self.variance_of)
 
     @classmethod
     def load(
@@ -74,22 +55,21 @@ class ClassifierEnsemble:
         """Load classifiers with one trained output each, by name or path."""
         if isinstance(names, str | Path):
             raise ValueError(f"names: expected a list of at least two, got one, {names}")
-        return cls(tuple(SequenceClassifierReward.load(one, max_length) for one in names), truth)
+        return cls(tuple(SequenceClassifierReward.load(one, max_length) for one in names), truth=truth)
 
-    def judge(self, prompts: Sequence[str], responses: Sequence[str], policy: PolicyIndex) -> Members:
+    def scores(self, prompts: Sequence[str], responses: Sequence[str], policy: PolicyIndex) -> Array:
         """Score responses by every classifier (responses, classifiers)."""
-        scores = [one(prompts, responses) for one in self.classifiers]
-        return Members(np.stack(scores, axis=1), self.variance_of)
+        return np.stack([one(prompts, responses) for one in self.classifiers], axis=1)
 
     def true_reward(self, judgement: Judgement, prompts: Sequence[str], responses: Sequence[str]) -> Array:
         """Return the true reward (responses,)."""
-        if self.truth is not None:
-            return self.truth(prompts, responses)
-        return judgement.sample(np.zeros(len(responses)))
+        if self.truth is None:
+            return judgement.sample(np.zeros(len(responses)))
+        return self.truth(prompts, responses)
 
 
 @dataclass(frozen=True)
-class EnsembleReward:
+class EnsembleReward(ScoreSource):
     """Rewards by heads on one frozen backbone.
 
     With one ensemble all policies share it. With several, policy j is judged by ensemble j.
@@ -98,23 +78,16 @@ class EnsembleReward:
         model: the backbone, with the head of stage 1.
         tokenizer: its tokenizer.
         heads: a grid (ensembles, members).
-        truth: gives the true reward; None if there is none at hand.
         max_length: tokens of prompt and response together.
-        variance_of: a single member's variance, as in the paper, or that of the mean.
     """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     heads: Heads
-    truth: Truth | None = None
     max_length: int = 4096
-    variance_of: VarianceOf = "member"
 
-    def __post_init__(self) -> None:
-        check_variance_of(self.variance_of)
-
-    def judge(self, prompts: Sequence[str], responses: Sequence[str], policy: PolicyIndex) -> Members:
-        """Score responses by the ensemble of the policy that wrote each.
+    def scores(self, prompts: Sequence[str], responses: Sequence[str], policy: PolicyIndex) -> Array:
+        """Score responses by the ensemble of the policy that wrote each (responses, members).
 
         Raises:
             IndexError: a policy has no ensemble.
@@ -122,29 +95,16 @@ class EnsembleReward:
         known = self.heads.ensembles
         if known > 1 and len(policy) and not 0 <= policy.min() <= policy.max() < known:
             raise IndexError(f"policy: expected indices from 0 to {known - 1}, got {policy.max()}")
-        length = longest(self.model, self.max_length)
-        ids = conversation_ids(self.tokenizer, prompts, responses, length)
-        features, _ = features_and_scores(self.model, ids)
-        scores = self.heads.own_scores(features, torch.from_numpy(np.array(policy, dtype=np.int64)))
-        return Members(scores.double().numpy(), self.variance_of)
-
-    def true_reward(self, judgement: Judgement, prompts: Sequence[str], responses: Sequence[str]) -> Array:
-        """Return the true reward (responses,); it does not depend on the judgement.
-
-        Raises:
-            ValueError: no true reward was given.
-        """
-        if self.truth is None:
-            raise ValueError("truth: this ensemble was made without a true reward; give it one")
-        return self.truth(prompts, responses)
+        features, _ = read(self.model, self.tokenizer, prompts, responses, self.max_length)
+        own = torch.from_numpy(np.array(policy, dtype=np.int64))
+        return self.heads.own_scores(features, own).double().numpy()
 
     def save(self, folder: str | Path) -> None:
         """Write backbone, tokenizer, heads and settings into a new folder, as safetensors and JSON."""
         with new_folder(Path(folder)) as partial:
             self.model.save_pretrained(partial / _BACKBONE)
             self.tokenizer.save_pretrained(partial / _BACKBONE)
-            weights = {name: w.contiguous() for name, w in self.heads.weights.items()}
-            save_file(weights, partial / _HEADS)
+            save_file({name: w.contiguous() for name, w in self.heads.weights.items()}, partial / _HEADS)
             record = {"kind": self.heads.kind, "max_length": self.max_length, "variance_of": self.variance_of}
             (partial / _RECORD).write_text(json.dumps(record, indent=1) + "\n")
 
@@ -162,14 +122,13 @@ def load_ensemble(folder: str | Path, truth: Truth | None = None) -> EnsembleRew
     try:
         record = json.loads((path / _RECORD).read_text())
         kind, max_length, variance_of = (record[one] for one in ("kind", "max_length", "variance_of"))
-        weights = load_file(path / _HEADS)
+        heads = Heads(kind, load_file(path / _HEADS))
     except (KeyError, TypeError, ValueError, SafetensorError) as error:
         raise BackboneError(f"{path}: its heads cannot be read: {error!r}") from error
     if kind not in KINDS:
         raise BackboneError(f"{path / _RECORD}: unknown kind of heads {kind!r}")
-    heads = Heads(kind, weights)
     model, tokenizer = load_reward_model(path / _BACKBONE)
     width = next(iter(heads.weights.values())).shape[-1]
     if heads.kind != "mlp" and width != model.config.hidden_size:
         raise BackboneError(f"{path}: heads of width {width} on a backbone of another")
-    return EnsembleReward(model, tokenizer, heads, truth, max_length, variance_of)
+    return EnsembleReward(model, tokenizer, heads, max_length, truth=truth, variance_of=variance_of)

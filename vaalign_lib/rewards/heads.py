@@ -48,7 +48,7 @@ class Heads:
 
     @property
     def ensembles(self) -> int:
-        return next(iter(self.weights.values())).shape[0]
+        return len(next(iter(self.weights.values())))
 
     @property
     def members(self) -> int:
@@ -57,8 +57,7 @@ class Heads:
     def scores(self, features: Tensor) -> Tensor:
         """Return the scores of features (responses, width): (ensembles, members, responses)."""
         flat = {name: w.flatten(0, 1) for name, w in self.weights.items()}
-        scores = _scores(flat, features[None])
-        return scores.unflatten(0, (self.ensembles, self.members))
+        return _scores(flat, features[None]).unflatten(0, (self.ensembles, self.members))
 
     def own_scores(self, features: Tensor, ensemble: Tensor) -> Tensor:
         """Return the scores of features (responses, width) by one ensemble each: (responses, members)."""
@@ -141,16 +140,14 @@ def train_heads(
     optimizer = _optimizer(list(weights.values()), settings)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _factor(settings, steps))
     kept: dict[int, Heads] = {}
-    order = rows
     for step in progress(range(steps), description):
         if step in snapshots:
             kept[step] = _grid(kind, weights, ensembles)
-        if step % per_epoch == 0:
-            order = _shuffled(rows, random)
+        if step % per_epoch == 0:  # every group's pairs in an order of its own
+            order = rows.gather(1, torch.rand(rows.shape, generator=random).argsort(1))
         start = step % per_epoch * settings.batch_size
         batch = order[:, start : start + settings.batch_size]
-        gap = _gaps(weights, chosen, rejected, batch)
-        loss = -functional.logsigmoid(gap).mean(1).sum()
+        loss = additive_loss(_gaps(weights, chosen, rejected, batch))
         if kind == "anchored":
             loss = loss + _pull(weights, anchors, settings.anchor / rows.shape[1])
         optimizer.zero_grad(set_to_none=True)
@@ -158,9 +155,15 @@ def train_heads(
         optimizer.step()
         schedule.step()
     heads = _grid(kind, weights, ensembles)
-    if steps in snapshots:
-        kept[steps] = heads
-    return heads, kept
+    return heads, kept | ({steps: heads} if steps in snapshots else {})
+
+
+def additive_loss(gaps: Tensor) -> Tensor:
+    """Return the sum over heads of the Bradley-Terry loss of each, a mean over its pairs (Appendix B).
+
+    The gaps (heads, pairs) say how far each head puts the chosen response above the rejected one.
+    """
+    return -functional.logsigmoid(gaps).mean(1).sum()
 
 
 def _gaps(weights: dict[str, Tensor], chosen: Tensor, rejected: Tensor, batch: Tensor) -> Tensor:
@@ -184,7 +187,7 @@ def _check(
     if kind not in KINDS:
         raise ValueError(f"kind: expected one of {', '.join(KINDS)}, got {kind!r}")
     if ensembles < 1 or members < 2:
-        raise ValueError("ensembles, members: expected at least 1 and 2, got " + f"{ensembles} and {members}")
+        raise ValueError(f"ensembles, members: expected at least 1 and 2, got {ensembles} and {members}")
     if pairs_each is not None and pairs_each < 1:
         raise ValueError(f"pairs_each: expected at least 1, got {pairs_each}")
 
@@ -230,12 +233,6 @@ def _parts(row: Tensor, members: int, part: int, random: torch.Generator) -> Ten
         mixed = row[torch.randperm(len(row), generator=random)]
         dealt += list(mixed[: part * PARTS].split(part))
     return torch.stack(dealt[:members])
-
-
-def _shuffled(rows: Tensor, random: torch.Generator) -> Tensor:
-    """Bring every group's pairs into an order of its own."""
-    keys = torch.rand(rows.shape, generator=random)
-    return rows.gather(1, keys.argsort(1))
 
 
 def _factor(settings: HeadTraining, steps: int) -> Callable[[int], float]:

@@ -11,14 +11,15 @@ import numpy as np
 from scipy.stats import norm
 
 from vaalign_lib.data.world.world import World
-from vaalign_lib.rewards.base import Array, Interval, Judgement, PolicyIndex, RewardSource
+from vaalign_lib.rewards.base import Array, Interval, IntervalSource, Judgement, PolicyIndex, RewardSource
+from vaalign_lib.statistics.arrays import count, number
 
 Features = Callable[[Sequence[str], Sequence[str]], Array]  # prompts, responses -> (responses, width)
 UNIT = 0.12  # of the scale's length per standard deviation of the gold reward
 
 
 @dataclass(frozen=True)
-class SimulatedJudge:
+class SimulatedJudge(IntervalSource):
     """A judge of the embedded world that answers with intervals.
 
     Attributes:
@@ -38,14 +39,10 @@ class SimulatedJudge:
     stretch: float = 1.0
 
     def __post_init__(self) -> None:
-        if not 1 < self.highest < np.inf:
-            raise ValueError(f"highest: expected a finite number above 1, got {self.highest}")
-        for name in ("level", "width", "stretch"):
-            value = getattr(self, name)
-            if not np.isfinite(value) or (name != "level" and value < 0):
-                raise ValueError(
-                    f"{name}: expected a finite number{' of at least 0' * (name != 'level')}, got {value}"
-                )
+        number("highest", self.highest, above=1)
+        number("level", self.level)
+        number("width", self.width, at_least=0)
+        number("stretch", self.stretch, at_least=0)
 
     def judge(self, prompts: Sequence[str], responses: Sequence[str], policy: PolicyIndex) -> Interval:
         """Judge responses; what would leave the scale is cut off at its ends."""
@@ -60,12 +57,6 @@ class SimulatedJudge:
         low = np.clip(centre - half, 1, self.highest - 0.002 * span)
         high = np.clip(centre + half, low + 0.002 * span, self.highest)
         return Interval(np.stack([low, high], axis=1))
-
-    def true_reward(self, judgement: Judgement, prompts: Sequence[str], responses: Sequence[str]) -> Array:
-        """Return the middle of the interval (responses,), as Algorithm 9 does for prompted judges."""
-        if not isinstance(judgement, Interval):
-            raise TypeError("judgement: expected the interval of this judge")
-        return judgement.midpoint()
 
 
 def stand_ins(world: World, highest: float = 100.0, stretch: float = 1.0) -> dict[str, SimulatedJudge]:
@@ -106,10 +97,8 @@ class PersistentJudges:
     frequencies: int = 256
 
     def __post_init__(self) -> None:
-        if not 0 < self.length_scale < np.inf:
-            raise ValueError(f"length_scale: expected a finite number above 0, got {self.length_scale}")
-        if self.frequencies < 1:
-            raise ValueError(f"frequencies: expected at least 1, got {self.frequencies}")
+        number("length_scale", self.length_scale, above=0)
+        count("frequencies", self.frequencies)
 
     def judge(self, prompts: Sequence[str], responses: Sequence[str], policy: PolicyIndex) -> Interval:
         """Judge responses, each by the judge of the policy that wrote it."""
