@@ -172,7 +172,7 @@ def test_bad_input_ends_with_file_line_and_reason(file, tmp_path, capsys):
     broken = tmp_path / "broken.jsonl"
     broken.write_text(file.read_text() + '\n{"prompt": "x"}\n')
     options = ["reproduce", "--profile", "smoke", "--only", "03", "--run-dir", str(tmp_path / "run")]
-    assert cli.main([*options, f"--set=pairs={broken}", "--set=backbone=any/model"]) == 1
+    assert cli.main([*options, f"--set=pairs={broken}", "--set=backbone=any/model"]) == 2
     shown = capsys.readouterr().err
     assert "broken.jsonl:241: no field 'chosen'; expected prompt, chosen, rejected" in shown
 

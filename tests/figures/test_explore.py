@@ -3,6 +3,8 @@
 import dataclasses
 import time
 
+import numpy as np
+import pandas as pd
 import pytest
 
 from tests.experiments.test_policy_analysis import results
@@ -11,6 +13,7 @@ from vaalign_lib.experiments.conditions import JUDGE_ROW, Condition, plan
 from vaalign_lib.figures import sliders
 from vaalign_lib.figures import sliders as explore
 from vaalign_lib.jobs import HEADLESS
+from vaalign_lib.rewards.calibration import coverage, error_by_deviation
 from vaalign_lib.theory import simulations
 from vaalign_lib.theory.bandit import FORMS, published_bandits
 
@@ -153,3 +156,36 @@ def test_theorem_explorer_headless_shows_the_defaults(monkeypatch):
     monkeypatch.setattr(explore, "display", lambda *images: shown.extend(images))
     assert sliders.theorem_explorer(seed=3) is None
     assert [one.data for one in shown] == sliders.theorem_images(seed=3, **sliders.THEOREM_DEFAULTS)
+
+
+def measured(kind, members):
+    """Return variances, errors by deviation and coverage of normal errors that are as large as said."""
+    random = np.random.default_rng(members)
+    variances = random.lognormal(size=300)
+    errors = random.normal(size=300) * np.sqrt(variances)
+    tables = [
+        pd.concat([measure(errors, variances).assign(repaired=one) for one in (False, True)])
+        for measure in (error_by_deviation, coverage)
+    ]
+    return variances, *tables
+
+
+def test_members_and_kind_redraw_an_ensemble_in_half_a_second(monkeypatch):
+    monkeypatch.delenv(HEADLESS, raising=False)
+    box = sliders.ensemble_explorer(measured, ["bootstrap", "order"], 10)
+    (kind, members), picture = box.children[0].children, box.children[1]
+    before, started = bytes(picture.value), time.process_time()
+    members.value = 4
+    assert time.process_time() - started < 0.5
+    assert before.startswith(PNG) and picture.value != before
+    before, kind.value = bytes(picture.value), "order"
+    assert picture.value != before
+
+
+def test_headless_draws_all_members_of_the_first_kind(monkeypatch):
+    monkeypatch.setenv(HEADLESS, "1")
+    shown, asked = [], []
+    monkeypatch.setattr(explore, "display", shown.append)
+    measure = lambda kind, members: asked.append((kind, members)) or measured(kind, members)  # noqa: E731
+    assert sliders.ensemble_explorer(measure, ["bootstrap", "order"], 10) is None
+    assert len(shown) == 1 and asked == [("bootstrap", 10)]

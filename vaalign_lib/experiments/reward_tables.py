@@ -310,6 +310,18 @@ def calibration_tables(errors: Mapping[str, Questions]) -> tuple[pd.DataFrame, p
     )
 
 
+def members_calibration(
+    study: RewardStudy, parts: Mapping[str, Scores], members: int
+) -> tuple[Array, pd.DataFrame, pd.DataFrame]:
+    """Return the variances (pairs,) of the first members of an ensemble in the gold reward's unit, their
+    errors against it by deviation, and their coverage.
+    """
+    asked = {part: Scores(s.chosen[:, :members], s.rejected[:, :members]) for part, s in parts.items()}
+    errors = gold_errors(asked, study.part("held_out"), study.part("evaluation"))
+    bins, covered, _ = calibration_tables({"the true reward": errors})
+    return errors["evaluation"][1], bins, covered
+
+
 # --- the world --------------------------------------------------------------------------------------
 
 

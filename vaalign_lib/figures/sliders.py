@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from IPython.display import Image, display
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import NullFormatter, PercentFormatter
 
 from vaalign_lib.figures import policies as policy_figures
 from vaalign_lib.figures import theory
@@ -336,3 +336,76 @@ def policy_explorer(policies: pd.DataFrame) -> widgets.Widget | None:
     for one in choices.values():
         one.observe(redraw, names="value")
     return widgets.VBox([widgets.HBox(list(choices.values())), picture])
+
+
+# --- ensembles ------------------------------------------------------------------------------------------
+
+Calibrated = tuple[np.ndarray, pd.DataFrame, pd.DataFrame]  # variances (pairs,), bins, coverage
+
+
+def ensemble_figure(measured: Calibrated, kind: str, members: int) -> Figure:
+    """Draw an ensemble's variances, its errors beside its predicted deviations, and its coverage.
+
+    Args:
+        measured: of `experiments.reward_tables.members_calibration`.
+        kind: of ensemble.
+        members: of it that are asked.
+    """
+    variances, bins, covered = measured
+    with canvas(9.6, 3.2, 3) as (figure, (spread, errors, holds)):
+        seen = variances[variances > 0]
+        spread.hist(seen, bins=np.geomspace(seen.min(), seen.max(), 31), color=VANILLA, alpha=0.75)
+        spread.axvline(np.median(seen), color="black", linewidth=1.2)
+        spread.text(0.03, 0.95, f"median {np.median(seen):.2g}\nn = {seen.size}",
+                    transform=spread.transAxes, va="top")  # fmt: skip
+        spread.set(xscale="log", xlabel="variance of the difference, gold units", ylabel="pairs")
+        spread.set_title(f"{kind}, {members} members")
+        for repaired, colour, label in ((False, VANILLA, "as predicted"), (True, AWARE, "after one factor")):
+            rows = bins[bins["repaired"] == repaired]
+            ends = [rows["error"] - rows["low"], rows["high"] - rows["error"]]
+            errors.errorbar(rows["predicted"], rows["error"], ends, fmt="o-", color=colour, label=label)
+            rows = covered[covered["repaired"] == repaired]
+            holds.plot(rows["nominal"], rows["actual"], "o-", color=colour, label=label)
+            holds.fill_between(rows["nominal"], rows["low"], rows["high"], color=colour, alpha=0.2)
+        limits = np.array([bins["predicted"].min(), bins["predicted"].max()])
+        errors.plot(limits, limits, "--", color=REFERENCE, linewidth=0.8)
+        errors.set(xscale="log", yscale="log", xlabel="predicted SD", ylabel="RMS error",
+                   title="Errors against the true reward")  # fmt: skip
+        for axis in (errors.xaxis, errors.yaxis, spread.xaxis):
+            axis.set_minor_formatter(NullFormatter())
+        holds.plot([0.4, 1], [0.4, 1], "--", color=REFERENCE, linewidth=0.8)
+        inside = covered.loc[(covered["nominal"] == 0.95) & ~covered["repaired"], "actual"].item()
+        holds.set(xlabel="nominal coverage", ylabel="actual coverage", ylim=(0, 1.02))
+        holds.set_title(f"95% intervals hold {inside:.0%}")
+        holds.legend(loc="lower right", fontsize=8)
+    return figure
+
+
+def ensemble_image(measure: Callable[[str, int], Calibrated], kind: str, members: int) -> bytes:
+    """Draw the first members of a kind of ensemble as PNG; `measure` says what they are worth."""
+    figure = ensemble_figure(measure(kind, members), kind, members)
+    return _png(figure, left=0.07, right=0.99, bottom=0.17, top=0.9, wspace=0.28)
+
+
+def ensemble_explorer(
+    measure: Callable[[str, int], Calibrated], kinds: Sequence[str], members: int
+) -> widgets.Widget | None:
+    """Show a choice of the kind of ensemble and of how many members are asked, with spread and calibration.
+
+    Returns:
+        The widget to display; None when run headless, after drawing all members of the first kind.
+    """
+    image = ensemble_image(measure, kinds[0], members)
+    if headless():
+        display(Image(image))
+        return None
+    kind = widgets.Dropdown(options=list(kinds), description="kind")
+    asked = widgets.IntSlider(members, min=2, max=members, description="members", continuous_update=False)
+    picture = widgets.Image(value=image)
+
+    def redraw(*_: object) -> None:
+        picture.value = ensemble_image(measure, kind.value, asked.value)
+
+    for one in (kind, asked):
+        one.observe(redraw, names="value")
+    return widgets.VBox([widgets.HBox([kind, asked]), picture])
