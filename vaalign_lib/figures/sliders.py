@@ -354,7 +354,7 @@ def ensemble_figure(measured: Calibrated, kind: str, members: int) -> Figure:
     variances, bins, covered = measured
     with canvas(9.6, 3.2, 3) as (figure, (spread, errors, holds)):
         seen = variances[variances > 0]
-        spread.hist(seen, bins=np.geomspace(seen.min(), seen.max(), 31), color=VANILLA, alpha=0.75)
+        spread.hist(seen, bins=np.geomspace(seen.min(), seen.max(), 31).tolist(), color=VANILLA, alpha=0.75)
         spread.axvline(np.median(seen), color="black", linewidth=1.2)
         spread.text(0.03, 0.95, f"median {np.median(seen):.2g}\nn = {seen.size}",
                     transform=spread.transAxes, va="top")  # fmt: skip
