@@ -108,9 +108,7 @@ def test_the_reward_model_is_planned(tmp_path):
 
 def test_no_more_prompts_are_counted_than_a_file_holds(tmp_path, monkeypatch):
     monkeypatch.setattr(planning, "prompts_of", lambda data, count: ("one", "two", "three"))
-    sizes = planning.sizes_of(SMOKE, "qwen2")
-    run = Condition("qwen2", "judge-b").start
-    counted = planning._amounts(with_judges(data="prompts.jsonl"), run, sizes, None, 1)
+    counted = planning._counts(with_judges(data="prompts.jsonl"), Condition("qwen2", "judge-b").start)
     assert counted["responses"] == 3 * SMOKE.policies.evaluation.samples * SMOKE.policies.count
 
 

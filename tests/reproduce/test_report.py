@@ -9,7 +9,7 @@ from vaalign_lib.papers.printed import FURTHER_ITEMS, ITEMS, UnknownRuleError, r
 from vaalign_lib.profiles import load_profile
 from vaalign_lib.reproduce.notebook import start
 from vaalign_lib.reproduce.report import scoreboard, write_report
-from vaalign_lib.reproduce.run import _write_record, notebook_key, notebooks
+from vaalign_lib.reproduce.run import _record, notebook_key, notebooks
 from vaalign_lib.statistics.tests import Estimate
 
 
@@ -30,7 +30,7 @@ def test_an_empty_run_lists_every_item_as_not_yet(tmp_path):
 
 def finished(tmp_path, key=None):
     profile, book = load_profile("smoke"), notebooks()[0]
-    _write_record(tmp_path / "01_bandit", key or notebook_key(book, profile, 0, tmp_path), 1.0)
+    _record(tmp_path / "01_bandit", key or notebook_key(book, profile, 0, tmp_path), 1.0)
 
 
 def begin(tmp_path):

@@ -11,7 +11,7 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from vaalign_lib.profiles import Study, load_profile
+from vaalign_lib.profiles import load_profile
 from vaalign_lib.reproduce import run as module
 from vaalign_lib.reproduce.execute import EXECUTED, PAGE
 from vaalign_lib.reproduce.run import publish, read_record, reproduce, status
@@ -168,7 +168,7 @@ def test_selection_names_what_exists(study):
     assert [book.name for book in module.select("02")] == ["02_second"]
     assert [book.name for book in module.select("02_second, 01")] == ["01_first", "02_second"]
     assert len(module.select(None)) == 2
-    with pytest.raises(module.UnknownNotebookError, match="no notebook '07'; there are 01_first, 02"):
+    with pytest.raises(module.UsageError, match="no notebook '07'; there are 01_first, 02"):
         module.select("01,07")
 
 
@@ -188,9 +188,9 @@ def test_publishing_copies_only_what_changed(tmp_path):
 SCRIPT = """
 import sys
 from pathlib import Path
-from vaalign_lib.reproduce import cli, reproduce
+from vaalign_lib.reproduce import cli, run
 from vaalign_lib.profiles import load_profile
-reproduce.NOTEBOOKS = cli.NOTEBOOKS = Path(sys.argv[1])
+run.NOTEBOOKS = cli.NOTEBOOKS = Path(sys.argv[1])
 sys.exit(cli.main(["reproduce", "--profile", "smoke", "--run-dir", sys.argv[2]]))
 """
 
@@ -260,7 +260,7 @@ def test_from_results_draws_what_can_be_drawn_and_takes_the_rest(study, tmp_path
     drawn = {"profile_source": "smoke", "run_dir": tmp_path / "drawn", "from_results": True}
     assert [one.state for one in reproduce(load_profile("smoke"), **drawn)] == ["skipped", "done"]
     for name in ("01_trains", "02_draws"):
-        publish(Study(tmp_path / "run" / name, tmp_path / "figures", tmp_path / "results"))
+        publish(tmp_path / "run" / name, tmp_path / "figures", tmp_path / "results")
     (tmp_path / "drawn" / "results-only").mkdir()  # the first would fail if it ran
     assert [one.state for one in reproduce(load_profile("smoke"), **drawn)] == ["taken", "done"]
     for name in ("01_trains", "02_draws"):

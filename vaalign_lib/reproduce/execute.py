@@ -1,15 +1,13 @@
 """Executing one notebook headless, in this very interpreter, to a copy with outputs and a clean page."""
 
 import html
-import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, TextIO
+from typing import Any
 from xml.etree import ElementTree
 
 import bleach
@@ -27,6 +25,7 @@ from traitlets import default
 from vaalign_lib.jobs import HEADLESS
 from vaalign_lib.store import write_atomically
 
+EXECUTED, PAGE, FINDINGS = "executed.ipynb", "page.html", "findings.json"  # in the folder of a run
 POLICY = (Path(__file__).parent / "templates" / "policy.html").read_text(encoding="utf-8")
 
 _SHOWN = {"text/html", "text/markdown", "text/latex", "text/plain", "image/png", "image/jpeg"}
@@ -116,13 +115,14 @@ def execute(
 ) -> str | None:
     """Execute a notebook with papermill into a folder; return the error in a few lines, if any."""
     target = folder / EXECUTED
+    # papermill fills in single braces
+    literal = [re.sub("([{}])", r"\1\1", str(path)) for path in (notebook, target)]
     paths = {"run_dir": str(run_dir), "figures_dir": str(folder / "figures")}
     error = None
-    with _headless(), _InnerBars(sys.stderr) as bars, TemporaryDirectory() as nobody:
+    with _InnerBars() as bars, TemporaryDirectory() as nobody:
         try:
             papermill.execute_notebook(
-                _literal(notebook),
-                _literal(target),
+                *literal,
                 parameters=parameters | paths,
                 kernel_name=NATIVE_KERNEL_NAME,
                 kernel_manager_class=_ThisInterpreter,
@@ -151,8 +151,8 @@ def execute(
 
 
 class _ThisInterpreter(AsyncKernelManager):
-    """Starts the interpreter that runs, whatever kernels are installed under its name; what the process
-    says when it is ended is for nobody: messages of cells come otherwise.
+    """Starts the interpreter that runs, whatever kernels are installed under its name, and tells it that
+    nobody watches; what the process says when it is ended is for nobody: messages of cells come otherwise.
     """
 
     @default("kernel_spec_manager")
@@ -160,48 +160,26 @@ class _ThisInterpreter(AsyncKernelManager):
         return KernelSpecManager(kernel_dirs=[])
 
     async def _async_launch_kernel(self, kernel_cmd: list[str], **options: Any) -> None:
-        await super()._async_launch_kernel(kernel_cmd, **options, stderr=subprocess.DEVNULL)
-
-
-def _literal(path: Path) -> str:
-    """Return a path as papermill takes it, which fills in braces."""
-    return str(path).replace("{", "{{").replace("}", "}}")
+        options |= {"stderr": subprocess.DEVNULL, "env": options["env"] | {HEADLESS: "1"}}
+        await super()._async_launch_kernel(kernel_cmd, **options)
 
 
 def _shortened(text: str, lines: int = 5) -> str:
     return "\n    ".join(text.strip().splitlines()[:lines])
 
 
-@contextmanager
-def _headless() -> Iterator[None]:
-    before = os.environ.get(HEADLESS)
-    os.environ[HEADLESS] = "1"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[HEADLESS]
-        else:
-            os.environ[HEADLESS] = before
-
-
-class _InnerBars:
+class _InnerBars(AbstractContextManager["_InnerBars"]):
     """A file that shows the progress bars which a notebook writes to its stderr, below its own line."""
 
-    def __init__(self, terminal: TextIO) -> None:
-        self._bar = tqdm(
-            total=0, position=1, bar_format="    {desc}", leave=False, file=terminal, disable=None
-        )
-
-    def __enter__(self) -> "_InnerBars":
-        return self
+    def __init__(self) -> None:
+        looks: dict[str, Any] = {"bar_format": "    {desc}", "position": 1, "leave": False}
+        self._bar = tqdm(total=0, file=sys.stderr, disable=None, **looks)
 
     def __exit__(self, *_: object) -> None:
         self._bar.close()
 
     def write(self, text: str) -> None:
-        shown = [part.strip() for part in re.split(r"[\r\n]", text) if part.strip()]
-        if shown:
+        if shown := [part.strip() for part in re.split(r"[\r\n]", text) if part.strip()]:
             self._bar.set_description_str(shown[-1][:110])
 
     def flush(self) -> None:
@@ -216,6 +194,3 @@ def _without_bars(cells: list[Any]) -> None:
                 output.text = re.sub(r"[^\n]*\r", "", output.text).strip()
         if cell.cell_type == "code":
             cell.outputs = [out for out in cell.outputs if out.get("text") != ""]
-
-
-EXECUTED, PAGE, FINDINGS = "executed.ipynb", "page.html", "findings.json"

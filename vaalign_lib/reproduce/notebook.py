@@ -10,10 +10,10 @@ import json
 import logging
 import os
 import re
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -32,6 +32,7 @@ from vaalign_lib.statistics.tests import Estimate, rounded
 from vaalign_lib.store import RUNS, RunStore, write_atomically
 
 SIGNIFICANT_DIGITS = 10  # of tables; what lies below differs between processors
+_round = partial(rounded, digits=SIGNIFICANT_DIGITS)
 
 
 @dataclass
@@ -40,34 +41,36 @@ class NotebookRun:
 
     Attributes:
         name: of the notebook.
-        profile: its sizes.
-        seed: of the study.
+        study: the run store, shared by all notebooks of a run folder, the profile and the seed.
         run_dir: the run folder.
         figures_dir: where figures go; tables and findings go beside it.
         workers: processes of this machine for long work.
         cluster: address of a dask scheduler that takes the longest work instead; empty: none.
+        captions: item of the paper and caption of figures and tables, by their names, for those that are
+            saved without.
     """
 
     name: str
-    profile: Profile
-    seed: int
+    study: Study
     run_dir: Path
     figures_dir: Path
     workers: int
     cluster: str = ""
-    _figures: list[dict[str, str]] = field(default_factory=list)
-    _tables: list[dict[str, str]] = field(default_factory=list)
+    captions: dict[str, tuple[str, str]] = field(default_factory=dict)
+    _made: dict[str, list[dict[str, str]]] = field(default_factory=lambda: {"figures": [], "tables": []})
     _findings: dict[str, Finding] = field(default_factory=dict)
 
     @property
-    def store(self) -> RunStore:
-        """The run store, shared by all notebooks of the run folder."""
-        return RunStore(self.run_dir / "store")
+    def profile(self) -> Profile:
+        return self.study.profile
 
     @property
-    def study(self) -> Study:
-        """Store, profile and seed, as experiments take them."""
-        return Study(self.store, self.profile, self.seed)
+    def seed(self) -> int:
+        return self.study.seed
+
+    @property
+    def store(self) -> RunStore:
+        return self.study.store
 
     def seed_of(self, name: str) -> int:
         """Return a seed of its own for every named part of the notebook, from the study's seed."""
@@ -78,50 +81,42 @@ class NotebookRun:
         """Return the random generator of a named part, independent of the others and their order."""
         return np.random.default_rng(self.seed_of(name))
 
-    def save_figure(self, figure: Figure, name: str, *, item: str, caption: str) -> None:
+    def save_figure(self, figure: Figure, name: str, *, item: str = "", caption: str = "") -> None:
         """Write a figure as PNG and PDF and show it; `item` says to what part of the paper it belongs."""
-        self.figures_dir.mkdir(parents=True, exist_ok=True)
+        path, item, caption = self._record("figures", name, item, caption)
         label = f"{caption} ({self.name}, profile {self.profile.name})"
-        png: dict[str, Any] = {"Software": None, "Title": item, "Description": label}
-        pdf: dict[str, Any] = {"CreationDate": None, "Producer": None, "Creator": None}
-        figure.savefig(self.figures_dir / f"{name}.png", dpi=200, metadata=png)
+        png = {"Software": None, "Title": item, "Description": label}
+        pdf = {"CreationDate": None, "Producer": None, "Creator": None, "Title": item, "Subject": label}
+        figure.savefig(f"{path}.png", dpi=200, metadata=png)
         with mpl.rc_context({"pdf.fonttype": 42}):  # fonts as such, which journals ask for
-            pdf |= {"Title": item, "Subject": label}
-            figure.savefig(self.figures_dir / f"{name}.pdf", metadata=pdf)
-        self._figures.append({"name": name, "item": item, "caption": caption})
+            figure.savefig(f"{path}.pdf", metadata=pdf)
         if get_ipython() is not None:
-            display(Image(self.figures_dir / f"{name}.png", retina=True, alt=caption))
-        self._write_record()
+            display(Image(f"{path}.png", retina=True, alt=caption))
 
     def save_table(
-        self, table: pd.DataFrame, name: str, *, item: str, caption: str, layout: pd.DataFrame | None = None
+        self,
+        table: pd.DataFrame,
+        name: str,
+        *,
+        item: str = "",
+        caption: str = "",
+        layout: pd.DataFrame | None = None,
     ) -> pd.DataFrame:
         """Write a table as parquet and Markdown, rounded to ten significant digits, and return it.
 
-        Args:
-            table: numbers, for programs.
-            name: of the files.
-            item: of the paper.
-            caption: of the table.
-            layout: the same as text, for readers: then Markdown shows it, and LaTeX (booktabs) as well.
+        With a layout, the same as text for readers, Markdown shows that, and LaTeX (booktabs) as well.
         """
-        rounded_table = table.map(partial(rounded, digits=SIGNIFICANT_DIGITS))
+        path, item, caption = self._record("tables", name, item, caption)
+        rounded_table = table.map(_round)
         arrow = pa.Table.from_pandas(rounded_table, preserve_index=False)
         label = {"item": item, "caption": caption, "notebook": self.name, "profile": self.profile.name}
         arrow = arrow.replace_schema_metadata((arrow.schema.metadata or {}) | label)
-        folder = self.figures_dir.parent / "tables"
-        folder.mkdir(parents=True, exist_ok=True)
-        pq.write_table(arrow, folder / f"{name}.parquet")
-        shown = rounded_table if layout is None else layout
-        text = shown.to_markdown(index=False, floatfmt=".4g")
-        write_atomically(
-            folder / f"{name}.md", f"**{item}.** {caption} Profile: {self.profile.name}.\n\n{text}\n"
-        )
+        pq.write_table(arrow, f"{path}.parquet")
+        told = f"{caption} Profile: {self.profile.name}."
+        text = (rounded_table if layout is None else layout).to_markdown(index=False, floatfmt=".4g")
+        write_atomically(path.with_name(f"{name}.md"), f"**{item}.** {told}\n\n{text}\n")
         if layout is not None:
-            told = f"{caption} Profile: {self.profile.name}."
-            write_atomically(folder / f"{name}.tex", latex(layout, told, name))
-        self._tables.append({"name": name, "item": item, "caption": caption})
-        self._write_record()
+            write_atomically(path.with_name(f"{name}.tex"), latex(layout, told, name))
         return rounded_table
 
     def finding(
@@ -140,23 +135,20 @@ class NotebookRun:
             estimate: the number and its interval, where the rule compares numbers.
             holds: whether the statement is true, where the rule asks for one.
         """
-        interval = (
-            {}
-            if estimate is None
-            else {
-                "value": rounded(estimate.value, SIGNIFICANT_DIGITS),
-                "low": rounded(estimate.low, SIGNIFICANT_DIGITS),
-                "high": rounded(estimate.high, SIGNIFICANT_DIGITS),
-                "count": estimate.count,
-            }
-        )
+        numbers = {} if estimate is None else {key: _round(value) for key, value in asdict(estimate).items()}
         found = Finding(
-            rule=rule, reproduced=reproduced, holds=None if holds is None else bool(holds), **interval
+            rule=rule, reproduced=reproduced, holds=None if holds is None else bool(holds), **numbers
         )
         judged = verdict(rule_of(rule), found)
         self._findings[rule] = found
         self._write_record()
         return judged
+
+    def findings(self, found: Mapping[str, tuple[str, Estimate | bool | np.bool_]]) -> None:
+        """Record findings by their rules: the words, and a number with its interval or whether it holds."""
+        for rule, (reproduced, one) in found.items():
+            kind = {"estimate": one} if isinstance(one, Estimate) else {"holds": one}
+            self.finding(rule, reproduced, **kind)  # type: ignore[arg-type]
 
     def scoreboard(self) -> pd.DataFrame:
         """Return the notebook's rows of the scoreboard: item, claim, ours, verdict."""
@@ -173,15 +165,20 @@ class NotebookRun:
         ]
         return pd.DataFrame(rows)
 
+    def _record(self, kind: str, name: str, item: str, caption: str) -> tuple[Path, str, str]:
+        """Record a figure or table; return its path without ending, the item it belongs to, its caption."""
+        known = self.captions.get(name, (item, caption))
+        item, caption = item or known[0], caption or known[1]
+        folder = self.figures_dir if kind == "figures" else self.figures_dir.parent / kind
+        folder.mkdir(parents=True, exist_ok=True)
+        self._made[kind].append({"name": name, "item": item, "caption": caption})
+        self._write_record()
+        return folder / name, item, caption
+
     def _write_record(self) -> None:
-        record = {
-            "notebook": self.name,
-            "profile": self.profile.name,
-            "seed": self.seed,
-            "figures": self._figures,
-            "tables": self._tables,
-            "findings": [finding.model_dump() for finding in self._findings.values()],
-        }
+        about = {"notebook": self.name, "profile": self.profile.name, "seed": self.seed}
+        findings = [finding.model_dump() for finding in self._findings.values()]
+        record = about | self._made | {"findings": findings}
         write_atomically(self.figures_dir.parent / "findings.json", json.dumps(record, indent=1) + "\n")
 
 
@@ -197,16 +194,12 @@ _LATEX = {
 
 def latex(layout: pd.DataFrame, caption: str, label: str) -> str:
     """Return a table of texts for LaTeX with booktabs; Greek headings become formulas."""
-    escaped = layout.rename(columns=str).to_latex(
-        index=False, escape=True, caption=_escaped(caption), label=f"tab:{label}", position="htbp"
-    )
-    for text, formula in _LATEX.items():
-        escaped = escaped.replace(text, formula)
-    return escaped
-
-
-def _escaped(text: str) -> str:
-    return re.sub(r"([&%$#_{}])", r"\\\1", text)
+    caption = re.sub(r"([&%$#_{}])", r"\\\1", caption)
+    options = {"caption": caption, "label": f"tab:{label}", "position": "htbp"}
+    text = layout.rename(columns=str).to_latex(index=False, escape=True, **options)
+    for greek, formula in _LATEX.items():
+        text = text.replace(greek, formula)
+    return text
 
 
 # --- texts of others ----------------------------------------------------------------------------------
@@ -268,13 +261,12 @@ def start(
     logging.basicConfig(level=logging.WARNING)
     _show_texts_as_texts()
     mpl.rcdefaults()  # figures do not follow the user's matplotlibrc
-    folder = Path(run_dir) if run_dir else RUNS / loaded.name
+    folder = Path(run_dir or RUNS / loaded.name)
     return NotebookRun(
         name=name,
-        profile=loaded,
-        seed=seed,
+        study=Study(RunStore(folder / "store"), loaded, seed),
         run_dir=folder,
-        figures_dir=Path(figures_dir) if figures_dir else folder / "interactive" / name / "figures",
+        figures_dir=Path(figures_dir or folder / "interactive" / name / "figures"),
         workers=(workers if isinstance(workers, int) else 0) or os.cpu_count() or 1,
         cluster=workers if isinstance(workers, str) else "",
     )

@@ -8,8 +8,9 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -41,6 +42,7 @@ from vaalign_lib.training.memory import (
 PAIR_TOKENS = 400  # of a preference pair's side, about
 EFFICIENCY = 0.3  # of a matrix product's speed that training reaches, about
 ATTEMPTS = 2  # stacks that matching a KL takes, about
+_UNITS = (("days", 86400), ("hours", 3600), ("minutes", 60))
 
 
 # --- the plan -----------------------------------------------------------------------------------------
@@ -48,67 +50,50 @@ ATTEMPTS = 2  # stacks that matching a KL takes, about
 
 @read_once()
 def planned(study: Study, workers: int = 1) -> pd.DataFrame:
-    """Return a row for every run of policies that a profile asks for.
+    """Return a row for every run of policies that a profile asks for, `workers` stacks at a time.
 
     Columns: `run`, `state` (`done`, `published` or `to do`), `policies`, `steps`, `responses` that are
     judged, `calls` to a paid judge at most (a text is asked for once, and once more where the reply is
     no interval), `seconds` of one worker, `together` (policies that fit into memory), `gigabytes` (of
     memory, for those), `disk` in gigabytes.
 
-    Args:
-        study: store, profile and seed.
-        workers: stacks at a time.
-
     Raises:
         PlanError: a model's configuration is not at hand.
     """
-    runs = plan(study.profile.policies.runs)
-    done = _done(study, runs)
-    shown = published(study.profile, study.seed)
-    costs = shown.runs.set_index("run")["seconds"].to_dict() if len(shown.runs) else {}
-    own = study.profile.name == PUBLISHED_PROFILE
-    sizes = {name: sizes_of(study.profile, name) for name in {run.architecture for run in runs}}
-    rows = [_reward_model(study)] if _trains_reward_model(study.profile, runs) else []
+    profile, runs = study.profile, plan(study.profile.policies.runs)
+    kept = replace(study, store=RunStore(study.store.root, reads_only=True))
+    shown = published(profile, study.seed)
+    taken = set() if profile.name == PUBLISHED_PROFILE else shown.names
+    costs = shown.runs.set_index("run")["seconds"].dropna().to_dict() if len(shown.runs) else {}
+    sizes = {name: sizes_of(profile, name) for name in {run.architecture for run in runs}}
+    rows = []
+    if profile.reward_model.backbone not in OURS and any(run.source == ENSEMBLE_ROW[1] for run in runs):
+        state = "done" if _kept(lambda: prepare(kept, reference=None).reward_model) else "to do"
+        rows.append({"run": "reward model", "state": state} | _reward_model(profile))
     for run in runs:
-        taken = run.name in shown.names and not own
-        state = "done" if run in done else "published" if taken else "to do"
-        rows.append(
-            {"run": run.name, "state": state}
-            | _amounts(study.profile, run, sizes[run.architecture], costs.get(run.name), workers)
-        )
+        not_done = "published" if run.name in taken else "to do"
+        state = "done" if _kept(lambda run=run: train_run(kept, run)) else not_done
+        amounts = _amounts(profile, run, sizes[run.architecture], workers)
+        rows.append({"run": run.name, "state": state} | amounts)
+        rows[-1]["seconds"] = costs.get(run.name) or amounts["seconds"]
     return pd.DataFrame(rows)
 
 
-def _done(study: Study, runs: Sequence[Condition]) -> set[Condition]:
-    kept, found = RunStore(study.store.root, reads_only=True), set()
-    for run in runs:
-        with suppress(NotKeptError):
-            train_run(Study(kept, study.profile, study.seed), run)
-            found.add(run)
-    return found
-
-
-def _trains_reward_model(profile: Profile, runs: Sequence[Condition]) -> bool:
-    backbone = profile.reward_model.backbone
-    return backbone not in OURS and any(run.source == ENSEMBLE_ROW[1] for run in runs)
-
-
-def _reward_model(study: Study) -> dict[str, object]:
-    """Return the row of stage 1 (Table 5), whose frozen backbone carries the heads of all ensembles."""
-    settings, pairs = study.profile.reward_model, study.profile.reward_data.train_pairs
-    state = "to do"
+def _kept(compute: Callable[[], object]) -> bool:
+    """Whether a store that only reads has what would be computed."""
     with suppress(NotKeptError, DataError):
-        kept = RunStore(study.store.root, reads_only=True)
-        state = (
-            "done" if prepare(Study(kept, study.profile, study.seed), reference=None).reward_model else state
-        )
+        return compute() is not None
+    return False
+
+
+def _reward_model(profile: Profile) -> dict[str, float]:
+    """Return the amounts of stage 1 (Table 5), whose frozen backbone carries the heads of all ensembles."""
+    settings, pairs = profile.reward_model, profile.reward_data.train_pairs
     weights = 0
     with suppress(PlanError):  # `missing` tells it
         weights = classifier_weights("reward_model.backbone", settings.backbone)
     arithmetic = settings.epochs * pairs * 2 * PAIR_TOKENS * weights * 6.0
     return {
-        "run": "reward model",
-        "state": state,
         "policies": 0,
         "steps": math.ceil(settings.epochs * pairs / settings.batch_size),
         "responses": 0,
@@ -120,45 +105,43 @@ def _reward_model(study: Study) -> dict[str, object]:
     }
 
 
-def _amounts(
-    profile: Profile, run: Condition, sizes: Sizes, known_seconds: float | None, workers: int
-) -> dict[str, object]:
-    training = profile.policies.training[run.architecture]
-    settings, count = training.settings(run.objective), profile.policies.count
-    tokens = sizes.prompt + profile.policies.sampling.max_new_tokens
-    evaluated = profile.policies.evaluation.prompts
-    if profile.policies.data != EMBEDDED:
-        evaluated = _count(profile.policies.data, evaluated)
-    asked = evaluated * profile.policies.evaluation.samples * count
-    steps = 0
-    if run.objective != REFERENCE:
-        attempts = ATTEMPTS if run.matched else 1
-        steps = settings.iterations * attempts
-        asked = asked * attempts + profile.policies.warm_up + steps * settings.batch_size * count
-    paid = run.source in profile.policies.judges
-    written = profile.policies.sampling.max_new_tokens
-    beside = 0
-    with suppress(PlanError):  # `missing` tells it
-        beside = beside_bytes(profile, run.source)
-    together = fitting(sizes, training, count, written, available_bytes(workers) - beside)
-    # a token costs 2 weights forward: written, scored by itself and the reference; then 6 in each epoch
-    arithmetic = asked * tokens * sizes.weights * (6.0 + 6.0 * settings.ppo_epochs * (steps > 0))
-    seconds = known_seconds if known_seconds == known_seconds and known_seconds else None
-    return {
-        "policies": count,
-        "steps": steps,
-        "responses": asked,
-        "calls": asked * REPLIES if paid else 0,
-        "seconds": seconds or arithmetic / (EFFICIENCY * flops()),
-        "together": together,
-        "gigabytes": (stack_bytes(sizes, training, max(together, 1), written) + beside) / 1e9,
-        "disk": ((count if steps else 0) * sizes.trained * (FLOAT + ADAM) + sizes.weights * FLOAT) / 1e9,
-    }
+def _counts(profile: Profile, run: Condition) -> dict[str, float]:
+    """Return how many policies, steps, judged responses and paid calls a run takes."""
+    sizes, settings = profile.policies, profile.policies.training[run.architecture].settings(run.objective)
+    evaluated = sizes.evaluation.prompts
+    if sizes.data != EMBEDDED:
+        evaluated = _prompts(sizes.data, evaluated)
+    attempts = ATTEMPTS if run.matched else 1
+    steps = 0 if run.objective == REFERENCE else settings.iterations * attempts
+    responses = evaluated * sizes.evaluation.samples * sizes.count * attempts
+    if steps:
+        responses += sizes.warm_up + steps * settings.batch_size * sizes.count
+    calls = responses * REPLIES if run.source in sizes.judges else 0
+    return {"policies": sizes.count, "steps": steps, "responses": responses, "calls": calls}
 
 
 @cache
-def _count(data: str, most: int) -> int:
+def _prompts(data: str, most: int) -> int:
     return len(prompts_of(data, most))
+
+
+def _amounts(profile: Profile, run: Condition, sizes: Sizes, workers: int) -> dict[str, float]:
+    """Return what a run takes: its counts, time, memory and disk."""
+    counts, training = _counts(profile, run), profile.policies.training[run.architecture]
+    written, trains = profile.policies.sampling.max_new_tokens, counts["steps"] > 0
+    beside = 0
+    with suppress(PlanError):  # `missing` tells it
+        beside = beside_bytes(profile, run.source)
+    together = fitting(sizes, training, profile.policies.count, written, available_bytes(workers) - beside)
+    # a token costs 2 weights forward: written, scored by itself and the reference; then 6 in each epoch
+    epochs = training.settings(run.objective).ppo_epochs * trains
+    arithmetic = counts["responses"] * (sizes.prompt + written) * sizes.weights * (6.0 + 6.0 * epochs)
+    return counts | {
+        "seconds": arithmetic / (EFFICIENCY * flops()),
+        "together": together,
+        "gigabytes": (stack_bytes(sizes, training, max(together, 1), written) + beside) / 1e9,
+        "disk": (counts["policies"] * trains * sizes.trained * (FLOAT + ADAM) + sizes.weights * FLOAT) / 1e9,
+    }
 
 
 @cache
@@ -166,8 +149,7 @@ def flops() -> float:
     """Return the floating-point operations per second of a matrix product here."""
     where = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     size = 8192 if where.type == "cuda" else 1024
-    one = torch.rand(size, size, device=where)
-    best = float("inf")
+    one, best = torch.rand(size, size, device=where), math.inf
     for _ in range(4):
         started = time.perf_counter()
         float((one @ one)[0, 0])
@@ -176,30 +158,23 @@ def flops() -> float:
 
 
 def in_words(table: pd.DataFrame, workers: int) -> str:
-    """Return a plan as text, a line for each run that is not done, and the sums.
-
-    Args:
-        table: of `planned`.
-        workers: stacks at a time.
-    """
-    left = table[table["state"] == "to do"]
-    lines = [
-        f"{len(table)} runs: {(table['state'] == 'done').sum()} done, "
-        f"{(table['state'] == 'published').sum()} published, {len(left)} to do"
-    ]
-    if len(left):
-        shown = left.drop(columns="state").copy()
-        shown["time"] = shown.pop("seconds").map(_time)
-        shown = shown.rename(columns={"gigabytes": "memory GB", "disk": "disk GB"})
-        lines.append(shown.to_string(index=False, float_format=lambda value: f"{value:.3g}"))
-        lines.append(
-            f"together: {left['policies'].sum()} policies, {left['steps'].sum()} steps, "
-            f"{left['responses'].sum():,} responses to judge, at most {left['calls'].sum():,} paid "
-            f"calls, about {_time(_seconds(left['seconds'], workers))} with {workers} at a time"
-            f"{' beside the time of the judges' if left['calls'].any() else ''}, about "
-            f"{left['disk'].sum():.3g} GB on disk"
-        )
-    return "\n".join(lines)
+    """Return a plan as text: how many runs are done, a line for each that is not, and their sums."""
+    left, states = table[table["state"] == "to do"], table["state"].value_counts()
+    told = f"{len(table)} runs: " + ", ".join(
+        f"{states.get(one, 0)} {one}" for one in ("done", "published", "to do")
+    )
+    if left.empty:
+        return told
+    shown = left.drop(columns=["state", "seconds"]).assign(time=left["seconds"].map(_time))
+    shown = shown.rename(columns={"gigabytes": "memory GB", "disk": "disk GB"})
+    lines = shown.to_string(index=False, float_format=lambda value: f"{value:.3g}")
+    sums = left.sum(numeric_only=True)
+    return (
+        f"{told}\n{lines}\ntogether: {sums['policies']:.0f} policies, {sums['steps']:.0f} steps, "
+        f"{sums['responses']:,.0f} responses to judge, at most {sums['calls']:,.0f} paid calls, "
+        f"about {_time(_seconds(left['seconds'], workers))} with {workers} at a time"
+        f"{' beside the time of the judges' if sums['calls'] else ''}, about {sums['disk']:.3g} GB on disk"
+    )
 
 
 def _seconds(seconds: pd.Series, workers: int) -> float:
@@ -209,10 +184,8 @@ def _seconds(seconds: pd.Series, workers: int) -> float:
 
 def _time(seconds: float) -> str:
     """Return seconds in the unit in which people say them."""
-    for unit, length in (("days", 86400), ("hours", 3600), ("minutes", 60)):
-        if seconds >= 2 * length:
-            return f"{seconds / length:.3g} {unit}"
-    return f"{seconds:.3g} seconds"
+    fits = (f"{seconds / length:.3g} {unit}" for unit, length in _UNITS if seconds >= 2 * length)
+    return next(fits, f"{seconds:.3g} seconds")
 
 
 # --- shown once before anything starts ----------------------------------------------------------------
@@ -221,8 +194,7 @@ def _time(seconds: float) -> str:
 def complete_plan(study: Study, workers: int) -> tuple[str, list[str]]:
     """Return the plan as text, and what is missing for it, each in a line."""
     if lacks := missing_first(study.profile):
-        sources = {run.source for run in plan(study.profile.policies.runs)}
-        lacks += _missing_sources(study.profile, sources)
+        lacks += _missing_sources(study.profile, {run.source for run in plan(study.profile.policies.runs)})
         return "no plan without what policies start from and are asked", lacks
     table = planned(study, workers)
     return in_words(table, workers), missing(study.profile, table, study.store.root.parent)
@@ -234,47 +206,45 @@ def checked_plan(study: Study, workers: int) -> str:
     Raises:
         PlanError: something is missing, which is told before anything starts.
     """
-    if _is_made_here(study.profile):
+    profile = study.profile
+    models = {*profile.reference.models.values(), profile.reward_model.backbone, profile.true_reward}
+    data = {profile.policies.data, profile.reward_data.pairs, profile.reward_data.evaluation}
+    if models | data <= set(OURS) and not profile.policies.judges:
         return ""
     text, lacks = complete_plan(study, workers)
-    if lacks:
-        raise PlanError(f"nothing was started, for this is missing: {'; '.join(lacks)}")
+    _refuse(lacks)
     return text
 
 
-def _is_made_here(profile: Profile) -> bool:
-    """Whether a profile names no models, data and judges but this project's own."""
-    models = [*profile.reference.models.values(), profile.reward_model.backbone]
-    data = [profile.policies.data, profile.reward_data.pairs, profile.reward_data.evaluation]
-    named = {*models, *data, profile.true_reward}
-    return named <= set(OURS) and not profile.policies.judges
+def check_own(settings: Mapping[str, str]) -> None:
+    """Refuse data and models of one's own, for a notebook's parameters, that cannot be read.
+
+    Raises:
+        PlanError: something is missing, which is told before anything starts.
+    """
+    reads: dict[str, Callable[..., object]] = {"pairs": read_pairs, "evaluation": read_pairs}
+    reads |= {"ratings": read_ratings, "backbone": configuration}
+    given = {name: value for name, value in settings.items() if value and name in reads}
+    _refuse(sorted(_lacking((f"--set {name}", value, reads[name]) for name, value in given.items())))
 
 
-# --- what is missing ----------------------------------------------------------------------------------
+def _refuse(lacks: list[str]) -> None:
+    if lacks:
+        raise PlanError(f"nothing was started, for this is missing: {'; '.join(lacks)}")
+
+
+# --- what is missing, each in a line ------------------------------------------------------------------
 
 
 def missing_first(profile: Profile) -> list[str]:
-    """Return, each in a line, what policies start from and are asked that is not at hand: without it
-    there is no plan.
-    """
+    """Return what policies start from and are asked that is not at hand: without it there is no plan."""
     models = {f"reference.models.{key}": name for key, name in profile.reference.models.items()}
-    lines = [
-        line
-        for where, name in models.items()
-        if name not in OURS
-        for line in _missing_model(where, name, policy_configuration)
-    ]
-    return lines + _missing_data("policies.data", profile.policies.data, read_prompts)
+    lines = _lacking((where, name, policy_configuration) for where, name in models.items())
+    return lines + _lacking([("policies.data", profile.policies.data, read_prompts)])
 
 
 def missing(profile: Profile, table: pd.DataFrame, run_dir: Path) -> list[str]:
-    """Return what else a profile's runs lack, each in a line: keys, models, data, memory, disk.
-
-    Args:
-        profile: whose runs.
-        table: of `planned`.
-        run_dir: where results go.
-    """
+    """Return what else the runs of a plan lack: keys, models, data, memory, disk of the run folder."""
     left = table[table["state"] == "to do"]
     if left.empty:
         return []
@@ -285,9 +255,9 @@ def missing(profile: Profile, table: pd.DataFrame, run_dir: Path) -> list[str]:
             f"{line['run']}: one policy needs about {line['gigabytes']:.3g} GB of memory, which are not there"
         )
     place = next(one for one in (run_dir, *run_dir.parents) if one.exists())
-    free = shutil.disk_usage(place).free / 1e9
-    if left["disk"].sum() > free:
-        found.append(f"{run_dir}: about {left['disk'].sum():.3g} GB are needed, {free:.3g} are free")
+    free, disk = shutil.disk_usage(place).free / 1e9, left["disk"].sum()
+    if disk > free:
+        found.append(f"{run_dir}: about {disk:.3g} GB are needed, {free:.3g} are free")
     return found
 
 
@@ -298,48 +268,25 @@ def _missing_sources(profile: Profile, needed: set[str]) -> list[str]:
         for name, judge in profile.policies.judges.items()
         if name in needed and not os.environ.get(judge.key_variable)
     ]
-    if ENSEMBLE_ROW[1] in needed:
-        names = {"reward_model.backbone": profile.reward_model.backbone, "true_reward": profile.true_reward}
-        for where, name in names.items():
-            if name not in OURS:
-                found += _missing_model(where, name)
-        for where in ("pairs", "evaluation"):
-            name = getattr(profile.reward_data, where)
-            found += _missing_data(f"reward_data.{where}", name, read_pairs)
-    return found
-
-
-def check_own(settings: Mapping[str, str]) -> None:
-    """Refuse data and models of one's own, for a notebook's parameters, that cannot be read.
-
-    Raises:
-        PlanError: something is missing, which is told before anything starts.
-    """
-    reads = {"pairs": read_pairs, "evaluation": read_pairs, "ratings": read_ratings}
-    given = {name: value for name, value in settings.items() if value and value not in OURS}
-    lacks = [
-        line
-        for name in reads.keys() & given.keys()
-        for line in _missing_data(f"--set {name}", given[name], reads[name])
+    named: list[tuple[str, str, Callable[..., object]]] = [
+        ("reward_model.backbone", profile.reward_model.backbone, configuration),
+        ("true_reward", profile.true_reward, configuration),
+        ("reward_data.pairs", profile.reward_data.pairs, read_pairs),
+        ("reward_data.evaluation", profile.reward_data.evaluation, read_pairs),
     ]
-    if "backbone" in given:
-        lacks += _missing_model("--set backbone", given["backbone"])
-    if lacks:
-        raise PlanError(f"nothing was started, for this is missing: {'; '.join(sorted(lacks))}")
+    return found + (_lacking(named) if ENSEMBLE_ROW[1] in needed else [])
 
 
-def _missing_data(where: str, name: str, read: Callable[[str], object]) -> list[str]:
-    if name != EMBEDDED:
+def _lacking(named: Iterable[tuple[str, str, Callable[..., object]]]) -> list[str]:
+    """Return what cannot be read of models and data that are not our own: where named, name, reader."""
+    found = []
+    for where, name, read in named:
         try:
-            read(name)
+            if name in OURS:
+                continue
+            read(where, name) if read in (configuration, policy_configuration) else read(name)
+        except PlanError as error:
+            found.append(str(error))
         except (DataError, OSError) as error:
-            return [f"{where}: {error}"]
-    return []
-
-
-def _missing_model(where: str, name: str, read: Callable[[str, str], object] = configuration) -> list[str]:
-    try:
-        read(where, name)
-    except PlanError as error:
-        return [str(error)]
-    return []
+            found.append(f"{where}: {error}")
+    return found

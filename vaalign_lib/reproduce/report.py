@@ -5,7 +5,7 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,8 @@ from vaalign_lib.papers.printed import (
 )
 from vaalign_lib.profiles import Profile
 from vaalign_lib.reproduce.execute import FINDINGS, PAGE
-from vaalign_lib.reproduce.run import is_done, notebooks, read_record
+from vaalign_lib.reproduce.run import is_done, notebooks
+from vaalign_lib.reproduce.run_folder import read_record
 from vaalign_lib.store import DATA, RESULTS, ROOT, write_atomically
 
 VERDICTS = {  # heading by verdict, in their order
@@ -45,174 +46,49 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Line(_Strict):
-    """A finding that the summary holds.
+# --- the scoreboard -----------------------------------------------------------------------------------
 
-    Attributes:
-        rule: its id.
-        text: what it is about.
-        found: how it is written; see data/summary.yaml.
-        logarithm: whether the estimate is a logarithm.
-    """
 
+class Row(_Strict):
+    """A rule of the scoreboard: what is printed, what was found with its interval, the verdict on it."""
+
+    item: str
+    id: str
+    claim: str
+    source: str
+    published: str
+    place: str
+    reproduced: str
+    value: float | None
+    low: float | None
+    high: float | None
+    count: int | None
+    verdict: str
     rule: str
-    text: str
-    found: str = "{text}"
-    logarithm: bool = False
-
-    @field_validator("rule")
-    @classmethod
-    def _known(cls, name: str) -> str:
-        return rule_of(name).id
+    notebook: str
 
 
-class Summary(_Strict):
-    """What the summary consists of."""
-
-    stand_ins: str
-    figures: list[str]
-    lines: list[Line]
-
-
-def settings() -> Summary:
-    """Return what the summary consists of, from data/summary.yaml."""
-    content = yaml.safe_load((DATA / "summary.yaml").read_text(encoding="utf-8"))
-    return Summary.model_validate(content)
-
-
-def summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[dict[str, str]]]:
-    """Return the lines of the summary by the heading of their verdict.
-
-    Args:
-        rows: of `report.scoreboard`. What has not been found yet is left out.
-
-    Returns:
-        For each heading lines with `text`, `found`, `command` and `item`.
-    """
-    by_id = {row["id"]: row for row in rows}
-    found: dict[str, list[dict[str, str]]] = {heading: [] for heading in VERDICTS.values()}
-    for line in settings().lines:
-        row = by_id[line.rule]
-        if row["verdict"] in VERDICTS:
-            found[VERDICTS[row["verdict"]]].append(
-                {
-                    "text": line.text.format(printed=row["published"]),
-                    "found": _written(line, row),
-                    "command": f"vaalign reproduce --only {row['notebook'].split('_')[0]}",
-                    "item": row["item"],
-                }
-            )
-    return {heading: lines for heading, lines in found.items() if lines}
-
-
-def _written(line: Line, row: Mapping[str, Any]) -> str:
-    numbers = {name: row[name] for name in ("value", "low", "high")}
-    if line.logarithm:
-        numbers = {name: math.exp(number) for name, number in numbers.items()}
-    return line.found.format(text=row["reproduced"], **numbers)
-
-
-def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Return the summary as a Markdown table, with the command that makes each number."""
-    lines = ["| | what | found here | command |", "|---|---|---|---|"]
-    for heading, found in summary(rows).items():
-        for k, one in enumerate(found):
-            name = f"**{heading}**" if k == 0 else ""
-            text, found_here = (one[part].replace("|", "\\|") for part in ("text", "found"))
-            lines.append(f"| {name} | {text} | {found_here} | `{one['command']}` |")
-    return settings().stand_ins + "\n\n" + "\n".join(lines) + "\n"
-
-
-def write_into_readme(rows: Sequence[Mapping[str, Any]], readme: Path = README) -> bool:
-    """Put the summary between its two marks in the README; return whether that changed it."""
-    text = readme.read_text(encoding="utf-8")
-    if text.count(BEGIN) != 1 or text.count(END) != 1:
-        raise ValueError(f"{readme}: expected the lines {BEGIN!r} and {END!r} once each")
-    block = f"{BEGIN}\n{markdown(rows)}{END}"
-    changed = re.sub(f"{re.escape(BEGIN)}.*?{re.escape(END)}", lambda _: block, text, flags=re.DOTALL)
-    if changed != text:
-        write_atomically(readme, changed)
-    return changed != text
-
-
-TEMPLATE = "report.html.jinja"
-
-
-def write_report(profile: Profile, run_dir: Path, seed: int = 0) -> Path:
-    """Write report.html and scoreboard.json from a run folder's finished notebooks.
-
-    A notebook counts if it ran with the cells, library, inputs and seed of now; outdated ones are named.
-
-    Returns:
-        The path of the page, which opens offline.
-    """
-    finished = [book for book in notebooks() if read_record(run_dir / book.name) is not None]
-    current = [book for book in finished if is_done(book, profile, seed, run_dir)]
-    records = [_read(run_dir / book.name) for book in current]
-    rows = scoreboard(records)
-    write_atomically(run_dir / "scoreboard.json", json.dumps(rows, indent=1) + "\n")
-    environment = Environment(
-        loader=PackageLoader("vaalign_lib.reproduce"), autoescape=select_autoescape(["html", "jinja"])
-    )
-    page = environment.get_template(TEMPLATE).render(
-        profile=profile,
-        summary=summary(rows),
-        stand_ins=settings().stand_ins,
-        headline=[one for name in settings().figures for one in _named(name, records, run_dir)],
-        items=[_item(name, rows, records, run_dir) for name in ITEMS + FURTHER_ITEMS],
-        counts=Counter(row["verdict"] for row in rows),
-        notebooks=[record["notebook"] for record in records],
-        taken=[record["notebook"] for record in records if record.get("taken")],
-        outdated=[book.name for book in finished if book not in current],
-        claims=len(rows),
-    )
-    write_atomically(run_dir / "report.html", page)
-    return run_dir / "report.html"
-
-
-def _read(folder: Path) -> dict[str, Any]:
-    record: dict[str, Any] = json.loads((folder / FINDINGS).read_text(encoding="utf-8"))
-    return record
-
-
-def published_rows() -> list[dict[str, Any]]:
-    """Return the scoreboard of the findings that are committed."""
-    paths = sorted((RESULTS / "findings").glob("*.json"))
-    return scoreboard([json.loads(path.read_text(encoding="utf-8")) for path in paths])
-
-
-def scoreboard(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return a row for every rule: published value, finding with its interval, verdict, rule, notebook.
+def scoreboard(records: Iterable[Mapping[str, Any]]) -> list[Row]:
+    """Return a row for every rule, from the records of notebooks.
 
     Raises:
         UnknownRuleError: a finding has no rule.
     """
-    findings: dict[str, Finding] = {}
-    for record in records:
-        for entry in record["findings"]:
-            finding = Finding.model_validate(entry)
-            findings[rule_of(finding.rule).id] = finding
+    found = [Finding.model_validate(entry) for record in records for entry in record["findings"]]
+    findings = {rule_of(one.rule).id: one for one in found}
     return [_row(rule, findings.get(rule.id)) for rule in rules().values()]
 
 
-def _row(rule: Rule, finding: Finding | None) -> dict[str, Any]:
-    printed = published().loc[rule.published] if rule.published else None
-    return {
-        "item": rule.item,
-        "id": rule.id,
-        "claim": rule.claim,
-        "source": rule.source,
-        "published": printed_text(rule),
-        "place": "" if printed is None else printed["place"],
-        "reproduced": "" if finding is None else finding.reproduced,
-        "value": None if finding is None else finding.value,
-        "low": None if finding is None else finding.low,
-        "high": None if finding is None else finding.high,
-        "count": None if finding is None else finding.count,
-        "verdict": verdict(rule, finding),
-        "rule": _in_words(rule),
-        "notebook": rule.notebook,
-    }
+def _row(rule: Rule, finding: Finding | None) -> Row:
+    known = finding or Finding(rule=rule.id, reproduced="")
+    return Row(
+        **rule.model_dump(include={"item", "id", "claim", "source", "notebook"}),
+        **known.model_dump(include={"reproduced", "value", "low", "high", "count"}),
+        published=printed_text(rule),
+        place=published().loc[rule.published, "place"] if rule.published else "",
+        verdict=verdict(rule, finding),
+        rule=_in_words(rule),
+    )
 
 
 def _in_words(rule: Rule) -> str:
@@ -232,45 +108,153 @@ def _in_words(rule: Rule) -> str:
     return text
 
 
-def _named(name: str, records: list[dict[str, Any]], run_dir: Path) -> list[dict[str, Any]]:
-    """Return a figure by its name, if a notebook has made it."""
-    return [
-        _figure(run_dir / record["notebook"] / "figures" / f"{name}.png", entry["caption"])
-        for record in records
-        for entry in record["figures"]
-        if entry["name"] == name
-    ]
+def published_rows() -> list[Row]:
+    """Return the scoreboard of the findings that are committed."""
+    return scoreboard(map(_read, sorted((RESULTS / "findings").glob("*.json"))))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return record
+
+
+# --- the summary --------------------------------------------------------------------------------------
+
+
+class Line(_Strict):
+    """A finding that the summary holds, by its rule: what it is about and how it is written."""
+
+    rule: str
+    text: str
+    found: str = "{text}"
+    logarithm: bool = False
+
+    @field_validator("rule")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        return rule_of(name).id
+
+
+class Summary(_Strict):
+    """What the summary consists of; see data/summary.yaml."""
+
+    stand_ins: str
+    figures: list[str]
+    lines: list[Line]
+
+
+def settings() -> Summary:
+    """Return what the summary consists of."""
+    return Summary.model_validate(yaml.safe_load((DATA / "summary.yaml").read_text(encoding="utf-8")))
+
+
+def summary(rows: Sequence[Row]) -> dict[str, list[dict[str, str]]]:
+    """Return the lines of the summary, each with `text`, `found`, `command` and `item`, by the heading of
+    their verdict; what has not been found yet is left out.
+    """
+    by_id = {row.id: row for row in rows}
+    found: dict[str, list[dict[str, str]]] = {heading: [] for heading in VERDICTS.values()}
+    for line in settings().lines:
+        row = by_id[line.rule]
+        if row.verdict in VERDICTS:
+            numbers = row.model_dump(include={"value", "low", "high"})
+            if line.logarithm:
+                numbers = {name: math.exp(number) for name, number in numbers.items()}
+            found[VERDICTS[row.verdict]].append(
+                {
+                    "text": line.text.format(printed=row.published),
+                    "found": line.found.format(text=row.reproduced, **numbers),
+                    "command": f"vaalign reproduce --only {row.notebook.split('_')[0]}",
+                    "item": row.item,
+                }
+            )
+    return {heading: lines for heading, lines in found.items() if lines}
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """Return the summary as a Markdown table, with the command that makes each number."""
+    lines = ["| | what | found here | command |", "|---|---|---|---|"]
+    for heading, found in summary(rows).items():
+        for k, one in enumerate(found):
+            name = f"**{heading}**" if k == 0 else ""
+            text, found_here = (one[part].replace("|", "\\|") for part in ("text", "found"))
+            lines.append(f"| {name} | {text} | {found_here} | `{one['command']}` |")
+    return settings().stand_ins + "\n\n" + "\n".join(lines) + "\n"
+
+
+def write_into_readme(rows: Sequence[Row], readme: Path = README) -> bool:
+    """Put the summary between its two marks in the README; return whether that changed it."""
+    text = readme.read_text(encoding="utf-8")
+    if text.count(BEGIN) != 1 or text.count(END) != 1:
+        raise ValueError(f"{readme}: expected the lines {BEGIN!r} and {END!r} once each")
+    block = f"{BEGIN}\n{markdown(rows)}{END}"
+    changed = re.sub(f"{re.escape(BEGIN)}.*?{re.escape(END)}", lambda _: block, text, flags=re.DOTALL)
+    if changed != text:
+        write_atomically(readme, changed)
+    return changed != text
+
+
+# --- the page -----------------------------------------------------------------------------------------
+
+
+def write_report(profile: Profile, run_dir: Path, seed: int = 0) -> Path:
+    """Write report.html, which opens offline, and scoreboard.json from a run folder; return the page.
+
+    A notebook counts if it ran with the cells, library, inputs and seed of now; outdated ones are named.
+    """
+    finished = [book for book in notebooks() if read_record(run_dir / book.name) is not None]
+    current = [book for book in finished if is_done(book, profile, seed, run_dir)]
+    records = [_read(run_dir / book.name / FINDINGS) for book in current]
+    rows, figures = scoreboard(records), _figures(records, run_dir)
+    content = json.dumps([row.model_dump() for row in rows], indent=1)
+    write_atomically(run_dir / "scoreboard.json", content + "\n")
+    pages = {book.name: f"{book.name}/{PAGE}" for book in current if (run_dir / book.name / PAGE).is_file()}
+    environment = Environment(
+        loader=PackageLoader("vaalign_lib.reproduce"), autoescape=select_autoescape(["html", "jinja"])
+    )
+    page = environment.get_template("report.html.jinja").render(
+        profile=profile,
+        summary=summary(rows),
+        stand_ins=settings().stand_ins,
+        headline=[one for name in settings().figures for one in figures if one["name"] == name],
+        items=[_item(name, rows, figures, pages) | {"exhibit": one} for name, one in exhibits().items()],
+        counts=Counter(row.verdict for row in rows),
+        notebooks=[record["notebook"] for record in records],
+        taken=[record["notebook"] for record in records if record.get("taken")],
+        outdated=[book.name for book in finished if book not in current],
+        claims=len(rows),
+    )
+    write_atomically(run_dir / "report.html", page)
+    return run_dir / "report.html"
+
+
+def exhibits() -> dict[str, dict[str, str]]:
+    """Return every item of the report, those with rules first, with what data/exhibits.yaml says of it."""
+    listed = yaml.safe_load((DATA / "exhibits.yaml").read_text(encoding="utf-8"))
+    return {name: {} for name in ITEMS + FURTHER_ITEMS} | {one["item"]: one for one in listed}
 
 
 def _item(
-    name: str, rows: list[dict[str, Any]], records: list[dict[str, Any]], run_dir: Path
+    name: str, rows: Sequence[Row], figures: Sequence[Mapping[str, Any]], pages: Mapping[str, str]
 ) -> dict[str, Any]:
-    figures = [
-        _figure(run_dir / record["notebook"] / "figures" / f"{entry['name']}.png", entry["caption"])
-        for record in records
-        for entry in record["figures"]
-        if entry["item"] == name
-    ]
-    mine = [row for row in rows if row["item"] == name]
-    pages = {
-        row["notebook"]: f"{row['notebook']}/{PAGE}"
-        for row in mine
-        if (run_dir / row["notebook"] / PAGE).is_file()
-        and any(record["notebook"] == row["notebook"] for record in records)
-    }
+    mine = [row for row in rows if row.item == name]
     return {
         "name": name,
-        "anchor": name.lower().replace(" ", "-").replace(".", "-"),
+        "anchor": re.sub("[ .]", "-", name.lower()),
         "rows": mine,
-        "verdicts": list(dict.fromkeys(row["verdict"] for row in mine)),
-        "figures": figures,
-        "pages": pages,
+        "verdicts": list(dict.fromkeys(row.verdict for row in mine)),
+        "figures": [one for one in figures if one["item"] == name],
+        "pages": {row.notebook: pages[row.notebook] for row in mine if row.notebook in pages},
     }
 
 
-def _figure(path: Path, caption: str) -> dict[str, Any]:
-    """Return a figure to stand in the page itself, at half its pixels: it was saved for sharp screens."""
-    content = path.read_bytes()
-    width = int.from_bytes(content[16:20], "big")  # of the PNG header
-    image = "data:image/png;base64," + base64.b64encode(content).decode()
-    return {"caption": caption, "image": image, "width": width // 2}
+def _figures(records: Sequence[Mapping[str, Any]], run_dir: Path) -> list[dict[str, Any]]:
+    """Return all figures to stand in the page itself, at half their pixels: saved for sharp screens."""
+    figures = []
+    for record in records:
+        for entry in record["figures"]:
+            content = (run_dir / record["notebook"] / "figures" / f"{entry['name']}.png").read_bytes()
+            width = int.from_bytes(content[16:20], "big")  # of the PNG header
+            image = "data:image/png;base64," + base64.b64encode(content).decode()
+            figures.append(entry | {"image": image, "width": width // 2})
+    return figures

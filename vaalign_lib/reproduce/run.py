@@ -6,20 +6,20 @@ import re
 import shutil
 import sys
 import time
-import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from vaalign_lib import store
 from vaalign_lib.jobs import check_workers
 from vaalign_lib.profiles import PUBLISHED_PROFILE, Profile, load_profile, local_files
+from vaalign_lib.reproduce import execute
 from vaalign_lib.reproduce.execute import EXECUTED, FINDINGS
-from vaalign_lib.reproduce.run_folder import RECORD, hashes, make_way, opened, remove
+from vaalign_lib.reproduce.run_folder import RECORD, UsageError, make_way, opened, read_record, remove
 from vaalign_lib.store import (
     DATA,
     FIGURES,
@@ -35,23 +35,16 @@ from vaalign_lib.store import (
     package_versions,
     replace_folder,
     write_atomically,
+    write_record,
 )
 
 FROM_RESULTS = "from_results"  # of notebooks that can be drawn from published results; True in JupyterLab
 COMMON_PARAMETERS = ("profile", "seed", "run_dir", "figures_dir", "workers", FROM_RESULTS)
 
 
-class UnknownParameterError(ValueError):
-    """A parameter was set that a notebook does not have."""
-
-
-class UnknownNotebookError(ValueError):
-    """A notebook was asked for that does not exist."""
-
-
 @dataclass(frozen=True)
 class Notebook:
-    """A notebook of the study and its place in a run folder."""
+    """A notebook of the study."""
 
     path: Path
 
@@ -63,53 +56,47 @@ class Notebook:
     def number(self) -> str:
         return self.name.split("_")[0]
 
+    @cached_property
+    def content(self) -> dict[str, Any]:
+        """The notebook's JSON."""
+        content: dict[str, Any] = json.loads(self.path.read_text(encoding="utf-8"))
+        return content
+
+    @property
     def needs(self) -> list["Notebook"]:
-        """Return the notebooks whose findings this one reads, by its metadata."""
-        numbers = self.content()["metadata"].get("vaalign", {}).get("needs", [])
+        """The notebooks whose findings this one reads, by its metadata."""
+        numbers = self.content["metadata"].get("vaalign", {}).get("needs", [])
         return [book for book in notebooks() if book.number in numbers]
 
-    def check_parameters(self, names: Iterable[str]) -> None:
-        """Refuse parameters that the notebook's cell of parameters does not have.
-
-        Raises:
-            UnknownParameterError: it lacks one.
-        """
-        free = [name for name in self.parameters() if name not in COMMON_PARAMETERS]
-        for name in names:
-            if name not in free:
-                raise UnknownParameterError(
-                    f"--set: {self.name} has no parameter {name!r}; it has "
-                    + (", ".join(free) or "none beside those with options of their own")
-                )
-
+    @property
     def parameters(self) -> list[str]:
-        """Return the names in the notebook's cell of parameters."""
-        source = next(
-            "".join(cell["source"])
-            for cell in self.content()["cells"]
-            if "parameters" in cell["metadata"].get("tags", [])
-        )
-        return re.findall(r"^(\w+) = ", source, flags=re.MULTILINE)
+        """The names in the notebook's cell of parameters."""
+        tagged = (one for one in self.content["cells"] if "parameters" in one["metadata"].get("tags", []))
+        return re.findall(r"^(\w+) = ", "".join(next(tagged)["source"]), flags=re.MULTILINE)
 
     @property
     def reads_results(self) -> bool:
         """Whether it shows results that were published by other profiles, or can be drawn from them."""
-        return FROM_RESULTS in self.parameters()
-
-    def content(self) -> dict[str, Any]:
-        """Return the notebook's JSON."""
-        content: dict[str, Any] = json.loads(self.path.read_text(encoding="utf-8"))
-        return content
+        return FROM_RESULTS in self.parameters
 
 
 @dataclass(frozen=True)
 class NotebookOutcome:
-    """How the run of a notebook ended."""
+    """How the run of a notebook ended: done, kept, taken, failed or skipped."""
 
     notebook: str
-    state: str  # "done", "kept", "taken", "failed" or "skipped"
+    state: str
     seconds: float = 0.0
     message: str = ""
+
+    def __str__(self) -> str:
+        return {
+            "done": f"done in {self.seconds:.0f} s",
+            "taken": "its published figures, tables and findings",
+            "kept": f"already done (took {self.seconds:.0f} s), kept",
+            "failed": f"FAILED after {self.seconds:.0f} s: {self.message}",
+            "skipped": f"skipped: {self.message}",
+        }[self.state]
 
 
 def notebooks() -> list[Notebook]:
@@ -121,20 +108,28 @@ def select(only: str | None) -> list[Notebook]:
     """Return the notebooks that a list such as "01,02" or "01_bandit" names; all if it is None.
 
     Raises:
-        UnknownNotebookError: a name fits none.
+        UsageError: a name fits none.
     """
     everything = notebooks()
     if only is None:
         return everything
-    wanted = [part.strip() for part in only.split(",")]
-    for part in wanted:
-        if not any(part in (notebook.number, notebook.name) for notebook in everything):
-            names = ", ".join(notebook.name for notebook in everything)
-            raise UnknownNotebookError(f"--only: no notebook {part!r}; there are {names}")
-    return [book for book in everything if book.number in wanted or book.name in wanted]
+    wanted = {part.strip() for part in only.split(",")}
+    if unknown := wanted - {name for book in everything for name in (book.number, book.name)}:
+        names = ", ".join(book.name for book in everything)
+        raise UsageError(f"--only: no notebook {min(unknown)!r}; there are {names}")
+    return [book for book in everything if wanted & {book.number, book.name}]
 
 
-# --- keys and records ---------------------------------------------------------------------------------
+def _check_settings(notebook: Notebook, settings: Mapping[str, str]) -> None:
+    """Refuse parameters that the notebook's cell of parameters does not have."""
+    free = [name for name in notebook.parameters if name not in COMMON_PARAMETERS]
+    for name in settings:
+        if name not in free:
+            has = ", ".join(free) or "none beside those with options of their own"
+            raise UsageError(f"--set: {notebook.name} has no parameter {name!r}; it has {has}")
+
+
+# --- keys ---------------------------------------------------------------------------------------------
 
 
 def notebook_key(
@@ -150,28 +145,16 @@ def notebook_key(
     others = [path for path in published if path.parent.name != profile.name]
     library = sorted(PACKAGE.rglob("*.py"))
     return content_key(
-        cells=[(cell["cell_type"], "".join(cell["source"])) for cell in notebook.content()["cells"]],
+        cells=[(cell["cell_type"], "".join(cell["source"])) for cell in notebook.content["cells"]],
         files={str(path.relative_to(ROOT)): file_hash(path) for path in library + inputs},
         results={f"{path.parent.name}/{path.name}": file_hash(path) for path in others},
         profile=profile.model_dump(),
         models_and_data=local_files(profile),
         seed=seed,
-        needs=[(read_record(run_dir / book.name) or {}).get("key") for book in notebook.needs()],
+        needs=[(read_record(run_dir / book.name) or {}).get("key") for book in notebook.needs],
         settings={name: content_of(value) for name, value in (settings or {}).items()},
         packages=package_versions() | {"matplotlib": importlib.metadata.version("matplotlib")},
     )
-
-
-def read_record(folder: Path) -> dict[str, Any] | None:
-    """Return the record of a finished run; None, with a warning, if a file of it is not as it was."""
-    if not (folder / RECORD).is_file():
-        return None
-    try:
-        return store.read_record(folder, RECORD)
-    except store.DamagedError as error:
-        text = f"{error}; {folder.name} counts as not run"
-        warnings.warn(text, store.DamagedResultWarning, stacklevel=2)
-        return None
 
 
 def is_done(notebook: Notebook, profile: Profile, seed: int, run_dir: Path) -> bool:
@@ -184,12 +167,6 @@ def publishes(profile: Profile, run_dir: Path, seed: int) -> bool:
     """Whether a run's results are those that are committed: the shipped profile in its own folder."""
     shipped = profile.name == PUBLISHED_PROFILE and profile == load_profile(PUBLISHED_PROFILE)
     return shipped and seed == 0 and run_dir == (RUNS / PUBLISHED_PROFILE).resolve()
-
-
-def _write_record(folder: Path, key: str, seconds: float) -> None:
-    finished = datetime.now(UTC).isoformat(timespec="seconds")
-    record = {"key": key, "finished": finished, "seconds": round(seconds, 1), "files": hashes(folder)}
-    write_atomically(folder / RECORD, store.sealed(record))
 
 
 # --- running ------------------------------------------------------------------------------------------
@@ -221,64 +198,41 @@ def reproduce(
         from_results: train nothing: notebooks that can are drawn from the published rows of all policies,
             of the others the published figures, tables and findings are taken.
 
-    Returns:
-        The outcome of every selected notebook, in order.
-
     Raises:
         RunDirectoryBusyError: another process works in the run folder.
-        RunFolderError: it is a folder of other things.
-        UnknownNotebookError: `only` names a notebook that does not exist.
-        UnknownParameterError: a selected notebook has no such parameter.
+        UsageError: the run folder holds other things, or there is no such notebook or parameter.
         ValueError: `workers` is neither a number nor an address.
     """
     chosen, run_dir, settings = select(only), run_dir.resolve(), dict(settings or {})
     check_workers(workers, least=0)
     for notebook in chosen:
-        notebook.check_parameters(settings)
+        _check_settings(notebook, settings)
     outcomes: list[NotebookOutcome] = []
     with opened(run_dir):
         for position, notebook in enumerate(chosen, start=1):
             label = f"[{position}/{len(chosen)}] {notebook.name}"
-            blocking = [book.name for book in notebook.needs() if not is_done(book, profile, seed, run_dir)]
+            key = notebook_key(notebook, profile, seed, run_dir, settings)
+            blocking = [book.name for book in notebook.needs if not is_done(book, profile, seed, run_dir)]
             if from_results and not notebook.reads_results:
-                outcome = _take(notebook, notebook_key(notebook, profile, seed, run_dir), run_dir)
+                outcome = _take(notebook, key, run_dir)
             elif blocking:
                 outcome = NotebookOutcome(notebook.name, "skipped", message=f"needs {', '.join(blocking)}")
             else:
-                key = notebook_key(notebook, profile, seed, run_dir, settings)
-                parameters: dict[str, Any] = {
-                    "profile": profile_source,
-                    "seed": seed,
-                    "workers": workers,
-                    **settings,
-                    **({FROM_RESULTS: from_results} if notebook.reads_results else {}),
-                }
-                again = force or from_results
-                outcome = _run(notebook, key, parameters, run_dir, label, again)
+                parameters = {"profile": profile_source, "seed": seed, "workers": workers, **settings}
+                if notebook.reads_results:
+                    parameters[FROM_RESULTS] = from_results
+                outcome = _run(notebook, key, parameters, run_dir, label, force or from_results)
             if outcome.state in ("done", "kept") and publishes(profile, run_dir, seed) and not settings:
                 publish(run_dir / notebook.name)
             outcomes.append(outcome)
-            _say(label, outcome)
+            tqdm.write(f"{label}: {outcome}", file=sys.stderr)
     return outcomes
-
-
-def _say(label: str, outcome: NotebookOutcome) -> None:
-    text = {
-        "done": f"done in {outcome.seconds:.0f} s",
-        "taken": "its published figures, tables and findings",
-        "kept": f"already done (took {outcome.seconds:.0f} s), kept",
-        "failed": f"FAILED after {outcome.seconds:.0f} s: {outcome.message}",
-        "skipped": f"skipped: {outcome.message}",
-    }[outcome.state]
-    tqdm.write(f"{label}: {text}", file=sys.stderr)
 
 
 def _run(
     notebook: Notebook, key: str, parameters: dict[str, Any], run_dir: Path, label: str, force: bool
 ) -> NotebookOutcome:
-    from vaalign_lib.reproduce import execute
-
-    folder = run_dir / notebook.name
+    folder, failed = run_dir / notebook.name, run_dir / f"{notebook.name}.failed"
     record = read_record(folder)
     if record is not None and record["key"] == key and not force:
         return NotebookOutcome(notebook.name, "kept", record["seconds"])
@@ -288,20 +242,22 @@ def _run(
         partial.mkdir(parents=True)
         error = execute.execute(notebook.path, partial, parameters, run_dir, label)
         seconds = time.perf_counter() - started
-        _write_record(partial, key, seconds)
-        failed = run_dir / f"{notebook.name}.failed"
-        if error is not None:
-            make_way(failed)
-            replace_folder(partial, failed)
-            return NotebookOutcome(
-                notebook.name, "failed", seconds, f"{error}\n    executed copy: {failed / EXECUTED}"
-            )
-        make_way(folder)
-        replace_folder(partial, folder)
-        remove(failed)
-        return NotebookOutcome(notebook.name, "done", seconds)
+        _record(partial, key, seconds)
+        place = folder if error is None else failed
+        make_way(place)
+        replace_folder(partial, place)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+    if error is None:
+        remove(failed)
+        return NotebookOutcome(notebook.name, "done", seconds)
+    message = f"{error}\n    executed copy: {failed / EXECUTED}"
+    return NotebookOutcome(notebook.name, "failed", seconds, message)
+
+
+def _record(folder: Path, key: str, seconds: float) -> None:
+    finished = datetime.now(UTC).isoformat(timespec="seconds")
+    write_record(folder, {"key": key, "finished": finished, "seconds": round(seconds, 1)}, RECORD)
 
 
 def _take(notebook: Notebook, key: str, run_dir: Path) -> NotebookOutcome:
@@ -310,12 +266,10 @@ def _take(notebook: Notebook, key: str, run_dir: Path) -> NotebookOutcome:
     if not published.is_file():
         return NotebookOutcome(notebook.name, "skipped", message=f"nothing is published at {published}")
     record = json.loads(published.read_text(encoding="utf-8"))
+    kinds = (("figures", FIGURES, (".png", ".pdf")), ("tables", RESULTS, (".parquet", ".md")))
     files = {
-        f"{kind}/{entry['name']}{ending}": source / f"{entry['name']}{ending}"
-        for kind, source, endings in (
-            ("figures", FIGURES, (".png", ".pdf")),
-            ("tables", RESULTS, (".parquet", ".md")),
-        )
+        Path(kind, entry["name"] + ending): source / (entry["name"] + ending)
+        for kind, source, endings in kinds
         for entry in record[kind]
         for ending in endings
     }
@@ -327,13 +281,12 @@ def _take(notebook: Notebook, key: str, run_dir: Path) -> NotebookOutcome:
             (partial / name).parent.mkdir(exist_ok=True)
             shutil.copyfile(path, partial / name)
         write_atomically(partial / FINDINGS, json.dumps(record | {"taken": True}, indent=1) + "\n")
-        _write_record(partial, key, 0)
+        _record(partial, key, 0)
     return NotebookOutcome(notebook.name, "taken")
 
 
 def publish(folder: Path, figures: Path = FIGURES, results: Path = RESULTS) -> list[Path]:
-    """Copy what a finished run made to where it is committed; return what changed."""
-    changed = []
+    """Copy what a finished notebook made to where it is committed; return what changed."""
     targets = {"figures": figures, "tables": results, "runs": results / "runs" / PUBLISHED_PROFILE}
     copies = {
         path: target / path.name
@@ -342,27 +295,28 @@ def publish(folder: Path, figures: Path = FIGURES, results: Path = RESULTS) -> l
     }
     if (folder / FINDINGS).is_file():
         copies[folder / FINDINGS] = results / "findings" / f"{folder.name}.json"
-    for path, destination in copies.items():
-        content = path.read_bytes()
-        if not destination.is_file() or destination.read_bytes() != content:
-            destination.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(destination, content)
-            changed.append(destination)
-    return changed
+    changed = {
+        target: path.read_bytes()
+        for path, target in copies.items()
+        if not target.is_file() or target.read_bytes() != path.read_bytes()
+    }
+    for target, content in changed.items():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(target, content)
+    return list(changed)
 
 
-def status(profile: Profile, run_dir: Path, seed: int = 0) -> Sequence[tuple[str, str, str]]:
+def status(profile: Profile, run_dir: Path, seed: int = 0) -> list[tuple[str, str, str]]:
     """Return a row for every notebook: name, state, and when it finished or why not."""
     rows = []
     for notebook in notebooks():
-        record = read_record(run_dir / notebook.name)
-        if (run_dir / f"{notebook.name}.failed").is_dir():
-            copy = run_dir / f"{notebook.name}.failed" / EXECUTED
-            rows.append((notebook.name, "failed", f"see {copy}"))
+        record, failed = read_record(run_dir / notebook.name), run_dir / f"{notebook.name}.failed"
+        if failed.is_dir():
+            rows.append((notebook.name, "failed", f"see {failed / EXECUTED}"))
         elif record is None:
             rows.append((notebook.name, "missing", ""))
         else:
             current = record["key"] == notebook_key(notebook, profile, seed, run_dir)
-            state = "done" if current else "outdated"
-            rows.append((notebook.name, state, f"{record['seconds']:.0f} s, {record['finished']}"))
+            note = f"{record['seconds']:.0f} s, {record['finished']}"
+            rows.append((notebook.name, "done" if current else "outdated", note))
     return rows

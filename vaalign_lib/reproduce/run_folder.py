@@ -10,14 +10,16 @@ import re
 import shutil
 import sys
 import time
+import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from vaalign_lib.store import file_hash, locked, remove_unfinished, unsealed, write_atomically
+from vaalign_lib import store
+from vaalign_lib.store import file_hash, locked, remove_unfinished, write_atomically
 
 MARK = ".vaalign"  # the file that makes a folder a run folder
 RECORD = "done.json"  # in the folder of a notebook's run: its key and the hashes of its files
@@ -40,38 +42,34 @@ _FILES = {  # of earlier versions, by their content; only then may they be writt
 }
 
 
-class RunFolderError(ValueError):
-    """A folder that cannot be a run folder."""
+class UsageError(ValueError):
+    """Options, a folder or a notebook's parameters that do not fit."""
 
 
 def check(folder: Path) -> Path:
     """Return the path without links of a run folder, or of one that is empty or yet to be made.
 
     Raises:
-        RunFolderError: it is a file, or a folder of other things.
+        UsageError: it is a file, or a folder of other things.
     """
     try:
         real = folder.resolve()
     except RuntimeError:  # a loop, before Python 3.13
         real = None
     if real is None or (folder.is_symlink() and not folder.exists()):
-        raise RunFolderError(f"--run-dir: {folder} is a link that leads nowhere")
+        raise UsageError(f"--run-dir: {folder} is a link that leads nowhere")
     if real.exists() and not real.is_dir():
-        raise RunFolderError(f"--run-dir: {folder} is a file; name a folder, or what is not there yet")
-    if real.exists() and not _is_run_folder(real):
-        raise RunFolderError(
+        raise UsageError(f"--run-dir: {folder} is a file; name a folder, or what is not there yet")
+    if real.exists() and not (real / MARK).is_file() and not all(map(_known, real.iterdir())):
+        raise UsageError(
             f"--run-dir: {folder} is not empty and is no run folder of vaalign; "
             "name one, an empty folder, or one that is not there yet"
         )
     return real
 
 
-def _is_run_folder(folder: Path) -> bool:
-    """Whether a folder carries the mark, or holds only what an earlier version wrote."""
-    return (folder / MARK).is_file() or all(_known(path) for path in folder.iterdir())
-
-
 def _known(path: Path) -> bool:
+    """Whether an earlier version, which left no mark, wrote this."""
     if path.is_symlink() or not path.is_file():
         return _FOLDERS.fullmatch(path.name) is not None and path.is_dir()
     content = _FILES.get(path.name)
@@ -83,7 +81,7 @@ def opened(folder: Path) -> Iterator[None]:
     """Keep other processes out of a run folder, made and marked if need be, without leftovers.
 
     Raises:
-        RunFolderError: it is no run folder.
+        UsageError: it is no run folder.
         RunDirectoryBusyError: another process works in it.
     """
     check(folder)
@@ -100,10 +98,10 @@ def remove_leftovers(folder: Path) -> None:
     In the store a JupyterLab may be writing at this moment, so there of what has no lock, as in earlier
     versions, only old leftovers go.
     """
-    store = folder / "store"
+    kept = folder / "store"
     remove_unfinished(folder)
-    remove_unfinished(store)
-    for path in _matching(folder, _FOLDER_LEFT) + _matching(store, _STORE_LEFT):
+    remove_unfinished(kept)
+    for path in _matching(folder, _FOLDER_LEFT) + _matching(kept, _STORE_LEFT):
         original = path.with_name(path.name.removeprefix(".").removesuffix(".retired"))
         if path.name.endswith(".retired") and not original.exists():
             path.rename(original)
@@ -123,12 +121,23 @@ def _matching(folder: Path, names: re.Pattern[str]) -> list[Path]:
 # --- folders of notebooks -----------------------------------------------------------------------------
 
 
-def recorded(folder: Path) -> dict[str, Any] | None:
-    """Return the record of a notebook's run, whether its files are still there or not."""
-    try:
-        return unsealed(folder / RECORD)
-    except OSError:
+def read_record(folder: Path) -> dict[str, Any] | None:
+    """Return the record of a finished run; None, with a warning, if a file of it is not as it was."""
+    if not (folder / RECORD).is_file():
         return None
+    try:
+        return store.read_record(folder, RECORD)
+    except store.DamagedError as error:
+        text = f"{error}; {folder.name} counts as not run"
+        warnings.warn(text, store.DamagedResultWarning, stacklevel=2)
+        return None
+
+
+def _listed_files(folder: Path) -> dict[str, str]:
+    """Return the hashes of a run's files by its record, whether they are still there or not."""
+    with suppress(OSError):
+        return dict(store.unsealed(folder / RECORD).get("files", {}))
+    return {}
 
 
 def hashes(folder: Path) -> dict[str, str]:
@@ -144,9 +153,8 @@ def make_way(folder: Path) -> None:
     """Move a folder aside that holds anything but what its record lists; such a one is not replaced."""
     if not folder.is_symlink() and not folder.exists():
         return
-    files = (recorded(folder) or {}).get("files", {})
     theirs = not folder.is_dir() or folder.is_symlink()
-    if theirs or not hashes(folder).items() <= files.items():
+    if theirs or not hashes(folder).items() <= _listed_files(folder).items():
         names = (folder.with_name(f"{folder.name}.aside-{n}") for n in range(1, sys.maxsize))
         aside = next(name for name in names if not name.exists() and not name.is_symlink())
         folder.rename(aside)
