@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from tests.experiments.test_paper_profile import checkpoints, data_files
+from tests.papers.test_exhibits import resolve
 from vaalign_lib.profiles import load_profile
 from vaalign_lib.reproduce.cli import _parser, main
 from vaalign_lib.store import RESULTS, ROOT
@@ -72,8 +73,19 @@ def test_paths_exist():
     assert len(links) > 5
     for link in links:
         assert (ROOT / link).exists(), link
-    for name in re.findall(r"`(vaalign_lib/\w+\.py|benchmarks/\w+\.py)`", README):
-        assert (ROOT / name).is_file(), name
+    named = re.findall(r"\b(?:vaalign_lib|benchmarks|data|notebooks|figures)/[\w./*]*", README)
+    assert len(named) > 40
+    for name in named:
+        assert any(ROOT.glob(name.rstrip("./"))), name
+    for name in re.findall(r"`((?:theory|training|rewards|experiments|reproduce)/\w*(?:\.py)?)`", README):
+        assert (ROOT / "vaalign_lib" / name).exists(), name
+
+
+def test_dotted_names_lead_somewhere():
+    names = set(re.findall(r"vaalign_lib(?:\.\w+)+", README))
+    assert len(names) > 15
+    for name in names:
+        resolve(name)
 
 
 def test_the_primary_endpoint_is_the_published_one():

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import pandas as pd
@@ -72,7 +72,7 @@ def planned(study: Study, workers: int = 1) -> pd.DataFrame:
         rows.append({"run": "reward model", "state": state} | _reward_model(profile))
     for run in runs:
         not_done = "published" if run.name in taken else "to do"
-        state = "done" if _kept(lambda run=run: train_run(kept, run)) else not_done
+        state = "done" if _kept(partial(train_run, kept, run)) else not_done
         amounts = _amounts(profile, run, sizes[run.architecture], workers)
         rows.append({"run": run.name, "state": state} | amounts)
         rows[-1]["seconds"] = costs.get(run.name) or amounts["seconds"]
