@@ -200,7 +200,7 @@ def start_process(study, tmp_path):
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def wait_for(path, seconds=60):
+def wait_for(path, seconds=240):
     deadline = time.monotonic() + seconds
     while not path.exists():
         assert time.monotonic() < deadline, f"{path} did not appear"

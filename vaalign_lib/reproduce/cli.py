@@ -205,50 +205,32 @@ def _setting(text: str) -> tuple[str, str]:
 
 _WHOLE = _matching(r"\d+", "a whole number of at least 0", int)
 _FOLDER = _matching(r"[^\0]*[^\0\s][^\0]*", "the name of a folder", Path)
+_FLAG = {"action": "store_true"}
 _OPTIONS: dict[str, dict[str, Any]] = {
     "--profile": {
         "default": "embedded",
-        "help": "embedded (default), extended, smoke, paper, or the path of a YAML file",
+        "help": "embedded (default), extended, smoke, paper, or a YAML file",
     },
     "--run-dir": {"metavar": "DIR", "type": _FOLDER, "help": "run folder (default: runs/<profile>)"},
     "--seed": {"type": _WHOLE, "default": 0, "help": "of the whole study (default: 0)"},
     "--only": {"metavar": "01,02", "help": "numbers or names of notebooks (default: all)"},
-    "--workers": {
-        "type": _WHOLE,
-        "default": 0,
-        "help": "processes for long work, stacks at a time (default: one per core)",
-    },
-    "--dask": {
-        "metavar": "ADDRESS",
-        "type": _address,
-        "help": "train the policies on a dask.distributed cluster, such as tcp://host:8786; its workers "
-        "must see the run folder under the same path",
-    },
-    "--force": {"action": "store_true", "help": "run notebooks also if they ran before with the same inputs"},
+    "--workers": {"type": _WHOLE, "default": 0, "help": "stacks at a time (default: one per core)"},
+    "--dask": {"metavar": "ADDRESS", "type": _address, "help": "train on a cluster, as tcp://host:8786"},
+    "--force": _FLAG | {"help": "run notebooks also if they ran before with the same inputs"},
     "--set": {
         "metavar": "NAME=VALUE",
         "type": _setting,
         "action": "append",
         "default": [],
-        "help": "a further parameter of the selected notebooks, such as pairs=FILE; goes to a run folder "
-        "of its own and is never published",
+        "help": "a parameter of the notebooks, as pairs=FILE; goes to a run folder of its own, unpublished",
     },
-    "--from-results": {
-        "action": "store_true",
-        "help": "train nothing: draw from what is published in data/results, in a run folder of its own",
-    },
+    "--from-results": _FLAG | {"help": "train nothing: draw from data/results, in a run folder of its own"},
 }
+_OF_RUNS = ["--only", "--workers", "--dask", "--force", "--set", "--from-results"]
 _COMMANDS = {  # what it does, its options beside the first three
-    _reproduce: (
-        "execute the notebooks and write the report",
-        ["--only", "--workers", "--dask", "--force", "--set", "--from-results"],
-    ),
+    _reproduce: ("execute the notebooks and write the report", _OF_RUNS),
     _publish: ("copy finished stacks of policies, a row per policy, to data/results/runs", []),
-    _plan: (
-        "show what a reproduction would train: policies, steps, paid calls, time, memory, disk; and what "
-        "is missing for it",
-        ["--workers"],
-    ),
+    _plan: ("show what a reproduction would train, how long it takes, what is missing for it", ["--workers"]),
     _report: ("write report.html and scoreboard.json from what is there", []),
     _status: ("show what is done, what is missing, and how long it took", []),
 }

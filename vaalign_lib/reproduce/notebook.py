@@ -241,15 +241,9 @@ def start(
 ) -> NotebookRun:
     """Begin a notebook with its parameters.
 
-    Args:
-        name: of the notebook, without its ending.
-        profile: a name or the path of a YAML file.
-        seed: of the whole study.
-        run_dir: run folder; empty means runs/<profile> of the project.
-        figures_dir: folder of the figures; tables and findings go beside it. Empty means
-            <run_dir>/interactive/<name>/figures, apart from what `vaalign reproduce` made.
-        workers: processes for long work, 0 means one per core; or the address of a dask scheduler,
-            whose workers train the policies.
+    Results go to the run folder, runs/<profile> unless named; figures to `figures_dir`, tables and findings
+    beside it, unless named to <run_dir>/interactive/<name>, apart from what `vaalign reproduce` made.
+    Workers are processes for long work, 0 one per core, or the address of a dask scheduler.
 
     Raises:
         ProfileError, ValueError: a parameter is not allowed.

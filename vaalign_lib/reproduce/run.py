@@ -186,17 +186,11 @@ def reproduce(
 ) -> list[NotebookOutcome]:
     """Execute the selected notebooks into a run folder and publish the embedded profile's results.
 
-    Args:
-        profile: the validated profile.
-        profile_source: the name or path it came from, handed to the notebooks.
-        only: numbers or names of notebooks, separated by commas; None: all.
-        workers: processes for long work, 0 means one per core; or the address of a dask scheduler.
-        run_dir: the run folder.
-        seed: of the study.
-        force: run also what ran before with the same inputs.
-        settings: further parameters of the selected notebooks, by name. Such a run is never published.
-        from_results: train nothing: notebooks that can are drawn from the published rows of all policies,
-            of the others the published figures, tables and findings are taken.
+    `profile_source` is the name or path of the profile, handed to the notebooks, `only` their numbers or
+    names, `workers` processes (0: one per core) or the address of a dask scheduler. With `force` also what
+    ran before runs. Runs with `settings`, further parameters of the notebooks, are never published. With
+    `from_results` nothing is trained: notebooks that can are drawn from the published rows of all policies,
+    of the others the published figures, tables and findings are taken.
 
     Raises:
         RunDirectoryBusyError: another process works in the run folder.
