@@ -39,10 +39,8 @@ from vaalign_lib.training.trl_runs import (
 
 JUDGE = JUDGES["judge-b"]
 ALGORITHMS = ("ppo", *TRAINERS)
-CODE = (
-    "vaalign_lib.training.trl_runs",
-    "vaalign_lib.rewards.simulated_judge",
-)  # decides what policies become
+# The modules whose code decides what policies become.
+CODE = ("vaalign_lib.training.trl_runs", "vaalign_lib.rewards.simulated_judge")
 FACTORS = (0.3, 0.55, 1.0, 1.8, 3.3)  # of vanilla's coefficient, in the pilot of a search
 ATTEMPTS, TOLERANCE = 4, 0.05  # of a search, and how near its KL is to come
 VARIANTS = (  # on one token
