@@ -149,23 +149,27 @@ def test_layouts_and_latex(known, runs):
 
 def test_forests_show_the_numbers_of_the_tables(known, runs):
     ratios, risks = tables.table_1(known, runs), tables.table_3(known, runs)
+    primary = [one in PRIMARY for one in runs]
     shown = {
-        "F": (figures.variance_forest(ratios), 0, ratios["f"]),
-        "training": (figures.variance_forest(ratios), 1, ratios["ratio"]),
-        "printed": (figures.variance_forest(ratios), 2, ratios["f_printed"].dropna()),
-        "risks": (figures.risk_forest(risks), 0, risks["fall"]),
+        "F": (figures.variance_forest(ratios, primary), 0, ratios["f"]),
+        "training": (figures.variance_forest(ratios, primary), 1, ratios["ratio"]),
+        "printed": (figures.variance_forest(ratios, primary), 2, ratios["f_printed"].dropna()),
+        "risks": (figures.risk_forest(risks, primary), 0, risks["fall"]),
     }
     for name, (figure, place, values) in shown.items():
         points = np.asarray(figure.axes[0].containers[place].lines[0].get_xdata(), dtype=float)
-        np.testing.assert_allclose(points, values.to_numpy(dtype=float), err_msg=name)
+        np.testing.assert_allclose(np.sort(points), np.sort(values.to_numpy(dtype=float)), err_msg=name)
+        labels = [text.get_text() for text in figure.axes[0].get_yticklabels()]
+        assert len(labels) == len(set(labels)) > len(runs)  # each comparison, and the groups' names
 
 
 def test_figures_draw(known, runs, tmp_path):
-    risks = tables.further_risks(known, runs[:2])
+    risks, primary = tables.further_risks(known, runs[:2]), [one in PRIMARY for one in runs]
+    pooled = Estimate(1.9, 1.4, 2.6, 160)
     drawn = {
-        "variances": figures.variance_forest(tables.table_1(known, runs)),
-        "risks": figures.risk_forest(tables.table_3(known, runs)),
-        "own": figures.variance_forest(tables.table_1(known, runs[-1:])),
+        "variances": figures.variance_forest(tables.table_1(known, runs), primary, pooled),
+        "risks": figures.risk_forest(tables.table_3(known, runs), primary),
+        "own": figures.variance_forest(tables.table_1(known, runs[-1:]), primary[-1:]),
         "measures": figures.risk_measures(risks, {"cvar_10": "CVaR", "sharpe": "Sharpe"}),
         "printed": figures.printed_statistics(recomputed.audit()),
         "needed": figures.policies_needed(recomputed.risk_tests(), 80),

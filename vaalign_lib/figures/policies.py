@@ -1,7 +1,6 @@
 """Figures of policies in training."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -9,8 +8,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy.stats import gaussian_kde
 
-from vaalign_lib.figures.style import EXACT, GRPO, PESSIMIST, POLICY_COLOURS, PRINTED, REFERENCE, canvas
-from vaalign_lib.statistics.returns import Ratio
+from vaalign_lib.figures import style
+from vaalign_lib.statistics.arrays import Array
+from vaalign_lib.statistics.tests import Estimate
 
 LABELS = {
     "reward": "reward, SDs of the reference",
@@ -29,165 +29,99 @@ def learning_curves(
 ) -> Figure:
     """Draw mean curves over policies, with the middle 80% of them.
 
-    Args:
-        curves: of `results.curves_of`, by method.
-        measures: a panel each, where they are known.
-        title: of the figure.
+    `curves`: of `results.curves_of`, by method; `measures`: a panel each, where they are known; `title`:
+    what is trained, and how many policies.
     """
     measures = [one for one in measures if all(one in table for table in curves.values())]
-    with canvas(2.7 * len(measures), 2.8, len(measures)) as (figure, panels):
+    with style.grid(len(measures), 2, 6.6, 2.5) as (figure, panels):
         for axes, measure in zip(panels, measures, strict=True):
             for name, table in curves.items():
-                label, steps = name.replace("_", "-"), table["step"]
-                colour = POLICY_COLOURS.get(label)
-                band = table[f"{measure}_low"], table[f"{measure}_high"]
-                axes.fill_between(steps, *band, alpha=0.2, color=colour, linewidth=0)
-                axes.plot(steps, table[measure], color=colour, label=label)
+                shown = style.METHODS.get(name, name)
+                style.band(
+                    axes,
+                    table,
+                    "step",
+                    measure,
+                    style.POLICY_COLOURS.get(shown, style.SERIES[0]),
+                    label=shown,
+                )
             axes.set(xlabel="step", title=LABELS.get(measure, measure.replace("_", " ")))
-        panels[0].legend(fontsize="small")
-        notes = [title, "lines: means, bands: the middle 80% of policies"]
-        figure.suptitle("; ".join(filter(None, notes)), fontsize=9)
+        last = [
+            f"{t[measures[0]].iloc[-1]:.2f} ({style.METHODS.get(name, name)})" for name, t in curves.items()
+        ]
+        found = (
+            f"{LABELS[measures[0]]}: at the end {' and '.join(last)}; means, and the middle 80% of policies"
+        )
+        style.headline(figure, f"{title}\n{found}" if title else found)
+        style.legend_outside(figure, panels[0], len(curves))
         return figure
 
 
 def return_distributions(
-    panels: Mapping[str, Mapping[str, pd.DataFrame]], unit: str, columns: int = 3
+    panels: Mapping[str, Mapping[str, pd.DataFrame]],
+    unit: str | Mapping[str, str],
+    ratios: Mapping[str, Estimate],
 ) -> Figure:
     """Draw densities of the policies' returns with a dot for every policy, a panel for each title.
 
-    Args:
-        panels: for each title the policies of `vanilla`, `variance_aware` and `reference`, with
-            `true_reward`, its error and `kl`; variances are written as training + noise. The reference's
-            mean is a bar, with two standard errors to each side, or an arrow where it lies far from all
-            policies.
-        unit: of the returns.
-        columns: of panels.
+    `panels`: for each title the policies of `vanilla`, `variance_aware` and `reference`, with
+    `true_reward`, its error and `kl`; variances are written as training + noise. The reference's mean is a
+    bar, with two standard errors to each side, or an arrow where it lies far from all policies; `unit`: of
+    the returns; by title where they differ; `ratios`: of training variances, vanilla's over
+    variance-aware's, by title.
     """
-    columns = min(columns, len(panels))
-    rows = -(-len(panels) // columns)
-    with canvas(3.9 * columns, 3.1 * rows + 0.3, columns, rows) as (figure, places):
-        for axes, (title, stacks) in zip(places, panels.items(), strict=False):
+    with style.grid(len(panels), min(2, len(panels)), 7.4 if len(panels) > 1 else 5.6, 2.9) as (
+        figure,
+        places,
+    ):
+        for axes, (title, stacks) in zip(places, panels.items(), strict=True):
             _returns(axes, stacks)
-            axes.set(title=title, xlabel=unit, yticks=[])
-        for axes in places[len(panels) :]:
-            axes.set_axis_off()
-        places[0].legend(fontsize="small", loc="upper left")
+            axes.set_title(f"{title}\nratio {ratios[title]}".replace("; ", ";\n"))
+            axes.set(xlabel=unit if isinstance(unit, str) else unit[title], yticks=[])
+        above, below = sum(r.low > 1 for r in ratios.values()), sum(r.high < 1 for r in ratios.values())
+        count = len(next(iter(panels.values()))["vanilla"])
+        style.headline(
+            figure,
+            f"Vanilla's training variance over variance-aware's: interval above 1 in {above}, below 1 in "
+            f"{below} of {len(panels)}; {count} policies each. Numbers: variance = training + noise.",
+        )
+        widest = max(places, key=lambda axes: len(axes.get_legend_handles_labels()[0]))
+        style.legend_outside(figure, widest, 3)
         return figure
 
 
 def _returns(axes: Axes, stacks: Mapping[str, pd.DataFrame]) -> None:
     bar = stacks["reference"]["true_reward"]
-    values = {name: stacks[name]["true_reward"].to_numpy() for name in ("vanilla", "variance_aware")}
+    values = {name: stacks[name]["true_reward"].to_numpy() for name in style.METHODS}
     every = np.concatenate(list(values.values()))
     span = np.ptp(every) + 1e-9
     near = every.min() - span < bar.mean() < every.max() + span
-    shown_values = np.append(every, bar.mean()) if near else every
-    low, high = shown_values.min() - 0.15 * span, shown_values.max() + 0.15 * span
+    within = np.append(every, bar.mean()) if near else every
+    low, high = within.min() - 0.15 * span, within.max() + 0.15 * span
     places = np.linspace(low, high, 300)
     axes.set_xlim(low, high)
     if near:
-        band = bar.mean() + np.array([-2, 2]) * bar.sem()
-        axes.axvspan(*band, color=REFERENCE, alpha=0.25, linewidth=0)
-        axes.axvline(bar.mean(), color=REFERENCE, linestyle="--", label="reference")
+        half = 2 * bar.sem()
+        axes.axvspan(bar.mean() - half, bar.mean() + half, color=style.REFERENCE, alpha=0.25, linewidth=0)
+        axes.axvline(bar.mean(), color=style.REFERENCE, linestyle="--", label="reference")
+    elif bar.mean() > high:
+        style.note(axes, f"reference {bar.mean():.3g} \u2192", "upper right", style.REFERENCE, line=4)
     else:
-        _beyond(axes, f"reference {bar.mean():.3g}", right=bar.mean() > high)
+        style.note(axes, f"\u2190 reference {bar.mean():.3g}", "upper left", style.REFERENCE, line=4)
     densities = {name: gaussian_kde(one)(places) for name, one in values.items()}
     top = max(density.max() for density in densities.values())
-    lines = []
-    for lane, (name, density) in enumerate(densities.items(), start=1):
-        shown = name.replace("_", "-")
-        colour = POLICY_COLOURS[shown]
+    for lane, (name, density) in enumerate(densities.items()):
+        shown, colour = style.METHODS[name], style.POLICY_COLOURS[style.METHODS[name]]
         axes.fill_between(places, density, color=colour, alpha=0.2, linewidth=0)
         axes.plot(places, density, color=colour, label=shown)
-        depth = np.full(values[name].size, -0.09 * lane * top)
+        depth = np.full(values[name].size, -0.09 * (lane + 1) * top)
         axes.scatter(values[name], depth, s=9, color=colour, alpha=0.5, linewidths=0)
         noise = (stacks[name]["true_reward_error"] ** 2).mean()
         rest = values[name].var(ddof=1) - noise
-        lines.append(f"{shown}: variance {rest:.2g} + {noise:.2g}, KL {stacks[name]['kl'].mean():.2f}")
-    axes.set_ylim(-0.26 * top, 1.35 * top)
-    axes.text(0.99, 0.98, "\n".join(lines), transform=axes.transAxes, ha="right", va="top", fontsize=7)
-
-
-def _beyond(axes: Axes, text: str, right: bool) -> None:
-    """Say what lies beyond the panel, and on which side."""
-    x, arrow = (0.98, f"{text} \u2192") if right else (0.02, f"\u2190 {text}")
-    axes.text(
-        x, 0.7, arrow, transform=axes.transAxes, ha="right" if right else "left", fontsize=8, color=REFERENCE
-    )
-
-
-def ratio_forest(
-    table: pd.DataFrame,
-    printed: Mapping[Any, float] | None = None,
-    pooled: Mapping[str, Ratio] | None = None,
-    regime: str = "equal_mean_penalty",
-) -> Figure:
-    """Draw ratios of training variances with their intervals, one line for each comparison.
-
-    Args:
-        table: of `comparisons.Comparisons.table`.
-        printed: the paper's ratios by row, marked beside the plain comparison of each row.
-        pooled: further ratios by label, at the end.
-        regime: of the penalty in the paper's rows.
-    """
-    labels = [_comparison_label(row) for row in table.to_dict("records")]
-    with canvas(7.4, 0.32 * (len(table) + len(pooled or {})) + 1.6) as (figure, [axes]):
-        places = np.arange(len(table))[::-1]
-        for k, (label, ratio) in enumerate((pooled or {}).items(), start=1):
-            axes.plot([ratio.low, ratio.high], [-k, -k], color="black", linewidth=2)
-            axes.plot(ratio.value, -k, "D", color="black", markersize=5)
-            labels.append(label)
-        for sure in (True, False):
-            chosen = (table["floored"] < Ratio.FLOORED).to_numpy() == sure
-            known, rows = table.loc[chosen, "ratio"], table[chosen]
-            axes.errorbar(
-                known,
-                places[chosen],
-                xerr=np.stack([known - rows["ratio_low"], rows["ratio_high"] - known]),
-                fmt="o",
-                color=POLICY_COLOURS["variance-aware"] if sure else REFERENCE,
-                markersize=4,
-                label="measured" if sure else "noise of the evaluation too large",
-            )
-        marks = [
-            ((printed or {})[row["row"]], place)
-            for row, place in zip(table.to_dict("records"), places, strict=True)
-            if row["row"] in (printed or {}) and _is_plain(row, regime)
-        ]
-        if marks:
-            axes.scatter(*zip(*marks, strict=True), marker="x", color=PRINTED, label="the paper's", zorder=3)
-        axes.legend(fontsize="small", loc="lower right", bbox_to_anchor=(1, 1), ncols=3)
-        axes.axvline(1, color=REFERENCE, linewidth=1)
-        axes.set_xscale("log")
-        axes.set_xlim(0.1, 12)  # longer lines leave the panel
-        axes.set_xticks([0.125, 0.25, 0.5, 1, 2, 4, 8], ["1/8", "1/4", "1/2", "1", "2", "4", "8"])
-        axes.minorticks_off()
-        axes.set_yticks([*places, *-np.arange(1, len(labels) - len(places) + 1)], labels, fontsize=8)
-        axes.set_xlabel("training variance, vanilla : variance-aware")
-        return figure
-
-
-def _is_plain(row: Mapping[Any, Any], regime: str) -> bool:
-    """Whether a comparison is the plain one of its row."""
-    return (
-        (row["protocol"], row["regime"], row["widths"]) == ("shared", regime, "rescaled")
-        and row["range"] in (0, 100)
-        and row["disagreement"] == "none"
-        and row["repeat"] == 0
-    )
-
-
-def _comparison_label(row: Mapping[Any, Any]) -> str:
-    parts = [str(row["row"]), str(row["protocol"]), str(row["regime"]).replace("_", " ")]
-    if row["range"] not in (0, 100):
-        parts.append(f"1 to {row['range']}")
-    if row["widths"] != "rescaled":
-        parts.append("Table 4's widths")
-    if row["disagreement"] != "none":
-        parts.append(f"disagreement on {row['disagreement']}")
-    if row["repeat"]:
-        parts.append(f"stack {row['repeat'] + 1}")
-    return ", ".join(parts)
+        style.note(
+            axes, f"{rest:.2g} + {noise:.2g}, KL {stacks[name]['kl'].mean():.2f}", colour=colour, line=lane
+        )
+    axes.set_ylim(-0.26 * top, 1.5 * top)
 
 
 def range_ratios(table: pd.DataFrame, printed: Mapping[int, float]) -> Figure:
@@ -195,50 +129,64 @@ def range_ratios(table: pd.DataFrame, printed: Mapping[int, float]) -> Figure:
 
     At equal mean penalty rescaled intervals give the same policies in every range: a band, not points.
 
-    Args:
-        table: rows of `comparisons.Comparisons.table` of several ranges.
-        printed: ratio by R.
+    `table`: rows of `comparisons.Comparisons.table` of several ranges; `printed`: ratio by R.
     """
-    colours = iter((EXACT, GRPO, PESSIMIST))
-    with canvas(5.6, 3.6) as (figure, [axes]):
+    found = ""
+    with style.canvas(6.0, 4.6) as (figure, [axes]):
         for k, ((regime, widths), rows) in enumerate(table.groupby(["regime", "widths"], sort=False)):
             rows = rows.sort_values("range")
             name = str(regime).replace("_", " ").replace("as printed", "printed coefficients")
             if (regime, widths) == ("equal_mean_penalty", "rescaled"):
                 one = rows.iloc[-1]
-                axes.axhspan(one["ratio_low"], one["ratio_high"], color=REFERENCE, alpha=0.15)
-                axes.axhline(one["ratio"], color=REFERENCE, label=f"{name}, the same in every range")
+                axes.axhspan(one["ratio_low"], one["ratio_high"], color=style.REFERENCE, alpha=0.15)
+                axes.axhline(one["ratio"], color=style.REFERENCE, label=f"{name}, the same in every range")
                 continue
+            if (regime, widths) == ("as_printed", "rescaled"):
+                first, last = rows["ratio"].iloc[[0, -1]]
+                found = f"; here, with printed coefficients, {first:.2f} and {last:.2f}"
             name += "" if widths == "rescaled" else ", Table 4's widths"
-            spans = [rows["ratio"] - rows["ratio_low"], rows["ratio_high"] - rows["ratio"]]
             axes.errorbar(
-                rows["range"] * (1 + 0.03 * k), rows["ratio"], yerr=np.stack(spans), fmt="o-",
-                capsize=2, label=name, color=next(colours),
+                rows["range"] * 1.03**k, rows["ratio"], yerr=style.spans(rows, "ratio"), fmt="o-", capsize=2,
+                label=name, color=style.SERIES[k % len(style.SERIES)],
             )  # fmt: skip
-        axes.plot(list(printed), list(printed.values()), "x--", color=PRINTED, label="the paper's ratios")
-        axes.axhline(1, color="black", linewidth=0.8)
-        axes.set(xscale="log", yscale="log", xlabel="R, the upper end of the range",
-                 ylabel="ratio of training variances")  # fmt: skip
-        axes.set_xticks(list(printed), [str(top) for top in printed])
-        axes.set_yticks([0.25, 0.5, 1, 2, 4, 8], ["0.25", "0.5", "1", "2", "4", "8"])
-        axes.minorticks_off()
-        axes.legend(fontsize="small")
+        axes.plot(
+            list(printed), list(printed.values()), "x--", color=style.PRINTED, label="the paper's ratios"
+        )
+        style.octaves(axes, "y")
+        style.log_ticks(axes, "x", sorted(printed), lambda top: f"{top:g}")
+        axes.set(xlabel="R, upper end of the range", ylabel="training variance,\nvanilla : variance-aware")
+        narrow, wide = min(printed), max(printed)
+        said = f"in the paper {printed[narrow]:.2f} and {printed[wide]:.2f}"
+        style.headline(figure, f"Ratio at R = {narrow} and {wide}: {said}{found}; 95% intervals")
+        style.legend_outside(figure, axes, 1)
         return figure
 
 
-def interval_deviations(deviations: Mapping[str, Mapping[int, np.ndarray]]) -> Figure:
+def interval_deviations(deviations: Mapping[str, Mapping[int, Array]]) -> Figure:
     """Draw how the standard deviations of a judge's intervals vary over responses, by range.
 
-    Args:
-        deviations: for each kind of widths, by R, as shares of the scale's length.
+    Ranges in which they are the same share one box.
+
+    `deviations`: for each kind of widths, by R, as shares of the scale's length.
     """
-    with canvas(4.2 * len(deviations), 3.0, len(deviations)) as (figure, panels):
-        for axes, (kind, by_range) in zip(panels, deviations.items(), strict=True):
-            axes.boxplot(
-                list(by_range.values()), tick_labels=[str(top) for top in by_range], showfliers=False
-            )
-            axes.set(title=kind, xlabel="R", ylabel="SD of U[a, b], share of R - 1")
-        top = max(axes.get_ylim()[1] for axes in panels)
-        for axes in panels:
-            axes.set_ylim(0, top)
+    boxes, told = {}, []
+    for kind, by_range in deviations.items():
+        spreads = [float(values.std(ddof=1)) for values in by_range.values()]
+        if np.ptp(spreads) < 1e-9:
+            boxes[f"{kind},\nevery R"] = next(iter(by_range.values()))
+            told.append(f"{kind} {spreads[0]:.3f} in every range")
+        else:
+            short = " ".join(kind.split()[-2:])
+            boxes |= {f"{short},\nR = {top}": values for top, values in by_range.items()}
+            by_top = [f"{one:.3f} (R = {top})" for top, one in zip(by_range, spreads, strict=True)]
+            told.append(f"{kind} {', '.join(by_top)}")
+    with style.canvas(max(1.45 * len(boxes), 4), 3.5) as (figure, [axes]):
+        medians = {"color": style.SERIES[0]}
+        axes.boxplot(list(boxes.values()), tick_labels=list(boxes), showfliers=False, medianprops=medians)
+        axes.tick_params(axis="x", labelsize=style.SMALL)
+        axes.set(ylabel="SD of U[a, b], share of R - 1", ylim=(0, None))
+        style.note(axes, f"n = {len(next(iter(boxes.values())))} responses", "upper left")
+        style.headline(
+            figure, f"How much the uncertainty varies over responses (SD of the SD): {'; '.join(told)}"
+        )
         return figure

@@ -3,418 +3,365 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, NullFormatter
-from numpy.typing import NDArray
+from matplotlib.ticker import MaxNLocator
 
-from vaalign_lib.figures.style import AWARE, GRPO, PESSIMIST, PRINTED, REFERENCE, TRUTH, VANILLA, canvas
+from vaalign_lib.figures import style
+from vaalign_lib.statistics.arrays import Array
 
-Array = NDArray[np.float64]
-SEQUENCE = (VANILLA, AWARE, TRUTH, GRPO, PRINTED, PESSIMIST, REFERENCE, "#000000")
-MARKERS = "osD^vPX*"
-
-
-def _grid(width: float, height: float, rows: int, columns: int) -> tuple[Figure, list[list[Axes]]]:
-    with canvas(width, height, columns) as (figure, _):
-        figure.clear()
-        return figure, [list(row) for row in figure.subplots(rows, columns, squeeze=False)]
-
-
-def _plain_log(axes: Axes, which: str = "x") -> None:
-    """Use a logarithmic axis whose minor ticks bear no numbers, which would overlap on short ranges."""
-    for name in which:
-        getattr(axes, f"set_{name}scale")("log")
-        getattr(axes, f"{name}axis").set_minor_formatter(NullFormatter())
-
-
-def _bounds(values: Array, share: float = 0.995) -> tuple[float, float]:
-    return float(np.min(values)), float(np.quantile(values, share))
-
-
-# --- the world --------------------------------------------------------------------------------------
+ONE, OTHER = style.SERIES[:2]
 
 
 def world_disagreement(table: pd.DataFrame) -> Figure:
     """Annotators' variance against the gold reward, in the three settings.
 
-    Args:
-        table: a row per response and setting: `setting`, `gold`, `variance`, `correlation` (Spearman).
+    `table`: a row per response and setting: `setting`, `gold`, `variance`, `correlation` (Spearman).
     """
-    settings = list(dict.fromkeys(table["setting"]))
-    with canvas(9.0, 3.0, len(settings), sharey=True) as (figure, panels):
-        for axes, setting in zip(panels, settings, strict=True):
-            rows = table[table["setting"] == setting]
-            axes.scatter(
-                rows["gold"], rows["variance"], s=4, color=REFERENCE, alpha=0.25, linewidths=0,
-                rasterized=True,
-            )  # fmt: skip
-            edges = np.quantile(rows["gold"], np.linspace(0, 1, 11))
-            place = np.clip(np.digitize(rows["gold"], edges[1:-1]), 0, 9)
-            medians = rows.groupby(place)[["gold", "variance"]].median()
-            axes.plot(medians["gold"], medians["variance"], "o-", color=AWARE, markersize=4)
-            axes.set(
-                yscale="log",
-                ylim=(2e-3, 60),
-                xlabel="gold reward, corpus SDs",
-                title=f"{setting}: ρ = {rows['correlation'].iloc[0]:+.2f}",
-            )
+    names = {"none": "on no kind", "poor": "on poor responses", "good": "on good responses"}
+    with style.canvas(7.4, 3.6, table["setting"].nunique(), sharey=True) as (figure, panels):
+        for axes, (setting, rows) in zip(panels, table.groupby("setting", sort=False), strict=True):
+            style.scatter_medians(axes, rows, "gold", "variance", 10, ONE)
+            axes.set(yscale="log", ylim=(2e-3, 60), xlabel="gold reward, corpus SDs")
+            axes.set_title(f"Disagreement\n{names.get(str(setting), setting)}")
+            style.note(axes, f"ρ = {rows['correlation'].iloc[0]:+.2f}, n = {len(rows)}")
         panels[0].set_ylabel("annotators' variance")
+        found = table.groupby("setting", sort=False)["correlation"].first()
+        told = ", ".join(f"{value:+.2f} ({names.get(str(key), key)})" for key, value in found.items())
+        style.headline(
+            figure, f"Rank correlation of disagreement and gold reward: {told}. Lines: medians of tenths."
+        )
     return figure
 
 
 def selection_gains(table: pd.DataFrame, method: str = "best of n") -> Figure:
     """Gold gained by choosing among the reference's responses, against KL, by category.
 
-    Args:
-        table: of `vaalign_lib.policies.best_of_n.gains`.
-        method: which rows.
+    `table`: of `vaalign_lib.policies.best_of_n.gains`; `method`: which rows.
     """
     table = table[table["method"] == method]
-    categories, proxies = (list(dict.fromkeys(table["category"])), list(dict.fromkeys(table["proxy"])))
-    with canvas(10.4, 3.3, len(categories), sharey=True) as (figure, panels):
+    proxies = list(dict.fromkeys(table["proxy"]))
+    categories = list(dict.fromkeys(table["category"]))
+    with style.grid(len(categories), 2, 6.8, 2.6, sharex=True, sharey=True) as (figure, panels):
         for axes, category in zip(panels, categories, strict=True):
-            for k, proxy in enumerate(proxies):
-                rows = table[(table["category"] == category) & (table["proxy"] == proxy)]
-                axes.errorbar(
-                    rows["kl"],
-                    rows["gain"],
-                    1.96 * rows["error"],
-                    color=SEQUENCE[(k + 2) % len(SEQUENCE)],
-                    marker=MARKERS[k],
-                    markersize=4,
-                    linewidth=1.3,
-                    label=proxy,
-                )
-            axes.axhline(0, color=REFERENCE, linewidth=0.8)
-            axes.set(xlabel="KL to the reference, nats", title=category)
-        panels[0].set_ylabel("gain in gold reward, corpus SDs")
-        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
+            for k, proxy in enumerate(proxies):  # thinner and thinner, so that equal lines show below
+                one = table[(table["category"] == category) & (table["proxy"] == proxy)]
+                width, colour = 1.2 + 1.7 * (len(proxies) - 1 - k), style.SERIES[k % len(style.SERIES)]
+                axes.plot(one["kl"], one["gain"], color=colour, linewidth=width, label=proxy)
+                axes.errorbar(one["kl"], one["gain"], 1.96 * one["error"], fmt="none", color=colour, lw=1)
+            axes.axhline(0, color="black", linewidth=0.8)
+            axes.set(xlabel="KL to the reference, nats", title=category, ylabel="gold gained,\ncorpus SDs")
+            axes.label_outer()
+        last = table.loc[table.groupby(["category", "proxy"])["kl"].idxmax()].groupby("proxy")["gain"].mean()
+        gains = ", ".join(f"{name} {last[name]:.2f}" for name in proxies)
+        style.headline(figure, f"{method.capitalize()} at the largest KL, mean gain: {gains}. Bars: 95%.")
+        style.legend_outside(figure, panels[0], 2)
     return figure
-
-
-# --- the reward model -------------------------------------------------------------------------------
 
 
 def reward_model(log: pd.DataFrame, accuracy: pd.DataFrame, threshold: float) -> Figure:
     """Stage 1: its loss, and how often it ranks a pair rightly.
 
-    Args:
-        log: `step`, `loss`.
-        accuracy: a row per category and judge: `category`, `against`, `accuracy`, `low`, `high`.
-        threshold: the loss at which training would stop.
+    `log`: `step`, `loss`; `accuracy`: a row per category and judge: `category`, `against`, `accuracy`,
+    `low`, `high`; `threshold`: the loss at which training would stop.
     """
-    with canvas(9.0, 3.3, 2) as (figure, (left, right)):
-        left.plot(log["step"], log["loss"], color=VANILLA, marker="o", markersize=2.5)
-        left.axhline(np.log(2), color=REFERENCE, linestyle=":", linewidth=1)
-        left.annotate("chance, ln 2", (log["step"].iloc[-1], np.log(2)), (0, 3),
-                      textcoords="offset points", ha="right", color=REFERENCE)  # fmt: skip
-        left.axhline(threshold, color=AWARE, linestyle="--", linewidth=1)
-        left.annotate(f"stop at {threshold:g}", (log["step"].iloc[0], threshold), (0, 3),
-                      textcoords="offset points", color=AWARE)  # fmt: skip
+    names, judges = (list(dict.fromkeys(accuracy[column])) for column in ("category", "against"))
+    with style.canvas(7.6, 3.9, 2) as (figure, (left, right)):
+        left.plot(log["step"], log["loss"], color=ONE, marker="o", markersize=2.5)
+        for height, text in ((np.log(2), "chance, ln 2"), (threshold, f"stop at {threshold:g}")):
+            left.axhline(height, color=style.REFERENCE, linestyle=":", linewidth=1)
+            style.label(left, log["step"].iloc[-1], height, text, style.REFERENCE, offset=(0, 7), ha="right")
         left.set(xlabel="step", ylabel="loss", title="One head on the whole model", ylim=(0.2, 0.8))
-        judges = list(dict.fromkeys(accuracy["against"]))
+        places = style.lines_of(right, [name.replace("_", " ")[:18] for name in names])
         for k, judge in enumerate(judges):
             rows = accuracy[accuracy["against"] == judge]
-            place = np.arange(len(rows)) + (k - (len(judges) - 1) / 2) * 0.35
-            colour = (REFERENCE, TRUTH)[k % 2]
-            right.bar(place, rows["accuracy"], 0.33, color=colour, label=judge)
-            spread = [rows["accuracy"] - rows["low"], rows["high"] - rows["accuracy"]]
-            right.errorbar(place, rows["accuracy"], spread, fmt="none", color="black", linewidth=1)
-        right.axhline(0.5, color="black", linewidth=0.8, linestyle=":")
-        right.set(ylim=(0.4, 1), ylabel="pairs ranked rightly", title="Accuracy, 95% intervals")
-        names = list(dict.fromkeys(accuracy["category"]))
-        right.set_xticks(range(len(names)), [name.replace("_", " ")[:18] for name in names])
-        if len(names) > 4:
-            right.tick_params(axis="x", rotation=30)
-            for label in right.get_xticklabels():
-                label.set_horizontalalignment("right")
-        if len(judges) > 1:
-            right.legend(loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=2)
+            at = places[[names.index(name) for name in rows["category"]]] + 0.12 - 0.24 * k
+            style.forest(right, rows, at, "accuracy", style.SERIES[k], fmt=style.MARKERS[k], label=judge)
+        right.axvline(0.5, color="black", linewidth=0.8, linestyle=":")
+        right.set(xlim=(0.4, 1), xlabel="pairs ranked rightly", title="Accuracy, 95% intervals")
+        style.percent(right.xaxis)
+        span = accuracy.groupby("against", sort=False)["accuracy"].agg(["min", "max"]).iterrows()
+        told = "; ".join(f"{row['min']:.0%} to {row['max']:.0%} against {judge}" for judge, row in span)
+        style.headline(
+            figure, f"Pairs ranked rightly, by category: {told}. Loss at the end {log['loss'].iloc[-1]:.2f}."
+        )
+        style.legend_outside(figure, right, len(judges))
     return figure
 
 
 def figure_1(scores: pd.DataFrame, spread: float) -> Figure:
     """Figure 1: the scores of ten reward models for one prompt and its two responses.
 
-    Args:
-        scores: a row per model: `model`, `chosen`, `rejected`.
-        spread: standard deviation of the mean reward over all responses, as a scale.
+    `scores`: a row per model: `model`, `chosen`, `rejected`; `spread`: standard deviation of the mean
+    reward over all responses, as a scale.
     """
-    with canvas(6.4, 3.4) as (figure, (axes,)):
-        axes.plot(scores["model"], scores["chosen"], "o", color=VANILLA, markersize=8)
-        axes.plot(scores["model"], scores["rejected"], "s", color=AWARE, markersize=6)
-        for side, colour, height in (("chosen", VANILLA, 0.75), ("rejected", AWARE, 0.25)):
-            axes.axhline(scores[side].mean(), color=colour, linewidth=1, linestyle="--")
-            axes.annotate(
-                f"{side}\nSD {scores[side].std(ddof=1):.2f}",
-                (1.02, height),
-                xycoords="axes fraction",
-                color=colour,
-                va="center",
-            )
-        axes.set(
-            xlabel="reward model",
-            ylabel="score",
-            xticks=scores["model"],
-            title=f"One prompt, two responses, {len(scores)} models (SD over responses {spread:.2f})",
+    with style.canvas(6.4, 4.0) as (figure, (axes,)):
+        axes.vlines(scores["model"], scores["rejected"], scores["chosen"], color="0.7", linewidth=2, zorder=1)
+        for side, colour, mark in (("chosen", ONE, "o"), ("rejected", OTHER, "s")):
+            values = scores[side]
+            axes.axhline(values.mean(), color=colour, linewidth=1, linestyle="--", zorder=0)
+            text = f"{side}: mean {values.mean():.2f}, SD {values.std(ddof=1):.2f}"
+            axes.plot(scores["model"], values, mark, color=colour, markersize=7, label=text)
+        axes.set(xlabel="reward model", ylabel="score", xticks=scores["model"])
+        gap = scores["chosen"] - scores["rejected"]
+        score = scores["chosen"].std(ddof=1)
+        style.headline(
+            figure,
+            f"{(gap > 0).sum()} of {len(gap)} models prefer the chosen response; SD of its score over models "
+            f"{score:.2f}, of the gap {gap.std(ddof=1):.2f}, of rewards over responses {spread:.2f}",
         )
+        style.legend_outside(figure, axes, 2)
     return figure
 
 
 def figure_8(table: pd.DataFrame, printed: str) -> Figure:
     """Figure 8: variances over ten models, of accepted responses (top) and of differences (bottom).
 
-    Args:
-        table: a row per pair: `category`, `accepted`, `difference` (variances).
-        printed: what the paper says of the same variances.
+    `table`: a row per pair: `category`, `accepted`, `difference` (variances); `printed`: what the paper
+    says of the same variances.
     """
     categories = list(dict.fromkeys(table["category"]))
-    figure, panels = _grid(2.6 * len(categories) + 0.6, 4.8, 2, len(categories))
-    with mpl.rc_context():
-        for row, (quantity, colour) in enumerate((("accepted", VANILLA), ("difference", AWARE))):
-            limits = _bounds(table[quantity].to_numpy())
-            for axes, category in zip(panels[row], categories, strict=True):
-                values = table.loc[table["category"] == category, quantity]
-                axes.hist(values, bins=list(np.linspace(0, limits[1], 31)), color=colour, alpha=0.75)
-                axes.axvline(values.median(), color="black", linewidth=1.2)
-                axes.axvline(values.mean(), color="black", linewidth=1.2, linestyle=":")
-                axes.text(
-                    0.97,
-                    0.95,
-                    f"median {values.median():.3g}\nmean {values.mean():.3g}\nn = {len(values)}",
-                    transform=axes.transAxes,
-                    ha="right",
-                    va="top",
-                    fontsize=9,
-                )
-                if row == 0:
-                    axes.set_title(category)
-                axes.xaxis.set_major_locator(MaxNLocator(3))
-                axes.set_xlabel(f"variance, {quantity}" + (" response" if row == 0 else ""))
-            panels[row][0].set_ylabel("pairs")
-        figure.suptitle(f"Ten heads, the paper's recipe. {printed}", fontsize=10, x=0.01, ha="left")
+    with style.canvas(2.0 * len(categories) + 0.4, 4.9, len(categories), 2) as (figure, panels):
+        for k, axes in enumerate(panels):
+            row, category = divmod(k, len(categories))
+            quantity, colour = (("accepted", ONE), ("difference", OTHER))[row]
+            values = table.loc[table["category"] == categories[category], quantity]
+            axes.hist(values, bins=list(np.linspace(0, table[quantity].quantile(0.995), 31)), color=colour)
+            axes.axvline(values.median(), color="black", linewidth=1.2)
+            axes.axvline(values.mean(), color="black", linewidth=1.2, linestyle=":")
+            style.note(axes, f"median {values.median():.3g}\nmean {values.mean():.3g}\nn = {len(values)}")
+            axes.set(title="" if row else categories[category], ylabel="" if category else "pairs")
+            axes.set_xlabel(("variance,\naccepted response", "variance,\ndifference")[row])
+            axes.xaxis.set_major_locator(MaxNLocator(3))
+        medians = table.groupby("category")["accepted"].median()
+        found = (
+            f"Ten heads, the paper's recipe: medians {medians.min():.3g} to {medians.max():.3g} (accepted)."
+        )
+        style.headline(figure, f"{found}\n{printed}")
     return figure
 
 
 def variance_steps(table: pd.DataFrame) -> Figure:
     """Variance between heads against training steps.
 
-    Args:
-        table: a row per recipe and step: `recipe`, `step`, `accepted`, `difference` (median variances),
-            `loss` (mean over pairs and heads).
+    `table`: a row per recipe and step: `recipe`, `step`, `accepted`, `difference` (median variances),
+    `loss` (mean over pairs and heads).
     """
-    recipes = list(dict.fromkeys(table["recipe"]))
-    with canvas(9.6, 3.4, 3) as (figure, panels):
-        columns = {
-            "accepted": "median variance, accepted",
-            "difference": "median variance, difference",
-            "loss": "loss of the heads",
-        }
-        for axes, (column, label) in zip(panels, columns.items(), strict=True):
-            for k, recipe in enumerate(recipes):
-                rows = table[table["recipe"] == recipe]
+    columns = {"accepted": "median variance,\naccepted", "difference": "median variance,\ndifference"}
+    columns |= {"loss": "loss of\nthe heads"}
+    with style.canvas(7.6, 3.8, 3) as (figure, panels):
+        for axes, (column, title) in zip(panels, columns.items(), strict=True):
+            for k, (recipe, rows) in enumerate(table.groupby("recipe", sort=False)):
+                steps = rows["step"].clip(lower=0.7)
                 axes.plot(
-                    rows["step"].clip(lower=0.7),
-                    rows[column],
-                    marker=MARKERS[k],
-                    markersize=4,
-                    color=SEQUENCE[k],
-                    label=recipe,
+                    steps, rows[column], f"{style.MARKERS[k]}-", ms=4, color=style.SERIES[k], label=recipe
                 )
-            axes.set(xscale="log", xlabel="step", title=label)
+            axes.set(xscale="log", xlabel="step", title=title)
             if column != "loss":
                 axes.set_yscale("log")
-        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+        ends_of = table.groupby("recipe", sort=False)["difference"].agg(["first", "last"])
+        left = ", ".join(f"{row['last'] / row['first']:.2g} ({name})" for name, row in ends_of.iterrows())
+        style.headline(figure, f"Share of the difference's median variance left after training: {left}")
+        style.legend_outside(figure, panels[0], 2)
     return figure
 
 
 def disagreement_kinds(table: pd.DataFrame, columns: Mapping[str, str]) -> Figure:
     """Draw the kinds of disagreement side by side.
 
-    Args:
-        table: a row per kind: `kind`, and for each column its value with `<column>_low`, `<column>_high`
-            where there is an interval.
-        columns: names of columns and their titles.
+    `table`: a row per kind: `kind`, and for each column its value with `<column>_low`, `<column>_high`
+    where there is an interval; `columns`: names of columns and their titles.
     """
-    place = np.arange(len(table))[::-1]
-    with canvas(11.5, 0.36 * len(table) + 1.2, len(columns), sharey=True) as (figure, panels):
+    with style.canvas(8.0, 0.36 * len(table) + 1.7, len(columns), sharey=True) as (figure, panels):
+        places = style.lines_of(panels[0], table["kind"].tolist())
         for axes, (column, title) in zip(panels, columns.items(), strict=True):
-            if f"{column}_low" in table:
-                axes.hlines(
-                    place, table[f"{column}_low"], table[f"{column}_high"], color=VANILLA, linewidth=1.5
-                )
-            axes.plot(table[column], place, "o", color=VANILLA, markersize=6)
-            axes.set(title=title)
+            style.forest(axes, table.drop(columns=["low", "high"], errors="ignore"), places, column, ONE)
+            axes.set_title(title.replace(" / ", " /\n").replace(") / ", ") /\n"))
             axes.grid(axis="y", visible=False)
             if (table[column] > 0).all() and table[column].max() > 20 * table[column].min():
                 axes.set_xscale("log")
-            elif column.startswith("rank"):
-                axes.axvline(0, color=REFERENCE, linewidth=0.8)
-        panels[0].set_yticks(place, table["kind"])
+            else:
+                axes.xaxis.set_major_locator(MaxNLocator(3))
+            if column.startswith("rank"):
+                axes.axvline(0, color="black", linewidth=0.8)
+        low, high = (table.loc[table["relative_variance"].agg(end)] for end in ("idxmin", "idxmax"))
+        style.headline(
+            figure,
+            f"Variance between heads: {low['relative_variance']:.2g} ({low['kind']}) to "
+            f"{high['relative_variance']:.2g} ({high['kind']}) of the reward's; pairs ranked rightly "
+            f"{table['accuracy'].min():.0%} to {table['accuracy'].max():.0%}. Lines: 95% intervals.",
+        )
     return figure
-
-
-# --- calibration ------------------------------------------------------------------------------------
 
 
 def calibration(bins: pd.DataFrame, covered: pd.DataFrame) -> Figure:
     """Errors beside predicted deviations, and coverage; before and after the temperature.
 
-    Args:
-        bins: rows of `error_by_deviation` with `against` and `repaired`.
-        covered: rows of `coverage` with `against` and `repaired`.
+    `bins`: rows of `error_by_deviation` with `against` and `repaired`; `covered`: rows of `coverage` with
+    `against` and `repaired`.
     """
-    questions = list(dict.fromkeys(bins["against"]))
-    with canvas(10.8, 3.5, 2 * len(questions)) as (figure, panels):
-        for k, question in enumerate(questions):
-            left, right = panels[2 * k], panels[2 * k + 1]
-            for repaired, colour, label in ((False, VANILLA, "before"), (True, AWARE, "after")):
-                rows = bins[(bins["against"] == question) & (bins["repaired"] == repaired)]
-                spread = [rows["error"] - rows["low"], rows["high"] - rows["error"]]
-                left.errorbar(rows["predicted"], rows["error"], spread, fmt="o-", color=colour,
-                              markersize=4, linewidth=1, label=label)  # fmt: skip
+    questions, told = list(dict.fromkeys(bins["against"])), []
+    with style.grid(2 * len(questions), 2, 6.8, 2.7) as (figure, panels):
+        for question, left, right in zip(questions, panels[::2], panels[1::2], strict=True):
+            mine = bins[bins["against"] == question]
+            line = mine[["predicted", "error"]].to_numpy()
+            left.plot(*[[0.8 * line.min(), 1.2 * line.max()]] * 2, color=style.REFERENCE, lw=0.8, ls="--")
+            right.plot([0.4, 1], [0.4, 1], color=style.REFERENCE, linewidth=0.8, linestyle="--")
+            share = {}
+            for repaired, colour, name in (
+                (False, ONE, "as predicted"),
+                (True, OTHER, "times one temperature"),
+            ):
+                rows = mine[mine["repaired"] == repaired]
+                reach = style.spans(rows, "error")
+                left.errorbar(
+                    rows["predicted"], rows["error"], reach, fmt="o-", color=colour, ms=4, label=name
+                )
                 rows = covered[(covered["against"] == question) & (covered["repaired"] == repaired)]
-                right.plot(rows["nominal"], rows["actual"], "o-", color=colour, markersize=4)
-                right.fill_between(rows["nominal"], rows["low"], rows["high"], color=colour, alpha=0.2)
-            ends = bins.loc[bins["against"] == question, ["predicted", "error"]].to_numpy()
-            line = np.array([ends.min() * 0.8, ends.max() * 1.2])
-            left.plot(line, line, color=REFERENCE, linewidth=0.8, linestyle="--")
-            _plain_log(left, "xy")
-            left.set(xlabel="predicted SD", ylabel="error, RMS",
-                     title=f"against {question}")  # fmt: skip
-            left.legend(title="temperature", fontsize=8, title_fontsize=8)
-            right.plot([0.4, 1], [0.4, 1], color=REFERENCE, linewidth=0.8, linestyle="--")
+                style.band(right, rows, "nominal", "actual", colour, marker="o", markersize=4)
+                share[name] = rows.loc[rows["nominal"].idxmax()]
+            style.plain_log(left, "xy")
+            before, after = share.values()
+            left.set(xlabel="predicted SD", ylabel="error, RMS", title=f"Errors against {question}")
             right.set(xlabel="nominal coverage", ylabel="actual coverage", ylim=(0, 1.02))
+            right.set_title(
+                f"{before['nominal']:.0%} intervals cover {before['actual']:.0%}, then {after['actual']:.0%}"
+            )
+            told.append(f"{before['actual']:.0%} of {question}, {after['actual']:.0%} after one temperature")
+        style.headline(figure, f"Intervals of {before['nominal']:.0%} cover {'; '.join(told)}")
+        style.legend_outside(figure, panels[0], 2)
     return figure
 
 
 def ensemble_spread(table: pd.DataFrame, correlation: str) -> Figure:
     """Draw what ensembles say about themselves beside how independent ensembles differ.
 
-    Args:
-        table: a row per response: `within` (variance of single members), `between` (variance of the
-            mean over ensembles), `members`.
-        correlation: the rank correlation, in words.
+    `table`: a row per response: `within` (variance of single members), `between` (variance of the mean over
+    ensembles), `members`; `correlation`: the rank correlation, in words.
     """
-    with canvas(5.0, 4.2) as (figure, (axes,)):
-        axes.scatter(table["within"], table["between"], s=6, alpha=0.4, color=VANILLA, linewidths=0,
-                     rasterized=True)  # fmt: skip
+    members = int(table["members"].iloc[0])
+    with style.canvas(5.4, 4.6) as (figure, (axes,)):
+        axes.scatter(table["within"], table["between"], s=6, alpha=0.4, color=ONE, lw=0, rasterized=True)
         line = np.array([table["within"].min(), table["within"].max()])
-        axes.plot(line, line, color=REFERENCE, linewidth=1, linestyle="--")
-        axes.annotate("equal", (line[1], line[1]), (-4, 2), textcoords="offset points", ha="right",
-                      color=REFERENCE)  # fmt: skip
-        members = int(table["members"].iloc[0])
-        axes.plot(line, line / members, color=AWARE, linewidth=1, linestyle="--")
-        axes.annotate(f"1/{members}", (line[1], line[1] / members), (-4, -12), ha="right",
-                      textcoords="offset points", color=AWARE)  # fmt: skip
-        axes.set(
-            xscale="log",
-            yscale="log",
-            xlabel="variance of members, within an ensemble",
-            ylabel="variance of the mean, between ensembles",
-            title=correlation,
-        )
+        for share, text in ((1, "equal"), (1 / members, f"1/{members}: independent noise")):
+            axes.plot(line, line * share, color=style.REFERENCE, linewidth=1, linestyle="--")
+            style.label(axes, line[1], line[1] * share, text, style.REFERENCE, offset=(-4, -14), ha="right")
+        axes.set(xlabel="variance of members, within an ensemble", xscale="log")
+        axes.set(ylabel="variance of the mean, between ensembles", yscale="log")
+        style.note(axes, f"n = {len(table)} responses", "upper left")
+        ratio = (table["between"] / table["within"]).median()
+        style.headline(figure, f"Means vary {ratio:.2f} times as much as members (median): {correlation}")
     return figure
 
 
 def accuracy_after_dropping(table: pd.DataFrame) -> Figure:
     """Accuracy once the pairs of largest variance are left out, by kind.
 
-    Args:
-        table: rows of `accuracy_after_dropping` with `kind`.
+    `table`: rows of `accuracy_after_dropping` with `kind`.
     """
-    kinds = list(dict.fromkeys(table["kind"]))
-    with canvas(6.4, 3.6) as (figure, (axes,)):
-        for k, kind in enumerate(kinds):
-            rows = table[table["kind"] == kind]
-            axes.errorbar(
-                rows["dropped"] + 0.006 * (k - len(kinds) / 2),
+    with style.canvas(6.6, 4.4) as (figure, (axes,)):
+        for k, (kind, rows) in enumerate(table.groupby("kind", sort=False)):
+            axes.plot(
+                rows["dropped"],
                 rows["accuracy"],
-                [rows["accuracy"] - rows["low"], rows["high"] - rows["accuracy"]],
-                color=SEQUENCE[k],
-                marker=MARKERS[k],
-                markersize=4,
-                linewidth=1,
+                f"{style.MARKERS[k]}-",
+                color=style.SERIES[k],
+                ms=5,
                 label=kind,
             )
         axes.set(xlabel="share of most uncertain pairs left out", ylabel="pairs ranked rightly")
-        axes.legend(loc="upper left", bbox_to_anchor=(1, 1), fontsize=8)
+        style.percent(axes.xaxis)
+        style.percent(axes.yaxis)
+        half = style.spans(table, "accuracy").max()
+        style.note(
+            axes, f"95% intervals: up to ±{100 * half:.1f} points, n = {table['count'].max()}", "lower left"
+        )
+        first, last = (
+            table[table["dropped"] == end] for end in (table["dropped"].min(), table["dropped"].max())
+        )
+        change = last.set_index("kind")["accuracy"] - first.set_index("kind")["accuracy"]
+        style.headline(
+            figure,
+            f"Leaving out {table['dropped'].max():.0%}, the most uncertain pairs, changes accuracy by "
+            f"{100 * change.min():+.1f} to {100 * change.max():+.1f} points",
+        )
+        style.legend_outside(figure, axes, 3)
     return figure
-
-
-# --- judges and people ------------------------------------------------------------------------------
 
 
 def judges(intervals: Mapping[str, Array], persistence: pd.DataFrame) -> Figure:
     """Draw simulated judges: middles and widths of their intervals; fresh and persistent rewards.
 
-    Args:
-        intervals: bounds (responses, 2) by judge.
-        persistence: a row per text: `interval` ((b - a)^2 / 12), `fresh` and `persistent` (variance over
-            judges of their mean reward of that text, asked repeatedly).
+    `intervals`: bounds (responses, 2) by judge; `persistence`: a row per text: `interval` ((b - a)^2 / 12),
+    `fresh` and `persistent` (variance over judges of their mean reward of that text, asked repeatedly).
     """
-    with canvas(10.4, 3.4, 3) as (figure, (left, middle, right)):
+    with style.canvas(8.0, 3.9, 3) as (figure, (left, middle, right)):
         for k, (name, bounds) in enumerate(intervals.items()):
-            style: Any = {"histtype": "step", "color": SEQUENCE[k], "linewidth": 1.5, "label": name}
-            left.hist(bounds.mean(1), bins=list(np.linspace(1, 100, 34)), **style)
-            middle.hist(np.diff(bounds)[:, 0], bins=list(np.linspace(0, 100, 34)), **style)
-        left.set(xlabel="middle of the interval", ylabel="responses", title="Level")
+            for axes, values, low in ((left, bounds.mean(1), 1), (middle, np.diff(bounds)[:, 0], 0)):
+                bins = list(np.linspace(low, 100, 34))
+                axes.hist(values, bins, histtype="step", color=style.SERIES[k], linewidth=1.5, label=name)
+        count = len(next(iter(intervals.values())))
+        left.set(xlabel="middle of the interval", ylabel=f"responses, of {count}", title="Level")
         middle.set(xlabel="width b − a", title="Width")
-        for column, colour, marker in (("persistent", AWARE, "o"), ("fresh", VANILLA, "s")):
-            right.plot(persistence["interval"], persistence[column], marker, color=colour,
-                       markersize=3, alpha=0.7, label=column)  # fmt: skip
-        line = np.array([persistence["interval"].min(), persistence["interval"].max()])
-        right.plot(line, line, color=REFERENCE, linewidth=1, linestyle="--")
-        right.set(xscale="log", yscale="log", xlabel="(b − a)² / 12", title="Variance over judges",
-                  ylabel="variance of a judge's mean")  # fmt: skip
-        right.legend(fontsize=8)
-        figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=3)
+        for k, column in enumerate(("persistent", "fresh"), start=len(intervals)):
+            look: Any = {"color": style.SERIES[k], "markersize": 3, "alpha": 0.7}
+            right.plot(persistence["interval"], persistence[column], style.MARKERS[k], label=column, **look)
+        line = [persistence["interval"].min(), persistence["interval"].max()]
+        right.plot(line, line, color=style.REFERENCE, linewidth=1, linestyle="--")
+        right.set(xlabel="(b − a)² / 12", ylabel="variance of a judge's mean", xscale="log", yscale="log")
+        right.set_title("Variance over judges")
+        right.legend(loc="upper left")
+        ratio = {
+            one: (persistence[one] / persistence["interval"]).median() for one in ("persistent", "fresh")
+        }
+        style.headline(
+            figure,
+            "Variance over judges of a mean of repeated answers, in units of (b − a)² / 12 (median): "
+            f"{ratio['persistent']:.2f} with persistent opinions, {ratio['fresh']:.2f} with fresh answers",
+        )
+        style.legend_outside(figure, left, 3)
     return figure
 
 
 def novelty(table: pd.DataFrame) -> Figure:
     """Variance on the world's responses and on strings of digits, by kind of ensemble.
 
-    Args:
-        table: a row per kind: `kind`, `inside`, `outside` (median variances over the rewards' variance).
+    `table`: a row per kind: `kind`, `inside`, `outside` (median variances over the rewards' variance).
     """
-    place = np.arange(len(table))[::-1]
-    with canvas(6.6, 0.36 * len(table) + 1.2) as (figure, (axes,)):
-        axes.hlines(place, table["inside"], table["outside"], color=REFERENCE, linewidth=1)
-        axes.plot(table["inside"], place, "o", color=VANILLA, label="responses of the world")
-        axes.plot(table["outside"], place, "D", color=AWARE, label="strings of digits")
-        _plain_log(axes)
-        axes.set(xlabel="median variance / variance of the reward")
-        axes.set_yticks(place, table["kind"])
-        axes.grid(axis="y", visible=False)
-        axes.legend(loc="upper left", bbox_to_anchor=(1, 1), fontsize=8)
+    with style.canvas(6.4, 0.36 * len(table) + 1.9) as (figure, (axes,)):
+        places = style.lines_of(axes, table["kind"].tolist())
+        axes.hlines(places, table["inside"], table["outside"], color=style.REFERENCE, linewidth=1)
+        axes.plot(table["inside"], places, "o", color=ONE, ms=8, mfc="none", label="responses of the world")
+        axes.plot(table["outside"], places, "D", color=OTHER, label="strings of digits", ms=5)
+        style.plain_log(axes)
+        axes.set_xlabel("median variance / variance of the reward")
+        ratio = table["outside"] / table["inside"]
+        style.headline(
+            figure,
+            f"Variance on strings of digits is {style.times(ratio.min())} to {style.times(ratio.max())} times "
+            f"that on the world's responses; larger for {(ratio > 1).sum()} of {len(table)}",
+        )
+        style.legend_outside(figure, axes, 2)
     return figure
 
 
 def human_disagreement(table: pd.DataFrame, correlations: Sequence[str], people: str) -> Figure:
     """Variance between reward models beside variance between people.
 
-    Args:
-        table: a row per response and kind: `kind`, `models`, `people` (variances).
-        correlations: a line of text for each kind.
-        people: who they are.
+    `table`: a row per response and kind: `kind`, `models`, `people` (variances); `correlations`: a line of
+    text for each kind; `people`: who they are.
     """
-    kinds = list(dict.fromkeys(table["kind"]))
-    with canvas(3.4 * len(kinds), 3.4, len(kinds)) as (figure, panels):
-        for axes, kind, text in zip(panels, kinds, correlations, strict=True):
-            rows = table[table["kind"] == kind]
-            axes.scatter(rows["models"], rows["people"], s=6, alpha=0.35, color=VANILLA, linewidths=0,
-                         rasterized=True)  # fmt: skip
-            order = np.array_split(np.argsort(rows["models"].to_numpy(), kind="stable"), 8)
-            means = [rows.iloc[part][["models", "people"]].mean() for part in order]
-            axes.plot([m["models"] for m in means], [m["people"] for m in means], "o-", color=AWARE,
-                      markersize=4)  # fmt: skip
-            _plain_log(axes)
+    with style.canvas(7.2, 4.0, table["kind"].nunique(), sharey=True) as (figure, panels):
+        groups = table.groupby("kind", sort=False)
+        for axes, (kind, rows), text in zip(panels, groups, correlations, strict=True):
+            style.scatter_medians(axes, rows, "models", "people", 8, ONE, average="mean")
+            style.plain_log(axes)
             axes.set_yscale("symlog", linthresh=0.1)  # people may agree: a variance of zero
-            axes.set(xlabel="variance between models", title=f"{kind}\n{text}")
+            axes.set(xlabel="variance between models", title=f"{kind}\n{text}", ylim=(0, None))
         panels[0].set_ylabel(f"variance between {people}")
+        told = "; ".join(
+            f"{text.split(' [')[0]} ({kind})" for (kind, _), text in zip(groups, correlations, strict=True)
+        )
+        style.headline(figure, f"Models' variance beside that of {people}: {told}. Lines: means of eighths.")
     return figure

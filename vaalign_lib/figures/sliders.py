@@ -72,8 +72,8 @@ def bandit_images(bandit: Bandit, draws: int, seed: int) -> list[bytes]:
         printed_value("figure3.variance_aware.underperformance"),
     )
     samples = {f"{draws:,} draws": bandit.returns(estimates)}
-    figures = theory.bandit_arms(bandit, estimates), theory.bandit_returns(bandit, samples, risks, width=8.4)
-    return [_png(one, left=0.09, right=0.98, bottom=0.33, top=0.91, wspace=0.25) for one in figures]
+    figures = theory.bandit_arms(bandit, estimates), theory.bandit_returns(bandit, samples, risks, width=7.4)
+    return [_png(one, left=0.09, right=0.98, bottom=0.14, top=0.8, wspace=0.25) for one in figures]
 
 
 def bandit_explorer(bandit: Bandit, draws: int, seed: int) -> widgets.Widget | None:
@@ -259,8 +259,8 @@ def policy_figure(
     size = vanilla.values.size
     drawn = np.random.default_rng([seed, 0]).integers(size, size=(RESAMPLES, size))
     ratio = training_variance_ratio([vanilla], [aware], [drawn])
-    title = f"{row}, {protocol} source, {_words(regime)}, {size} policies each\nvariance ratio {ratio}"
-    return policy_figures.return_distributions({title: measured}, policy_figures.LABELS[outcome])
+    title, unit = f"{row}, {protocol} source, {_words(regime)}", policy_figures.LABELS[outcome]
+    return policy_figures.return_distributions({title: measured}, unit, {title: ratio})
 
 
 def _stacks(policies: pd.DataFrame, row: str, regime: str, protocol: str) -> dict[str, pd.DataFrame]:

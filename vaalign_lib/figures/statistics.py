@@ -1,201 +1,217 @@
 """Figures of notebook 05: forests of Tables 1 and 3, the check of the printed statistics, power."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from textwrap import fill
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from vaalign_lib.figures.style import AWARE, PRINTED, REFERENCE, TRUTH, VANILLA, canvas
+from vaalign_lib.figures import style
 from vaalign_lib.statistics.returns import Ratio
+from vaalign_lib.statistics.tests import Estimate
 
-OCTAVES = [1 / 8, 1 / 4, 1 / 2, 1, 2, 4, 8]
+PAPER = "The paper's rows: one judge for all, equal mean penalty"
+PRIMARY = "Primary endpoint: a judge each, equal KL"
+REGIMES = {
+    "matched KL": "Equal KL",
+    "equal mean penalty": "Equal mean penalty",
+    "as printed": "Printed coefficients",
+}
 
 
-def variance_forest(table: pd.DataFrame) -> Figure:
+def variance_forest(table: pd.DataFrame, primary: Sequence[bool], pooled: Estimate | None = None) -> Figure:
     """Draw ratios of variances with their intervals and the paper's, a line for each comparison.
 
-    Args:
-        table: of `tables.table_1`.
+    `table`: of `tables.table_1`; `primary`: which rows are stacks of the primary endpoint; `pooled`: the
+    ratio of training variances over these stacks.
     """
-    with canvas(8.4, 0.34 * len(table) + 1.5) as (figure, [axes]):
-        places = _comparisons(axes, table)
-        axes.errorbar(
-            table["f"], places + 0.16, xerr=_spans(table, "f"), fmt="o", color=REFERENCE,
-            markersize=3.5, linewidth=1, label="F, total variances",
-        )  # fmt: skip
-        for sure in (True, False):
-            chosen = (table["floored"] < Ratio.FLOORED).to_numpy() == sure
+    with style.canvas(7.2, 0.27 * len(table) + 2.9) as (figure, [axes]):
+        table, places = _comparisons(axes, table, primary)
+        sure, small = table["floored"] < Ratio.FLOORED, {"markersize": 3, "linewidth": 1}
+        style.forest(axes, table, places + 0.17, "f", style.REFERENCE, label="total variances (F)", **small)
+        for chosen, colour, name in (
+            (sure, style.AWARE, "training variances"),
+            (~sure, "#F0B690", "... not above the evaluation's noise"),
+        ):
             if chosen.any():
-                axes.errorbar(
-                    table.loc[chosen, "ratio"], (places - 0.16)[chosen],
-                    xerr=_spans(table[chosen], "ratio"), fmt="D", color=AWARE, markersize=4,
-                    alpha=1 if sure else 0.35,
-                    label="training variances" if sure else "... not above the noise",
-                )  # fmt: skip
-        _printed_marks(axes, table, places, "f_printed")
-        axes.axvline(1, color="black", linewidth=0.8)
-        axes.set_xscale("log")
+                at = (places - 0.17)[chosen]
+                style.forest(axes, table[chosen], at, "ratio", colour, fmt="D", label=name)
+        _printed(axes, table, places + 0.17, "f_printed")
+        found = (
+            f"of {len(table)} comparisons vanilla varies more in {((table['ratio_low'] > 1) & sure).sum()}, "
+        )
+        found += f"less in {((table['ratio_high'] < 1) & sure).sum()} (95% interval without 1)."
+        if pooled is not None:
+            axes.axvspan(pooled.low, pooled.high, color=style.AWARE, alpha=0.12, linewidth=0)
+            place = places[(table["group"] == PRIMARY).to_numpy()].max() + 1  # beside the group's name
+            row = pd.DataFrame([{"ratio": pooled.value, "low": pooled.low, "high": pooled.high}])
+            big = {"fmt": "D", "markersize": 7, "label": "its stacks pooled"}
+            style.forest(axes, row, np.array([place]), "ratio", "black", **big)
+            interval = f"{pooled.value:.2f} [{pooled.low:.2f}, {pooled.high:.2f}]"
+            found = f"Primary endpoint: vanilla's training variance is {interval} times as large;\n{found}"
+        style.octaves(axes)
         axes.set_xlim(0.1, 20)  # longer lines leave the panel
-        axes.set_xticks(OCTAVES, ["1/8", "1/4", "1/2", "1", "2", "4", "8"])
-        axes.minorticks_off()
-        axes.set_xlabel("variance, vanilla : variance-aware; 95% intervals")
-        axes.legend(fontsize="small", loc="lower right", bbox_to_anchor=(1, 1), ncols=4)
+        axes.set_xlabel("variance, vanilla : variance-aware")
+        style.headline(figure, found[0].upper() + found[1:])
+        style.legend_outside(figure, axes, 2)
         return figure
 
 
-def risk_forest(table: pd.DataFrame) -> Figure:
+def risk_forest(table: pd.DataFrame, primary: Sequence[bool]) -> Figure:
     """Draw differences in risk with their intervals and the paper's, a line for each comparison.
 
-    Args:
-        table: of `tables.table_3`.
+    `table`: of `tables.table_3`; `primary`: which rows are stacks of the primary endpoint.
     """
-    with canvas(8.4, 0.3 * len(table) + 1.5) as (figure, [axes]):
-        places = _comparisons(axes, table)
-        axes.errorbar(
-            table["fall"], places - 0.14, xerr=_spans(table, "fall"), fmt="o", color=AWARE,
-            markersize=4, label="here",
-        )  # fmt: skip
-        _printed_marks(axes, table, places + 0.14, "fall_printed")
+    with style.canvas(7.2, 0.24 * len(table) + 2.6) as (figure, [axes]):
+        table, places = _comparisons(axes, table, primary)
+        style.forest(axes, table, places - 0.1, "fall", style.AWARE, label="here")
+        _printed(axes, table, places + 0.2, "fall_printed")
         axes.axvline(0, color="black", linewidth=0.8)
-        axes.set_xlabel("risk, vanilla minus variance-aware; 95% intervals")
-        axes.legend(fontsize="small", loc="lower right", bbox_to_anchor=(1, 1), ncols=2)
+        axes.set_xlabel("risk, vanilla minus variance-aware")
+        lower, higher = (table["fall_low"] > 0).sum(), (table["fall_high"] < 0).sum()
+        style.headline(
+            figure,
+            f"Of {len(table)} comparisons of {table['policies'].max()} policies with as many, variance-aware "
+            f"risk is lower in {lower}, higher in {higher} (95% interval without 0).",
+        )
+        style.legend_outside(figure, axes, 2)
         return figure
 
 
-def _comparisons(axes: Axes, table: pd.DataFrame) -> np.ndarray:
-    """Label a line for every comparison; return their places."""
-    places = np.arange(len(table), dtype=float)[::-1]
-    named = zip(table["row"], table["condition"], strict=True)
-    axes.set_yticks(places, [f"{row}, {condition}" for row, condition in named], fontsize=7.5)
-    axes.set_ylim(-0.7, len(table) - 0.3)
-    main = int(table["main"].sum())
-    if 0 < main < len(table):  # the paper's seven come first
-        axes.axhline(len(table) - main - 0.5, color=REFERENCE, linewidth=0.6, linestyle=":")
-    return places
+def _comparisons(axes: Axes, table: pd.DataFrame, primary: Sequence[bool]) -> tuple[pd.DataFrame, np.ndarray]:
+    """Group the comparisons and name a line for each; return them in this order, and their places."""
+    regime = table["condition"].str.extract(f"({'|'.join(REGIMES)})", expand=False)
+    group = regime.map(REGIMES).where(~table["main"], PAPER).where(~pd.Series(primary, table.index), PRIMARY)
+    order = [PAPER, PRIMARY, *REGIMES.values()]
+    table = table.assign(group=pd.Categorical(group, order)).sort_values(["group", "row"], kind="stable")
+    words = dict.fromkeys(REGIMES, "") | {
+        "shared source": "one source",
+        "independent source": "a source each",
+    }
+    names = []
+    for row in table.to_dict("records"):
+        parts = row["condition"].split(", ")
+        if row["group"] in (PAPER, PRIMARY):
+            parts = parts[2:]  # what the group's name says
+        names.append(", ".join(filter(None, [_pair(row), *(words.get(part, part) for part in parts)])))
+    return table, style.lines_of(axes, names, table["group"].tolist())
 
 
-def _spans(table: pd.DataFrame, name: str) -> np.ndarray:
-    low, high = (table[f"{name}_{end}"].to_numpy() for end in ("low", "high"))
-    value = table[name].to_numpy()
-    return np.stack([value - low, high - value])
+def _pair(row: Mapping[str, object]) -> str:
+    """Return policy and source of rewards in short."""
+    policy = str(row["policy"]).split("-like")[0]
+    source = str(row["reward_model"]).removeprefix("stand-in for ").split(" on ")[0]
+    return f"{policy}, {source}"
 
 
-def _printed_marks(axes: Axes, table: pd.DataFrame, places: np.ndarray, name: str) -> None:
+def _printed(axes: Axes, table: pd.DataFrame, places: np.ndarray, name: str) -> None:
     chosen = table[name].notna().to_numpy()
     if chosen.any():
-        rows = table[chosen]
-        axes.errorbar(
-            rows[name], places[chosen], xerr=_spans(rows, name), fmt="x", color=PRINTED,
-            markersize=5, linewidth=1, label="the paper's",
-        )  # fmt: skip
-
-
-# --- the printed statistics -----------------------------------------------------------------------------
+        style.forest(
+            axes,
+            table[chosen],
+            places[chosen],
+            name,
+            style.PRINTED,
+            fmt="x",
+            linewidth=1,
+            label="the paper's",
+        )
 
 
 def printed_statistics(table: pd.DataFrame) -> Figure:
     """Draw every printed statistic beside the range that its printed inputs allow.
 
-    Args:
-        table: of `recomputed.audit`.
+    `table`: of `recomputed.audit`.
     """
-    kinds = {
-        ("Table 1", "F"): ("Table 1: F", "log"),
-        ("Table 2", "|t|"): ("Table 2: t", "linear"),
-        ("Table 2", "critical t"): ("Table 2: critical t", "linear"),
-        ("Table 3", "p"): ("Table 3: p", "log"),
-        ("Table 4", "ratio"): ("Table 4: ratio", "linear"),
-        ("Table 4", "variance of the SDs, rescaled"): ("Table 4: variance of SDs", "log"),
+    panels = {
+        "Table 1: F": ("F", (2, 3, 5, 10)),
+        "Table 2: t": ("|t|", None),
+        "Table 2: critical t": ("critical t", None),
+        "Table 3: p": ("p", (1e-5, 1e-3, 0.05)),
+        "Table 4: ratio": ("ratio", None),
+        "Table 4: SDs' variance": ("variance of the SDs, rescaled", (0.1, 0.3, 1, 3)),
     }
-    with canvas(10.5, 6.0, 3, 2) as (figure, panels):
-        for axes, (kind, (title, scale)) in zip(panels, kinds.items(), strict=True):
-            chosen = (table["item"] == kind[0]) & (table["quantity"] == kind[1])
-            _recomputed(axes, table[chosen])
-            axes.set_title(title)
-            axes.set_xscale(scale)
-            if scale == "log" and kind[0] != "Table 3":
-                axes.minorticks_off()
-                low, high = axes.get_xlim()
-                ticks = [tick for tick in (0.1, 0.3, 1, 2, 3, 5, 10) if low <= tick <= high]
-                axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-        panels[3].axvline(0.05, color="black", linewidth=0.8, linestyle=":")
-        figure.suptitle(
-            "bar: what the printed inputs allow; filled mark: the printed result is consistent, "
-            "open: it is not",
-            fontsize=9,
+    with style.canvas(7.4, 7.6, 2, 3) as (figure, places):
+        for axes, (title, (quantity, ticks)) in zip(places, panels.items(), strict=True):
+            rows = table[(table["item"] == title.split(":")[0]) & (table["quantity"] == quantity)]
+            _recomputed(axes, rows)
+            if ticks is not None:
+                style.log_ticks(axes, "x", ticks, lambda tick: f"{tick:g}")
+            axes.set_title(f"{title}; {rows['consistent'].sum()} of {len(rows)} agree")
+        places[3].axvline(0.05, color="black", linewidth=0.8, linestyle=":")
+        style.headline(
+            figure,
+            f"{table['consistent'].sum()} of {len(table)} printed statistics follow from the printed inputs "
+            "(filled); the others do not (open). Bars: what the inputs allow, rounded as printed.",
         )
         return figure
 
 
 def _recomputed(axes: Axes, rows: pd.DataFrame) -> None:
-    places = np.arange(len(rows))[::-1]
-    widths = rows["high"].to_numpy() - rows["low"].to_numpy()
-    axes.barh(places, widths, left=rows["low"], height=0.5, color=REFERENCE, alpha=0.4)
-    for consistent, colour in ((True, TRUTH), (False, AWARE)):
-        chosen = (rows["consistent"] == consistent).to_numpy()
-        axes.scatter(
-            rows.loc[chosen, "printed"], places[chosen], s=34, zorder=3, edgecolors=colour,
-            facecolors=colour if consistent else "none", linewidths=1.6,
-        )  # fmt: skip
-    axes.set_yticks(places, rows["row"], fontsize=7.5)
+    places, agree = style.lines_of(axes, rows["row"].tolist()), rows["consistent"]
+    low = rows["low"].where(~agree, rows[["low", "printed"]].min(axis=1))  # what rounds to the printed number
+    high = rows["high"].where(~agree, rows[["high", "printed"]].max(axis=1))
+    axes.barh(places, high - low, left=low, height=0.5, color=style.REFERENCE, alpha=0.4)
+    for chosen, colour, face in ((agree, style.TRUTH, style.TRUTH), (~agree, style.PRINTED, "white")):
+        axes.scatter(rows.loc[chosen, "printed"], places[chosen], s=30, zorder=3, ec=colour, fc=face, lw=1.6)
 
 
 def policies_needed(table: pd.DataFrame, policies: int) -> Figure:
     """Draw how many policies of each method would see the printed differences in risk.
 
-    Args:
-        table: of `recomputed.risk_tests`.
-        policies: how many there were.
+    `table`: of `recomputed.risk_tests`; `policies`: how many there were.
     """
-    with canvas(6.4, 3.0) as (figure, [axes]):
-        places = np.arange(len(table))[::-1]
-        seen = (table["needed"] <= policies).to_numpy()
-        colours = np.where(seen, TRUTH, AWARE)
+    with style.canvas(6.4, 3.2) as (figure, [axes]):
+        places, seen = style.lines_of(axes, table["row"].tolist()), table["needed"] <= policies
+        colours = np.where(seen, style.TRUTH, style.PRINTED)
         axes.hlines(places, 10, table["needed"], color=colours, linewidth=2)
         axes.scatter(table["needed"], places, color=colours, s=30, zorder=3)
-        for place, line in zip(places, table.to_dict("records"), strict=True):
-            text = f" {line['needed']}; power of {policies}: {line['power']:.0%}"
-            axes.text(line["needed"] * 1.06, place, text, va="center", fontsize=8)
+        for place, needed, power in zip(places, table["needed"], table["power"], strict=True):
+            axes.text(
+                needed * 1.15, place, f"{needed}; power of {policies}: {power:.0%}", va="center", fontsize=9
+            )
         axes.axvline(policies, color="black", linewidth=0.8, linestyle=":")
-        axes.set_xscale("log")
-        axes.set_xlim(10, 9000)
-        axes.set_xticks([10, 30, 80, 300, 1000], ["10", "30", "80", "300", "1000"])
-        axes.minorticks_off()
-        axes.set_yticks(places, table["row"], fontsize=8)
+        style.log_ticks(axes, "x", (10, 30, policies, 300, 1000), lambda tick: f"{tick:g}")
+        axes.set_xlim(10, 12000)
         axes.set_xlabel("policies of each method for 80% power (one-sided z test, 5%)")
+        style.headline(
+            figure, f"{policies} policies see {seen.sum()} of {len(table)} printed differences with 80% power"
+        )
         return figure
 
 
 def risk_measures(table: pd.DataFrame, measures: Mapping[str, str]) -> Figure:
     """Draw measures of risk of both methods, a panel for each measure, a line for each comparison.
 
-    Args:
-        table: of `tables.further_risks`; one unit.
-        measures: titles of the panels by measure.
+    `table`: of `tables.further_risks`; one unit; `measures`: titles of the panels by measure.
     """
-    labels = list(dict.fromkeys(zip(table["row"], table["condition"], strict=True)))
-    size = 3.0 * len(measures) + 2.2, 0.42 * len(labels) + 1.2
-    with canvas(*size, len(measures), sharey=True) as (figure, panels):
-        places = pd.Series(np.arange(len(labels), dtype=float)[::-1], index=labels)
+    wide = table[table["measure"].isin(measures)]
+    names = list(dict.fromkeys(zip(wide["row"], wide["condition"], strict=True)))
+    with style.canvas(7.6, 0.42 * len(names) + 1.9, len(measures), sharey=True) as (figure, panels):
+        places = style.lines_of(panels[0], [f"{row},\n{_short(text)}" for row, text in names])
+        place_of, better = dict(zip(names, places, strict=True)), {}
         for axes, (measure, title) in zip(panels, measures.items(), strict=True):
-            for method, colour, shift in (("vanilla", VANILLA, 0.13), ("variance_aware", AWARE, -0.13)):
-                rows = table[(table["measure"] == measure) & (table["method"] == method)]
-                at = np.array([places[pair] for pair in zip(rows["row"], rows["condition"], strict=True)])
-                axes.errorbar(
-                    rows["value"], at + shift, xerr=_ends(rows), fmt="o", color=colour,
-                    markersize=4, label=method.replace("_", "-"),
-                )  # fmt: skip
+            for (method, name), shift in zip(style.METHODS.items(), (0.13, -0.13), strict=True):
+                rows = wide[(wide["measure"] == measure) & (wide["method"] == method)]
+                at = np.array([place_of[pair] for pair in zip(rows["row"], rows["condition"], strict=True)])
+                style.forest(axes, rows, at + shift, "value", style.POLICY_COLOURS[name], label=name)
+            sides = (
+                wide[wide["measure"] == measure].set_index(["row", "condition", "method"])["value"].unstack()
+            )
+            better[measure] = (sides["variance_aware"] > sides["vanilla"]).sum()
             axes.axvline(0, color="black", linewidth=0.8)
-            axes.set_title(title, fontsize=9)
-        panels[0].set_yticks(places, [f"{row}, {condition}" for row, condition in labels], fontsize=7.5)
-        panels[-1].legend(fontsize="small", loc="lower right", bbox_to_anchor=(1, 1.08), ncols=2)
+            axes.set_title(fill(title, 20))
+            axes.grid(axis="y", visible=False)
+        counts = ", ".join(f"{count} ({measures[name]})" for name, count in better.items())
+        style.headline(
+            figure, f"Variance-aware policies are better in, of {len(names)}: {counts}. 95% intervals."
+        )
+        style.legend_outside(figure, panels[0], 2)
         return figure
 
 
-def _ends(rows: pd.DataFrame) -> np.ndarray:
-    """Return the distances to the ends of intervals; none where there is no interval."""
-    value = rows["value"].to_numpy()
-    low, high = (rows[name].fillna(rows["value"]).to_numpy() for name in ("low", "high"))
-    return np.stack([value - low, high - value]).clip(min=0)
+def _short(condition: str) -> str:
+    return condition.replace(" source", "").replace(", matched KL", "")

@@ -1,15 +1,27 @@
-"""One style of all figures: colours of the methods, canvas, and shared marks."""
+"""One style of all figures: colours of the methods, canvas, and the marks that all share.
 
-from collections.abc import Iterator
+Blue is vanilla, vermilion variance-aware, grey the reference, and nothing else is (colour-blind safe).
+"""
+
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from textwrap import fill
 from typing import Any
 
 import matplotlib as mpl
+import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter, PercentFormatter
+
+from vaalign_lib.statistics.arrays import Array
 
 VANILLA, AWARE, REFERENCE, TRUTH = "#0072B2", "#D55E00", "#666666", "#009E73"
 PRINTED, EXACT, GRPO, PESSIMIST = "#CC79A7", "#009E73", "#E69F00", "#56B4E9"
+SERIES = ("#332288", "#44AA99", "#AA8800", "#882255", "#88CCEE", "#117733", "#999999", "#000000")
+MARKERS = "osD^vPX*"  # of series that are no methods
 POLICY_COLOURS = {
     "vanilla": VANILLA,
     "variance-aware": AWARE,
@@ -20,20 +32,12 @@ POLICY_COLOURS = {
     "mean minus variance": PESSIMIST,
     "reference": REFERENCE,
 }
-SHORT_FORMS = {
-    "free": "Eq. (2), (3): closed form",
-    "sum_to_one": "Eq. (2), (3): sum to one",
-    "simplex": "Eq. (2), (3): distributions",
-    "printed": "Theorem 2.7: as printed",
-    "exact": "Theorem 2.7: true optimum",
-    "ppo": "fixed point of PPO, RLOO",
-    "grpo": "fixed point of GRPO",
-    "vanilla": "vanilla",
-}
+METHODS = {"vanilla": "vanilla", "variance_aware": "variance-aware"}  # in tables and in words
+SMALL = 8.5  # smallest text, in points: what half a page's width still shows
 _STYLE: Any = {
     "figure.dpi": 110,
     "font.size": 10,
-    "axes.titlesize": 10.5,
+    "axes.titlesize": 10,
     "axes.titlelocation": "left",
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -42,6 +46,7 @@ _STYLE: Any = {
     "grid.linewidth": 0.7,
     "axes.axisbelow": True,
     "legend.frameon": False,
+    "legend.fontsize": SMALL + 0.5,
 }
 
 
@@ -62,3 +67,147 @@ def canvas(
     with matplotlib_of_its_own(_STYLE):
         figure = Figure(figsize=(width, height), layout="constrained")
         yield figure, list(figure.subplots(rows, columns, squeeze=False, **grid).flat)
+
+
+@contextmanager
+def grid(
+    count: int, columns: int, width: float, height: float, **shared: Any
+) -> Iterator[tuple[Figure, list[Axes]]]:
+    """Yield a figure of so many panels, each so high, in rows of equally many."""
+    rows = -(-count // columns)
+    with canvas(width, height * rows + 1.0, columns, rows, **shared) as (figure, panels):
+        for axes in panels[count:]:
+            axes.remove()
+        yield figure, panels[:count]
+
+
+def headline(figure: Figure, text: str) -> None:
+    """Write what the figure shows above its panels, wrapped to its width."""
+    lines = [fill(line, int(12.5 * figure.get_figwidth())) for line in text.splitlines()]
+    figure.suptitle("\n".join(lines), x=0.01, ha="left", fontsize=10.5)
+
+
+def times(number: float) -> str:
+    """Return a ratio with two digits after the point, or three significant ones where it is large."""
+    return f"{number:.2f}" if abs(number) < 100 else f"{number:.3g}"
+
+
+# --- the shared marks -----------------------------------------------------------------------------------
+
+
+def note(axes: Axes, text: str, corner: str = "upper right", colour: str = "black", line: float = 0) -> None:
+    """Write a sample size or an interval into a corner of a panel, `line` lines away from its edge."""
+    vertical, side = corner.split()
+    height = 0.98 if vertical == "upper" else 0.02
+    step = (-1.25 if vertical == "upper" else 1.25) * SMALL * line
+    place: Any = {"xycoords": "axes fraction", "textcoords": "offset points", "fontsize": SMALL}
+    background = {"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 0.8}
+    axes.annotate(
+        text, (0.99 if side == "right" else 0.01, height), (0, step), color=colour, ha=side,
+        va="top" if vertical == "upper" else "bottom", bbox=background, **place,
+    )  # fmt: skip
+
+
+def label(axes: Axes, x: float, y: float, text: str, colour: str, **place: Any) -> None:
+    """Write a line's name beside a point of it; `offset` in points, and matplotlib's `ha`, `va`."""
+    offset = place.pop("offset", (4, 0))
+    settings: Any = {"textcoords": "offset points", "va": "center", "fontsize": SMALL} | place
+    axes.annotate(text, (x, y), offset, color=colour, **settings)
+
+
+def ends(table: pd.DataFrame, value: str) -> tuple[Array, Array]:
+    """Return the ends of a column's intervals, from `<value>_low` and `<value>_high`, or `low` and `high`."""
+    low, high = (f"{value}_low", f"{value}_high") if f"{value}_low" in table else ("low", "high")
+    centre = table[value].to_numpy(dtype=float)
+    if low not in table:
+        return centre, centre
+    return tuple(np.where(table[end].isna(), centre, table[end]) for end in (low, high))  # type: ignore[return-value]
+
+
+def spans(table: pd.DataFrame, value: str) -> Array:
+    """Return how far the intervals of a column reach to either side, (2, rows)."""
+    low, high = ends(table, value)
+    centre = table[value].to_numpy(dtype=float)
+    return np.stack([centre - low, high - centre]).clip(min=0)
+
+
+def band(axes: Axes, table: pd.DataFrame, x: str, y: str, colour: str, **line: Any) -> None:
+    """Draw a column as a line in the band of its intervals."""
+    axes.fill_between(table[x], *ends(table, y), color=colour, alpha=0.2, linewidth=0)
+    axes.plot(table[x], table[y], color=colour, **line)
+
+
+def forest(axes: Axes, table: pd.DataFrame, places: Array, value: str, colour: str, **marks: Any) -> None:
+    """Draw a mark with its interval for every row of a table; `marks` as for `Axes.errorbar`."""
+    settings: dict[str, Any] = {"fmt": "o", "markersize": 4.5, "linewidth": 1.4} | marks
+    axes.errorbar(table[value], places, xerr=spans(table, value), color=colour, **settings)
+
+
+def lines_of(axes: Axes, names: Sequence[str], groups: Sequence[str] | None = None) -> Array:
+    """Name a line for each row from the top down, a bold one above each new group; return the places."""
+    places: list[float] = []
+    ticks: list[str] = []
+    heads = set()
+    for k, name in enumerate(names):
+        if groups is not None and (k == 0 or groups[k] != groups[k - 1]):
+            heads.add(len(ticks))
+            ticks.append(groups[k])
+        places.append(-float(len(ticks)))
+        ticks.append(name)
+    axes.set_yticks(-np.arange(len(ticks)), ticks, fontsize=SMALL)
+    axes.set_ylim(0.6 - len(ticks), 0.6)
+    for k, text in enumerate(axes.get_yticklabels()):
+        text.set_fontweight("bold" if k in heads else "normal")
+    axes.grid(axis="y", visible=False)
+    return np.array(places)
+
+
+def legend_outside(figure: Figure, axes: Axes, columns: int, **settings: Any) -> None:
+    """Put the legend of a panel below all panels."""
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=columns, **settings)
+
+
+# --- axes -----------------------------------------------------------------------------------------------
+
+
+def percent(axis: Axis, decimals: int | None = 0) -> None:
+    """Write shares as percentages."""
+    axis.set_major_formatter(PercentFormatter(1, decimals=decimals))
+
+
+def plain_log(axes: Axes, which: str = "x") -> None:
+    """Use logarithmic axes whose minor ticks bear no numbers, which would overlap on short ranges."""
+    for name in which:
+        getattr(axes, f"set_{name}scale")("log")
+        getattr(axes, f"{name}axis").set_minor_formatter(NullFormatter())
+
+
+def log_ticks(axes: Axes, which: str, ticks: Sequence[float], text: Callable[[float], str]) -> None:
+    """Use a logarithmic axis with these ticks alone."""
+    getattr(axes, f"set_{which}scale")("log")
+    getattr(axes, f"set_{which}ticks")(ticks, [text(tick) for tick in ticks])
+    getattr(axes, f"{which}axis").set_minor_locator(mpl.ticker.NullLocator())
+
+
+def octaves(axes: Axes, which: str = "x") -> None:
+    """Use a logarithmic axis of ratios from an eighth to eight."""
+    ticks = [2.0**power for power in range(-3, 4)]
+    log_ticks(axes, which, ticks, lambda tick: f"{tick:g}" if tick >= 1 else f"1/{1 / tick:g}")
+    getattr(axes, "axhline" if which == "y" else "axvline")(1, color="black", linewidth=0.8)
+
+
+def shares(axes: Axes, values: Array, edges: Array, colour: str, label: str | None = None) -> None:
+    """Draw a histogram of shares of all values as one outline, which is fast enough for sliders."""
+    counted = np.histogram(values, edges)[0] / values.size
+    axes.stairs(counted, edges, fill=True, color=colour, alpha=0.55, linewidth=0, label=label)
+    axes.set_ylim(0, max(axes.get_ylim()[1], 1.08 * counted.max()))
+
+
+def scatter_medians(
+    axes: Axes, table: pd.DataFrame, x: str, y: str, parts: int, colour: str, average: str = "median"
+) -> None:
+    """Draw a cloud of points, and averages of equally many of them as a line."""
+    axes.scatter(table[x], table[y], s=5, color=REFERENCE, alpha=0.25, linewidths=0, rasterized=True)
+    part = pd.qcut(table[x].rank(method="first"), parts, labels=False)
+    centres = table.groupby(part)[[x, y]].agg(average)
+    axes.plot(centres[x], centres[y], "o-", color=colour, markersize=4)

@@ -1,411 +1,305 @@
-"""One function per figure: tidy data in, a matplotlib Figure out.
-
-One palette everywhere: vanilla blue, variance-aware vermilion, reference grey (colour-blind safe).
-"""
+"""One function per figure of notebooks 01 and 02: tidy data in, a matplotlib Figure out."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FormatStrFormatter, MaxNLocator, PercentFormatter
+from matplotlib.ticker import MaxNLocator
 
-from vaalign_lib.figures.style import (
-    AWARE,
-    EXACT,
-    GRPO,
-    POLICY_COLOURS,
-    PRINTED,
-    REFERENCE,
-    SHORT_FORMS,
-    TRUTH,
-    VANILLA,
-    canvas,
-)
+from vaalign_lib.figures import style
 from vaalign_lib.statistics.arrays import Array
 from vaalign_lib.statistics.tests import Estimate, proportion
 from vaalign_lib.theory import bounds as theory
 from vaalign_lib.theory.bandit import Bandit, typical_reversed_estimates
 
-
-def _percent(estimate: Estimate) -> str:
-    return f"{100 * estimate.value:.2f}% [{100 * estimate.low:.2f}, {100 * estimate.high:.2f}]"
-
-
-# --- notebook 01 ------------------------------------------------------------------------------------
+PAIR = ("vanilla", "variance-aware")
+SHORT_FORMS = {
+    "free": "Eq. (2), (3): closed form",
+    "sum_to_one": "Eq. (2), (3): sum to one",
+    "simplex": "Eq. (2), (3): distributions",
+    "printed": "Theorem 2.7: as printed",
+    "exact": "Theorem 2.7: true optimum",
+    "ppo": "fixed point of PPO, RLOO",
+    "grpo": "fixed point of GRPO",
+    "vanilla": "vanilla",
+}
 
 
 def bandit_arms(bandit: Bandit, estimates: Array) -> Figure:
     """Figure 2: the arms with their estimates and uncertainty, and the two policies they lead to.
 
-    Args:
-        bandit: the arms.
-        estimates: R-hat (draws, arms); the mean of those in fully reversed order is shown.
+    `bandit`: the arms; `estimates`: R-hat (draws, arms); the mean of those in fully reversed order is
+    shown.
     """
     shown = typical_reversed_estimates(bandit, estimates)
     arms = np.arange(1, bandit.rewards.size + 1)
-    with canvas(8.4, 3.5, 2) as (figure, (left, right)):
-        left.errorbar(
-            arms,
-            shown,
-            yerr=1.96 * np.asarray(bandit.deviations),
-            fmt="o",
-            color=VANILLA,
-            ecolor=AWARE,
-            elinewidth=1.5,
-            capsize=6,
-            capthick=1.5,
-            markersize=8,
-            label="estimate",
-        )
-        left.plot(arms, bandit.rewards, "o", color=TRUTH, markersize=8, label="true reward")
-        left.annotate(
-            "estimate, ±1.96σ",
-            (arms[0], shown[0]),
-            (10, 0),
-            textcoords="offset points",
-            color=VANILLA,
-            va="center",
-        )
-        left.annotate(
-            "true reward",
-            (arms[0], bandit.rewards[0]),
-            (10, 0),
-            textcoords="offset points",
-            color=TRUTH,
-            va="center",
-        )
-        left.set(
-            xlabel="arm",
-            ylabel="reward",
-            xticks=arms,
-            title="Estimates in fully reversed order",
-            xlim=(0.6, arms[-1] + 0.5),
-        )
-        policies = {
-            "reference": bandit.reference,
-            "vanilla": bandit.vanilla(shown[None])[0],
-            "variance-aware": bandit.variance_aware(shown[None])[0],
-        }
-        _policy_bars(right, policies, bandit.rewards)
-        right.set(title="Policies from these estimates", xlabel="arm")
+    policies = {
+        "reference": bandit.reference,
+        "vanilla": bandit.vanilla(shown[None])[0],
+        "variance-aware": bandit.variance_aware(shown[None])[0],
+    }
+    with style.canvas(7.4, 3.7, 2) as (figure, (left, right)):
+        spread = 1.96 * np.asarray(bandit.deviations)
+        left.errorbar(arms, shown, spread, fmt="o", color=style.SERIES[0], capsize=6, markersize=8)
+        left.plot(arms, bandit.rewards, "D", color=style.TRUTH, markersize=7)
+        style.label(left, arms[0], shown[0], "estimate, ±1.96σ", style.SERIES[0], offset=(10, 0))
+        style.label(left, arms[0], bandit.rewards[0], "true reward", style.TRUTH, offset=(10, 0))
+        left.set(xlabel="arm", ylabel="reward", xticks=arms, xlim=(0.6, arms[-1] + 0.5))
+        left.set_title("Estimates in fully reversed order")
+        _policy_bars(right, policies)
+        right.set_title("Policies from these estimates")
+        right.legend(loc="upper right")
+        returns = ", ".join(f"{policy @ bandit.rewards:.2f} ({name})" for name, policy in policies.items())
+        style.headline(figure, f"True returns where the estimates mislead: {returns}")
     return figure
 
 
-def _policy_bars(axes: Axes, policies: Mapping[str, Array], rewards: Array) -> None:
-    arms, width = np.arange(1, rewards.size + 1), 0.8 / len(policies)
+def _policy_bars(axes: Axes, policies: Mapping[str, Array]) -> None:
+    arms, width = np.arange(1, len(next(iter(policies.values()))) + 1), 0.8 / len(policies)
     for k, (name, policy) in enumerate(policies.items()):
         place = arms + (k - (len(policies) - 1) / 2) * width
-        label = f"{name}: return {policy @ rewards:.2f}"
-        bars = axes.bar(place, policy, 0.92 * width, color=POLICY_COLOURS[name], label=label)
+        bars = axes.bar(place, policy, 0.92 * width, color=style.POLICY_COLOURS[name], label=name)
         if len(policies) <= 3:
             axes.bar_label(bars, [f"{p:.2f}" for p in policy], fontsize=8, padding=1)
     axes.axhline(0, color="black", linewidth=0.6)
-    axes.set(ylabel="probability", xticks=arms)
+    axes.set(xlabel="arm", ylabel="probability", xticks=arms)
     axes.grid(axis="x", visible=False)
     axes.margins(y=0.12)
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=1, fontsize=8.5)
 
 
 def bandit_returns(
     bandit: Bandit,
     samples: Mapping[str, tuple[Array, Array]],
     printed: tuple[float, float],
-    width: float = 9.4,
+    width: float = 7.6,
 ) -> Figure:
     """Figure 3: the distribution of the true return of both policies over draws of the estimates.
 
-    Args:
-        bandit: the arms.
-        samples: a panel title to the returns (vanilla, variance-aware), each (draws,).
-        printed: the paper's risks of the two policies.
-        width: of the figure, in inches.
+    `bandit`: the arms; `samples`: a panel title to the returns (vanilla, variance-aware), each (draws,);
+    `printed`: the paper's risks of the two policies; `width`: of the figure, in inches.
     """
     tail = 0.002 if bandit.form == "free" else 0.0  # the closed form's returns have long tails
-    ends = np.array([np.quantile(v, [tail, 1 - tail]) for pair in samples.values() for v in pair])
-    edges = np.linspace(ends[:, 0].min(), ends[:, 1].max(), 61)
-    with canvas(width, 3.7, len(samples), sharex=True) as (figure, panels):
+    limits = np.array([np.quantile(v, [tail, 1 - tail]) for pair in samples.values() for v in pair])
+    edges = np.linspace(limits[:, 0].min(), limits[:, 1].max(), 51)
+    with style.canvas(width, 3.9, len(samples), sharex=True, sharey=True) as (figure, panels):
         for axes, (title, returns) in zip(panels, samples.items(), strict=True):
-            _return_histograms(axes, bandit, returns, edges, printed)
+            risks = [proportion(values <= bandit.base_return) for values in returns]
+            for name, values in zip(PAIR, returns, strict=True):
+                style.shares(axes, values, edges, style.POLICY_COLOURS[name])
+            for k, (name, risk, paper) in enumerate(zip(PAIR, risks, printed, strict=True)):
+                text = f"{100 * risk.value:.2f}% [{100 * risk.low:.2f}, {100 * risk.high:.2f}]"
+                style.note(
+                    axes,
+                    f"{name}: {text}, paper {100 * paper:g}%",
+                    "upper left",
+                    style.POLICY_COLOURS[name],
+                    k,
+                )
+            axes.axvline(bandit.base_return, color=style.REFERENCE, linewidth=2, ymax=0.8)
             axes.set(title=title, xlabel="return $\\pi^\\top r^*$ under the true rewards")
-        panels[0].set_ylabel("share of draws")
+            style.percent(axes.yaxis)
+            axes.yaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
+        top = 1.35 * panels[0].get_ylim()[1]
+        panels[0].set(ylabel="share of draws", ylim=(0, top))
+        base = f"base policy\n{bandit.base_return:.4f}"
+        style.label(
+            panels[0], bandit.base_return, 0.72 * top, base, style.REFERENCE, offset=(-4, 0), ha="right"
+        )
+        style.headline(
+            figure,
+            f"Below the base policy in {100 * risks[0].value:.2f}% of the draws (vanilla) and "
+            f"{100 * risks[1].value:.2f}% (variance-aware); the paper: {100 * printed[0]:g}% and "
+            f"{100 * printed[1]:g}%",
+        )
     return figure
 
 
-def _return_histograms(
-    axes: Axes, bandit: Bandit, returns: tuple[Array, Array], edges: Array, printed: tuple[float, float]
-) -> None:
-    names = ("vanilla", "variance-aware")
-    for name, values in zip(names, returns, strict=True):
-        _shares(axes, values, edges, POLICY_COLOURS[name])
-    axes.axvline(bandit.base_return, color=REFERENCE, linewidth=2)
-    axes.set_ylim(0, 1.6 * axes.get_ylim()[1])
-    axes.annotate(
-        f"base policy {bandit.base_return:.4f}",
-        (bandit.base_return, 0.99),
-        (4, 0),
-        xycoords=("data", "axes fraction"),
-        textcoords="offset points",
-        color=REFERENCE,
-        va="top",
-        fontsize=8.5,
-    )
-    background = {"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 1}
-    lines = [("below the base policy:", "black")]
-    for name, values, paper in zip(names, returns, printed, strict=True):
-        risk = proportion(values <= bandit.base_return)
-        lines.append((f"{name} {_percent(risk)}", POLICY_COLOURS[name]))
-        lines.append((f"    paper {100 * paper:g}%", POLICY_COLOURS[name]))
-    for k, (text, colour) in enumerate(lines):
-        axes.text(
-            0.01,
-            0.92 - 0.065 * k,
-            text,
-            transform=axes.transAxes,
-            color=colour,
-            fontsize=8.5,
-            va="top",
-            bbox=background,
-        )
-    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-
-
-def _shares(axes: Axes, values: Array, edges: Array, colour: str, label: str | None = None) -> None:
-    """Draw a histogram of shares of all values as one outline, which is fast enough for sliders."""
-    shares = np.histogram(values, edges)[0] / values.size
-    axes.stairs(shares, edges, fill=True, color=colour, alpha=0.55, linewidth=0, label=label)
-    axes.set_ylim(0, max(axes.get_ylim()[1], 1.08 * shares.max()))
-
-
-def bandit_forms(table: pd.DataFrame, printed: tuple[float, float]) -> Figure:
+def bandit_forms(
+    table: pd.DataFrame, printed: tuple[float, float], ranges: Sequence[tuple[float, float]]
+) -> Figure:
     """Risks of both policies under every form, beside the printed ones, and the reversed draws.
 
-    Args:
-        table: columns form, vanilla, vanilla_low, vanilla_high, the same for aware, and reversed_gain,
-            the share of the draws in fully reversed order that leave the variance-aware policy above
-            the base policy (NaN if there is no such draw).
-        printed: the paper's two risks.
+    `table`: columns form, vanilla, vanilla_low, vanilla_high, the same for aware, and reversed_gain, the
+    share of the draws in fully reversed order that leave the variance-aware policy above the base policy
+    (NaN if there is no such draw); `printed`: the paper's two risks; `ranges`: what rounds to each of them.
     """
-    rows = np.arange(len(table))[::-1]
-    with canvas(9.4, 3.5, 3, sharey=True) as (figure, panels):
-        columns = (("vanilla", "vanilla"), ("aware", "variance-aware"))
-        for axes, (column, name), paper in zip(panels, columns, printed, strict=False):
-            bounds = table[[f"{column}_low", f"{column}_high"]].to_numpy().T
-            error = np.abs(bounds - table[column].to_numpy())
-            colour = POLICY_COLOURS[name]
-            axes.errorbar(table[column], rows, xerr=error, fmt="o", color=colour, capsize=3)
-            axes.axvline(paper, color="black", linewidth=1, linestyle=":")
-            axes.set(title=f"risk of {name}\n(dotted: paper, {100 * paper:g}%)")
-            axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=1 if paper > 0.1 else 3))
+    with style.canvas(7.6, 3.9, 3, sharey=True) as (figure, panels):
+        rows = style.lines_of(panels[0], [SHORT_FORMS[form] for form in table["form"]])
+        reach = pd.Series(True, index=table.index)
+        for axes, column, name, paper, (low, high) in zip(
+            panels, ("vanilla", "aware"), PAIR, printed, ranges, strict=False
+        ):
+            axes.axvspan(low, high, color=style.PRINTED, alpha=0.25, linewidth=0)
+            style.forest(axes, table, rows, column, style.POLICY_COLOURS[name], capsize=3)
+            reach &= (style.ends(table, column)[0] <= high) & (style.ends(table, column)[1] >= low)
+            axes.set_title(f"risk, {name}\n(shaded: rounds to {100 * paper:g}%)")
+            style.percent(axes.xaxis, 1 if paper > 0.1 else 3)
             axes.xaxis.set_major_locator(MaxNLocator(3))
-            axes.margins(x=0.25)
-        panels[2].barh(rows, table["reversed_gain"].fillna(0), color=AWARE, height=0.55)
-        for row, value in zip(rows, table["reversed_gain"], strict=True):
-            text, inside = f"{100 * value:.1f}%", value > 0.7
-            place, colour = (value - 0.03, "white") if inside else (0.02, "black")
-            side = "right" if inside else "left"
-            panels[2].text(place, row, text, va="center", ha=side, fontsize=8.5, color=colour)
-        panels[2].set(title="variance-aware gains on\nfully reversed estimates", xlim=(0, 1))
-        panels[2].xaxis.set_major_formatter(PercentFormatter(1))
-        panels[2].xaxis.set_major_locator(MaxNLocator(4))
-        panels[0].set(yticks=rows, yticklabels=[SHORT_FORMS[form] for form in table["form"]])
+            axes.margins(x=0.1)
+        gained = table["reversed_gain"]
+        panels[2].barh(rows, gained.fillna(0), color=style.AWARE, height=0.55)
+        for row, value in zip(rows, gained, strict=True):
+            inside = value > 0.7
+            style.label(
+                panels[2], value if inside else 0, row, f"{100 * value:.1f}%", "white" if inside else "black",
+                ha="right" if inside else "left", offset=(-4, 0) if inside else (4, 0),
+            )  # fmt: skip
+        panels[2].set(title="variance-aware gains on\nreversed estimates", xlim=(0, 1), xticks=[0, 0.5, 1])
+        style.percent(panels[2].xaxis)
+        style.headline(
+            figure,
+            f"Both risks can round to the printed ones in {reach.sum()} of {len(table)} forms; most reversed "
+            f"estimates gain in {(gained > 0.5).sum()}. 95% intervals.",
+        )
     return figure
 
 
 def bandit_shift(table: pd.DataFrame) -> Figure:
     """Risk of the variance-aware policy when a constant is added to every reward.
 
-    Args:
-        table: columns form, shift, risk, low, high.
+    `table`: columns form, shift, risk, low, high.
     """
-    colours = {"printed": PRINTED, "exact": EXACT, "vanilla": VANILLA}
-    with canvas(5.6, 3.5) as (figure, (axes,)):
+    colours = {"printed": style.PRINTED, "exact": style.EXACT, "vanilla": style.VANILLA}
+    with style.canvas(5.8, 3.8) as (figure, (axes,)):
         for form, group in table.groupby("form", sort=False):
-            colour = colours[str(form)]
-            axes.plot(group["shift"], group["risk"], color=colour, linewidth=2)
-            axes.fill_between(
-                group["shift"], group["low"], group["high"], color=colour, alpha=0.25, linewidth=0
-            )
-            row, side = (0, "left") if form == "printed" else (-1, "right")
-            end = group.iloc[row]
-            axes.annotate(
-                SHORT_FORMS[str(form)],
-                (end["shift"], end["risk"]),
-                (6 if row == 0 else 0, 5),
-                textcoords="offset points",
-                color=colour,
-                ha=side,
-            )
-        axes.axvline(0, color=REFERENCE, linewidth=1, linestyle=":")
-        axes.set(
-            xlabel="constant added to all rewards",
-            ylabel="risk of underperforming",
-            ylim=(-0.03, 1.0),
-            title="The zero point of the rewards decides the printed form",
-        )
-        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+            colour, first = colours[str(form)], form == "printed"
+            style.band(axes, group, "shift", "risk", colour, linewidth=2)
+            end = group.iloc[0 if first else -1]
+            place = {"offset": (8 if first else 0, 8), "ha": "left" if first else "right", "fontsize": 10}
+            style.label(axes, end["shift"], end["risk"], SHORT_FORMS[str(form)], colour, **place)
+        axes.axvline(0, color=style.REFERENCE, linewidth=1, linestyle=":")
+        axes.set(xlabel="constant added to all rewards", ylabel="risk of underperforming", ylim=(-0.03, 1.0))
+        style.percent(axes.yaxis)
+        risks = table.groupby("form")["risk"].agg(["min", "max"])
+        spans = [
+            f"{SHORT_FORMS[form].split(': ')[-1]} {risks['min'][form]:.1%} to {risks['max'][form]:.1%}"
+            for form in ("printed", "exact")
+        ]
+        style.headline(figure, f"Risk over zero points of the rewards: {'; '.join(spans)}")
     return figure
-
-
-# --- notebook 02: Theorem 2.2 -----------------------------------------------------------------------
 
 
 def lower_bound_probabilities(table: pd.DataFrame) -> Figure:
     """Theorem 2.2: printed bound, proof's bound, sharp bounds and simulated probabilities over beta."""
-    arms = sorted(table["arms"].unique())
-    signals = sorted(table["signal"].unique())
-    greys = mpl.colormaps["Greys"](np.linspace(0.3, 1.0, len(signals)))
+    arms, signals = sorted(table["arms"].unique()), sorted(table["signal"].unique())
+    greys = sns.color_palette("Greys", len(signals) + 1)[1:]
     betas = np.geomspace(table["beta"].min(), table["beta"].max(), 300)
-    with canvas(2.2 * len(arms) + 1.8, 3.2, len(arms), sharey=True) as (figure, panels):
+    with style.grid(len(arms), 3, 7.2, 2.5, sharey=True) as (figure, panels):
         for axes, count in zip(panels, arms, strict=True):
             low, high = theory.lower_bound(count, betas), theory.upper_bound(betas)
-            axes.fill_between(betas, low, high, color=TRUTH, alpha=0.18, linewidth=0)
-            axes.plot(betas, low, color=TRUTH, label=r"sharp: $F_n(\beta^2)$, $\Phi(\beta)$")
-            axes.plot(betas, high, color=TRUTH)
-            printed, proof = theory.printed_bound(count, betas), theory.proof_bound(count, betas)
-            axes.plot(betas, printed, color=PRINTED, linestyle="--", label="as printed")
-            axes.plot(betas, proof, color=GRPO, linestyle="-.", label="as the proof gives it")
+            axes.fill_between(betas, low, high, color=style.TRUTH, alpha=0.18, linewidth=0)
+            axes.plot(betas, low, color=style.TRUTH, label=r"sharp: $F_n(\beta^2)$, $\Phi(\beta)$")
+            axes.plot(betas, high, color=style.TRUTH)
+            axes.plot(
+                betas, theory.printed_bound(count, betas), "--", color=style.PRINTED, label="as printed"
+            )
+            axes.plot(
+                betas, theory.proof_bound(count, betas), "-.", color=style.GRPO, label="as the proof gives it"
+            )
             for colour, signal in zip(greys, signals, strict=True):
                 one = table[(table["arms"] == count) & (table["signal"] == signal)]
-                label = rf"simulated, $|r^*|={signal:g}\sigma$"
-                axes.plot(one["beta"], one["probability"], ".", color=colour, label=label)
+                text = rf"simulated, $|r^*|={signal:g}\sigma$"
+                axes.plot(one["beta"], one["probability"], ".", color=colour, label=text)
             axes.set(xscale="log", xlabel=r"$\beta$", title="1 arm" if count == 1 else f"{count} arms")
         panels[0].set_ylabel("probability of the inequality")
-        panels[-1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8.5)
+        broken = {name: (table["high"] < table[name]).sum() for name in ("printed", "proof", "sharp_lower")}
+        style.headline(
+            figure,
+            f"Of {len(table)} simulated probabilities, {broken['printed']} lie below the printed bound, "
+            f"{broken['proof']} below the proof's, {broken['sharp_lower']} below the sharp one (95%)",
+        )
+        style.legend_outside(figure, panels[0], 3)
     return figure
 
 
 def box_solution(table: pd.DataFrame, truth: float) -> Figure:
     """Equation (1) on the box: its value and its solution over beta.
 
-    Args:
-        table: columns beta, value, arm, estimate, d.
-        truth: sup of r*' d, the right side of Theorem 2.2.
+    `table`: columns beta, value, arm, estimate, d; `truth`: sup of r*' d, the right side of Theorem 2.2.
     """
-    with canvas(8.6, 3.3, 2) as (figure, (left, right)):
+    with style.canvas(7.4, 3.8, 2) as (figure, (left, right)):
         values = table.drop_duplicates("beta")
-        left.plot(values["beta"], values["value"], color=AWARE, linewidth=2)
-        left.axhline(truth, color=TRUTH)
-        left.annotate(
-            "$\\sup_d\\, r^{*\\top} d = 2\\|r^*\\|_1$",
-            (values["beta"].max(), truth),
-            (0, 4),
-            textcoords="offset points",
-            color=TRUTH,
-            ha="right",
-        )
-        left.set(xlabel="$\\beta$", ylabel="value of Equation (1)", title="The surrogate falls to zero")
+        left.plot(values["beta"], values["value"], color=style.AWARE, linewidth=2)
+        left.axhline(truth, color=style.TRUTH)
+        text = "$\\sup_d\\, r^{*\\top} d = 2\\|r^*\\|_1$"
+        style.label(left, values["beta"].max(), truth, text, style.TRUTH, offset=(0, 9), ha="right")
+        left.set(xlabel="$\\beta$", ylabel="value of Equation (1)", title="Value")
+        leaves = {}
         palette = sns.color_palette("flare", table["arm"].nunique())
         for colour, (_, group) in zip(palette, table.groupby("arm"), strict=True):
             arm = group.iloc[0]
-            label = rf"$\hat R={arm['estimate']:+.1f}$, $\sigma={arm['deviation']:.1f}$"
-            right.plot(group["beta"], group["d"], color=colour, linewidth=2, label=label)
-        right.set(xlabel="$\\beta$", ylabel="$d_i$", title="Its solution: doubtful arms let go first")
-        right.legend(fontsize=8.5, loc="center left", bbox_to_anchor=(1, 0.5))
+            text = rf"$\hat R={arm['estimate']:+.1f}$, $\sigma={arm['deviation']:.1f}$"
+            right.plot(group["beta"], group["d"], color=colour, linewidth=2, label=text)
+            corner = group.loc[group["d"].abs() > group["d"].abs().max() - 1e-6, "beta"].max()
+            leaves[f"{abs(arm['estimate']) / arm['deviation'] ** 2:.1f}"] = corner
+        right.set(xlabel="$\\beta$", ylabel="$d_i$", title="Solution")
+        order = ", ".join(sorted(leaves, key=lambda name: leaves[name]))
+        zero = values.loc[values["value"] < 1e-9, "beta"].min()
+        style.headline(
+            figure,
+            f"The surrogate is zero from $\\beta$ = {zero:.1f} on; arms leave the corner in the order of "
+            f"$|\\hat{{R}}|/\\sigma^2$: {order}",
+        )
+        style.legend_outside(figure, right, 2)
     return figure
-
-
-# --- notebook 02: Theorem 2.4 -----------------------------------------------------------------------
 
 
 def risk_formulas(table: pd.DataFrame) -> Figure:
     """Theorem 2.4: the closed-form risks against simulated ones."""
     titles = {"free": "Closed forms of Appendix A", "sum_to_one": "Probabilities that sum to one"}
-    with canvas(7.2, 3.5, 2, sharey=True) as (figure, panels):
+    with style.canvas(6.6, 3.8, 2, sharey=True) as (figure, panels):
         for axes, (form, title) in zip(panels, titles.items(), strict=True):
-            axes.plot([0, 1], [0, 1], color=REFERENCE, linewidth=1)
-            for name, group in table[table["form"] == form].groupby("policy"):
-                axes.plot(
-                    group["formula"],
-                    group["simulated"],
-                    "o",
-                    color=POLICY_COLOURS[name],
-                    markersize=5,
-                    alpha=0.8,
-                    label=name,
-                )
-            axes.set(xlabel="risk by the formula", title=title, aspect="equal")
+            axes.plot([0, 1], [0, 1], color=style.REFERENCE, linewidth=1)
+            for (name, group), mark in zip(table[table["form"] == form].groupby("policy"), "os", strict=True):
+                colour = style.POLICY_COLOURS[str(name)]
+                axes.plot(group["formula"], group["simulated"], mark, color=colour, alpha=0.7, label=name)
+            top = 1.05 * table[["formula", "simulated"]].to_numpy().max()
+            axes.set(xlabel="risk by the formula", title=title, aspect="equal", xlim=(0, top), ylim=(0, top))
         panels[0].set_ylabel("simulated risk")
         panels[0].legend(loc="upper left")
+        apart = (table["formula"] - table["simulated"]).abs().max()
+        style.headline(figure, f"Formula and simulation differ by at most {apart:.4f} in {len(table)} cases")
     return figure
 
 
 def simplex_violations(table: pd.DataFrame, example: Mapping[str, Array]) -> Figure:
     """Theorem 2.4 over distributions: risks of random problems, and one counterexample over epsilon.
 
-    Args:
-        table: of `simulations.simplex_search`.
-        example: epsilon, vanilla and variance-aware risks, and `interior`, all of the counterexample.
+    `table`: of `simulations.simplex_search`; `example`: epsilon, vanilla and variance-aware risks, and
+    `interior`, all of the counterexample.
     """
-    with canvas(8.8, 3.7, 2) as (figure, (left, right)):
-        left.plot([0, 1], [0, 1], color=REFERENCE, linewidth=1)
-        inside, outside = table[table["interior"]], table[~table["interior"]]
-        violated = outside["z"] > 5
-        left.plot(
-            outside["vanilla_risk"][~violated],
-            outside["variance_aware_risk"][~violated],
-            ".",
-            color="#aaaaaa",
-            markersize=4,
-            label="boundary within reach",
-        )
-        left.plot(
-            outside["vanilla_risk"][violated],
-            outside["variance_aware_risk"][violated],
-            ".",
-            color=AWARE,
-            markersize=5,
-            label="... and the inequality violated (z > 5)",
-        )
-        left.plot(
-            inside["vanilla_risk"],
-            inside["variance_aware_risk"],
-            ".",
-            color=TRUTH,
-            markersize=5,
-            label="boundary out of reach",
-        )
-        left.set(
-            xlabel="vanilla risk",
-            ylabel="variance-aware risk",
-            title=f"{len(table)} random problems",
-            aspect="equal",
-            xlim=(0, 1),
-            ylim=(0, 1),
-        )
-        left.legend(loc="upper left", bbox_to_anchor=(0, -0.18), fontsize=8.5)
-        right.plot(example["epsilon"], example["vanilla"], color=VANILLA, linewidth=2)
-        right.plot(example["epsilon"], example["variance-aware"], color=AWARE, linewidth=2)
+    inside, violated = table["interior"], table["z"] > 5
+    clouds = {
+        "boundary within reach": (~inside & ~violated, "#aaaaaa"),
+        "... and the inequality violated (z > 5)": (~inside & violated, style.PRINTED),
+        "boundary out of reach": (inside, style.TRUTH),
+    }
+    with style.canvas(7.4, 4.3, 2) as (figure, (left, right)):
+        left.plot([0, 1], [0, 1], color=style.REFERENCE, linewidth=1)
+        for name, (chosen, colour) in clouds.items():
+            rows = table[chosen]
+            left.plot(rows["vanilla_risk"], rows["variance_aware_risk"], ".", color=colour, ms=5, label=name)
+        left.set(xlabel="vanilla risk", ylabel="variance-aware risk", title="Random problems")
+        left.set(aspect="equal", xlim=(0, 1), ylim=(0, 1))
         widest = int(np.argmax(example["variance-aware"] - example["vanilla"]))
-        for name in ("vanilla", "variance-aware"):
-            right.annotate(
-                name,
-                (example["epsilon"][widest], example[name][widest]),
-                (6, -14),
-                textcoords="offset points",
-                color=POLICY_COLOURS[name],
-            )
-        right.axvline(float(example["interior"]), color=TRUTH, linestyle=":")
-        right.annotate(
-            "theorem holds\nup to here",
-            (float(example["interior"]), 0.02),
-            (-4, 0),
-            textcoords="offset points",
-            color=TRUTH,
-            ha="right",
-            fontsize=8.5,
+        for name in PAIR:
+            right.plot(example["epsilon"], example[name], color=style.POLICY_COLOURS[name], linewidth=2)
+            at = example["epsilon"][widest], example[name][widest]
+            style.label(right, *at, name, style.POLICY_COLOURS[name], offset=(6, -10))
+        edge = float(example["interior"])
+        right.axvline(edge, color=style.TRUTH, linestyle=":")
+        style.label(right, edge, 0.02, "theorem holds\nup to here", style.TRUTH, offset=(-4, 4), ha="right")
+        right.set(xscale="log", xlabel="$\\varepsilon$", ylabel="risk", ylim=(0, None))
+        right.set_title("$r^*=(0,1,1)$, $\\sigma^2=(1,4,4)$, uniform $\\pi_0$")
+        style.headline(
+            figure,
+            f"Violated in {(~inside & violated).sum()} of {(~inside).sum()} problems with the boundary "
+            f"within reach, in {(inside & violated).sum()} of {inside.sum()} others",
         )
-        right.set(
-            xscale="log",
-            xlabel="$\\varepsilon$",
-            ylabel="risk",
-            title="$r^*=(0,1,1)$, $\\sigma^2=(1,4,4)$, uniform $\\pi_0$",
-            ylim=(0, None),
-        )
+        style.legend_outside(figure, left, 3)
     return figure
 
 
@@ -414,48 +308,32 @@ def trust_regions(
 ) -> Figure:
     """Remark 2.3: trust regions around the uniform policy over three arms, and where each optimum lies.
 
-    Args:
-        regions: a name to the constraint's value, relative to its bound, on `simplex_grid` points.
-        optima: a name to the policy (3,) that maximizes the estimates in it.
-        estimates: R-hat (3,), for the arrow of increasing reward.
-        variances: sigma^2 (3,), for the corners' labels.
+    `regions`: a name to the constraint's value, relative to its bound, on `simplex_grid` points; `optima`:
+    a name to the policy (3,) that maximizes the estimates in it; `estimates`: R-hat (3,), for the arrow of
+    increasing reward; `variances`: sigma^2 (3,), for the corners' labels.
     """
-    points = simplex_grid()
-    x, y = _ternary(points)
-    colours = dict(zip(regions, (VANILLA, "#56B4E9", AWARE, EXACT, GRPO), strict=False))
-    with canvas(6.6, 4.6) as (figure, (axes,)):
+    x, y = _ternary(simplex_grid())
+    noisy = int(np.argmax(variances))
+    with style.canvas(6.2, 4.8) as (figure, (axes,)):
         corners = _ternary(np.eye(3))
         axes.plot([*corners[0], corners[0][0]], [*corners[1], corners[1][0]], color="black", linewidth=1)
-        for name, value in regions.items():
-            axes.tricontour(x, y, value, levels=[1.0], colors=[colours[name]], linewidths=2)
-            axes.plot(
-                *_ternary(optima[name]),
-                "o",
-                color=colours[name],
-                markersize=7,
-                markeredgecolor="white",
-                label=name,
-            )
-        axes.plot(
-            *_ternary(np.ones(3) / 3),
-            "+",
-            color=REFERENCE,
-            markersize=12,
-            markeredgewidth=2,
-            label="reference",
-        )
+        for colour, (name, value) in zip(
+            (style.VANILLA, style.PESSIMIST, style.AWARE, style.EXACT), regions.items(), strict=True
+        ):
+            axes.tricontour(x, y, value, levels=[1.0], colors=[colour], linewidths=2)
+            text = f"{name}: {optima[name][noisy]:.2f}"
+            axes.plot(*_ternary(optima[name]), "o", color=colour, markersize=7, mec="white", label=text)
+        centre = _ternary(np.ones(3) / 3)
+        axes.plot(*centre, "+", color=style.REFERENCE, ms=12, mew=2, label=f"reference: {1 / 3:.2f}")
         for k, (cx, cy) in enumerate(zip(*corners, strict=True)):
-            axes.annotate(
-                f"arm {k + 1}\n$\\hat R={estimates[k]:g}$, $\\sigma^2={variances[k]:g}$",
-                (cx, cy),
-                (0, 10 if cy > 0 else -26),
-                textcoords="offset points",
-                ha="center",
-                fontsize=9,
-            )
+            text = f"arm {k + 1}\n$\\hat R={estimates[k]:g}$, $\\sigma^2={variances[k]:g}$"
+            style.label(axes, cx, cy, text, "black", offset=(0, 18 if cy > 0 else -18), ha="center")
         axes.set(aspect="equal", xlim=(-0.2, 1.2), ylim=(-0.16, 1.04))
         axes.axis("off")
-        axes.legend(loc="center left", bbox_to_anchor=(0.88, 0.62), fontsize=8.5)
+        axes.legend(loc="upper left", bbox_to_anchor=(0.68, 0.9), title=f"probability of arm {noisy + 1}")
+        kept = sorted((policy[noisy], name) for name, policy in optima.items())
+        (low, quiet), (high, loud) = kept[0], kept[-1]
+        style.headline(figure, f"The noisy arm keeps {low:.2f} ({quiet}) to {high:.2f} ({loud})")
     return figure
 
 
@@ -476,178 +354,122 @@ def risk_frontier(
 ) -> Figure:
     """Remark 2.5: mean gain against risk over all radii, and both at equal step length.
 
-    Args:
-        frontier: columns level, epsilon, policy, step, gain, risk, averaged over problems.
-        shown: the noise levels of the left panel.
-        equal_step: columns level, and gain and risk of either policy, averaged over problems.
-        crossing: noise level at which the two mean gains are equal; NaN if there is none.
-        step: the step length of the right panel.
+    `frontier`: columns level, epsilon, policy, step, gain, risk, averaged over problems; `shown`: the noise
+    levels of the left panel; `equal_step`: columns level, and gain and risk of either policy, averaged over
+    problems; `crossing`: noise level at which the two mean gains are equal; NaN if there is none; `step`:
+    the step length of the other panels.
     """
-    with canvas(9.4, 3.6, 2, width_ratios=[1.1, 1]) as (figure, (left, right)):
+    with style.canvas(8.0, 3.8, 3) as (figure, (left, *others)):
         for level in shown:
             for name, path in frontier[frontier["level"] == level].groupby("policy"):
                 path = path.sort_values("step")
-                colour = POLICY_COLOURS[str(name)]
-                left.plot(path["risk"], path["gain"], "-", color=colour, marker=".", label=name)
-            end = path.iloc[-1]
-            left.annotate(
-                f"noise {level:g}",
-                (end["risk"], end["gain"]),
-                (6, 4),
-                textcoords="offset points",
-                fontsize=8.5,
+                left.plot(path["risk"], path["gain"], ".-", color=style.POLICY_COLOURS[str(name)])
+            style.label(
+                left, path["risk"].iloc[-1], path["gain"].iloc[-1], f"noise {level:g}", "black", offset=(4, 6)
             )
-        handles, labels = left.get_legend_handles_labels()
-        left.legend(handles[:2], labels[:2], loc="upper right", fontsize=8.5)
-        left.set(
-            xlabel="risk of underperforming",
-            ylabel="mean gain over the reference",
-            title="From a small step to greedy, three noise levels",
-        )
-        left.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-        left.margins(x=0.22)
-        for name in ("vanilla", "variance-aware"):
-            colour = POLICY_COLOURS[name]
-            for column, style in (("gain", "-"), ("risk", "--")):
+        left.set(xlabel="risk of underperforming", ylabel="mean gain over the reference")
+        left.set_title("Small step to greedy")
+        style.percent(left.xaxis)
+        left.margins(x=0.3)
+        for axes, column in zip(others, ("gain", "risk"), strict=True):
+            for name in PAIR:
                 values = equal_step[f"{name} {column}"]
-                label = f"{column}, {name}"
-                right.plot(equal_step["level"], values, style, color=colour, lw=2, label=label)
-        if np.isfinite(crossing):
-            right.axvline(crossing, color=REFERENCE, linestyle=":")
-            right.annotate(
-                f"equal gain\nat noise {crossing:.2f}",
-                (crossing, 0.98),
-                (4, 0),
-                xycoords=("data", "axes fraction"),
-                textcoords="offset points",
-                fontsize=8.5,
-                color=REFERENCE,
-                va="top",
-            )
-        right.set(
-            xscale="log",
-            xlabel=r"noise level (1: $\mathrm{E}\,\sigma^2 = \mathrm{Var}\, r^*$)",
-            title=rf"At equal step, $\|\pi-\pi_0\|^2={step:g}$",
+                axes.plot(equal_step["level"], values, ".-", color=style.POLICY_COLOURS[name], label=name)
+            if np.isfinite(crossing):
+                axes.axvline(crossing, color=style.REFERENCE, linestyle=":")
+            axes.set(xscale="log", xlabel=r"noise level", ylabel=f"mean {column}")
+            axes.set_title(rf"At $\|\pi-\pi_0\|^2={step:g}$")
+        style.percent(others[1].yaxis)
+        lower = (equal_step["variance-aware risk"] <= equal_step["vanilla risk"]).sum()
+        at = f"above noise {crossing:.2f} (dotted)" if np.isfinite(crossing) else "at no noise level"
+        style.headline(
+            figure,
+            f"At equal step variance-aware risk is not above vanilla's at {lower} of {len(equal_step)} "
+            f"noise levels; its mean gain is larger {at}. "
+            r"Noise 1: $\mathrm{E}\,\sigma^2=\mathrm{Var}\,r^*$.",
         )
-        right.legend(fontsize=8.5, loc="center left", bbox_to_anchor=(1, 0.5))
+        style.legend_outside(figure, others[0], 2)
     return figure
-
-
-# --- notebook 02: Theorem 2.7 -----------------------------------------------------------------------
 
 
 def constrained_policies(policies: Mapping[str, Array], estimates: Array, shifts: pd.DataFrame) -> Figure:
     """Theorem 2.7: the policies at one constraint value, and what a constant does to them.
 
-    Args:
-        policies: a name to pi (arms,).
-        estimates: R-hat (arms,).
-        shifts: columns policy, shift, probability: of the first arm, at fixed beta.
+    `policies`: a name to pi (arms,); `estimates`: R-hat (arms,); `shifts`: columns policy, shift,
+    probability: of the first arm, at fixed beta.
     """
-    with canvas(9.0, 3.8, 2) as (figure, (left, right)):
-        _policy_bars(left, policies, estimates)
-        left.set(title="At the same $\\mathrm{E}[\\sigma^2 \\ln(\\pi/\\pi_0)]$", xlabel="arm")
-        handles, labels = left.get_legend_handles_labels()
-        left.legend(
-            handles,
-            [label.replace("return", "$\\mathrm{E}\\,\\hat R$") for label in labels],
-            loc="upper center",
-            bbox_to_anchor=(0.5, -0.16),
-            ncols=2,
-            fontsize=8.5,
-        )
+    with style.canvas(7.6, 4.0, 2) as (figure, (left, right)):
+        _policy_bars(left, policies)
+        left.set_title("At the same $\\mathrm{E}[\\sigma^2 \\ln(\\pi/\\pi_0)]$")
         for name, group in shifts.groupby("policy", sort=False):
-            right.plot(
-                group["shift"],
-                group["probability"],
-                color=POLICY_COLOURS[str(name)],
-                linewidth=2,
-                label=str(name),
-            )
-        right.set(
-            xlabel="constant added to all rewards",
-            ylabel="probability of the noisy arm",
-            title="Shift test at fixed $\\beta$",
-            ylim=(-0.03, 1.03),
+            width = 4 if name == "GRPO fixed point" else 2  # PPO's is the same line
+            colour = style.POLICY_COLOURS[str(name)]
+            right.plot(group["shift"], group["probability"], color=colour, linewidth=width)
+        right.set(xlabel="constant added to all rewards", ylabel="probability of the noisy arm")
+        right.set(title="Shift test at fixed $\\beta$", ylim=(-0.03, 1.03))
+        means = ", ".join(f"{policy @ estimates:.2f} ({name})" for name, policy in policies.items())
+        moved = shifts.groupby("policy")["probability"].agg(np.ptp)
+        style.headline(
+            figure,
+            f"Estimated reward at the same constraint: {means}. "
+            f"A constant moves: {', '.join(moved[moved > 1e-6].index) or 'none'}.",
         )
-        right.legend(fontsize=8.5, loc="upper right")
+        style.legend_outside(figure, left, 3)
     return figure
 
 
 def optimality_gap(table: pd.DataFrame) -> Figure:
     """Theorem 2.7: share of the attainable gain that the printed policy loses at the same constraint."""
-    with canvas(6.0, 3.4) as (figure, (axes,)):
-        order = sorted(table["shift"].unique())
-        for k, shift in enumerate(order):
+    with style.canvas(6.0, 3.7) as (figure, (axes,)):
+        medians = table.groupby("shift")["share_lost"].median()
+        for k, (shift, median) in enumerate(medians.items()):
             lost = table.loc[table["shift"] == shift, "share_lost"]
             places = k + np.linspace(-0.3, 0.3, len(lost))
-            axes.plot(places, lost, ".", color=PRINTED, markersize=3, alpha=0.5)
-        medians = table.groupby("shift")["share_lost"].median()
-        for k, shift in enumerate(order):
-            axes.plot([k - 0.3, k + 0.3], [medians[shift]] * 2, color="black", linewidth=2)
-            axes.annotate(f"{100 * medians[shift]:.0f}%", (k + 0.32, medians[shift]), fontsize=9, va="center")
-        axes.set(
-            xticks=range(len(order)),
-            xticklabels=[f"{shift:+g}" if shift else "0" for shift in order],
-            xlabel="constant added to all rewards",
-            ylabel="share of the gain lost",
-            ylim=(-0.05, 1.05),
-            title=f"Loss of the printed form, {table['instance'].nunique()} problems (bars: medians)",
+            axes.plot(places, lost, ".", color=style.PRINTED, markersize=3, alpha=0.5)
+            axes.plot([k - 0.3, k + 0.3], [median] * 2, color="black", linewidth=2)
+            style.label(axes, k + 0.32, median, f"{100 * median:.0f}%", "black", fontsize=10)
+        names = [f"{shift:+g}" if shift else "0" for shift in medians.index]
+        axes.set_xticks(range(len(names)), names)
+        axes.set(xlabel="constant added to all rewards", ylabel="share of the gain lost", ylim=(-0.05, 1.05))
+        style.percent(axes.yaxis)
+        style.headline(
+            figure,
+            f"The printed form loses {medians.min():.0%} to {medians.max():.0%} of the gain, by the zero "
+            f"point of the rewards (bars: medians of {table['instance'].nunique()} problems)",
         )
-        axes.yaxis.set_major_formatter(PercentFormatter(1))
     return figure
 
 
 def weighted_divergence(path: pd.DataFrame, limits: pd.DataFrame) -> Figure:
     """Why a variance-weighted KL is not a divergence, and what that does at large beta.
 
-    Args:
-        path: columns share (0 the reference, 1 the minimizer), weighted, bregman: penalties on the way.
-        limits: columns policy, beta, kl: distance from the reference.
+    `path`: columns share (0 the reference, 1 the minimizer), weighted, bregman: penalties on the way;
+    `limits`: columns policy, beta, kl: distance from the reference.
     """
-    with canvas(8.8, 3.5, 2) as (figure, (left, right)):
+    with style.canvas(7.6, 4.0, 2) as (figure, (left, right)):
         left.axhline(0, color="black", linewidth=0.8)
-        for column, colour, label in (
-            ("weighted", EXACT, "$\\mathrm{E}[\\sigma^2\\ln(\\pi/\\pi_0)]$"),
-            ("bregman", AWARE, "Bregman form of PPO's fixed point"),
+        for column, colour, text, offset in (
+            ("weighted", style.EXACT, "$\\mathrm{E}[\\sigma^2\\ln(\\pi/\\pi_0)]$", (-14, -12)),
+            ("bregman", style.AWARE, "PPO's: Bregman form", (-8, 14)),
         ):
             left.plot(path["share"], path[column], color=colour, linewidth=2)
-            end = path.iloc[len(path) * 2 // 3]
-            left.annotate(
-                label,
-                (end["share"], end[column]),
-                (-8, 10) if column == "bregman" else (-18, -16),
-                textcoords="offset points",
-                color=colour,
-                ha="right",
-                fontsize=9,
-            )
-        left.set(
-            xlabel="from the reference (0) to the penalty's minimizer (1)",
-            ylabel="penalty",
-            title="The weighted penalty pays for leaving $\\pi_0$",
-        )
+            at = path.iloc[len(path) * 2 // 3]
+            style.label(left, at["share"], at[column], text, colour, offset=offset, ha="right")
+        left.set(xlabel="from the reference (0) to\nthe penalty's minimizer (1)", ylabel="penalty")
         for name, group in limits.groupby("policy", sort=False):
-            right.plot(
-                group["beta"],
-                np.maximum(group["kl"], 1e-9),
-                color=POLICY_COLOURS[str(name)],
-                linewidth=2,
-                label=str(name),
-            )
-        right.set(
-            xscale="log",
-            yscale="log",
-            ylim=(1e-6, 3),
-            xlabel="$\\beta$",
-            ylabel="$\\mathrm{KL}(\\pi\\,\\|\\,\\pi_0)$ (nats)",
-            title="A large β does not bring the true optimum back",
+            colour = style.POLICY_COLOURS[str(name)]
+            right.plot(group["beta"], np.maximum(group["kl"], 1e-9), color=colour, linewidth=2, label=name)
+        right.set(xscale="log", yscale="log", ylim=(1e-6, 3), xlabel="$\\beta$")
+        right.set_ylabel("$\\mathrm{KL}(\\pi\\,\\|\\,\\pi_0)$ (nats)")
+        last = limits.sort_values("beta").groupby("policy")["kl"].last()
+        style.headline(
+            figure,
+            f"The weighted penalty falls to {path['weighted'].min():.2f}; at $\\beta$ = "
+            f"{limits['beta'].max():g} these stay away from $\\pi_0$: "
+            f"{', '.join(last[last > 1e-3].index) or 'none'}",
         )
-        right.legend(fontsize=8.5, loc="center left")
+        style.legend_outside(figure, right, 2)
     return figure
-
-
-# --- notebook 02: Figure 4 --------------------------------------------------------------------------
 
 
 def figure_4(
@@ -655,102 +477,102 @@ def figure_4(
 ) -> Figure:
     """Figure 4: distribution of the returns in the high and the low variability setting.
 
-    Args:
-        panels: a range of variances to the gains (vanilla, variance-aware), each (draws,).
-        ratios: the same range to the ratio of their variances.
-        printed: the same range to the paper's ratio.
+    `panels`: a range of variances to the gains (vanilla, variance-aware), each (draws,); `ratios`: the same
+    range to the ratio of their variances; `printed`: the same range to the paper's ratio.
     """
-    with canvas(8.8, 3.3, len(panels)) as (figure, axes_list):
-        for axes, (name, gains) in zip(axes_list, panels.items(), strict=True):
+    with style.canvas(7.4, 3.7, len(panels)) as (figure, places):
+        for axes, (name, gains) in zip(places, panels.items(), strict=True):
             low, high = np.quantile(np.concatenate(gains), [0.001, 1])
-            edges = np.linspace(low, high, 80)
-            for policy, gain in zip(("vanilla", "variance-aware"), gains, strict=True):
-                _shares(axes, gain, edges, POLICY_COLOURS[policy], policy)
+            for policy, gain in zip(PAIR, gains, strict=True):
+                style.shares(axes, gain, np.linspace(low, high, 80), style.POLICY_COLOURS[policy], policy)
+            axes.set_ylim(0, 1.2 * axes.get_ylim()[1])
             ratio = ratios[name]
-            interval = f"{ratio.value:.2f} [{ratio.low:.2f}, {ratio.high:.2f}]"
-            axes.set(
-                title=f"Variances from {name}\nratio {interval}, paper {printed[name]:g}",
-                xlabel="gain over the reference policy",
-            )
-            axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-        axes_list[0].set_ylabel("share of draws")
-        axes_list[0].legend(loc="upper center", fontsize=9)
+            interval = f"ratio {ratio.value:.2f} [{ratio.low:.2f}, {ratio.high:.2f}], paper {printed[name]:g}"
+            axes.set_title(f"Variances from {name}")
+            style.note(axes, interval, "upper right")
+            axes.set_xlabel("gain over the reference policy")
+            style.percent(axes.yaxis)
+        places[0].set_ylabel("share of draws")
+        found = " and ".join(f"{ratio.value:.2f}" for ratio in ratios.values())
+        said = " and ".join(f"{value:g}" for value in printed.values())
+        style.headline(figure, f"Vanilla's variance is {found} times as large; the paper prints {said}")
+        style.legend_outside(figure, places[0], 2)
     return figure
 
 
 def variance_ratios(table: pd.DataFrame, printed: Mapping[str, float]) -> Figure:
     """Show Figure 4's ratio over random settings, raw and at equal mean gain.
 
-    Args:
-        table: of `simulations.variance_ratios`.
-        printed: a range of variances to the paper's ratio.
+    `table`: of `simulations.variance_ratios`; `printed`: a range of variances to the paper's ratio.
     """
     columns = {
-        "ratio": (-0.17, AWARE, "as it is (5-95%, quartiles, median)"),
-        "equal_gain_ratio": (0.17, VANILLA, "at equal mean gain"),
+        "ratio": (-0.17, style.SERIES[0], "as it is (5-95%, quartiles, median)"),
+        "equal_gain_ratio": (0.17, style.SERIES[1], "at equal mean gain"),
     }
-    with canvas(9.2, 3.9, 2, sharey=True) as (figure, panels):
+    with style.canvas(7.6, 4.3, 2, sharey=True) as (figure, panels):
         for axes, (name, paper) in zip(panels, printed.items(), strict=True):
             groups = table[table["range"] == name].groupby(["arms", "signal"])
             for k, (_, group) in enumerate(groups):
-                for column, (offset, colour, label) in columns.items():
-                    _quantile_bar(axes, k + offset, group[column], colour, "" if k else label)
-            axes.axhline(paper, color="black", linestyle=":")
-            axes.axhline(1, color=REFERENCE, linewidth=1)
-            right = (1.0, paper)
-            place: Any = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points"}
-            axes.annotate(f"paper {paper:g}", right, (0, 3), ha="right", fontsize=8.5, **place)
-            labels = [f"{arms}\n{signal:g}" for arms, signal in groups.groups]
-            axes.set(
-                yscale="log", title=f"variances from {name}", xlabel="arms\nand $s$ of $r^*\\sim N(0, s^2)$"
-            )
-            axes.set_xticks(range(len(labels)), labels)
-        panels[0].set(ylabel="Var(vanilla) / Var(variance-aware)", yticks=[0.5, 1, 2, 5, 10, 20, 50])
-        panels[0].yaxis.set_major_formatter(FormatStrFormatter("%g"))
-        panels[1].legend(loc="upper right", fontsize=8.5)
+                for column, (offset, colour, text) in columns.items():
+                    _quantile_bar(axes, k + offset, group[column], colour, "" if k else text)
+            axes.axhline(paper, color=style.PRINTED, linestyle="--")
+            axes.axhline(1, color="black", linewidth=0.8)
+            style.label(axes, -0.5, paper, f"paper {paper:g}", style.PRINTED, offset=(0, 6))
+            style.log_ticks(axes, "y", [0.5, 1, 2, 5, 10, 20, 50], lambda tick: f"{tick:g}")
+            names = [f"{arms}\n{signal:g}" for arms, signal in groups.groups]
+            axes.set(title=f"variances from {name}", xlabel="arms\nand $s$ of $r^*\\sim N(0, s^2)$")
+            axes.set_xticks(range(len(names)), names)
+        panels[0].set_ylabel("Var(vanilla) / Var(variance-aware)")
+        raw, equal = (table.groupby("range")[column].median() for column in columns)
+        medians = "; ".join(f"{raw[name]:.2f} and {equal[name]:.2f} from {name}" for name in printed)
+        each = table.groupby(["range", "arms", "signal"]).size().max()
+        style.headline(
+            figure, f"Median ratio, as it is and at equal mean gain: {medians} ({each} settings a bar)"
+        )
+        style.legend_outside(figure, panels[0], 2)
     return figure
 
 
-def _quantile_bar(axes: Axes, place: float, values: pd.Series, colour: str, label: str) -> None:
+def _quantile_bar(axes: Axes, place: float, values: pd.Series, colour: str, text: str) -> None:
     low, first, median, third, high = values.quantile([0.05, 0.25, 0.5, 0.75, 0.95])
     axes.plot([place] * 2, [low, high], color=colour, linewidth=1.5)
-    axes.plot([place] * 2, [first, third], color=colour, linewidth=5, label=label or None)
+    axes.plot([place] * 2, [first, third], color=colour, linewidth=5, label=text or None)
     axes.plot(place, median, "o", color="white", markeredgecolor=colour, markersize=5)
 
 
 def matched_kl(summary: pd.DataFrame, target: float) -> Figure:
     """Gain, variance and risk of the policies less vanilla's at the same mean KL, over noise levels.
 
-    Args:
-        summary: columns level, policy, gain, log_variance, risk, all relative to vanilla, each with
-            _low and _high.
-        target: the KL, in nats.
+    `summary`: columns level, policy, gain, log_variance, risk, all relative to vanilla, each with _low and
+    _high; `target`: the KL, in nats.
     """
     titles = {
-        "gain": "mean gain, less vanilla's",
-        "log_variance": "variance of the return, over vanilla's",
-        "risk": "risk, less vanilla's",
+        "gain": "mean gain:\ndifference to vanilla",
+        "variance": "variance of the return:\nratio to vanilla",
+        "risk": "risk:\ndifference to vanilla",
     }
-    with canvas(10.4, 3.3, 3) as (figure, panels):
+    for end in ("", "_low", "_high"):
+        summary = summary.assign(**{f"variance{end}": np.exp(summary[f"log_variance{end}"])})
+    with style.canvas(8.0, 4.2, 3) as (figure, panels):
         for axes, (column, title) in zip(panels, titles.items(), strict=True):
-            change = np.exp if column == "log_variance" else np.asarray
             for name, group in summary.groupby("policy", sort=False):
-                colour, levels = POLICY_COLOURS[str(name)], group["level"]
-                axes.plot(levels, change(group[column]), color=colour, linewidth=2, label=str(name))
-                low, high = change(group[f"{column}_low"]), change(group[f"{column}_high"])
-                axes.fill_between(levels, low, high, color=colour, alpha=0.18, linewidth=0)
-            axes.axhline(float(change(0.0)), color=VANILLA, linewidth=1.5)
-            axes.set(xscale="log", xlabel="noise level", title=title)
+                style.band(
+                    axes, group, "level", column, style.POLICY_COLOURS[str(name)], linewidth=2, label=name
+                )
+            axes.axhline(float(column == "variance"), color=style.VANILLA, linewidth=1.5, label="vanilla")
+            axes.set(xlabel="noise level", title=title)
+            style.log_ticks(axes, "x", [0.1, 0.25, 0.5, 1, 2, 4], lambda tick: f"{tick:g}")
         panels[1].set_ylim(0, None)
-        panels[2].yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-        handles, labels = panels[0].get_legend_handles_labels()
-        panels[2].legend(
-            handles,
-            labels,
-            fontsize=8.5,
-            loc="center left",
-            bbox_to_anchor=(1, 0.5),
-            title=f"KL = {target:g} nats\n(blue line: vanilla)",
-            title_fontsize=8.5,
+        style.percent(panels[2].yaxis)
+        last = summary[
+            (summary["level"] == summary["level"].max()) & (summary["policy"] == "PPO fixed point")
+        ].iloc[0]
+        style.headline(
+            figure,
+            f"At KL = {target:g} nats and noise {last['level']:g}, PPO's fixed point beside vanilla: gain "
+            f"{last['gain']:+.3f} [{last['gain_low']:+.3f}, {last['gain_high']:+.3f}], variance times "
+            f"{last['variance']:.2f}, risk {100 * last['risk']:+.1f} points [{100 * last['risk_low']:+.1f}, "
+            f"{100 * last['risk_high']:+.1f}]. Bands: 95%.",
         )
+        style.legend_outside(figure, panels[0], 3)
     return figure

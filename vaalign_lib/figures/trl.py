@@ -1,59 +1,75 @@
 """Figures of notebook 09."""
 
+from typing import Any
+
 import pandas as pd
 from matplotlib.figure import Figure
 
-from vaalign_lib.figures.style import AWARE, EXACT, REFERENCE, VANILLA, canvas
+from vaalign_lib.figures import style
 
-COLOURS = {"vanilla": VANILLA, "variance_aware": AWARE}
 MARKS = {"ppo": "o", "rloo": "s", "grpo": "^"}
 
 
 def one_token(ends: pd.DataFrame) -> Figure:
     """Draw where each trainer converged on one token, over where it was said to.
 
-    Args:
-        ends: of `trl.one_token_ends`.
+    `ends`: of `trl.one_token_ends`.
     """
     names = list(ends["trainer"].unique())
-    with canvas(2.5 * len(names), 3.1, len(names)) as (figure, panels):
+    with style.grid(len(names), 3, 6.8, 2.4, sharey=True) as (figure, panels):
         for axes, name in zip(panels, names, strict=True):
             one = ends[ends["trainer"] == name]
             axes.bar(one["word"], one["expected"], color="0.82", label="fixed point")
-            axes.plot(one["word"], one["reference"], "_", color=REFERENCE, ms=12, label="reference")
-            axes.plot(one["word"], one["trained"], "o", color=EXACT, ms=4.5, label="trained")
-            title = "\n".join(name.rsplit(", ", 1))
-            axes.set(title=title, xlabel="completion", ylim=(0, 1.1 * ends["expected"].max()))
-            axes.set_xticks(one["word"])
+            axes.plot(one["word"], one["reference"], "_", color=style.REFERENCE, ms=11, label="reference")
+            axes.plot(one["word"], one["trained"], "o", color=style.EXACT, ms=4.5, label="trained")
+            off = (one["trained"] - one["expected"]).abs().sum() / 2
+            axes.set(title=f"{name}\ndistance {off:.3f}", xlabel="completion", xticks=one["word"])
         panels[0].set_ylabel("probability")
-        panels[0].legend(fontsize="small")
+        off = (ends["trained"] - ends["expected"]).abs().groupby(ends["trainer"]).sum() / 2
+        style.headline(
+            figure,
+            f"Each trainer ends within {off.max():.3f} of its own fixed point (total variation distance)",
+        )
+        style.legend_outside(figure, panels[0], 3)
         return figure
 
 
 def comparison(log: pd.DataFrame, policies: pd.DataFrame, reference: float, window: int = 10) -> Figure:
     """Draw rewards over training, and the gold reward over the KL that training left.
 
-    Args:
-        log: of `trl.table_of`, a row for each policy and step.
-        policies: the same, a row for each policy as it was evaluated.
-        reference: gold reward of the policy that they start from.
-        window: steps of the running mean.
+    `log`: of `trl.table_of`, a row for each policy and step; `policies`: the same, a row for each policy as
+    it was evaluated; `reference`: gold reward of the policy that they start from; `window`: steps of the
+    running mean.
     """
     algorithms = list(log["algorithm"].unique())
-    with canvas(2.9 * (len(algorithms) + 1), 3.0, len(algorithms) + 1) as (figure, panels):
-        for axes, algorithm in zip(panels, algorithms, strict=False):
-            for objective, colour in COLOURS.items():
+    count = policies.groupby(["algorithm", "objective"]).size().max()
+    with style.grid(len(algorithms) + 1, 2, 6.8, 2.6) as (figure, [*panels, last]):
+        for axes, algorithm in zip(panels, algorithms, strict=True):
+            for objective, name in style.METHODS.items():
                 mine = log[(log["algorithm"] == algorithm) & (log["objective"] == objective)]
-                for _, one in mine.groupby("policy"):
-                    smooth = one["reward"].rolling(min(window, len(one))).mean()
-                    axes.plot(one["step"], smooth, color=colour, lw=1.1, alpha=0.8)
-            axes.set(title=f"{algorithm.upper()}, reward", xlabel="step")
-        panels[0].set_ylabel("SDs of the reference")
+                table = mine.pivot(index="step", columns="policy", values="reward").rolling(window, 1).mean()
+                spread = table.agg(["mean", "min", "max"], axis=1).set_axis(["reward", "low", "high"], axis=1)
+                style.band(axes, spread.reset_index(), "step", "reward", style.POLICY_COLOURS[name])
+            axes.set(title=algorithm.upper(), xlabel="step", ylabel="reward, SDs of\nthe reference")
         for (algorithm, objective), one in policies.groupby(["algorithm", "objective"], sort=False):
-            label = f"{str(algorithm).upper()}, {str(objective).replace('_', '-')}"
-            colour, mark = COLOURS[str(objective)], MARKS[str(algorithm)]
-            panels[-1].plot(one["kl"], one["gold"], mark, color=colour, ms=5, label=label)
-        panels[-1].axhline(reference, color=REFERENCE, ls="--", lw=1, label="reference")
-        panels[-1].set(title="gold, evaluated", xlabel="KL to the reference, nats")
-        panels[-1].legend(fontsize=7, loc="upper left", bbox_to_anchor=(1.02, 1.0))
+            name = style.METHODS[str(objective)]
+            settings: Any = {
+                "color": style.POLICY_COLOURS[name],
+                "ms": 5.5,
+                "label": f"{str(algorithm).upper()}, {name}",
+            }
+            last.plot(one["kl"], one["gold"], MARKS[str(algorithm)], **settings)
+        last.axhline(reference, color=style.REFERENCE, ls="--", lw=1, label="reference")
+        last.set(title="as evaluated", xlabel="KL to the reference, nats", ylabel="gold, SDs of the corpus")
+        gold = policies.groupby(["algorithm", "objective"])["gold"].mean().unstack() - reference
+        gains = ", ".join(
+            f"{str(name).upper()} {row['vanilla']:+.2f} and {row['variance_aware']:+.2f}"
+            for name, row in gold.loc[algorithms].iterrows()
+        )
+        style.headline(
+            figure,
+            f"Gold gained over the reference, vanilla and variance-aware: {gains}; {count} policies of each "
+            f"(bands: smallest to largest, mean of {window} steps)",
+        )
+        style.legend_outside(figure, last, 3)
         return figure
