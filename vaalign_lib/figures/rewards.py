@@ -339,8 +339,8 @@ def novelty(table: pd.DataFrame) -> Figure:
         ratio = table["outside"] / table["inside"]
         style.headline(
             figure,
-            f"Variance on strings of digits is {style.times(ratio.min())} to {style.times(ratio.max())} times "
-            f"that on the world's responses; larger for {(ratio > 1).sum()} of {len(table)}",
+            f"Variance on strings of digits: {style.times(ratio.min())} to {style.times(ratio.max())} times "
+            f"that on the world's responses; {(ratio > 1).sum()} of {len(table)} above 1",
         )
         style.legend_outside(figure, axes, 2)
     return figure
