@@ -90,10 +90,8 @@ def training_variance_ratio(
     Stacks come in pairs whose policies share their random numbers, so they are drawn again together;
     variances are pooled over stacks. A training variance counts as at least a hundredth of the total.
 
-    Args:
-        numerator: one or more stacks of one method.
-        denominator: as many of the other.
-        rows: for each pair the policies of every resample (resamples, policies).
+    `numerator` and `denominator` are as many stacks of either method, `rows` for each pair the policies of
+    every resample (resamples, policies).
     """
     pairs = list(zip(numerator, denominator, rows, strict=True))
     if not pairs or any(not a.values.size == b.values.size == r.shape[-1] for a, b, r in pairs):
@@ -230,18 +228,11 @@ def risk_table(
         raise ValueError(f"stacks: expected the same sizes (returns, reference), got {sizes}")
     returns, bars = (np.array([pair[k] for pair in stacks.values()], dtype=float) for k in (0, 1))
     found = bca([returns, bars], risk_measures, resamples=resamples, seed=seed)
-    rows = [
-        {"stack": name, "measure": measure}
-        | dict(zip(("value", "low", "high"), (float(end[k, row]) for end in found), strict=True))
-        for row, name in enumerate(stacks)
-        for k, measure in enumerate(RISK_MEASURES)
-    ]
     worst = bars.mean(axis=1) - returns.min(axis=1)
-    rows += [
-        {"stack": name, "measure": "worst_regret", "value": value, "low": value, "high": np.inf}
-        for name, value in zip(stacks, worst.tolist(), strict=True)
-    ]
-    return pd.DataFrame(rows)
+    cells = pd.MultiIndex.from_product([stacks, RISK_MEASURES], names=["stack", "measure"])
+    ends = {name: end.T.ravel() for name, end in zip(("value", "low", "high"), found, strict=True)}
+    seen = {"stack": list(stacks), "measure": "worst_regret", "value": worst, "low": worst, "high": np.inf}
+    return pd.concat([pd.DataFrame(ends, index=cells).reset_index(), pd.DataFrame(seen)], ignore_index=True)
 
 
 def risk(returns: ArrayLike, reference: ArrayLike, confidence: float = CONFIDENCE) -> Estimate:

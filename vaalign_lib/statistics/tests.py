@@ -158,16 +158,9 @@ def bca(
 
     Samples are drawn again each on its own, as strata are; those of one array (..., count) together.
 
-    Args:
-        samples: one or more arrays (..., count).
-        statistic: of the samples, vectorized over all but the last axis; may add axes in front.
-        paired: whether all samples are drawn again together.
-        resamples: how many.
-        seed: of the resamples.
-        confidence: of the interval.
-
-    Returns:
-        Value, lower and upper end, of the statistic's shape; both ends are NaN where it never varies.
+    The statistic is vectorized over all but the samples' last axis and may add axes in front. Value, lower
+    and upper end are of its shape; both ends are NaN where it never varies. `paired` samples are all drawn
+    again together.
     """
     data = [numbers("samples", one) for one in samples]
     if not data or any(one.ndim == 0 or one.shape[-1] < 2 for one in data):
@@ -197,8 +190,7 @@ def variance_ratio(
     first: float, first_count: int, second: float, second_count: int, confidence: float = CONFIDENCE
 ) -> Estimate:
     """Estimate a ratio of variances of normal samples, with the exact interval."""
-    _variance("first", first, first_count)
-    _variance("second", second, second_count)
+    _variances(first, first_count, second, second_count)
     ratio = first / second
     high, low = ratio / f.ppf(_ends(confidence), first_count - 1, second_count - 1)
     return Estimate(ratio, float(low), float(high), first_count + second_count)
@@ -218,8 +210,7 @@ def proportion_difference(
     first: float, first_count: int, second: float, second_count: int, confidence: float = CONFIDENCE
 ) -> Estimate:
     """Estimate the first proportion minus the second, from events, with Newcombe's interval."""
-    _events("first", first, first_count)
-    _events("second", second, second_count)
+    _events(first, first_count, second, second_count)
     low, high = confint_proportions_2indep(
         first, first_count, second, second_count, method="newcomb", alpha=1 - _level(confidence)
     )
@@ -271,10 +262,8 @@ def welch(*moments: float) -> Tested:
     """
     _, _, degrees = _gap(*moments)
     first, first_variance, first_count, second, second_variance, second_count = moments
-    spreads = np.sqrt([first_variance, second_variance])
-    found = ttest_ind_from_stats(
-        first, spreads[0], first_count, second, spreads[1], second_count, equal_var=False
-    )
+    samples = (first, np.sqrt(first_variance), first_count), (second, np.sqrt(second_variance), second_count)
+    found = ttest_ind_from_stats(*samples[0], *samples[1], equal_var=False)
     return Tested(float(found.statistic), float(t.ppf(_ends()[1], degrees)), float(found.pvalue), degrees)
 
 
@@ -304,8 +293,7 @@ def _gap(
 ) -> tuple[float, float, float]:
     """Return the first mean minus the second, its standard error, and Welch's degrees of freedom."""
     gap = number("first_mean", first) - number("second_mean", second)
-    _variance("first", first_variance, first_count)
-    _variance("second", second_variance, second_count)
+    _variances(first_variance, first_count, second_variance, second_count)
     parts = np.array([first_variance / first_count, second_variance / second_count])
     degrees = parts.sum() ** 2 / (parts**2 / [first_count - 1, second_count - 1]).sum()
     return gap, float(np.sqrt(parts.sum())), float(degrees)
@@ -316,8 +304,7 @@ def two_proportions(first: float, first_count: int, second: float, second_count:
 
     Events need not be whole, for printed proportions are rounded.
     """
-    _events("first", first, first_count)
-    _events("second", second, second_count)
+    _events(first, first_count, second, second_count)
     critical = float(norm.ppf(CONFIDENCE))
     if first + second in (0, first_count + second_count):
         return Tested(0.0, critical, 0.5)  # nothing varies, nothing can be told
@@ -327,8 +314,7 @@ def two_proportions(first: float, first_count: int, second: float, second_count:
 
 def boschloo(first: int, first_count: int, second: int, second_count: int) -> float:
     """Return the p-value of Boschloo's exact test that the first proportion is larger."""
-    _events("first", first, first_count)
-    _events("second", second, second_count)
+    _events(first, first_count, second, second_count)
     first, second = count("first", first, least=0), count("second", second, least=0)
     if first + second in (0, first_count + second_count):
         return 1.0
@@ -363,15 +349,6 @@ def permuted_variance_ratio(
     )
     critical = np.quantile(found.null_distribution, CONFIDENCE)
     return Tested(float(found.statistic), float(critical), float(found.pvalue))
-
-
-def _variance(name: str, value: float, samples: float) -> None:
-    number(name, value, above=0)
-    count(f"{name}_count", samples, least=2)
-
-
-def _events(name: str, events: float, trials: int) -> None:
-    number(name, events, at_least=0, at_most=count(f"{name}_count", trials))
 
 
 def brown_forsythe(first: Sequence[ArrayLike], second: Sequence[ArrayLike]) -> float:
@@ -431,6 +408,17 @@ def _pairs(name: str, first: ArrayLike, other: str, second: ArrayLike) -> tuple[
     if a.size != b.size:
         raise ValueError(f"{other}: expected {a.size} samples as in {name}, got {b.size}")
     return a, b
+
+
+def _variances(first: float, first_count: float, second: float, second_count: float) -> None:
+    for name, value, samples in (("first", first, first_count), ("second", second, second_count)):
+        number(name, value, above=0)
+        count(f"{name}_count", samples, least=2)
+
+
+def _events(first: float, first_count: int, second: float, second_count: int) -> None:
+    for name, events, trials in (("first", first, first_count), ("second", second, second_count)):
+        number(name, events, at_least=0, at_most=count(f"{name}_count", trials))
 
 
 def _level(confidence: float) -> float:

@@ -35,17 +35,13 @@ CHUNK = 100_000  # draws that are solved at once, so that they stay in the proce
 class Bandit:
     """Arms with Gaussian reward estimates (Assumption 2.1) and a uniform reference policy.
 
-    Attributes:
-        true_rewards: r* (arms,).
-        deviations: sigma (arms,), the standard deviations of the estimates, above 0.
-        form: of the two policies, a key of `FORMS`.
-        vanilla_strength: epsilon of Equation (2), or beta of the KL penalty.
-        variance_aware_strength: epsilon before it is scaled by lambda_min(Sigma), or beta.
+    The strengths are, of a form in `QUADRATIC`, epsilon of Equation (2) and of Equation (3) before it is
+    scaled by lambda_min(Sigma); of the others beta.
     """
 
-    true_rewards: tuple[float, ...]
-    deviations: tuple[float, ...]
-    form: str
+    true_rewards: tuple[float, ...]  # r* (arms,)
+    deviations: tuple[float, ...]  # sigma (arms,), of the estimates, above 0
+    form: str  # of the two policies, a key of `FORMS`
     vanilla_strength: float
     variance_aware_strength: float
 
@@ -86,11 +82,7 @@ class Bandit:
         )
 
     def estimates(self, estimates: Array) -> Array:
-        """Check and return estimates (draws, arms).
-
-        Raises:
-            ValueError: they are not finite, none at all, or of other arms.
-        """
+        """Check and return estimates (draws, arms)."""
         checked = numbers("estimates", estimates, axes=2)
         if checked.shape[1] != self.rewards.size:
             raise ValueError(f"estimates: expected {self.rewards.size} arms, got shape {checked.shape}")

@@ -192,7 +192,7 @@ def _size(values: Array) -> Array:
 
 
 def interior_epsilon(reference: ArrayLike) -> Array:
-    """Return n / (n - 1) min_y pi_0(y)^2: up to this epsilon no probability can reach zero.
+    """Return n / (n - 1) min_y pi_0(y)^2 (...): up to this epsilon no probability can reach zero.
 
     Within ||pi - pi_0||^2 <= epsilon and sum_y (pi - pi_0) = 0 a single coordinate moves by at most
     sqrt(epsilon (n - 1) / n). Up to there Theorem 2.4 holds on the simplex, since both policies are

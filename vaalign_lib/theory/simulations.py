@@ -176,7 +176,7 @@ def noise_levels(
         A row per (level, epsilon, policy, instance): mean gain over the reference, risk, and the step,
         the mean squared distance ||pi - pi_0||^2 over all instances.
     """
-    return _sweep(arms, instances, levels, draws, seed, lambda *problem: epsilons)
+    return _sweep((arms, instances, draws, seed), levels, lambda *problem: epsilons)
 
 
 def equal_step(
@@ -189,7 +189,7 @@ def equal_step(
     Returns:
         A row per level and instance: gain and risk of both policies, and vanilla's less the other's.
     """
-    table = _sweep(arms, instances, levels, draws, seed, lambda *problem: [radius_of_step(step, *problem)])
+    table = _sweep((arms, instances, draws, seed), levels, lambda *problem: [radius_of_step(step, *problem)])
     wide = table.pivot(index=["level", "instance"], columns="policy", values=["gain", "risk"])
     wide.columns = [f"{policy} {column}" for column, policy in wide.columns]
     for column in ("gain", "risk"):
@@ -198,15 +198,11 @@ def equal_step(
 
 
 def _sweep(
-    arms: int,
-    instances: int,
-    levels: Sequence[float],
-    draws: int,
-    seed: int,
-    radii: Callable[..., Sequence[float]],
+    problems: tuple[int, int, int, int], levels: Sequence[float], radii: Callable[..., Sequence[float]]
 ) -> pd.DataFrame:
     """Follow both policies over noise levels and the radii of (estimates, reference, variances)."""
-    truth, variances, noise = _problems(arms, instances, draws, np.random.default_rng(seed))
+    arms, instances, *_ = problems
+    truth, variances, noise = _problems(*problems)
     reference, parts = np.full(arms, 1 / arms), []
     shapes = dict(zip(POLICIES, (np.ones(arms), variances), strict=True))
     for level, (name, shape) in progress(
@@ -224,8 +220,9 @@ def _sweep(
     return pd.concat(parts, ignore_index=True)
 
 
-def _problems(arms: int, instances: int, draws: int, rng: np.random.Generator) -> tuple[Array, Array, Array]:
+def _problems(arms: int, instances: int, draws: int, seed: int) -> tuple[Array, Array, Array]:
     """Return r* and Sigma of random problems, (instances, arms), and noise (draws, instances, arms)."""
+    rng = np.random.default_rng(seed)
     truth = rng.normal(0, 1, (instances, arms))
     variances = rng.lognormal(-0.5 * SPREAD**2, SPREAD, (instances, arms))
     return truth, variances, np.sqrt(variances) * rng.standard_normal((draws, instances, arms))
@@ -431,7 +428,7 @@ def matched_kl(
         A row per (level, policy, instance), without policies that cannot reach that KL: beta, KL,
         mean gain, its standard deviation and risk over draws.
     """
-    truth, variances, noise = _problems(arms, instances, draws, np.random.default_rng(seed))
+    truth, variances, noise = _problems(arms, instances, draws, seed)
     reference, parts = np.full(arms, 1 / arms), []
     for level in progress(levels, "matched KL", len(levels)):
         problem = truth + level * noise, level**2 * variances, reference

@@ -40,9 +40,7 @@ _TINY = 1e-300  # variances are above it, so that their inverses are finite
 def problem(
     *, reference: ArrayLike | None = None, variances: ArrayLike = 1.0, **rewards: ArrayLike
 ) -> tuple[Array, ...]:
-    """Check rewards, variances and, if given, the reference; return them in this order, of one shape.
-
-    Variances may be one number for all arms, nothing else may.
+    """Check rewards, variances (or one number for all) and the reference; return them of one shape.
 
     Raises:
         ValueError: an argument is not finite, not positive, not a distribution, or of another shape.
@@ -52,11 +50,10 @@ def problem(
     if reference is not None:
         arrays["reference"] = distribution("reference", reference)
     whole = broadcast(**arrays)
+    arms = whole[0].shape[-1]
     for name, array in arrays.items():
-        if name != "variances" and array.shape[-1:] != whole[0].shape[-1:]:
-            raise ValueError(
-                f"{name}: expected {whole[0].shape[-1]} arms on the last axis, got shape {array.shape}"
-            )
+        if name != "variances" and array.shape[-1:] != (arms,):
+            raise ValueError(f"{name}: expected {arms} arms on the last axis, got shape {array.shape}")
     return tuple(whole)
 
 
@@ -187,22 +184,16 @@ def _simplex_policy(estimates: Array, variances: Array, reference: Array, epsilo
     support = np.ones(policy.shape, dtype=bool)
     walking = np.arange(len(policy))
     while walking.size:
-        arrays: tuple[Any, ...] = (policy, support, estimates, variances, reference, epsilon)
+        arrays = (policy, support, estimates, variances, reference, epsilon)
         policy[walking], emptied = _next_piece(*(array[walking] for array in arrays))
         support[walking] &= ~emptied
         walking = walking[emptied.any(-1)]
     return (policy / policy.sum(-1, keepdims=True)).reshape(shape)  # of rounding on long pieces
 
 
-def _next_piece(
-    policy: Array,
-    support: NDArray[np.bool_],
-    estimates: Array,
-    variances: Array,
-    reference: Array,
-    epsilon: Array,
-) -> tuple[Array, NDArray[np.bool_]]:
+def _next_piece(*problem: Any) -> tuple[Array, NDArray[np.bool_]]:
     """Return the policies at the end of the path's next piece and the arms emptied there, (k, arms)."""
+    policy, support, estimates, variances, reference, epsilon = problem
     precision = support / variances
     slope = precision * _centred(estimates, precision)
     falls, deviation = slope < 0, policy - reference
@@ -407,16 +398,10 @@ def solve_beta(
 ) -> Array:
     """Find the beta of every draw at which a decreasing measure of its policy takes the target value.
 
-    Args:
-        measure: called with betas (k,) and the indices of their draws (k,), returns values (k,) that
-            decrease in beta.
-        target: (draws,) or a scalar.
-        draws: their number.
-        name: of the target, for the error.
-
-    Returns:
-        beta (draws,), searched from 1e-8 to 1e8. It is 0 where the measure stays below the target even at
-        the smallest: the constraint does not bind and the policy is greedy.
+    The measure is called with betas (k,) and the indices of their draws (k,), and returns values (k,); the
+    target is (draws,) or a scalar, of that name in errors. Beta (draws,) is searched from 1e-8 to 1e8; it is
+    0 where the measure stays below the target even there: the constraint does not bind, the policy is
+    greedy.
 
     Raises:
         ValueError: the measure stays above the target even at the largest; no such policy.
@@ -467,16 +452,9 @@ def constrained_policy(
     One beta serves all prompts of a draw, since the constraint is an average over them; each prompt
     has its own multiplier nu for the normalization.
 
-    Args:
-        estimates: R-hat (draws, prompts, arms), to which variances and reference are broadcast.
-        variances: sigma^2.
-        reference: pi_0.
-        epsilon: bound of the constraint (draws,) or a scalar.
-        prompt_weights: rho (prompts,), uniform by default.
-        policy_of: another policy to meet the same constraint.
-
-    Returns:
-        pi (draws, prompts, arms) and beta (draws,); beta is 0 where the constraint does not bind.
+    Estimates are (draws, prompts, arms), variances and reference are broadcast to them, epsilon is (draws,)
+    or a scalar, and the prompts' weights rho (prompts,) are uniform by default. Another `policy_of` meets the
+    same constraint. Returns pi (draws, prompts, arms) and beta (draws,), 0 where nothing binds.
 
     Raises:
         ValueError: bad input, or no policy meets the constraint.
