@@ -226,7 +226,8 @@ def mean_of(estimates: Sequence[Estimate]) -> Estimate:
     """
     if not estimates:
         raise ValueError("estimates: expected at least one")
-    value, low, high = np.mean([(one.value, one.low, one.high) for one in estimates], axis=0).tolist()
+    ends = [[getattr(one, end) for one in estimates] for end in ("value", "low", "high")]
+    value, low, high = np.mean(ends, axis=1).tolist()
     return Estimate(value, low, high, sum(one.count for one in estimates))
 
 
