@@ -6,14 +6,12 @@ import yaml
 from transformers import AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
-from vaalign_lib import profiles
 from vaalign_lib.experiments.conditions import GROUPS, JUDGES, plan
 from vaalign_lib.experiments.policies import settings_key
 from vaalign_lib.models import CONTEXT, tiny_config
 from vaalign_lib.profiles import (
+    ASKS,
     LINEAR,
-    MATCHED,
-    OWN_ENSEMBLES,
     TINY_TOKENS,
     ProfileError,
     available_profiles,
@@ -204,10 +202,14 @@ def test_files_are_looked_for_beside_the_profile(tmp_path, monkeypatch):
         assert load_profile(path).reward_data.pairs == hub
 
 
+def asking(what):
+    return {group for group, asked in ASKS.items() if what in asked}
+
+
 def test_what_profiles_know_of_groups_and_tiny_policies():
     groups = {name: make() for name, make in GROUPS.items()}
-    assert set(MATCHED) == {name for name in groups if any(run.matched for run in groups[name])}
-    assert set(OWN_ENSEMBLES) == {
+    assert asking("matched") == {name for name in groups if any(run.matched for run in groups[name])}
+    assert asking("own_ensembles") == {
         name
         for name in groups
         if any((run.source, run.protocol) == ("ensemble", "independent") for run in groups[name])
@@ -221,6 +223,6 @@ def test_which_judges_a_group_asks_is_what_its_runs_ask():
         simulated = any(
             run.protocol != "shared" or run.widths != "rescaled" or run.disagreement != "none" for run in runs
         )
-        assert simulated == (group in profiles._SIMULATED), group
+        assert simulated == ("simulated" in ASKS[group]), group
         asked = {run.source for run in runs}
-        assert asked == (set(JUDGES) if group in profiles._ALL_JUDGES else {"judge-b"}), group
+        assert asked == (set(JUDGES) if "three_judges" in ASKS[group] else {"judge-b"}), group

@@ -1,7 +1,8 @@
 """Long jobs: in processes of this machine or on a dask.distributed cluster, under one progress bar.
 
 On a cluster all machines see the same run store, where checkpoints and results go. A job whose worker
-dies is given to another one, which goes on from the last checkpoint.
+dies is given to another one, which goes on from the last checkpoint. Torch is imported where it is
+needed: it takes seconds, in which a worker is to have its watch and the command its answer.
 """
 
 import ctypes
@@ -16,11 +17,11 @@ import uuid
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
-from queue import Empty
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import tqdm.auto
@@ -36,9 +37,22 @@ from vaalign_lib.store import (
     unfinished,
 )
 
+if TYPE_CHECKING:
+    import torch
+
 HEADLESS = "VAALIGN_HEADLESS"  # set by `vaalign reproduce`: nobody can see a widget or move a slider
+ADDRESS = re.compile(r"((tcp|tls|ucx|wss?)://)?[^\s/]+:\d{1,5}")  # of a dask scheduler
+RETRIES = 3  # of a job that failed, for a worker may have lost its GPU or its disk
+CONNECT_SECONDS = 5  # until a scheduler must have answered
+LOOK_SECONDS = 5  # between looks whether the scheduler has workers
+WATCH_SECONDS = 1.0  # between a worker's looks whether its job is still wanted
 
 T = TypeVar("T")
+Name = TypeVar("Name")
+Result = TypeVar("Result")
+
+
+# --- bars -------------------------------------------------------------------------------------------
 
 
 def headless() -> bool:
@@ -46,51 +60,49 @@ def headless() -> bool:
     return bool(os.environ.get(HEADLESS))
 
 
-def bar(total: int, description: str, done: int = 0) -> Any:
-    """Return a bar that vanishes at the end, for work that is not an iteration over items."""
+def bar(total: int | None, description: str, done: int = 0, items: "Iterable[Any] | None" = None) -> Any:
+    """Return a bar that vanishes at the end, also for work that is not an iteration over items."""
     kind = tqdm.std.tqdm if headless() else tqdm.auto.tqdm
-    return kind(total=total, desc=description, initial=done, leave=False)
+    return kind(items, total=total, desc=description, initial=done, leave=False)
 
 
 def progress(items: Iterable[T], description: str, total: int | None = None) -> Iterator[T]:
     """Iterate over items with a bar that vanishes at the end."""
-    kind = tqdm.std.tqdm if headless() else tqdm.auto.tqdm
-    yield from kind(items, desc=description, total=total, leave=False)
+    yield from bar(total, description, items=items)
 
 
-if TYPE_CHECKING:
-    import torch  # elsewhere where it is needed: it takes seconds, in which a worker is to have its watch
-
-Name = TypeVar("Name")
-Result = TypeVar("Result")
-Report = Callable[[int], None]  # steps that were taken, or, if negative, that are to come besides
-
-ADDRESS = re.compile(r"((tcp|tls|ucx|wss?)://)?[^\s/]+:\d{1,5}")  # of a dask scheduler
-
-_steps: Any = None  # in a worker, where its reports go
-_together = 1  # in a worker, how many there are on this machine
-_memory: int | None = None  # in a worker of a cluster, the bytes that it may take
-
-
-def default_workers() -> int:
-    """Return how many jobs this machine takes at a time: its GPUs if it has any, else its cores."""
-    import torch
-
-    return torch.cuda.device_count() or os.cpu_count() or 1
-
-
-def check_workers(workers: object, least: int = 1) -> None:
-    """Refuse what is neither a number of processes nor the address of a dask scheduler.
-
-    Raises:
-        ValueError: it is something else, or fewer than `least`.
+def silence_libraries() -> None:
+    """Switch off the libraries' own bars (map, load, save), their advice and the news of what they are
+    going to rename, which say nothing that a reader needs.
     """
-    whole = isinstance(workers, int) and not isinstance(workers, bool) and workers >= least
-    if not whole and not (isinstance(workers, str) and ADDRESS.fullmatch(workers)):
-        raise ValueError(
-            f"workers: expected a whole number of at least {least}, or the address of a dask scheduler "
-            f"such as tcp://host:8786, got {workers!r}"
-        )
+    import datasets
+    import transformers
+
+    datasets.disable_progress_bars()
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers\.")
+
+
+# --- what a worker knows of itself ------------------------------------------------------------------
+
+
+@dataclass
+class Worker:
+    """The place of this process among others."""
+
+    report: Callable[[int], None] | None = None  # tells who waits for it how far it is
+    together: int = 1  # workers that share this machine, itself included
+    memory: int | None = None  # bytes that it may take, if anybody says
+
+
+WORKER = Worker()
+
+
+def report(steps: int) -> None:
+    """Tell the process that waits for this one of steps taken or, if negative, to come besides."""
+    if WORKER.report is not None:
+        WORKER.report(steps)
 
 
 def device() -> "torch.device":
@@ -103,104 +115,79 @@ def device() -> "torch.device":
     return torch.device("cuda", (identity[-1] - 1 if identity else 0) % torch.cuda.device_count())
 
 
-def together() -> int:
-    """Return how many workers share this machine with this one, itself included."""
-    return _together
+# --- running jobs -----------------------------------------------------------------------------------
 
 
-def memory_limit() -> int | None:
-    """Return the bytes that this worker may take, None if nobody says."""
-    return _memory
+def default_workers() -> int:
+    """Return how many jobs this machine takes at a time: its GPUs if it has any, else its cores."""
+    import torch
+
+    return torch.cuda.device_count() or os.cpu_count() or 1
 
 
-def limit_memory(most: int | None) -> None:
-    """Say how many bytes this worker may take."""
-    global _memory
-    _memory = most
+def check_workers(workers: object, least: int = 1) -> None:
+    """Refuse what is neither a number of processes, at least `least`, nor the address of a dask scheduler."""
+    whole = isinstance(workers, int) and not isinstance(workers, bool) and workers >= least
+    if not whole and not (isinstance(workers, str) and ADDRESS.fullmatch(workers)):
+        raise ValueError(
+            f"workers: expected a whole number of at least {least}, or the address of a dask scheduler "
+            f"such as tcp://host:8786, got {workers!r}"
+        )
 
 
-def report(steps: int) -> None:
-    """Tell the process that waits for this worker how far it is."""
-    if _steps is not None:
-        _steps.put(steps)
+@dataclass(frozen=True)
+class Executor:
+    """What runs jobs: processes or a cluster, with the protocol of `concurrent.futures`."""
 
-
-def report_to(place: Any) -> None:
-    """Let reports of this process go to a place with a method `put`."""
-    global _steps
-    _steps = place
+    submit: Callable[[Callable[[], Any]], Any]
+    as_completed: Callable[[Iterable[Any]], Iterable[Any]]
+    reports: Any  # a queue of the steps that workers report
 
 
 def run_jobs(
     jobs: Mapping[Name, Callable[[], Result]], workers: int | str, steps: int, description: str, shared: Path
 ) -> dict[Name, Result]:
-    """Run jobs in worker processes, in their order, under one bar.
+    """Run picklable jobs in worker processes, in their order, under one bar.
 
     Args:
-        jobs: picklable functions; they may call `report`.
+        jobs: they may call `report`.
         workers: processes of this machine, or the address of a dask scheduler.
         steps: that all jobs together are going to report.
         description: of the bar.
         shared: a folder that all workers see, here or elsewhere.
 
     Raises:
-        ValueError: `workers` is neither.
-        Exception: what the first failing job raised; jobs that have not begun are given up.
+        ClusterError: no scheduler answers, or a worker cannot take the jobs.
+        Exception: what the first failing job raised; the others are given up.
     """
     check_workers(workers)
     if not jobs:
         return {}
-    if isinstance(workers, str):
-        return run_on_cluster(workers, jobs, steps, description, shared)
-    queue = get_context("spawn").Queue()
-    threads = max(1, (os.cpu_count() or 1) // workers)
-    pool = start_processes(min(workers, len(jobs)), workers, threads, queue)
-    try:
-        futures = {pool.submit(job): name for name, job in jobs.items()}
-        with shown(queue, steps, description):
-            done = {futures[one]: one.result() for one in as_completed(futures)}
-        return {name: done[name] for name in jobs}
-    except BaseException:
-        _end(pool)
-        raise
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def start_processes(count: int, together: int, threads: int = 1, queue: Any = None) -> ProcessPoolExecutor:
-    """Return processes that end when this one does.
-
-    Args:
-        count: of them.
-        together: how many share this machine, these included.
-        threads: of each.
-        queue: where their reports go.
-    """
-    given = (queue, os.getpid(), together, threads)
-    return ProcessPoolExecutor(count, get_context("spawn"), _begin, given)
-
-
-def _end(pool: ProcessPoolExecutor) -> None:
-    """Stop the workers at once: what they have is in their checkpoints."""
-    for process in list((getattr(pool, "_processes", None) or {}).values()):
-        process.terminate()
+    place: AbstractContextManager[Executor]
+    place = _cluster(workers, shared) if isinstance(workers, str) else _processes(workers, len(jobs))
+    with place as executor, _shown(executor.reports, steps, description):
+        futures = {executor.submit(job): name for name, job in jobs.items()}
+        done: dict[Name, Any] = {}
+        for one in executor.as_completed(futures):
+            done[futures[one]] = found = one.result()
+            if isinstance(found, _Refused):
+                raise found.error
+    return {name: done[name] for name in jobs}
 
 
 @contextmanager
-def shown(queue: Any, steps: int, description: str) -> Iterator[None]:
+def _shown(reports: Any, steps: int, description: str) -> Iterator[None]:
     """Show a bar of what arrives in a queue."""
     over = threading.Event()
 
     def follow() -> None:
-        with bar(steps, description) as progress:
+        with bar(steps, description) as shown:
             while not over.is_set():
-                try:
-                    taken = queue.get(timeout=0.5)
-                except Empty:
-                    continue
-                progress.total += max(-taken, 0)
-                progress.update(max(taken, 0))
-                progress.refresh()
+                with suppress(queue.Empty):
+                    taken = reports.get(timeout=0.5)
+                    shown.total += max(-taken, 0)
+                    shown.update(max(taken, 0))
+                    shown.refresh()
 
     thread = threading.Thread(target=follow, daemon=True)
     thread.start()
@@ -211,16 +198,38 @@ def shown(queue: Any, steps: int, description: str) -> Iterator[None]:
         thread.join(timeout=5)
 
 
-def _begin(queue: Any, parent: int, together: int, threads: int) -> None:
+# --- processes of this machine ----------------------------------------------------------------------
+
+
+@contextmanager
+def _processes(workers: int, jobs: int) -> Iterator[Executor]:
+    reports = get_context("spawn").Queue()
+    threads = max(1, (os.cpu_count() or 1) // workers)
+    pool = start_processes(min(workers, jobs), workers, threads, reports)
+    try:
+        yield Executor(pool.submit, as_completed, reports)
+    except BaseException:
+        for process in list((getattr(pool, "_processes", None) or {}).values()):
+            process.terminate()  # at once: what they have is in their checkpoints
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def start_processes(count: int, together: int, threads: int = 1, reports: Any = None) -> ProcessPoolExecutor:
+    """Return processes that end when this one does; `together` share this machine, these included."""
+    given = (reports, os.getpid(), together, threads)
+    return ProcessPoolExecutor(count, get_context("spawn"), _begin, given)
+
+
+def _begin(reports: Any, parent: int, together: int, threads: int) -> None:
     """Set up a worker: its share of the cores, silence, for the output of a notebook belongs to its own
     process, and an end when nobody waits for it any more.
     """
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     import torch
 
-    global _together
-    _together = together
-    report_to(queue)
+    WORKER.together, WORKER.report = together, reports and reports.put
     torch.set_num_threads(threads)
     silence_libraries()
     sys.stderr = sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - as long as the process
@@ -234,12 +243,7 @@ def _end_with(parent: int) -> None:
     os._exit(1)
 
 
-RETRIES = 3  # of a job that failed, for a worker may have lost its GPU or its disk
-CONNECT_SECONDS = 5  # until a scheduler must have answered
-LOOK_SECONDS = 5  # between looks whether the scheduler has workers
-WATCH_SECONDS = 1.0  # between a worker's looks whether its job is still wanted
-
-_one_at_a_time = threading.Lock()  # in a worker
+# --- a cluster --------------------------------------------------------------------------------------
 
 
 class ClusterError(PlanError):
@@ -254,50 +258,33 @@ class _NobodyWaits(BaseException):
     """Ends a job whose client is gone; no library's `except Exception` is to keep it."""
 
 
-def run_on_cluster(
-    address: str, jobs: Mapping[Name, Callable[[], Result]], steps: int, description: str, shared: Path
-) -> dict[Name, Result]:
-    """Run jobs on a cluster, in their order, under one bar.
+@dataclass(frozen=True)
+class _Refused:
+    """In place of a result: what another attempt would not change."""
 
-    A scheduler without workers is told, and some are waited for. Jobs end with their client.
+    error: Exception
 
-    Args:
-        address: of the scheduler, such as tcp://host:8786.
-        jobs: picklable functions; they may call `jobs.report`.
-        steps: that all jobs together are going to report.
-        description: of the bar.
-        shared: a folder that all workers must see.
 
-    Raises:
-        ClusterError: no scheduler answers, or a worker cannot take the jobs.
-        Exception: what the first failing job raised.
-    """
-    client = connected(address)
-    reports: queue.Queue[int] = queue.Queue()
+@contextmanager
+def _cluster(address: str, shared: Path) -> Iterator[Executor]:
+    """Run jobs on a cluster whose workers see a file in `shared`; they end with their client."""
+    client, reports = connected(address), queue.Queue[int]()
+    futures: list[Any] = []
     remove_unfinished(shared)
-    with (
-        unfinished(shared.resolve() / "seen") as mark,
-        client,
-        client.as_current(),
-        shown(reports, steps, description),
-    ):
+    with unfinished(shared.resolve() / "seen") as mark, client, client.as_current():
         client.subscribe_topic(mark.name, lambda event: reports.put(int(event[1])))
-        futures = {
-            client.submit(
-                _run_in_worker, job, code_key(), str(mark), key=f"vaalign-{uuid.uuid4().hex}",
-                pure=False, retries=RETRIES, priority=-k,
-            ): name
-            for k, (name, job) in enumerate(jobs.items())
-        }  # fmt: skip
+        run, code = partial(_run_in_worker, mark=str(mark)), code_key()
+
+        def submit(job: Callable[[], Any]) -> Any:
+            options = {"pure": False, "retries": RETRIES, "priority": -len(futures)}
+            futures.append(client.submit(run, job, code, key=f"vaalign-{uuid.uuid4().hex}", **options))
+            return futures[-1]
+
         try:
-            for one in _as_completed(client, futures, address):
-                if isinstance(found := one.result(), _Refused):
-                    raise found.error
+            yield Executor(submit, partial(_as_completed, client, address), reports)
         except BaseException:
-            client.cancel(list(futures), force=True)
+            client.cancel(futures, force=True)
             raise
-        done: dict[Name, Any] = {name: one.result() for one, name in futures.items()}
-    return {name: done[name] for name in jobs}
 
 
 def connected(address: str) -> Any:
@@ -317,9 +304,8 @@ def connected(address: str) -> Any:
     found: queue.Queue[Any] = queue.Queue()
 
     def connect() -> None:
-        options = {"timeout": CONNECT_SECONDS, "set_as_default": False}
         try:
-            found.put(distributed.Client(address, **options))
+            found.put(distributed.Client(address, timeout=CONNECT_SECONDS, set_as_default=False))
         except Exception as error:  # whatever a stranger's bytes lead to
             found.put(error)
 
@@ -334,7 +320,7 @@ def connected(address: str) -> Any:
     return client
 
 
-def _as_completed(client: Any, futures: Iterable[Any], address: str) -> Iterator[Any]:
+def _as_completed(client: Any, address: str, futures: Iterable[Any]) -> Iterator[Any]:
     """Yield what is done, and say so while the scheduler has no workers."""
     from distributed import wait
 
@@ -351,7 +337,7 @@ def _as_completed(client: Any, futures: Iterable[Any], address: str) -> Iterator
             raise ClusterError(f"the dask scheduler at {address} answers no more") from None
         if without and not told:
             text = f"the dask scheduler at {address} has no workers: {len(left)} jobs wait for some"
-            warnings.warn(f"{text}; `dask worker {address}` starts one", NoWorkersWarning, 4)
+            warnings.warn(f"{text}; `dask worker {address}` starts one", NoWorkersWarning, 3)
         told = without
 
 
@@ -361,48 +347,45 @@ def code_key() -> str:
     return content_key(code=code, packages=package_versions())
 
 
-@dataclass(frozen=True)
-class _Refused:
-    """In place of a result: what another attempt would not change."""
-
-    error: Exception
+_one_at_a_time = threading.Lock()  # in a worker
 
 
 def _run_in_worker(job: Callable[[], Result], code: str, mark: str) -> "Result | _Refused":
-    """Run a job in a worker, and say so where it cannot run at all."""
+    """Run a job in a worker, one at a time and with one thread, and say so where it cannot run at all."""
+    import torch
+    from distributed import get_worker
+
+    worker = get_worker()
     try:
-        return _run_here(job, code, mark)
+        _check_worker(worker.address, code, Path(mark))
+        with _one_at_a_time:
+            torch.set_num_threads(1)
+            silence_libraries()
+            WORKER.memory = worker.memory_manager.memory_limit
+            WORKER.report = partial(worker.log_event, Path(mark).name)
+            with _ended_when_unwanted(worker):
+                return job()
     except PlanError as error:
         return _Refused(error)
     except _NobodyWaits:
         return _Refused(ClusterError("nobody waits for this job any more"))
 
 
-def _run_here(job: Callable[[], Result], code: str, mark: str) -> Result:
-    """Run a job, one at a time, with one thread."""
+def _check_worker(address: str, code: str, mark: Path) -> None:
     import torch
-    from distributed import get_worker
 
-    worker = get_worker()
     if code_key() != code:
-        raise ClusterError(f"worker {worker.address} has another version of the library or of its packages")
-    if not Path(mark).is_file():
+        raise ClusterError(f"worker {address} has another version of the library or of its packages")
+    if not mark.is_file():
         raise ClusterError(
-            f"worker {worker.address} does not see {Path(mark).parent}: the run folder must be on a "
-            "shared file system, under the same path"
+            f"worker {address} does not see {mark.parent}: the run folder must be on a shared file system, "
+            "under the same path"
         )
-    if torch.cuda.device_count() > 1:
+    if (count := torch.cuda.device_count()) > 1:
         raise ClusterError(
-            f"worker {worker.address} sees {torch.cuda.device_count()} GPUs; start one worker for each, "
-            "with CUDA_VISIBLE_DEVICES set to its number"
+            f"worker {address} sees {count} GPUs; start one worker for each, with CUDA_VISIBLE_DEVICES set "
+            "to its number"
         )
-    with _one_at_a_time:
-        torch.set_num_threads(1)
-        silence_libraries()
-        limit_memory(worker.memory_manager.memory_limit)
-        report_to(_Topic(worker, Path(mark).name))
-        with _ended_when_unwanted(worker):
-            return job()
 
 
 @contextmanager
@@ -437,26 +420,3 @@ def _ended_when_unwanted(worker: Any) -> Iterator[None]:
             over.set()
         while ending.is_set():  # it is on its way, and must not reach the next job
             time.sleep(0)
-
-
-class _Topic:
-    """Where a worker's reports go."""
-
-    def __init__(self, worker: Any, name: str) -> None:
-        self.worker, self.name = worker, name
-
-    def put(self, steps: int) -> None:
-        self.worker.log_event(self.name, steps)
-
-
-def silence_libraries() -> None:
-    """Switch off the libraries' own bars (map, load, save), their advice and the news of what they are
-    going to rename, which say nothing that a reader needs.
-    """
-    import datasets
-    import transformers
-
-    datasets.disable_progress_bars()
-    transformers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.set_verbosity_error()
-    warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers\.")

@@ -6,6 +6,7 @@ beyond them is a slip of the hand.
 """
 
 import json
+import math
 import re
 import reprlib
 from contextlib import suppress
@@ -14,10 +15,20 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, HttpUrl, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    HttpUrl,
+    ValidationError,
+    ValidationInfo,
+    model_validator,
+)
 
 from vaalign_lib.store import PROFILES, RunStore, content_of
 
+PUBLISHED_PROFILE = "embedded"  # its figures and tables are committed
 LARGEST_FILE = 100_000  # bytes
 LARGEST_CONTENT = 10_000  # values, those that an alias stands for counted each time
 SHOWN_PROBLEMS = 4  # of a profile, in one line
@@ -53,8 +64,8 @@ Instances = Annotated[int, Field(ge=20, le=10**6)]  # so that intervals exist
 # of hidden states, which heads divide, two of policies and four of reward models; halves are rotated
 PolicyWidth = Annotated[int, Field(ge=4, le=4096, multiple_of=4)]
 RewardWidth = Annotated[int, Field(ge=8, le=4096, multiple_of=8)]
-Rate = Annotated[float, Field(ge=1e-10, le=1)]  # of learning
 Share = Annotated[float, Field(ge=1e-10, le=1)]
+Rate = Share  # of learning
 Positive = Annotated[float, Field(ge=1e-10, le=1e6)]
 Coefficient = Annotated[float, Field(ge=0, le=1e6)]
 Epochs = Annotated[float, Field(ge=1e-10, le=1000)]
@@ -66,25 +77,26 @@ Optimizer = Literal["adamw_torch", "paged_adamw_32bit"]
 Scheduler = Literal["cosine", "constant"]
 
 
-def _named(word: str, folders: bool) -> AfterValidator:
-    """Accept our own word, a name on the hub, or a file, or folder, that is there."""
-    kind = "folder" if folders else "file"
+def _named(word: str, kind: Literal["file", "folder"]) -> AfterValidator:
+    """Accept our own word, a name on the hub, or a file, or a model's folder, beside the profile."""
 
-    def check(value: str) -> str:
+    def check(value: str, info: ValidationInfo) -> str:
         expected = f"expected {word}, a name on the hub, or a {kind}"
         if value == word:
             return value
         if value in OURS:
             raise ValueError(f"{expected}, got {value!r}, which is made here for something else")
-        path = Path(value)
-        if value and _exists(path):
-            if folders != path.is_dir():
-                raise ValueError(f"{expected}; {path} is a {'file' if folders else 'folder'}")
-            if folders and not (path / "config.json").is_file():
-                raise ValueError(f"{expected}; {path} has no config.json")
-        elif not _is_hub_name(value) or not (folders or "/" in value):
-            raise ValueError(f"{expected}; there is no such {kind}: {value!r:.200}")
-        return value
+        path, on_hub = (info.context or {}).get("folder", Path()) / value, _is_hub_name(value)
+        if not value or not _exists(path):
+            if not on_hub or (kind == "file" and "/" not in value):
+                said = str(path) if value and not on_hub else value
+                raise ValueError(f"{expected}; there is no such {kind}: {said!r:.200}")
+            return value
+        if path.is_dir() != (kind == "folder"):
+            raise ValueError(f"{expected}; {path} is a {'file' if kind == 'folder' else 'folder'}")
+        if kind == "folder" and not (path / "config.json").is_file():
+            raise ValueError(f"{expected}; {path} has no config.json")
+        return str(path.resolve())
 
     return AfterValidator(check)
 
@@ -117,7 +129,19 @@ def _of_all_three(value: dict[str, Any]) -> dict[str, Any]:
     return value
 
 
-Data = Annotated[str, _named("embedded", folders=False)]
+def _multiple(whole: str, *parts: str) -> Any:
+    """Check that one number of a section is a multiple of others' product."""
+
+    def check(section: Any) -> Any:
+        if getattr(section, whole) % math.prod(getattr(section, part) for part in parts):
+            product = " times ".join(f"{part} {getattr(section, part)}" for part in parts)
+            raise ValueError(f"{whole} {getattr(section, whole)} must be a multiple of {product}")
+        return section
+
+    return model_validator(mode="after")(check)
+
+
+Data = Annotated[str, _named("embedded", "file")]
 ByArchitecture = AfterValidator(_of_all_three)
 
 
@@ -154,7 +178,7 @@ class RewardData(Section):
 class Reference(Section):
     """The policies that all others start from, and what the corpus of the tiny ones is."""
 
-    models: Annotated[dict[str, Annotated[str, _named("tiny", folders=True)]], ByArchitecture] = Field(
+    models: Annotated[dict[str, Annotated[str, _named("tiny", "folder")]], ByArchitecture] = Field(
         description="architecture: `tiny`, or a name or path"
     )
     width: PolicyWidth = Field(description="of the hidden states of the tiny ones")
@@ -178,7 +202,7 @@ class Pretrained(Section):
 class RewardModel(Section):
     """Stage 1, Table 5: one reward model with one head."""
 
-    backbone: Annotated[str, _named("tiny-gemma", folders=True)] = Field(
+    backbone: Annotated[str, _named("tiny-gemma", "folder")] = Field(
         description="`tiny-gemma`, or a model's name or path"
     )
     width: RewardWidth = Field(description="of the hidden states of `tiny-gemma`")
@@ -193,18 +217,9 @@ class RewardModel(Section):
     logging_steps: Count = Field(description="steps over which the logged loss is averaged")
     max_length: Count = Field(description="tokens of prompt and response together")
     gradient_checkpointing: bool
-    pretrained: Pretrained | None = Field(
-        default=None, description="instead of these where another backbone is given"
-    )
+    pretrained: Pretrained | None = None  # instead of these where another backbone is given
 
-    @model_validator(mode="after")
-    def _whole_steps(self) -> "RewardModel":
-        if self.batch_size % self.device_batch_size:
-            raise ValueError(
-                f"batch_size {self.batch_size} must be a multiple of device_batch_size "
-                f"{self.device_batch_size}"
-            )
-        return self
+    _whole_steps = _multiple("batch_size", "device_batch_size")
 
 
 class HeadTraining(Section):
@@ -216,7 +231,7 @@ class HeadTraining(Section):
     weight_decay: Coefficient
     scheduler: Scheduler
     epochs: Epochs
-    anchor: Positive = Field(default=1.0, description="prior precision of anchored heads")
+    anchor: Positive = 1.0  # prior precision of anchored heads
 
 
 class Ensembles(Section):
@@ -236,14 +251,11 @@ class Sampling(Section):
     """How policies write, Table 18."""
 
     temperature: Temperature = 1.5
-    top_k: Annotated[int, Field(ge=0, le=10**7)] = Field(default=50, description="0 keeps all")
+    top_k: Annotated[int, Field(ge=0, le=10**7)] = 50  # 0 keeps all
     top_p: Share = 0.9
     min_new_tokens: Annotated[int, Field(ge=0)] = 8
     max_new_tokens: Count = 32
-    log_probability_temperature: Temperature = Field(
-        default=1.5,
-        description="of the log-probabilities, untruncated: the temperature above, or 1 as in TRL",
-    )
+    log_probability_temperature: Temperature = 1.5  # untruncated: the one above, or 1 as in TRL
 
     @model_validator(mode="after")
     def _can_end(self) -> "Sampling":
@@ -267,13 +279,11 @@ class PPO(Section):
 
     iterations: Count = Field(description="batches of responses")
     batch_size: Count = 128
-    mini_batch_size: Count = Field(default=128, description="responses of one pass")
-    gradient_accumulation_steps: Count = Field(default=1, description="passes of one update")
+    mini_batch_size: Count = 128  # responses of one pass
+    gradient_accumulation_steps: Count = 1  # passes of one update
     ppo_epochs: Count = 4
     learning_rate: Rate = 1.41e-5
-    schedule: Literal["constant", "linear"] = Field(
-        default="constant", description="of the learning rate; `linear` falls to 0 at the end"
-    )
+    schedule: Literal["constant", "linear"] = "constant"  # of the learning rate; down to 0 if linear
     adam_betas: Annotated[tuple[Moment, Moment], Field(strict=False)] = (0.9, 0.999)  # YAML has lists
     max_grad_norm: Positive | None = None
     init_kl_coef: Coefficient = 0.2
@@ -284,17 +294,9 @@ class PPO(Section):
     cliprange: Share = 0.2
     cliprange_value: Positive = 0.2
     vf_coef: Coefficient = 0.1
-    ratio_threshold: Positive = Field(default=10.0, description="mean ratio above which a pass's loss is 0")
+    ratio_threshold: Positive = 10.0  # mean ratio above which a pass's loss is 0
 
-    @model_validator(mode="after")
-    def _whole_batches(self) -> "PPO":
-        update = self.mini_batch_size * self.gradient_accumulation_steps
-        if self.batch_size % update:
-            raise ValueError(
-                f"batch_size {self.batch_size} must be a multiple of mini_batch_size times "
-                f"gradient_accumulation_steps, {update}"
-            )
-        return self
+    _whole_updates = _multiple("batch_size", "mini_batch_size", "gradient_accumulation_steps")
 
 
 class Lora(Section):
@@ -303,26 +305,19 @@ class Lora(Section):
     r: Count
     lora_alpha: Positive
     lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    target_modules: Literal["all-linear"] | Annotated[list[Word], Field(min_length=1)] | None = Field(
-        default=None, description="None takes peft's choice for the architecture"
-    )
-    four_bit: bool = Field(default=False, description="whether the base is held in 4 bits")
+    # None takes peft's choice for the architecture
+    target_modules: Literal["all-linear"] | Annotated[list[Word], Field(min_length=1)] | None = None
+    four_bit: bool = False  # whether the base is held in 4 bits
 
 
 class PolicyTraining(Section):
     """How policies of one architecture are trained."""
 
-    lora: Lora | None = Field(default=None, description="None trains all weights")
-    precision: Precision = Field(
-        default="float32", description="of products; trained weights stay in float32"
-    )
-    gradient_checkpointing: bool = Field(
-        default=False, description="whether updates compute activations twice to save memory"
-    )
+    lora: Lora | None = None  # None trains all weights
+    precision: Precision = "float32"  # of products; trained weights stay in float32
+    gradient_checkpointing: bool = False  # whether updates compute activations twice to save memory
     ppo: PPO
-    variance_aware: dict[str, Any] = Field(
-        default={}, description="what differs for variance-aware PPO, where a table says so"
-    )
+    variance_aware: dict[str, Any] = {}  # what differs for variance-aware PPO, where a table says so
 
     @model_validator(mode="after")
     def _known(self) -> "PolicyTraining":
@@ -354,15 +349,20 @@ RunGroup = Literal[
     "every_row",
 ]
 
-OWN_ENSEMBLES: tuple[RunGroup, ...] = ("independent", "second_seeds", "every_row")  # policy by policy
-MATCHED: tuple[RunGroup, ...] = (  # groups whose penalty is chosen for a KL
-    "matched_kl",
-    "independent",
-    "primary",
-    "second_seeds",
-    "controls",
-    "every_row",
-)
+ASKS: dict[RunGroup, set[Literal["three_judges", "simulated", "matched", "own_ensembles"]]] = {
+    # rows of all three judges, else of judge-b; judges that are each policy's own, stretched, or of another
+    # world; a penalty chosen for a KL; an ensemble for each policy
+    "rows": {"three_judges"},
+    "printed_rows": {"three_judges"},
+    "matched_kl": {"matched"},
+    "independent": {"simulated", "matched", "own_ensembles"},
+    "ranges": set(),
+    "primary": {"simulated", "matched"},
+    "second_seeds": {"simulated", "matched", "own_ensembles"},
+    "controls": {"simulated", "matched"},
+    "printed_widths": {"simulated"},
+    "every_row": {"three_judges", "simulated", "matched", "own_ensembles"},
+}
 
 
 class Evaluation(Section):
@@ -378,40 +378,23 @@ class Matching(Section):
     factors: Annotated[list[Positive], Field(min_length=1, max_length=100)] = Field(
         description="of vanilla's coefficient, tried in a pilot stack"
     )
-    tolerance: Positive = Field(default=0.03, description="of the KL, relative")
-    attempts: Count = Field(default=4, description="stacks that may be trained")
+    tolerance: Positive = 0.03  # of the KL, relative
+    attempts: Count = 4  # stacks that may be trained
 
 
 class Judge(Section):
     """A prompted judge behind an OpenAI-compatible endpoint."""
 
     model: Word = Field(description="its name at the endpoint")
-    base_url: Annotated[Word, AfterValidator(_is_url)] | None = Field(
-        default=None, description="of the endpoint; None is OpenAI's"
-    )
-    key_variable: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] = Field(
-        default="OPENAI_API_KEY", description="environment variable that holds the key"
-    )
-    requests: Annotated[int, Field(ge=1, le=1000)] = Field(default=8, description="at a time")
-    refusals_say_nothing: bool = Field(
-        default=False,
-        description="whether a text that it refuses gets the whole scale; otherwise its stack stops",
-    )
-    reply_tokens: Annotated[int, Field(ge=1, le=1_000_000)] = Field(
-        default=64, description="of a reply, at most; judges that reason aloud need more"
-    )
+    base_url: Annotated[Word, AfterValidator(_is_url)] | None = None  # of the endpoint; None is OpenAI's
+    # the environment variable that holds the key
+    key_variable: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] = "OPENAI_API_KEY"
+    requests: Annotated[int, Field(ge=1, le=1000)] = 8  # at a time
+    refusals_say_nothing: bool = False  # a text that it refuses gets the whole scale, else its stack stops
+    reply_tokens: Annotated[int, Field(ge=1, le=10**6)] = 64  # at most; judges that reason aloud need more
 
 
 JudgeName = Annotated[str, Field(pattern="^judge-[abc]$")]  # of the rows of Tables 1 to 3
-_ALL_JUDGES = ("rows", "printed_rows", "every_row")  # groups that ask all three, others only judge-b
-_SIMULATED = (  # groups whose judges are each policy's own, stretched, or of another world
-    "independent",
-    "primary",
-    "second_seeds",
-    "controls",
-    "printed_widths",
-    "every_row",
-)
 
 
 class Policies(Section):
@@ -421,12 +404,8 @@ class Policies(Section):
     runs: Annotated[list[RunGroup], Field(min_length=1)] = Field(
         description="which are trained; see `vaalign_lib.experiments.conditions.GROUPS`"
     )
-    data: Data = Field(
-        default="embedded", description="where prompts come from: `embedded`, a file, or a hub data set"
-    )
-    judges: dict[JudgeName, Judge] = Field(
-        default={}, description="by name, judge-a to judge-c; simulated ones where there are none"
-    )
+    data: Data = "embedded"  # where prompts come from: `embedded`, a file, or a hub data set
+    judges: dict[JudgeName, Judge] = {}  # by name, judge-a to judge-c; simulated ones where there are none
     prompts: Count = Field(description="prompts that training draws from, at most")
     warm_up: Count = Field(description="reference responses for the critic and the unit of reward")
     evaluation: Evaluation
@@ -435,6 +414,10 @@ class Policies(Section):
     sampling: Sampling
     training: Annotated[dict[str, PolicyTraining], ByArchitecture] = Field(description="by architecture")
 
+    def asking(self, what: str) -> list[RunGroup]:
+        """Return the groups of runs that ask for something; see `ASKS`."""
+        return [group for group in self.runs if what in ASKS[group]]
+
     @model_validator(mode="after")
     def _judges_fit_the_runs(self) -> "Policies":
         """Judges are simulated in the embedded world and asked everywhere else."""
@@ -442,11 +425,11 @@ class Policies(Section):
             if self.judges:
                 raise ValueError("judges: in the embedded world they are simulated; name data too")
             return self
-        if groups := [group for group in self.runs if group in _SIMULATED]:
+        if groups := self.asking("simulated"):
             raise ValueError(
                 f"runs: {', '.join(groups)} need simulated judges, which only data: embedded has"
             )
-        asked = ("judge-a", "judge-b", "judge-c") if set(self.runs) & set(_ALL_JUDGES) else ("judge-b",)
+        asked = ("judge-a", "judge-b", "judge-c") if self.asking("three_judges") else ("judge-b",)
         if absent := [name for name in asked if name not in self.judges]:
             raise ValueError(f"judges: the runs ask {', '.join(absent)}, which have no model here")
         return self
@@ -455,30 +438,16 @@ class Policies(Section):
 class TrlComparison(Section):
     """Notebook 09: PPO, RLOO and GRPO, in the embedded world whatever the profile."""
 
-    seeds: Annotated[int, Field(ge=2, le=10_000)] = Field(
-        default=2, description="policies of each trainer and method"
-    )
-    matched_kl: bool = Field(
-        default=False,
-        description="whether the variance-aware coefficient is chosen for vanilla's KL; else both have "
-        "the same, times variances with mean 1",
-    )
+    seeds: Annotated[int, Field(ge=2, le=10_000)] = 2  # policies of each trainer and method
+    matched_kl: bool = False  # whether variance-aware coefficients leave vanilla's KL, else they are its own
     steps: Count = 80
-    completions: Count = Field(default=16, description="of a step")
-    generations: Annotated[int, Field(ge=2, le=10_000)] = Field(
-        default=4, description="completions to a prompt"
-    )
+    completions: Count = 16  # of a step
+    generations: Annotated[int, Field(ge=2, le=10_000)] = 4  # completions to a prompt
     learning_rate: Rate = 1.2e-3
-    beta: Positive = Field(default=0.2, description="of the KL penalty")
-    one_token_steps: Count = Field(default=160, description="to the fixed points on one token")
+    beta: Positive = 0.2  # of the KL penalty
+    one_token_steps: Count = 160  # to the fixed points on one token
 
-    @model_validator(mode="after")
-    def _whole_groups(self) -> "TrlComparison":
-        if self.completions % self.generations:
-            raise ValueError(
-                f"completions {self.completions} must be a multiple of generations {self.generations}"
-            )
-        return self
+    _whole_groups = _multiple("completions", "generations")
 
 
 class Profile(Section):
@@ -494,51 +463,55 @@ class Profile(Section):
     ensembles: Ensembles
     policies: Policies
     trl: TrlComparison = TrlComparison()
-    true_reward: Annotated[str, _named("gold", folders=True)] = Field(
+    true_reward: Annotated[str, _named("gold", "folder")] = Field(
         description="`gold` in the embedded world, or a model's name or path"
     )
 
+    @property
+    def sources(self) -> dict[str, str]:
+        """Where the profile names models and data, and what is named there."""
+        models = {f"reference.models.{name}": model for name, model in self.reference.models.items()}
+        return models | {
+            "reward_data.pairs": self.reward_data.pairs,
+            "reward_data.evaluation": self.reward_data.evaluation,
+            "reward_model.backbone": self.reward_model.backbone,
+            "true_reward": self.true_reward,
+            "policies.data": self.policies.data,
+        }
+
     @model_validator(mode="after")
-    def _known_layers(self) -> "Profile":
+    def _policies_can_be_trained(self) -> "Profile":
+        matched = self.policies.asking("matched")
         for name, training in self.policies.training.items():
-            targets = training.lora.target_modules if training.lora else None
+            where, lora = f"policies.training.{name}", training.lora
+            targets = lora.target_modules if lora else None
             known = LINEAR.get(_architecture_of(self.reference.models[name], name))
             if known and isinstance(targets, list) and (unknown := set(targets) - set(known)):
                 raise ValueError(
-                    f"policies.training.{name}.lora.target_modules: expected all-linear, or of "
-                    f"{', '.join(known)}, got {', '.join(sorted(unknown))}"
+                    f"{where}.lora.target_modules: expected all-linear, or of {', '.join(known)}, got "
+                    f"{', '.join(sorted(unknown))}"
+                )
+            if matched and not training.ppo.init_kl_coef:
+                raise ValueError(
+                    f"{where}.ppo.init_kl_coef: expected more than 0, for runs "
+                    f"{', '.join(sorted(matched))} multiply it until policies leave as much KL"
                 )
         return self
 
     @model_validator(mode="after")
-    def _ensemble_for_each(self) -> "Profile":
+    def _sizes_fit(self) -> "Profile":
         count, known = self.policies.count, self.ensembles.independent
-        if count > known and (groups := set(self.policies.runs) & set(OWN_ENSEMBLES)):
+        if count > known and (groups := self.policies.asking("own_ensembles")):
             raise ValueError(
                 f"ensembles.independent: expected at least policies.count, {count}, got {known}: in runs "
                 f"{', '.join(sorted(groups))} every policy has its own"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _short_enough(self) -> "Profile":
         written = self.policies.sampling.max_new_tokens
         if "tiny" in self.reference.models.values() and written >= TINY_TOKENS:
             raise ValueError(
                 f"policies.sampling.max_new_tokens: tiny policies read {TINY_TOKENS} tokens, prompt and "
                 f"response together, got {written}"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _can_match(self) -> "Profile":
-        matched = set(self.policies.runs) & set(MATCHED)
-        for name, training in self.policies.training.items():
-            if matched and not training.ppo.init_kl_coef:
-                raise ValueError(
-                    f"policies.training.{name}.ppo.init_kl_coef: expected more than 0, for runs "
-                    f"{', '.join(sorted(matched))} multiply it until policies leave as much KL"
-                )
         return self
 
 
@@ -549,19 +522,6 @@ def _architecture_of(model: str, name: str) -> str:
     with suppress(OSError, ValueError, KeyError, TypeError):
         return str(json.loads((Path(model) / "config.json").read_bytes())["model_type"])
     return ""
-
-
-# --- files --------------------------------------------------------------------------------------------
-
-
-_SOURCES = (  # where a profile names files or folders; * stands for every key
-    ("reward_data", "pairs"),
-    ("reward_data", "evaluation"),
-    ("reference", "models", "*"),
-    ("reward_model", "backbone"),
-    ("true_reward",),
-    ("policies", "data"),
-)
 
 
 @dataclass(frozen=True)
@@ -591,7 +551,7 @@ def load_profile(name: str | Path) -> Profile:
             "or give the path of a YAML file"
         )
     try:
-        profile = Profile.model_validate(_with_base(path))
+        profile = Profile.model_validate(_with_base(path), context={"folder": path.parent.resolve()})
     except ValidationError as error:
         raise ProfileError(f"{path}: {_listed(error)}") from None
     shipped = PROFILES / f"{profile.name}.yaml"
@@ -602,36 +562,13 @@ def load_profile(name: str | Path) -> Profile:
     return profile
 
 
-def _from_folder(content: dict[str, Any], folder: Path) -> None:
-    """Make paths that a profile names relative to its own folder absolute."""
-    for *sections, key in _SOURCES:
-        place: Any = content
-        for section in sections:
-            place = place.get(section, {}) if isinstance(place, dict) else {}
-        if not isinstance(place, dict):
-            continue
-        for name in list(place) if key == "*" else [key] if key in place else []:
-            value = place[name]
-            if not isinstance(value, str) or value in ("", *OURS):
-                continue
-            path = folder.resolve() / value
-            if _exists(path):
-                place[name] = str(path.resolve())
-            elif not _is_hub_name(value):
-                place[name] = str(path)
-
-
 def local_files(profile: Profile) -> dict[str, Any]:
     """Return, of every file and folder that a profile names, what a key covers; see `store.content_of`."""
-    content, found = profile.model_dump(), {}
-    for *sections, key in _SOURCES:
-        place = content
-        for section in sections:
-            place = place[section]
-        for value in place.values() if key == "*" else [place[key]]:
-            if Path(value).is_absolute() and Path(value).exists():
-                found[value] = content_of(value)
-    return found
+    named = (Path(name) for name in profile.sources.values())
+    return {str(path): content_of(path) for path in named if path.is_absolute() and path.exists()}
+
+
+# --- files --------------------------------------------------------------------------------------------
 
 
 def _with_base(path: Path) -> dict[str, Any]:
@@ -639,7 +576,6 @@ def _with_base(path: Path) -> dict[str, Any]:
     content = _read(path)
     if not isinstance(content, dict):
         raise ProfileError(f"{path}: expected a mapping of keys to values")
-    _from_folder(content, path.parent)
     if (base := content.pop("extends", None)) is None:
         return content
     if base not in available_profiles() or PROFILES / f"{base}.yaml" == path:
@@ -750,6 +686,3 @@ def _section_at(location: tuple[str | int, ...]) -> type[Section]:
         sections = [one for one in kinds if isinstance(one, type) and issubclass(one, Section)]
         section = sections[0] if sections else section
     return section
-
-
-PUBLISHED_PROFILE = "embedded"  # its figures and tables are committed

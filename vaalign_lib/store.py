@@ -19,7 +19,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
-from functools import lru_cache, partial
+from functools import cache, lru_cache, partial
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,33 +38,15 @@ PROFILES = DATA / "profiles"
 RESULTS = DATA / "results"
 FIGURES = ROOT / "figures"
 RUNS = ROOT / "runs"
-
-
 PACKAGE = Path(__file__).resolve().parent
-UNKEYED = {
-    "store",
-    "jobs",
-    "profiles",
-    "papers",
-    "figures",
-    "experiments",
-    "reproduce",
-}  # rooms that compute no result
+# rooms that compute no result
+UNKEYED = {"store", "jobs", "profiles", "papers", "figures", "experiments", "reproduce"}
 RECORD = "run.json"  # of a finished folder
 WAIT = 30.0  # seconds in which the worker of a killed process notices that it is alone, and ends
+KEPT = 2  # checkpoints of a run
 _UNFINISHED = re.compile(r"\..+\.[a-z0-9_]{8}\.unfinished")  # in the middle as tempfile names
-_NUMERICAL_PACKAGES = (
-    "numpy",
-    "scipy",
-    "pandas",
-    "statsmodels",
-    "torch",
-    "transformers",
-    "trl",
-    "peft",
-    "accelerate",
-    "bitsandbytes",
-)
+_CHECKPOINT = re.compile(r"step-(\d+)-([0-9a-f]{16})\.safetensors")
+_NUMERICAL = "numpy scipy pandas statsmodels torch transformers trl peft accelerate bitsandbytes"
 
 
 class RunDirectoryBusyError(RuntimeError):
@@ -85,6 +67,10 @@ class DamagedError(OSError):
 
 class DamagedResultWarning(UserWarning):
     """A result in the store is not what was written; it counts as not computed."""
+
+
+class CorruptCheckpointWarning(UserWarning):
+    """A checkpoint is not what was written; the one before it is taken."""
 
 
 class DiskFullError(OSError):
@@ -138,12 +124,9 @@ def unfinished(path: Path, make: Callable[..., str] = _new_file) -> Iterator[Pat
     """Yield a new file or folder beside `path`, which goes when the block ends unless it was moved.
 
     Its name says that it is ours, a lock that its writer lives; see `remove_unfinished`.
-
-    Raises:
-        DiskFullError: there is no room.
     """
     _make_folder(path.parent)
-    with full_disk_named(path.parent):
+    with _full_disk_named(path.parent):
         temporary, held = _claimed(partial(make, dir=path.parent, prefix=f".{path.name}."))
         try:
             yield temporary
@@ -187,12 +170,8 @@ def _remove(path: Path) -> None:
 
 
 @contextmanager
-def full_disk_named(folder: Path) -> Iterator[None]:
-    """Say which folder lies on a disk without room.
-
-    Raises:
-        DiskFullError: in place of the system's error.
-    """
+def _full_disk_named(folder: Path) -> Iterator[None]:
+    """Raise `DiskFullError`, which names the folder, in place of the system's error."""
     try:
         yield
     except Exception as error:
@@ -224,11 +203,7 @@ def replace_folder(source: Path, target: Path) -> None:
 
 @contextmanager
 def locked(run_dir: Path, wait: float = 0) -> Iterator[None]:
-    """Keep other processes out of a run folder.
-
-    Args:
-        run_dir: the folder.
-        wait: seconds that another process may still need it.
+    """Keep other processes out of a run folder; one may still need it for some seconds.
 
     Raises:
         RunDirectoryBusyError: another process holds it.
@@ -268,17 +243,17 @@ def file_hash(path: Path) -> str:
         return hashlib.file_digest(file, xxhash.xxh3_128).hexdigest()
 
 
-_read: ContextVar[dict[Path, str] | None] = ContextVar("_read", default=None)
+_hash: ContextVar[Callable[[Path], str] | None] = ContextVar("_hash", default=None)
 
 
 @contextmanager
 def read_once() -> Iterator[None]:
     """Let `content_of` read every file at most once in a block: a model of gigabytes is in many keys."""
-    token = _read.set({} if (known := _read.get()) is None else known)
+    token = _hash.set(_hash.get() or cache(file_hash))
     try:
         yield
     finally:
-        _read.reset(token)
+        _hash.reset(token)
 
 
 def content_of(name: str | Path) -> str | dict[str, str]:
@@ -286,22 +261,13 @@ def content_of(name: str | Path) -> str | dict[str, str]:
 
     What is neither is a name, and returned as it is.
     """
-    path = Path(name)
+    path, hashed = Path(name), _hash.get() or file_hash
     if path.is_file():
-        return _known_hash(path)
+        return hashed(path.resolve())
     if not name or not path.is_dir():
         return str(name)
     files = sorted(one for one in path.rglob("*") if one.is_file())
-    return {one.relative_to(path).as_posix(): _known_hash(one) for one in files}
-
-
-def _known_hash(path: Path) -> str:
-    known = _read.get()
-    if known is None:
-        return file_hash(path)
-    if (place := path.resolve()) not in known:
-        known[place] = file_hash(place)
-    return known[place]
+    return {one.relative_to(path).as_posix(): hashed(one.resolve()) for one in files}
 
 
 def source_hashes(*modules: str) -> dict[str, str]:
@@ -326,20 +292,11 @@ def _code_of(path: Path, text: str) -> tuple[str, list[str]]:
     """Return the hash of a module's code and the names of what it imports from the library."""
     tree = ast.parse(text)
     imported = _imported(tree, path)
-    return hashlib.sha256(ast.unparse(_without_docstrings(tree)).encode()).hexdigest(), imported
-
-
-def _without_docstrings(tree: ast.Module) -> ast.Module:
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            first = node.body[0] if node.body else None
-            if (
-                isinstance(first, ast.Expr)
-                and isinstance(first.value, ast.Constant)
-                and isinstance(first.value.value, str)
-            ):
-                node.body = node.body[1:] or [ast.Pass()]
-    return tree
+            documented = ast.get_docstring(node, clean=False) is not None
+            node.body = node.body[documented:] or [ast.Pass()]
+    return hashlib.sha256(ast.unparse(tree).encode()).hexdigest(), imported
 
 
 def _module_path(name: str) -> Path | None:
@@ -364,7 +321,7 @@ def _imported(tree: ast.Module, path: Path) -> list[str]:
 
 def package_versions() -> dict[str, str]:
     """Return the versions of the packages that compute numbers."""
-    return {name: importlib.metadata.version(name) for name in _NUMERICAL_PACKAGES}
+    return {name: importlib.metadata.version(name) for name in _NUMERICAL.split()}
 
 
 # --- records ----------------------------------------------------------------------------------------
@@ -424,35 +381,15 @@ class RunStore:
     """What was computed once, each result in a folder under `root` named by its key.
 
     The key covers the config, the inputs, the code that computes the result (see `source_hashes`), and the
-    versions of the numerical packages. An input of this store counts by its
-    name, which carries the key of what made it, any other by what its files hold.
+    versions of the numerical packages. An input of this store counts by its name, which carries the key of
+    what made it, any other by what its files hold. In its methods `name` is for people, `config` are
+    arguments that are JSON-serializable, `inputs` arguments that are folders, of this store or elsewhere,
+    and `code` modules whose code decides the result, by default that of the function.
     """
 
     def __init__(self, root: Path, *, reads_only: bool = False) -> None:
-        """Open a store.
-
-        Args:
-            root: its folder, there or not.
-            reads_only: raise `NotKeptError` where something would have to be computed.
-        """
+        """Open a store; one that reads only raises `NotKeptError` where something would be computed."""
         self.root, self.reads_only = root, reads_only
-
-    def _lacks(self, folder: Path) -> bool:
-        """Whether a result is to be computed; one that is damaged is set aside, and said to be."""
-        if folder.exists():
-            try:
-                read_record(folder)
-                return False
-            except DamagedError as error:
-                aside = _set_aside(folder)
-                warnings.warn(
-                    f"{error}; the folder is set aside as {aside} and counts as not computed",
-                    DamagedResultWarning,
-                    stacklevel=4,
-                )
-        if self.reads_only:
-            raise NotKeptError(f"{folder} was not computed yet")
-        return True
 
     def table(
         self,
@@ -461,19 +398,13 @@ class RunStore:
         config: Mapping[str, Any],
         inputs: Mapping[str, Path] | None = None,
     ) -> pd.DataFrame:
-        """Return compute(**config, **inputs), from the store if it was computed before.
-
-        Args:
-            name: of the folder, for people.
-            compute: a function of the library that returns a tidy table; random only through its config.
-            config: arguments, JSON-serializable.
-            inputs: arguments that are folders, of this store or elsewhere.
-        """
+        """Return the tidy table compute(**config, **inputs), from the store if it was computed before."""
 
         def write(folder: Path, **arguments: Any) -> None:
             compute(**arguments).to_parquet(folder / "table.parquet")
 
-        return pd.read_parquet(self._kept(name, compute, write, config, inputs) / "table.parquet")
+        folder = self.place(name, compute, config, inputs)
+        return pd.read_parquet(self._filled(folder, write, config, inputs) / "table.parquet")
 
     def folder(
         self,
@@ -483,16 +414,8 @@ class RunStore:
         inputs: Mapping[str, Path] | None = None,
         code: Sequence[str] = (),
     ) -> Path:
-        """Return a folder that write(folder, **config, **inputs) has filled, now or before.
-
-        Args:
-            name: of the folder, for people.
-            write: fills an empty folder.
-            config: its arguments, JSON-serializable.
-            inputs: its arguments that are folders, of this store or elsewhere.
-            code: modules whose code decides the result, by default that of `write`.
-        """
-        return self._kept(name, write, write, config, inputs, code)
+        """Return a folder that write(folder, **config, **inputs) has filled, now or before."""
+        return self._filled(self.place(name, write, config, inputs, code), write, config, inputs)
 
     def resumable(
         self,
@@ -517,8 +440,7 @@ class RunStore:
                 for path in scratch.glob(".*"):  # ours, of a process that was killed
                     if path.name != ".lock":
                         _remove(path)
-                if self._lacks(folder):
-                    self._fill(folder, partial(write, scratch=scratch), config, None)
+                self._filled(folder, partial(write, scratch=scratch), config)
         if not self.reads_only:
             shutil.rmtree(scratch, ignore_errors=True)
         return folder
@@ -532,51 +454,52 @@ class RunStore:
         code: Sequence[str] = (),
     ) -> Path:
         """Return the folder of a result, whether it is there or not."""
+        root = self.root.resolve()
         key = content_key(
             function=f"{function.__module__}.{function.__qualname__}",
             config=config,
-            inputs={argument: self._identity(path) for argument, path in (inputs or {}).items()},
+            inputs={
+                argument: path.name if path.parent.resolve() == root else content_of(path)
+                for argument, path in (inputs or {}).items()
+            },
             source=source_hashes(*(code or (function.__module__,))),
             packages=package_versions(),
         )
         return self.root / f"{name}-{key}"
 
-    def _identity(self, path: Path) -> str | dict[str, str]:
-        inside = path.parent.resolve() == self.root.resolve()
-        return path.name if inside else content_of(path)
+    def record(self, folder: Path) -> dict[str, Any]:
+        """Return what is known about a folder's making: config, seconds, bytes, and its files' hashes."""
+        return unsealed(folder / RECORD)
 
-    def _kept(
-        self,
-        name: str,
-        function: Callable[..., Any],
-        write: Callable[..., None],
-        config: Mapping[str, Any],
-        inputs: Mapping[str, Path] | None,
-        code: Sequence[str] = (),
-    ) -> Path:
-        folder = self.place(name, function, config, inputs, code)
-        if self._lacks(folder):
-            self._fill(folder, write, config, inputs)
-        return folder
-
-    def _fill(
+    def _filled(
         self,
         folder: Path,
         write: Callable[..., None],
         config: Mapping[str, Any],
-        inputs: Mapping[str, Path] | None,
-    ) -> None:
-        remove_unfinished(self.root)
-        started = time.perf_counter()
-        with new_folder(folder) as partial_folder:
-            write(partial_folder, **config, **(inputs or {}))
-            seconds = round(time.perf_counter() - started, 3)
-            size = _size(partial_folder)
-            write_record(partial_folder, {"config": config, "seconds": seconds, "bytes": size})
+        inputs: Mapping[str, Path] | None = None,
+    ) -> Path:
+        if self._lacks(folder):
+            remove_unfinished(self.root)
+            started = time.perf_counter()
+            with new_folder(folder) as unfinished:
+                write(unfinished, **config, **(inputs or {}))
+                seconds = round(time.perf_counter() - started, 3)
+                size = sum(path.stat().st_size for path in unfinished.rglob("*") if path.is_file())
+                write_record(unfinished, {"config": config, "seconds": seconds, "bytes": size})
+        return folder
 
-    def record(self, folder: Path) -> dict[str, Any]:
-        """Return what is known about a folder's making: config, seconds, bytes, and its files' hashes."""
-        return unsealed(folder / RECORD)
+    def _lacks(self, folder: Path) -> bool:
+        """Whether a result is to be computed; one that is damaged is set aside, and said to be."""
+        if folder.exists():
+            try:
+                read_record(folder)
+                return False
+            except DamagedError as error:
+                text = f"{error}; the folder is set aside as {_set_aside(folder)} and counts as not computed"
+                warnings.warn(text, DamagedResultWarning, stacklevel=4)
+        if self.reads_only:
+            raise NotKeptError(f"{folder} was not computed yet")
+        return True
 
 
 def _set_aside(folder: Path) -> Path:
@@ -588,20 +511,11 @@ def _set_aside(folder: Path) -> Path:
     return aside
 
 
-def _size(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-
-
-KEPT = 2
-_NAME = re.compile(r"step-(\d+)-([0-9a-f]{16})\.safetensors")
-
-
-class CorruptCheckpointWarning(UserWarning):
-    """A checkpoint is not what was written; the one before it is taken."""
+# --- checkpoints ------------------------------------------------------------------------------------
 
 
 class Checkpoints:
-    """The checkpoints in one folder."""
+    """The newest states of long work, in one folder, each named by its step and its hash."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -618,9 +532,9 @@ class Checkpoints:
             save_file({name: one.cpu().contiguous() for name, one in state.items()}, temporary)
             with temporary.open("rb") as file:
                 os.fsync(file.fileno())
-            path = self.folder / f"step-{step:07d}-{_hash(temporary)}.safetensors"
+            path = self.folder / f"step-{step:07d}-{file_hash(temporary)[:16]}.safetensors"
             temporary.replace(path)
-        for old in self._found()[KEPT:]:
+        for _, _, old in self._found()[KEPT:]:
             old.unlink()
         return path
 
@@ -628,30 +542,17 @@ class Checkpoints:
         """Return the newest state that is whole, None if there is none; warn about others."""
         from safetensors.torch import load_file
 
-        for path in self._found():
-            if _hash(path) == _parts(path)[1]:
+        for _, name, path in self._found():
+            if file_hash(path)[:16] == name:
                 return load_file(path)
+            text = f"{path} is damaged (its content does not fit its checksum)"
             warnings.warn(
-                f"{path} is damaged (its content does not fit its checksum); going back to the "
-                "checkpoint before it",
-                CorruptCheckpointWarning,
-                stacklevel=2,
+                f"{text}; going back to the checkpoint before it", CorruptCheckpointWarning, stacklevel=2
             )
             path.unlink()
         return None
 
-    def _found(self) -> list[Path]:
-        """Return the checkpoints, the newest first."""
-        paths = [path for path in self.folder.glob("step-*") if _NAME.fullmatch(path.name)]
-        return sorted(paths, key=_parts, reverse=True)
-
-
-def _parts(path: Path) -> tuple[int, str]:
-    """Return the step and the hash in a checkpoint's name."""
-    found = _NAME.fullmatch(path.name)
-    assert found is not None
-    return int(found[1]), found[2]
-
-
-def _hash(path: Path) -> str:
-    return file_hash(path)[:16]
+    def _found(self) -> list[tuple[int, str, Path]]:
+        """Return step, hash and path of the checkpoints, the newest first."""
+        named = [(_CHECKPOINT.fullmatch(path.name), path) for path in self.folder.glob("step-*")]
+        return sorted(((int(found[1]), found[2], path) for found, path in named if found), reverse=True)

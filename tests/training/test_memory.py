@@ -11,9 +11,8 @@ from torch.utils._pytree import tree_leaves
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, GPT2Config, Qwen2Config
 
 from tests.small_problem import TableReward, tokenizer
-from vaalign_lib import jobs
-from vaalign_lib import jobs as workers
 from vaalign_lib.data.world.tokenizer import world_tokenizer
+from vaalign_lib.jobs import WORKER
 from vaalign_lib.models import tiny_config
 from vaalign_lib.policies.stack import PolicyStack
 from vaalign_lib.profiles import PPO, PolicyTraining, Sampling, load_profile
@@ -204,7 +203,7 @@ def test_prompts_of_a_file_are_counted_in_tokens(tmp_path):
 
 
 def test_a_worker_of_a_cluster_takes_what_it_may(monkeypatch):
-    monkeypatch.setattr(workers, "_memory", None)
+    monkeypatch.setattr(WORKER, "memory", None)
     whole = available_bytes(1)
-    jobs.limit_memory(whole // 7)
+    monkeypatch.setattr(WORKER, "memory", whole // 7)
     assert available_bytes(1) == whole // 7 and available_bytes(100) == whole // 100

@@ -30,7 +30,7 @@ from vaalign_lib.experiments.conditions import (
 )
 from vaalign_lib.experiments.references import reference, stack_seed
 from vaalign_lib.experiments.reward_models import RewardStudy, prepare, reward_source, true_reward
-from vaalign_lib.jobs import device, report, run_jobs, together
+from vaalign_lib.jobs import WORKER, device, report, run_jobs
 from vaalign_lib.models import load_tokenizer
 from vaalign_lib.policies.reference import ReferencePolicy
 from vaalign_lib.profiles import Profile, Study, load_profile, local_files
@@ -289,7 +289,7 @@ def size_that_fits(profile: Profile, run: Condition) -> int:
         PlanError: not even one policy fits.
     """
     count, training = profile.policies.count, profile.policies.training[run.architecture]
-    written, room = profile.policies.sampling.max_new_tokens, available_bytes(together())
+    written, room = profile.policies.sampling.max_new_tokens, available_bytes(WORKER.together)
     sizes, beside = sizes_of(profile, run.architecture), beside_bytes(profile, run.source)
     if size := fitting(sizes, training, count, written, room - beside):
         return size

@@ -18,7 +18,7 @@ from transformers import (
 from vaalign_lib.data.hub import ask_hub
 from vaalign_lib.data.pairs import EMBEDDED, prompts_of
 from vaalign_lib.data.world.tokenizer import world_tokenizer
-from vaalign_lib.jobs import memory_limit
+from vaalign_lib.jobs import WORKER
 from vaalign_lib.models import load_tokenizer, prompt_ids, tiny_config
 from vaalign_lib.policies.checks import check_room, check_tokenizer, configuration_of, first_line
 from vaalign_lib.profiles import OURS, PolicyTraining, Profile
@@ -217,7 +217,7 @@ def available_bytes(workers: int) -> int:
     machine = 8 * 2**30
     with suppress(OSError, ValueError):
         machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return min(machine // max(1, workers), memory_limit() or machine)
+    return min(machine // max(1, workers), WORKER.memory or machine)
 
 
 def fitting(sizes: Sizes, training: PolicyTraining, policies: int, written: int, room: int) -> int:

@@ -1,5 +1,8 @@
-"""The policies' stacks on a real dask scheduler with worker processes, one of which is killed."""
+"""Jobs in worker processes, which end with the one that waits for them, and on a real dask scheduler,
+whose workers die, join, refuse and wait.
+"""
 
+import ast
 import os
 import re
 import signal
@@ -15,18 +18,116 @@ from functools import partial
 from pathlib import Path
 
 import pandas as pd
+import psutil
 import pytest
 
-from vaalign_lib import jobs as cluster
+from vaalign_lib import jobs
 from vaalign_lib.experiments.conditions import Condition
 from vaalign_lib.experiments.policies import train_runs
-from vaalign_lib.jobs import report, run_jobs
+from vaalign_lib.jobs import WORKER, report, run_jobs
 from vaalign_lib.profiles import Study, load_profile
 from vaalign_lib.reproduce.notebook import start
-from vaalign_lib.store import ROOT, RunStore
+from vaalign_lib.store import PACKAGE, ROOT, RunStore
 
 STEPS = 12
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT)}  # workers know the jobs of this module
+
+
+# --- processes of this machine --------------------------------------------------------------------------
+
+PARENT = """
+import sys
+from functools import partial
+from pathlib import Path
+from tests.test_jobs import nap
+from vaalign_lib.jobs import run_jobs, start_processes
+job = partial(nap, Path(sys.argv[1]))
+pool = start_processes(1, together=3)
+pool.submit(job)
+run_jobs(dict.fromkeys("abc", job), 2, 3, "naps", Path(sys.argv[1]))
+"""
+
+
+def nap(folder):
+    """Work for a long time."""
+    (folder / str(os.getpid())).touch()
+    time.sleep(600)
+
+
+def wait_until(fulfilled, seconds):
+    deadline = time.monotonic() + seconds
+    while not fulfilled():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def test_no_process_is_left_when_a_notebooks_kernel_is_killed(tmp_path):
+    """Some are killed while they work, others may only begin."""
+    parent = subprocess.Popen(
+        [sys.executable, "-c", PARENT, str(tmp_path)], env=ENVIRONMENT, stderr=subprocess.DEVNULL
+    )
+    known = psutil.Process(parent.pid)
+
+    def spawned():
+        return [one for one in known.children() if "spawn_main" in " ".join(one.cmdline())]
+
+    wait_until(lambda: len(spawned()) == 3 and list(tmp_path.iterdir()), 300)
+    family = known.children(recursive=True)
+    parent.send_signal(signal.SIGKILL)
+    parent.wait()
+    gone, left = psutil.wait_procs(family, timeout=10)
+    assert len(gone) >= 3 and not left
+
+
+def of_worker(number):
+    report(1)
+    return number, WORKER.together, os.getpid()
+
+
+def fails(folder):
+    (folder / "begun").touch()
+    raise ValueError("no job")
+
+
+def test_processes_give_results_in_order_and_what_fails_there_fails_here(tmp_path):
+    found = run_jobs({k: partial(of_worker, k) for k in range(5)}, 2, 5, "jobs", tmp_path)
+    assert [one[:2] for one in found.values()] == [(k, 2) for k in range(5)]
+    assert os.getpid() not in {one[2] for one in found.values()}
+    started = time.monotonic()
+    with pytest.raises(ValueError, match="no job"):
+        run_jobs({"bad": partial(fails, tmp_path), "long": partial(nap, tmp_path)}, 2, 2, "jobs", tmp_path)
+    assert time.monotonic() - started < 120  # the long one is stopped
+
+
+STARTING = ("multiprocessing", "subprocess", "concurrent.futures.process", "os.fork", "os.spawn")
+STARTING += ("concurrent.futures.ProcessPoolExecutor",)
+
+
+def imported(path):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (one.name for one in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield from (f"{node.module}.{one.name}" for one in node.names)
+
+
+def test_one_module_starts_processes():
+    """Beside it the command starts kernels, which watch their parent; threads are no matter."""
+    starting = {
+        path.stem
+        for path in PACKAGE.rglob("*.py")
+        if any(name.startswith(STARTING) for name in imported(path))
+    }
+    assert starting == {"jobs", "execute"}
+
+
+@pytest.mark.parametrize("wrong", [0, -1, 2.5, True, None, "", "two", "host", "tcp://host", "a:b", [2]])
+def test_workers_of_a_wrong_kind(tmp_path, wrong):
+    with pytest.raises(ValueError, match="workers: expected a whole number of at least 1, or the addr"):
+        run_jobs({"one": nap}, wrong, 1, "jobs", tmp_path)
+
+
+# --- a cluster ------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -156,8 +257,8 @@ def job(folder, number):
 
 
 def test_no_workers_are_told_and_waited_for(scheduler, worker_called, tmp_path, monkeypatch):
-    monkeypatch.setattr(cluster, "LOOK_SECONDS", 0.2)
-    with pytest.warns(cluster.NoWorkersWarning, match=r"no workers: 1 jobs wait.*dask worker tcp"):
+    monkeypatch.setattr(jobs, "LOOK_SECONDS", 0.2)
+    with pytest.warns(jobs.NoWorkersWarning, match=r"no workers: 1 jobs wait.*dask worker tcp"):
         thread = threading.Timer(1, worker_called, ("only",))
         thread.start()
         found = run_jobs({"a": partial(job, tmp_path, 1)}, scheduler, 1, "jobs", tmp_path / "store")
@@ -166,14 +267,14 @@ def test_no_workers_are_told_and_waited_for(scheduler, worker_called, tmp_path, 
 
 def test_jobs_go_to_the_workers_in_their_order_of_names(scheduler, worker_called, tmp_path):
     process = worker_called("only")
-    jobs = {f"job {k}": partial(job, tmp_path, k) for k in range(5)}
-    found = run_jobs(jobs, scheduler, 5, "jobs", tmp_path / "store")
+    five = {f"job {k}": partial(job, tmp_path, k) for k in range(5)}
+    found = run_jobs(five, scheduler, 5, "jobs", tmp_path / "store")
     assert found == {f"job {k}": (k, process.pid) for k in range(5)}
 
 
 def test_what_fails_there_fails_here(scheduler, worker_called, tmp_path, monkeypatch):
     worker_called("only")
-    monkeypatch.setattr(cluster, "RETRIES", 1)
+    monkeypatch.setattr(jobs, "RETRIES", 1)
     with pytest.raises(ValueError, match="job -1"):
         run_jobs({"bad": partial(job, tmp_path, -1)}, scheduler, 1, "jobs", tmp_path / "store")
     assert len(list(tmp_path.glob("-1-*"))) == 2  # tried again once
@@ -181,11 +282,11 @@ def test_what_fails_there_fails_here(scheduler, worker_called, tmp_path, monkeyp
 
 def test_workers_that_cannot_take_the_jobs_are_named(scheduler, worker_called, tmp_path, monkeypatch):
     worker_called("only")
-    monkeypatch.setattr(cluster, "code_key", lambda: "of another version")
-    with pytest.raises(cluster.ClusterError, match="has another version of the library"):
+    monkeypatch.setattr(jobs, "code_key", lambda: "of another version")
+    with pytest.raises(jobs.ClusterError, match="has another version of the library"):
         run_jobs({"one": partial(job, tmp_path, 1)}, scheduler, 1, "jobs", tmp_path / "store")
     refused = _run_without_folder(scheduler, tmp_path)  # said, not raised: nothing to try again
-    assert isinstance(refused.error, cluster.ClusterError)
+    assert isinstance(refused.error, jobs.ClusterError)
     assert re.search(r"does not see .*nowhere", str(refused.error))
 
 
@@ -194,7 +295,7 @@ def _run_without_folder(scheduler, tmp_path):
 
     with Client(scheduler, set_as_default=False) as client:
         mark = str(tmp_path / "nowhere" / "mark")
-        run = client.submit(cluster._run_in_worker, partial(job, tmp_path, 1), _code(), mark, pure=False)
+        run = client.submit(jobs._run_in_worker, partial(job, tmp_path, 1), _code(), mark, pure=False)
         return run.result()
 
 
@@ -205,17 +306,17 @@ def _code():
 
 
 def test_nobody_answers(tmp_path, monkeypatch):
-    monkeypatch.setattr(cluster, "CONNECT_SECONDS", 1)
-    with pytest.raises(cluster.ClusterError, match=r"no dask scheduler answers at tcp://127\.0\.0\.1:9"):
+    monkeypatch.setattr(jobs, "CONNECT_SECONDS", 1)
+    with pytest.raises(jobs.ClusterError, match=r"no dask scheduler answers at tcp://127\.0\.0\.1:9"):
         run_jobs({"one": partial(job, tmp_path, 1)}, "tcp://127.0.0.1:9", 1, "jobs", tmp_path)
 
 
 def test_a_scheduler_that_accepts_and_never_answers_is_given_up(tmp_path, monkeypatch):
-    monkeypatch.setattr(cluster, "CONNECT_SECONDS", 1)
+    monkeypatch.setattr(jobs, "CONNECT_SECONDS", 1)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         address = f"tcp://127.0.0.1:{silent.getsockname()[1]}"
         started = time.monotonic()
-        with pytest.raises(cluster.ClusterError, match="no greeting within 1 seconds"):
+        with pytest.raises(jobs.ClusterError, match="no greeting within 1 seconds"):
             run_jobs({"one": partial(job, tmp_path, 1)}, address, 1, "jobs", tmp_path / "store")
         assert time.monotonic() - started < 5
     assert not (tmp_path / "store").exists()
@@ -225,7 +326,7 @@ CLIENT = """
 import sys
 from functools import partial
 from pathlib import Path
-from tests.test_cluster import endless
+from tests.test_jobs import endless
 from vaalign_lib.jobs import run_jobs
 folder = Path(sys.argv[2])
 run_jobs({"one": partial(endless, folder)}, sys.argv[1], 1, "jobs", folder / "store")
