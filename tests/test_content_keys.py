@@ -8,8 +8,8 @@ import pytest
 from vaalign_lib import store as runs
 from vaalign_lib.experiments import policies
 from vaalign_lib.experiments.conditions import Condition
-from vaalign_lib.experiments.reward_models import Study, prepare
-from vaalign_lib.profiles import load_profile, local_files
+from vaalign_lib.experiments.reward_models import RewardStudy, prepare
+from vaalign_lib.profiles import Study, load_profile, local_files
 from vaalign_lib.reproduce import run
 from vaalign_lib.store import RunStore, content_of, read_once, source_hashes
 
@@ -68,7 +68,7 @@ def keys(folder, tmp_path):
         "what a stack starts from": policies.settings_key(started, 0, Condition("gpt2", "judge-a")),
         "a notebook's profile": run.notebook_key(book, judged, 0, tmp_path),
         "pairs made with a reference": store.place("pairs", keys, {}, {"reference": folder}).name,
-        "a reward model": recorded_config(Study(store, SMOKE, 0, None, tmp_path, named)),
+        "a reward model": recorded_config(RewardStudy(store, SMOKE, 0, None, tmp_path, named)),
         "prompts": local_files(SMOKE.model_copy(update={"policies": real})),
     }
 
