@@ -7,8 +7,6 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any, Literal
 
-import tqdm.auto
-import tqdm.std
 from jinja2 import TemplateError
 from transformers import (
     AutoTokenizer,
@@ -26,7 +24,7 @@ from transformers import (
 
 from vaalign_lib.data.hub import ask_hub
 from vaalign_lib.data.world.tokenizer import world_tokenizer
-from vaalign_lib.jobs import headless
+from vaalign_lib.jobs import bar
 
 _LOG = logging.getLogger(__name__)
 
@@ -236,13 +234,10 @@ HEADS = 2  # of attention in policies; narrower ones cost more than they add
 def tiny_config(architecture: Architecture, width: int, layers: int = 2) -> PretrainedConfig:
     """Return the configuration of a tiny policy, or of a tiny reward model's backbone (gemma)."""
     tokenizer = world_tokenizer()
-    shared: dict[str, Any] = {
-        "vocab_size": len(tokenizer),
-        "pad_token_id": tokenizer.pad_token_id,
-        "eos_token_id": tokenizer.eos_token_id,
-        "bos_token_id": tokenizer.eos_token_id,
-    }
-    llama_like: dict[str, Any] = {
+    end, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
+    shared: dict[str, Any] = {"vocab_size": len(tokenizer), "pad_token_id": pad, "eos_token_id": end}
+    shared["bos_token_id"] = end
+    llama_like: dict[str, Any] = shared | {
         "hidden_size": width,
         "intermediate_size": 3 * width,
         "num_hidden_layers": layers,
@@ -250,25 +245,16 @@ def tiny_config(architecture: Architecture, width: int, layers: int = 2) -> Pret
         "num_key_value_heads": 1,
         "max_position_embeddings": CONTEXT,
     }
-    if architecture == "gpt2":
-        return GPT2Config(
-            n_embd=width,
-            n_layer=layers,
-            n_head=HEADS,
-            n_positions=CONTEXT,
-            activation_function="gelu",  # GPT-2 has a close approximation, four times slower here
-            resid_pdrop=0.0,
-            embd_pdrop=0.0,
-            attn_pdrop=0.0,
-            **shared,
-        )
+    if architecture == "gpt2":  # its own activation has a close approximation, four times slower here
+        sizes = {"n_embd": width, "n_layer": layers, "n_head": HEADS, "n_positions": CONTEXT}
+        dropout = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+        return GPT2Config(activation_function="gelu", **sizes, **dropout, **shared)
     if architecture == "qwen2":
-        return Qwen2Config(tie_word_embeddings=True, **llama_like, **shared)
+        return Qwen2Config(tie_word_embeddings=True, **llama_like)
     if architecture == "mistral":
-        return MistralConfig(sliding_window=None, tie_word_embeddings=False, **llama_like, **shared)
-    if architecture == "gemma":
-        llama_like |= {"num_attention_heads": 4, "head_dim": width // 4}  # as in Gemma 2B
-        return GemmaConfig(**llama_like, **shared)
+        return MistralConfig(sliding_window=None, tie_word_embeddings=False, **llama_like)
+    if architecture == "gemma":  # four heads, as in Gemma 2B
+        return GemmaConfig(**llama_like | {"num_attention_heads": 4, "head_dim": width // 4})
     raise ValueError(f"architecture: expected one of {', '.join(ARCHITECTURES)}, got {architecture!r}")
 
 
@@ -287,8 +273,7 @@ class TrainingBar(TrainerCallback):
         self._bar: Any = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
-        bar = tqdm.std.tqdm if headless() else tqdm.auto.tqdm
-        self._bar = bar(total=state.max_steps, desc=self._description, leave=False)
+        self._bar = bar(state.max_steps, self._description)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
         self._bar.update(state.global_step - self._bar.n)
