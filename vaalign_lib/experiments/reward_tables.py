@@ -311,12 +311,15 @@ def calibration_tables(errors: Mapping[str, Questions]) -> tuple[pd.DataFrame, p
 
 
 def members_calibration(
-    study: RewardStudy, parts: Mapping[str, Scores], members: int
+    study: RewardStudy, kinds: Kinds, kind: str, members: int
 ) -> tuple[Array, pd.DataFrame, pd.DataFrame]:
-    """Return the variances (pairs,) of the first members of an ensemble in the gold reward's unit, their
-    errors against it by deviation, and their coverage.
+    """Return the variances (pairs,) of the first members of a kind of ensemble in the gold reward's unit,
+    their errors against it by deviation, and their coverage.
     """
-    asked = {part: Scores(s.chosen[:, :members], s.rejected[:, :members]) for part, s in parts.items()}
+    asked = {
+        part: Scores(scores.chosen[:, :members], scores.rejected[:, :members])
+        for part, scores in kinds[kind].items()
+    }
     errors = gold_errors(asked, study.part("held_out"), study.part("evaluation"))
     bins, covered, _ = calibration_tables({"the true reward": errors})
     return errors["evaluation"][1], bins, covered
