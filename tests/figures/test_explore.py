@@ -173,7 +173,8 @@ def measured(kind, members):
 def test_members_and_kind_redraw_an_ensemble_in_half_a_second(monkeypatch):
     monkeypatch.delenv(HEADLESS, raising=False)
     box = sliders.ensemble_explorer(measured, ["bootstrap", "order"], 10)
-    (kind, members), picture = box.children[0].children, box.children[1]
+    (kind,), (members,) = (column.children for column in box.children[0].children)
+    picture = box.children[1]
     before, started = bytes(picture.value), time.process_time()
     members.value = 4
     assert time.process_time() - started < 0.5

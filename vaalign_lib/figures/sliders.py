@@ -395,17 +395,9 @@ def ensemble_explorer(
     Returns:
         The widget to display; None when run headless, after drawing all members of the first kind.
     """
-    image = ensemble_image(measure, kinds[0], members)
-    if headless():
-        display(Image(image))
-        return None
     kind = widgets.Dropdown(options=list(kinds), description="kind")
     asked = widgets.IntSlider(members, min=2, max=members, description="members", continuous_update=False)
-    picture = widgets.Image(value=image)
-
-    def redraw(*_: object) -> None:
-        picture.value = ensemble_image(measure, kind.value, asked.value)
-
-    for one in (kind, asked):
-        one.observe(redraw, names="value")
-    return widgets.VBox([widgets.HBox([kind, asked]), picture])
+    sliders = {"kind": kind, "members": asked}
+    return _explorer(
+        lambda: [ensemble_image(measure, kind.value, asked.value)], sliders, [["kind"], ["members"]]
+    )
