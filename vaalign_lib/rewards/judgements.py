@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, astuple, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -27,17 +27,11 @@ class RecordError(ValueError):
 
 @dataclass(frozen=True)
 class Record:
-    """One judgement, or one failure to get one.
+    """One judgement, or one failure to get one; dates in ISO 8601, UTC.
 
-    Attributes:
-        key: hash of the filled-in prompt, the model asked and the sampling settings.
-        text_hash: hash of the text judged.
-        model_asked: as in the request.
-        model_served: as in the last reply; empty if there was none.
-        reply: raw text of the last reply.
-        a, b: the interval; None after a failure.
-        failure: why there is no interval; empty if there is one.
-        date: of the reply, ISO 8601, UTC.
+    The `key` is a hash of the filled-in prompt, the model asked and the sampling settings, `text_hash` that
+    of the text judged. After a failure a and b are None, without one `failure` is empty; so are
+    `model_served` and `reply`, those of the last reply, if there was none.
     """
 
     key: str
@@ -59,7 +53,7 @@ _SELECT = (
 
 
 def _checksum(record: Record) -> str:
-    values = [float(one) if isinstance(one, int) else one for one in asdict(record).values()]
+    values = [float(one) if isinstance(one, int) else one for one in astuple(record)]
     return hashlib.sha256(json.dumps(values).encode()).hexdigest()
 
 
@@ -156,12 +150,10 @@ class JudgementStore:
             self._connection.execute("BEGIN IMMEDIATE")
             yield self._connection
 
-    def put(self, record: Record) -> None:
-        """Add a record; a judgement that is there stays, a failure gives way. The key is free then."""
-        self._put([record])
-
-    def _put(self, records: list[Record]) -> None:
-        """Add records, all or none."""
+    def put(self, *records: Record) -> None:
+        """Add records, all or none; a judgement that is there stays, a failure gives way. Their keys are free
+        then.
+        """
         marks = ", ".join("?" * len(_FIELDS))
         with self._changes() as connection:
             for record in records:
@@ -170,7 +162,7 @@ class JudgementStore:
                     "DO UPDATE SET (model_served, reply, a, b, failure, date) = "
                     "(excluded.model_served, excluded.reply, excluded.a, excluded.b, excluded.failure, "
                     "excluded.date) WHERE judgements.failure != ''",
-                    tuple(asdict(record).values()),
+                    astuple(record),
                 ).rowcount
                 if changed:
                     connection.execute(
@@ -234,7 +226,7 @@ class JudgementStore:
                 raise RecordError(f"{path}:{number}: not a judgement: {error}") from None
             if record.key not in records or records[record.key].failure:
                 records[record.key] = record
-        self._put(list(records.values()))
+        self.put(*records.values())
         return len(lines)
 
     def _checked(self, content: dict[str, Any], before: dict[str, Record]) -> Record:

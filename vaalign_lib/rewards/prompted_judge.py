@@ -25,12 +25,10 @@ import tenacity
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 from vaalign_lib.jobs import bar
-from vaalign_lib.rewards.base import Array, Interval, Judgement, PolicyIndex
+from vaalign_lib.rewards.base import Interval, IntervalSource, PolicyIndex
 from vaalign_lib.rewards.endpoint import RefusalError, Reply, StopError, TransientError, client_of, completion
 from vaalign_lib.rewards.judgements import LEASE, JudgementStore, Record
 from vaalign_lib.rewards.replies import ReplyError, parse_interval, shortened
-
-__all__ = ["RANGES", "JudgementError", "PromptedJudge", "ReplyError", "judge_prompt", "parse_interval"]
 
 RANGES = (100, 50, 20, 10)  # those of Table 4 and Figure 7
 REPLIES = 2  # to one text that are paid for at most: one that is no interval is asked for once more
@@ -62,7 +60,7 @@ def _template() -> Template:
 
 
 @dataclass(frozen=True)
-class PromptedJudge:
+class PromptedJudge(IntervalSource):
     """One judge: a model at an endpoint, asked with the paper's prompt.
 
     Attributes:
@@ -83,9 +81,6 @@ class PromptedJudge:
         allow_failures: give NaN for texts without an interval instead of an error.
         refusals_say_nothing: give a text that the judge refuses the whole scale, the widest interval
             there is, and do not ask for it again. `vaalign_lib.rewards.endpoint` says what a refusal is.
-
-    Raises:
-        ValueError: a setting is not possible.
     """
 
     store: JudgementStore
@@ -106,20 +101,20 @@ class PromptedJudge:
 
     def __post_init__(self) -> None:
         least = {"highest": 2, "workers": 1, "attempts": 1, "replies": 1, "reply_tokens": 1}
-        for name, lowest in least.items():
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < lowest:
-                raise ValueError(f"{name}: expected a whole number from {lowest}, got {value!r}")
-        for name in ("temperature", "longest_wait", "request_seconds"):
-            value = getattr(self, name)
-            if not (isinstance(value, int | float) and 0 <= value < math.inf):
+        for name, value in vars(self).items():
+            whole = isinstance(value, int) and not isinstance(value, bool)
+            if name in least and not (whole and value >= least[name]):
+                raise ValueError(f"{name}: expected a whole number from {least[name]}, got {value!r}")
+            if name in ("temperature", "longest_wait", "request_seconds") and not (
+                isinstance(value, int | float) and 0 <= value < math.inf
+            ):
                 raise ValueError(f"{name}: expected a number from 0, got {value!r}")
+            if name in ("model", "key_variable") and not (
+                isinstance(value, str) and value and value == value.strip()
+            ):
+                raise ValueError(f"{name}: expected a name without space around, got {value!r}")
         if self.request_seconds == 0:
             raise ValueError("request_seconds: expected more than 0")
-        for name in ("model", "key_variable"):
-            value = getattr(self, name)
-            if not isinstance(value, str) or not value or value != value.strip():
-                raise ValueError(f"{name}: expected a name without space around, got {value!r}")
         if self.base_url is not None:
             check_base_url(self.base_url)
 
@@ -187,12 +182,6 @@ class PromptedJudge:
         """Whether a text was refused and is not to be asked for again."""
         return self.refusals_say_nothing and record.failure.startswith(REFUSED)
 
-    def true_reward(self, judgement: Judgement, prompts: Sequence[str], responses: Sequence[str]) -> Array:
-        """Return the middle of the interval (responses,), as Algorithm 9 does."""
-        if not isinstance(judgement, Interval):
-            raise TypeError("judgement: expected the interval of this judge")
-        return judgement.midpoint()
-
     def _recorded(self, key: str) -> Record | None:
         record = self.store.get(key)
         if record is not None and record.b is not None and record.b > self.highest:
@@ -230,17 +219,6 @@ class PromptedJudge:
             _LOG.warning("%s: %d of %d texts got no interval; the first: %s", *told)
         return asking.found
 
-    async def attempt(self, client: openai.AsyncOpenAI, text: str) -> Reply:
-        """Ask for one text once."""
-        return await completion(
-            client,
-            self.request_seconds,
-            model=self.model,
-            messages=[{"role": "user", "content": judge_prompt(text, self.highest)}],
-            temperature=self.temperature,
-            max_tokens=self.reply_tokens,
-        )
-
     def record_of(
         self, text: str, reply: Reply, interval: tuple[float, float] | None, failure: str
     ) -> Record:
@@ -264,13 +242,8 @@ class PromptedJudge:
 class _Asking:
     """One call's questions: `workers` at a time, each text claimed before it is asked for.
 
-    Attributes:
-        judge: who is asked.
-        texts: that nobody has an answer to yet.
-        secret: the endpoint's key.
-        found: records by text, filled as they come.
-        ready: texts that are claimed.
-        stop: set when no further text is to be asked for.
+    Of the `texts` that nobody has an answer to yet, those that are claimed are `ready`; `found` holds records
+    by text, filled as they come; `stop` is set when no further text is to be asked for.
     """
 
     judge: PromptedJudge
@@ -354,7 +327,15 @@ class _Asking:
             )
 
         async def attempt() -> tuple[float, float]:
-            replies.append(await judge.attempt(client, text))
+            answer = await completion(
+                client,
+                judge.request_seconds,
+                model=judge.model,
+                messages=[{"role": "user", "content": judge_prompt(text, judge.highest)}],
+                temperature=judge.temperature,
+                max_tokens=judge.reply_tokens,
+            )
+            replies.append(answer)
             self._compare(replies[-1].served)
             return parse_interval(replies[-1].text, judge.highest)
 
@@ -415,11 +396,7 @@ class _Asking:
 
 
 def check_base_url(url: str) -> None:
-    """Check that a URL names an endpoint.
-
-    Raises:
-        ValueError: it does not.
-    """
+    """Check that a URL names an endpoint."""
     try:
         parts = urlsplit(url)
         sound = parts.scheme in ("http", "https") and parts.hostname and (parts.port or 1) > 0
