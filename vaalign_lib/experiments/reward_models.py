@@ -177,12 +177,9 @@ def prepare(
     Args:
         study: store, profile and seed.
         reference: a reference policy's folder; embedded data needs one.
-        pairs: `embedded`, a .jsonl file or a hub data set; empty means the profile's.
+        pairs: `embedded`, a file or a hub data set; like `backbone`, empty means the profile's.
         evaluation: the same; empty with `pairs` given means a part of these.
-        backbone: a name or path; empty means the profile's.
-
-    Raises:
-        DataError: the pairs cannot be read.
+        backbone: a name or path.
     """
     sizes = study.profile.reward_data
     evaluation = evaluation or ("" if pairs else sizes.evaluation)

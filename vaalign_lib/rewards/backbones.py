@@ -39,12 +39,9 @@ _STACK = "stack.safetensors"
 
 @dataclass(frozen=True)
 class BackboneStack:
-    """Separate reward models of one architecture as stacked weights.
+    """Separate reward models of one architecture as stacked weights, by name, each (members, ...).
 
-    Attributes:
-        template: a model of the architecture; its own weights are not used.
-        tokenizer: of the conversations.
-        weights: by name, each (members, ...).
+    The `template` is a model of the architecture, whose own weights are not used.
     """
 
     template: PreTrainedModel
@@ -104,16 +101,8 @@ def train_backbones(
     pairs_each: int,
     seed: int,
 ) -> BackboneStack:
-    """Train models of the kind `tiny-gemma`, each from fresh weights on its own bootstrap sample.
-
-    Args:
-        chosen: token ids of the preferred conversations.
-        rejected: token ids of the others.
-        settings: of the training.
-        width: of the hidden states.
-        members: how many.
-        pairs_each: pairs in each bootstrap sample.
-        seed: of weights, samples and orders.
+    """Train models of the kind `tiny-gemma`, each from fresh weights on a bootstrap sample of `pairs_each` of
+    the pairs, given as token ids of the preferred conversations and of the others.
     """
     if not len(chosen) or len(chosen) != len(rejected):
         raise ValueError(

@@ -41,10 +41,8 @@ class BackboneError(ValueError):
 def new_reward_model(backbone: str, width: int, seed: int) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Return a model with one fresh head on a backbone, and its tokenizer.
 
-    Args:
-        backbone: `tiny-gemma`, or the name or path of a model of transformers.
-        width: of the hidden states of `tiny-gemma`; ignored otherwise.
-        seed: of the fresh weights; the global random state is left as it was.
+    The backbone is `tiny-gemma` with hidden states of a `width`, or the name or path of a model. The global
+    random state is left as it was.
 
     Raises:
         BackboneError: there is no such model, or it has weights in an unsafe format only, or it does not

@@ -70,15 +70,10 @@ class ClassifierEnsemble(ScoreSource):
 
 @dataclass(frozen=True)
 class EnsembleReward(ScoreSource):
-    """Rewards by heads on one frozen backbone.
+    """Rewards by a grid of heads (ensembles, members) on one frozen backbone, with the head of stage 1.
 
-    With one ensemble all policies share it. With several, policy j is judged by ensemble j.
-
-    Attributes:
-        model: the backbone, with the head of stage 1.
-        tokenizer: its tokenizer.
-        heads: a grid (ensembles, members).
-        max_length: tokens of prompt and response together.
+    With one ensemble all policies share it. With several, policy j is judged by ensemble j. Prompt and
+    response together have at most `max_length` tokens.
     """
 
     model: PreTrainedModel

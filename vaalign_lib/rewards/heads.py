@@ -104,15 +104,15 @@ def train_heads(
     snapshots: Sequence[int] = (),
     description: str = "reward heads",
 ) -> tuple[Heads, dict[int, Heads]]:
-    """Train a grid of heads on the features of preference pairs.
+    """Train a grid of heads on the features (pairs, width) of preferred and other responses.
 
     Args:
-        chosen: features of the preferred responses (pairs, width).
-        rejected: features of the others (pairs, width).
+        chosen: features of the preferred responses.
+        rejected: features of the others.
         kind: how the members of an ensemble differ.
         settings: Table 7's, from the profile.
         seed: of weights, samples and orders.
-        ensembles: of them; more than one and each ensemble first draws a bootstrap sample of its own.
+        ensembles: more than one and each first draws a bootstrap sample of its own.
         members: of each ensemble.
         pairs_each: pairs in an ensemble's own sample; None means as many as there are.
         first_head: the head of stage 1 (width,), which the paper keeps as the first of the ten.

@@ -20,11 +20,9 @@ UNIT = 0.12  # of the scale's length per standard deviation of the gold reward
 
 @dataclass(frozen=True)
 class SimulatedJudge(IntervalSource):
-    """A judge of the embedded world that answers with intervals.
+    """A judge that speaks for the annotators of an embedded world, by intervals.
 
     Attributes:
-        world: whose annotators it speaks for.
-        name: for labels; says that it is a stand-in.
         level: by how much of the scale it judges higher than the middle.
         width: its interval's standard deviation in units of the annotators'.
         highest: R, the upper end of the scale.
