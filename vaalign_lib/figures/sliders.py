@@ -13,16 +13,7 @@ from matplotlib.ticker import NullFormatter, PercentFormatter
 
 from vaalign_lib.figures import policies as policy_figures
 from vaalign_lib.figures import theory
-from vaalign_lib.figures.style import (
-    AWARE,
-    EXACT,
-    PESSIMIST,
-    POLICY_COLOURS,
-    PRINTED,
-    REFERENCE,
-    VANILLA,
-    canvas,
-)
+from vaalign_lib.figures.style import AWARE, POLICY_COLOURS, REFERENCE, VANILLA, canvas
 from vaalign_lib.jobs import headless
 from vaalign_lib.papers.printed import printed_value
 from vaalign_lib.statistics.returns import Returns, training_variance_ratio
@@ -136,6 +127,7 @@ def _bandit_of(sliders: dict[str, widgets.ValueWidget]) -> Bandit:
 # --- notebook 02: the theorems --------------------------------------------------------------------------
 
 TRUTH = np.array([1.0, 1.6, 1.9])  # r* of the three arms; the first one is the noisy one
+ARMS = ("#525252", "#8a8a8a", "#bdbdbd")  # greys: colours are those of the policies
 DRAWS = 400  # of the estimates, at every redraw
 THEOREM_DEFAULTS = {"beta": 1.0, "epsilon": 0.1, "noise": 1.0, "ratio": 36.0}
 
@@ -173,7 +165,7 @@ def theorem_figure(table: pd.DataFrame, draws: int = DRAWS) -> Figure:
     with canvas(9.6, 3.6, 2, width_ratios=[1, 1.1]) as (figure, (left, right)):
         shares = table[["arm 1", "arm 2", "arm 3"]]
         starts = shares.cumsum(axis=1) - shares
-        for arm, colour in zip(shares, (PRINTED, PESSIMIST, EXACT), strict=True):
+        for arm, colour in zip(shares, ARMS, strict=True):
             left.barh(table["policy"], shares[arm], left=starts[arm], color=colour)
             middle = starts[arm].iloc[-1] + shares[arm].iloc[-1] / 2
             left.annotate(arm, (middle, len(table) - 0.5), ha="center", color=colour)
