@@ -212,9 +212,9 @@ def kill_when_busy(process, name, address, root):
 
 def save_always():
     """Let a worker keep a checkpoint of every step."""
-    from vaalign_lib.training import run as policy_study
+    from vaalign_lib.training import run as training_run
 
-    policy_study.CHECKPOINT_SECONDS = 0.0
+    training_run.CHECKPOINT_SECONDS = 0.0
 
 
 def test_a_worker_may_die_and_another_join(scheduler, worker_called, tmp_path):

@@ -116,18 +116,18 @@ KILLED = """
 import sys
 from pathlib import Path
 from tests.experiments.test_policy_study import PLAIN, small
-from vaalign_lib.experiments import policies as policy_study
-from vaalign_lib.store import Checkpoints
 from vaalign_lib.experiments.policies import train_run
-from vaalign_lib.store import RunStore
-policy_study.CHECKPOINT_SECONDS = 0.0
+from vaalign_lib.profiles import Study
+from vaalign_lib.store import Checkpoints, RunStore
+from vaalign_lib.training import run
+run.CHECKPOINT_SECONDS = 0.0
 save = Checkpoints.save
 def announced(self, step, state):
     path = save(self, step, state)
     Path(sys.argv[2]).write_text(str(step))
     return path
 Checkpoints.save = announced
-train_run(RunStore(Path(sys.argv[1])), small(), 0, PLAIN)
+train_run(Study(RunStore(Path(sys.argv[1])), small(), 0), PLAIN)
 """
 
 
@@ -161,7 +161,7 @@ def test_killed_and_damaged_a_run_ends_as_if_it_had_not_been(store, uninterrupte
     scratch = next(store.root.glob("*.scratch"))
     newest = max(scratch.glob("step-*"))
     newest.write_bytes(newest.read_bytes()[:-1])
-    monkeypatch.setattr(policy_study, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr("vaalign_lib.training.run.CHECKPOINT_SECONDS", 0.0)
     with pytest.warns(CorruptCheckpointWarning):
         folder = train_run(Study(store, small(), 0), PLAIN)
     assert folder.name == uninterrupted.name and not scratch.exists()
