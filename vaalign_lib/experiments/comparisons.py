@@ -1,8 +1,8 @@
 """Tables of notebook 04: each variance-aware stack beside the vanilla one that it is compared with."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
-from typing import Literal
+from dataclasses import fields
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -23,6 +23,7 @@ from vaalign_lib.statistics.tests import (
 )
 
 MEASURE = "true_reward"  # what the paper's tables are about
+OF_A_RUN = [field.name for field in fields(Condition)]
 
 
 class MissingRunError(KeyError):
@@ -52,26 +53,23 @@ def returns_of(results: pd.DataFrame, run: Condition) -> Returns:
 
 def compared(results: pd.DataFrame) -> list[Condition]:
     """Return the variance-aware runs among the results, in their order."""
-    fields = list(asdict(Condition("", "")))
-    rows = results.loc[results["objective"] == "variance_aware", fields].drop_duplicates()
+    rows = results.loc[results["objective"] == "variance_aware", OF_A_RUN].drop_duplicates()
     return [Condition(**row) for row in rows.to_dict("records")]
 
 
-def without_farthest(policies: pd.DataFrame, runs: Sequence[Condition]) -> pd.DataFrame:
-    """Leave out the policy of each comparison, and its twin, that is farthest from its stack's median.
+def with_ends(name: str, estimate: Estimate) -> dict[str, float]:
+    """Return the three columns of an estimate."""
+    return {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
 
-    Args:
-        policies: of `results.Results`.
-        runs: variance-aware ones.
-    """
-    kept = policies
+
+def without_farthest(policies: pd.DataFrame, runs: Sequence[Condition]) -> pd.DataFrame:
+    """Leave out the policy of each comparison, and its twin, that is farthest from its stack's median."""
+    distances = (policies[MEASURE] - policies.groupby("run")[MEASURE].transform("median")).abs()
+    left_out = pd.Series(False, policies.index)
     for run in runs:
-        pair = [policies_of(policies, one) for one in (run.vanilla, run)]
-        distances = [(one[MEASURE] - one[MEASURE].median()).abs().to_numpy() for one in pair]
-        farthest = pair[0]["policy"].iloc[int(np.argmax(np.maximum(*distances)))]
-        mine = kept["run"].isin([run.name, run.vanilla.name])
-        kept = kept[~(mine & (kept["policy"] == farthest))]
-    return kept
+        mine = policies["run"].isin([run.name, run.vanilla.name])
+        left_out |= mine & (policies["policy"] == policies.loc[distances[mine].idxmax(), "policy"])
+    return policies[~left_out]
 
 
 class Comparisons:
@@ -90,15 +88,10 @@ class Comparisons:
         regime: Regime = "equal_mean_penalty",
         labels: Mapping[str, tuple[str, str]] | None = None,
     ) -> None:
-        """Take what is known.
+        """Take `policies` and `curves` of `results.Results`; curves give the last coefficients.
 
-        Args:
-            policies: of `results.Results`.
-            curves: of the same; gives the coefficients that training ended with.
-            seed: of the bootstrap.
-            resamples: of the bootstrap.
-            regime: of the penalty in which the rows of Tables 1 to 3 are compared.
-            labels: by row what its policies and its source of rewards are.
+        The bootstrap has a seed and resamples; `regime` is that of the rows of Tables 1 to 3; `labels`
+        say by row what its policies and its source of rewards are.
         """
         self.policies, self.seed, self.resamples = policies, seed, resamples
         self.labels = labels or {}
@@ -165,15 +158,13 @@ class Comparisons:
         """
         falls, values, count = [], [], 0
         for run in runs:
-            pair = self.panel(run)
-            bar = pair["reference"][MEASURE].to_numpy()
+            panel, rows = self.panel(run), self._rows(run)
+            vanilla, aware, bar = (panel[name][MEASURE].to_numpy() for name in (*METHODS, "reference"))
             random = np.random.default_rng([self.seed, 10**6])
-            bars = bar[random.integers(bar.size, size=(self.resamples, bar.size))].mean(axis=1)
-            rows, known = self._rows(run), [pair[name][MEASURE].to_numpy() for name in METHODS]
-            risks = [(one[rows] <= bars[:, None]).mean(axis=1) for one in known]
-            falls.append(risks[0] - risks[1])
-            values.append((known[0] <= bar.mean()).mean() - (known[1] <= bar.mean()).mean())
-            count += known[0].size
+            bars = bar[random.integers(bar.size, size=(self.resamples, bar.size))].mean(axis=1)[:, None]
+            falls.append((vanilla[rows] <= bars).mean(axis=1) - (aware[rows] <= bars).mean(axis=1))
+            values.append((vanilla <= bar.mean()).mean() - (aware <= bar.mean()).mean())
+            count += vanilla.size
         return percentiles(float(np.mean(values)), np.mean(falls, axis=0), count)
 
     def primary_endpoint(self) -> tuple[Ratio, float, int]:
@@ -182,11 +173,9 @@ class Comparisons:
         """
         known = set(self.policies["run"])
         runs = [run for run in PRIMARY if {run.name, run.vanilla.name} <= known]
-        sides = [
-            [returns_of(self.policies, one).values for one in side]
-            for side in ([run.vanilla for run in runs], runs)
-        ]
-        return self.ratio(*runs), brown_forsythe(*sides), len(runs)
+        vanilla = [returns_of(self.policies, run.vanilla).values for run in runs]
+        aware = [returns_of(self.policies, run).values for run in runs]
+        return self.ratio(*runs), brown_forsythe(vanilla, aware), len(runs)
 
     def table(self, runs: Sequence[Condition]) -> pd.DataFrame:
         """Return a row for each variance-aware run beside its vanilla one.
@@ -201,66 +190,55 @@ class Comparisons:
         """
         return pd.DataFrame([self._comparison(run) for run in runs])
 
-    def _comparison(self, run: Condition) -> dict[str, object]:
-        pair, ratio = self.panel(run), self.ratio(run)
+    def _comparison(self, run: Condition) -> dict[str, Any]:
         start = returns_of(self.policies, run.start)
-        bar = start.values
-        row: dict[str, object] = {
-            "row": run.row,
-            "protocol": run.protocol,
-            "regime": run.regime,
-            "repeat": run.repeat,
-            "range": run.highest if run.source != "ensemble" else 0,
-            "widths": run.widths,
-            "disagreement": run.disagreement,
-            "reference": float(bar.mean()),
-            "variance_reference": start.total,
-            "noise_reference": start.noise,
-        }
-        for name, one in (("vanilla", run.vanilla), ("aware", run)):
-            row |= {f"{key}_{name}": value for key, value in self._stack(one, bar).items()}
-        values = [pair[name][MEASURE].to_numpy() for name in METHODS]
-        gap = self.gap(run)
-        return row | {
-            "gap": gap.value,
-            "gap_low": gap.low,
-            "gap_high": gap.high,
-            "f": float(values[0].var(ddof=1) / values[1].var(ddof=1)),
-            "ratio": ratio.value,
-            "ratio_low": ratio.low,
-            "ratio_high": ratio.high,
-            "floored": ratio.floored,
-            "p": brown_forsythe(values[:1], values[1:]),
-            "p_paired": paired_brown_forsythe(*values),
-        }
+        vanilla, aware = (returns_of(self.policies, one).values for one in (run.vanilla, run))
+        ratio = self.ratio(run)
+        return (
+            {
+                "row": run.row,
+                "protocol": run.protocol,
+                "regime": run.regime,
+                "repeat": run.repeat,
+                "range": run.highest if run.source != "ensemble" else 0,
+                "widths": run.widths,
+                "disagreement": run.disagreement,
+                "reference": float(start.values.mean()),
+                "variance_reference": start.total,
+                "noise_reference": start.noise,
+            }
+            | self._stack(run.vanilla, "vanilla", start)
+            | self._stack(run, "aware", start)
+            | with_ends("gap", self.gap(run))
+            | {"f": float(vanilla.var(ddof=1) / aware.var(ddof=1))}
+            | with_ends("ratio", ratio)
+            | {"floored": ratio.floored, "p": brown_forsythe([vanilla], [aware])}
+            | {"p_paired": paired_brown_forsythe(vanilla, aware)}
+        )
 
-    def _stack(self, run: Condition, bar: np.ndarray) -> dict[str, float]:
+    def _stack(self, run: Condition, name: str, start: Returns) -> dict[str, float]:
         """Return what is known of one stack, in the columns of `table`."""
         table, returns = policies_of(self.policies, run), returns_of(self.policies, run)
-        below = risk(returns.values, bar)
-        return {
+        below = risk(returns.values, start.values)
+        found = {
             "mean": float(returns.values.mean()),
             "variance": returns.total,
             "noise": returns.noise,
             "training": returns.training,
-            "risk": below.value,
-            "risk_low": below.low,
-            "risk_high": below.high,
-            "kl": float(table["kl"].mean()),
-            "step": float(table["step_length"].mean()),
-            "length": float(table["length"].mean()),
-            "gold": float(table["gold"].mean()),
+            **with_ends("risk", below),
+            **dict(zip(("kl", "step", "length", "gold"), _means(table), strict=True)),
             "coefficient": self._coefficients.get(run.name, np.nan),
         }
+        return {f"{key}_{name}": value for key, value in found.items()}
+
+
+def _means(table: pd.DataFrame) -> list[float]:
+    return [float(table[one].mean()) for one in ("kl", "step_length", "length", "gold")]
 
 
 def brief(table: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
-    """Return columns of `Comparisons.table` as text to read.
-
-    Args:
-        table: of `Comparisons.table`.
-        columns: names; one that both methods have becomes `vanilla → variance-aware`, one with an
-            interval `value [low, high]`.
+    """Return columns of `Comparisons.table` as text to read: one that both methods have becomes
+    `vanilla → variance-aware`, one with an interval `value [low, high]`.
     """
     found = {}
     for name in columns:
@@ -292,28 +270,13 @@ def in_words(ratio: Estimate) -> str:
     return f"not shown to differ {interval}"
 
 
-def interval_deviations(
-    world: World, source: str, widths: Literal["rescaled", "printed"], seed: int, texts: int = 2000
-) -> dict[int, np.ndarray]:
-    """Return the standard deviations of a judge's intervals in each range, as shares of R - 1 (texts,).
-
-    Args:
-        world: that the judge knows.
-        source: one of `conditions.JUDGES`.
-        widths: see `conditions.Condition`.
-        seed: of the texts.
-        texts: prompts with responses.
-    """
-    found = {}
-    for top, judgement in judged_in_ranges(world, source, widths, seed, texts).items():
-        found[top] = np.sqrt(judgement.variance()) / (top - 1)
-    return found
+Widths = Literal["rescaled", "printed"]  # see `conditions.Condition`
 
 
 def judged_in_ranges(
-    world: World, source: str, widths: Literal["rescaled", "printed"], seed: int, texts: int = 2000
+    world: World, source: str, widths: Widths, seed: int, texts: int = 2000
 ) -> dict[int, Interval]:
-    """Return what a judge says of the same texts in each range; see `interval_deviations`."""
+    """Return what one of `conditions.JUDGES` says of the same texts in each range (texts,)."""
     asked, answers = world.corpus(texts, np.random.default_rng(seed))
     found = {}
     for top in RANGES:
@@ -321,6 +284,14 @@ def judged_in_ranges(
         judge = stand_ins(world, float(top), stretch)[JUDGES[source]]
         found[top] = judge.judge(asked, answers, np.zeros(texts, dtype=int))
     return found
+
+
+def interval_deviations(
+    world: World, source: str, widths: Widths, seed: int, texts: int = 2000
+) -> dict[int, np.ndarray]:
+    """Return the standard deviations of a judge's intervals in each range, as shares of R - 1 (texts,)."""
+    judged = judged_in_ranges(world, source, widths, seed, texts)
+    return {top: np.sqrt(judgement.variance()) / (top - 1) for top, judgement in judged.items()}
 
 
 def standardized_gap(judgements: Mapping[int, Interval]) -> float:
@@ -333,16 +304,13 @@ def standardized_gap(judgements: Mapping[int, Interval]) -> float:
         rewards, variances = judgement.midpoint(), judgement.variance()
         unit = Unit.of(rewards, variances)
         units.append([(rewards - unit.location) / unit.scale, variances / unit.variance])
-    return float(max(np.abs(np.subtract(one, units[0])).max() for one in units))
+    return float(np.abs(np.array(units) - units[0]).max())
 
 
 def with_widest_range(table: pd.DataFrame) -> pd.DataFrame:
-    """Begin the lines of Table 4's widths at the widest range, which they are relative to.
-
-    Args:
-        table: of `Comparisons.table`, one judge in several ranges.
+    """Begin the lines of Table 4's widths, in `Comparisons.table` of one judge in several ranges, at the
+    widest range, which they are relative to.
     """
-    widest = table[(table["range"] == RANGES[0]) & (table["widths"] == "rescaled")]
-    regimes = table.loc[table["widths"] == "printed", "regime"].unique()
-    begun = widest[widest["regime"].isin(regimes)].assign(widths="printed")
-    return pd.concat([table, begun], ignore_index=True)
+    regimes = table.loc[table["widths"] == "printed", "regime"]
+    widest = (table["range"] == RANGES[0]) & (table["widths"] == "rescaled") & table["regime"].isin(regimes)
+    return pd.concat([table, table[widest].assign(widths="printed")], ignore_index=True)

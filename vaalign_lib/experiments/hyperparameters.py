@@ -2,7 +2,7 @@
 
 import re
 import tempfile
-from collections.abc import Callable
+from functools import reduce
 from typing import Any
 
 import pandas as pd
@@ -12,56 +12,50 @@ from vaalign_lib.data.pairs import EMBEDDED
 from vaalign_lib.experiments.conditions import JUDGES, ROWS
 from vaalign_lib.papers.printed import published
 from vaalign_lib.policies.stack import PolicyStack
-from vaalign_lib.profiles import PPO, Lora, Profile, Sampling, load_profile
+from vaalign_lib.profiles import Lora, Profile, load_profile
 from vaalign_lib.training.run import lora_config
 
-SETTINGS_TABLES = ("9", "10", "12", "13", "16", "17", "18")
-_TRAINED = {
+_PPO = {  # a printed setting: where it is held
+    "effective_batch_size": "batch_size",
+    "batch_size": "batch_size",
+    "mini_batch_size": "mini_batch_size",
+    "learning_rate": "learning_rate",
+    "steps": "iterations",
+    "gradient_accumulation_steps": "gradient_accumulation_steps",
+    "initial_kl_coefficient": "init_kl_coef",
+    "kl_penalty_type": "kl_penalty",
+    "target_kl": "adaptive_kl.target",
+    "horizon": "adaptive_kl.horizon",
+    "clip_range": "cliprange",
+    "clip_range_value": "cliprange_value",
+    "value_function_coefficient": "vf_coef",
+}
+_LORA = {
+    "lora_rank": "r",
+    "lora_scaling": "lora_alpha",
+    "lora_dropout": "lora_dropout",
+    "bias_adaptation": "bias",
+}
+_FOUR_BIT = {
+    "load_in_4bit": "load_in_4bit",
+    "double_quantization": "bnb_4bit_use_double_quant",
+    "quantization_type": "bnb_4bit_quant_type",
+}
+_SAMPLING = {
+    "maximum_generated_tokens": "max_new_tokens",
+    "minimum_generated_length": "min_new_tokens",
+    "top_k": "top_k",
+    "top_p": "top_p",
+    "temperature": "temperature",
+}
+_TRAINED = {  # by table: whose PPO
     "9": ("gpt2", "vanilla"),
     "10": ("gpt2", "variance_aware"),
     "12": ("qwen2", "vanilla"),
     "13": ("mistral", "vanilla"),
 }
-_TEXTS = ("methods", "other_settings")  # sentences, not settings
-_FOLLOWS = ("epochs",)  # from the steps and the number of prompts
-
-_PPO: dict[str, Callable[[PPO], Any]] = {
-    "effective_batch_size": lambda ppo: ppo.batch_size,
-    "batch_size": lambda ppo: ppo.batch_size,
-    "mini_batch_size": lambda ppo: ppo.mini_batch_size,
-    "learning_rate": lambda ppo: ppo.learning_rate,
-    "steps": lambda ppo: ppo.iterations,
-    "gradient_accumulation_steps": lambda ppo: ppo.gradient_accumulation_steps,
-    "initial_kl_coefficient": lambda ppo: ppo.init_kl_coef,
-    "adaptive_kl_control": lambda ppo: ppo.adaptive_kl is not None,
-    "kl_penalty_type": lambda ppo: ppo.kl_penalty,
-    "target_kl": lambda ppo: ppo.adaptive_kl and ppo.adaptive_kl.target,
-    "horizon": lambda ppo: ppo.adaptive_kl and ppo.adaptive_kl.horizon,
-    "clip_range": lambda ppo: ppo.cliprange,
-    "clip_range_value": lambda ppo: ppo.cliprange_value,
-    "value_function_coefficient": lambda ppo: ppo.vf_coef,
-}
-_LORA: dict[str, Callable[[Any], Any]] = {
-    "lora_rank": lambda lora: lora.r,
-    "lora_scaling": lambda lora: lora.lora_alpha,
-    "lora_dropout": lambda lora: lora.lora_dropout,
-    "bias_adaptation": lambda lora: lora.bias,
-}
-_FOUR_BIT: dict[str, Callable[[BitsAndBytesConfig], Any]] = {
-    "load_in_4bit": lambda config: config.load_in_4bit,
-    "weight_bits": lambda config: 4 if config.load_in_4bit else 8,
-    "compute_data_type": lambda config: str(config.bnb_4bit_compute_dtype).removeprefix("torch."),
-    "double_quantization": lambda config: config.bnb_4bit_use_double_quant,
-    "quantization_type": lambda config: config.bnb_4bit_quant_type,
-}
-_SAMPLING: dict[str, Callable[[Sampling], Any]] = {
-    "maximum_generated_tokens": lambda sampling: sampling.max_new_tokens,
-    "minimum_generated_length": lambda sampling: sampling.min_new_tokens,
-    "top_k": lambda sampling: sampling.top_k,
-    "top_p": lambda sampling: sampling.top_p,
-    "temperature": lambda sampling: sampling.temperature,
-    "stochastic_decoding": lambda sampling: sampling.temperature > 0,
-}
+SETTINGS_TABLES = (*_TRAINED, "16", "17", "18")
+_NO_SETTINGS = ("methods", "other_settings", "epochs")  # sentences; the last follows from the steps
 
 
 def rows_table(profile: Profile) -> pd.DataFrame:
@@ -93,44 +87,47 @@ def settings_table(profile: Profile) -> pd.DataFrame:
     Columns: `table`, `setting`, `printed`, `paper` (what the paper profile does), `here` (what this
     profile does), `paper_agrees` (whether `paper` is as printed).
     """
-    paper = load_profile("paper")
+    paper, printed = load_profile("paper"), published()
+    printed = printed.assign(setting=printed.index.str.partition(".").get_level_values(2))
     rows = []
     for number in SETTINGS_TABLES:
         theirs, ours = _settings(number, paper), _settings(number, profile)
-        printed = published()
-        printed = printed[printed["item"] == f"Table {number}"]
-        for key, value in printed["printed"].items():
-            setting = str(key).partition(".")[2]
-            if setting in _TEXTS or setting in _FOLLOWS:
-                continue
-            rows.append(
-                {
-                    "table": f"Table {number}",
-                    "setting": setting.replace("_", " "),
-                    "printed": value,
-                    "paper": _text(theirs.get(setting)),
-                    "here": _text(ours.get(setting)),
-                    "paper_agrees": _same(value, theirs.get(setting)),
-                }
-            )
+        lines = printed[(printed["item"] == f"Table {number}") & ~printed["setting"].isin(_NO_SETTINGS)]
+        for setting, value in zip(lines["setting"], lines["printed"], strict=True):
+            row = {"table": f"Table {number}", "setting": setting.replace("_", " "), "printed": value}
+            row |= {"paper": _text(theirs.get(setting)), "here": _text(ours.get(setting))}
+            rows.append(row | {"paper_agrees": _same(value, theirs.get(setting))})
     return pd.DataFrame(rows)
 
 
 def _settings(number: str, profile: Profile) -> dict[str, Any]:
     """Return a profile's value of each setting of a table; nothing where it has no such part."""
+    if number in _TRAINED:
+        architecture, objective = _TRAINED[number]
+        ppo = profile.policies.training[architecture].settings(objective)
+        return _held(ppo, _PPO) | {"adaptive_kl_control": ppo.adaptive_kl is not None}
     if number == "18":
-        return {name: get(profile.policies.sampling) for name, get in _SAMPLING.items()}
+        sampling = profile.policies.sampling
+        return _held(sampling, _SAMPLING) | {"stochastic_decoding": sampling.temperature > 0}
     lora = profile.policies.training["mistral"].lora
     if number == "16":
-        return {} if lora is None else {k: get(lora_config(lora)) for k, get in _LORA.items()}
-    if number == "17":
-        if lora is None or not lora.four_bit:
-            return {"load_in_4bit": False}
-        made = quantization_of(lora)
-        return {name: get(made) for name, get in _FOUR_BIT.items()}
-    architecture, objective = _TRAINED[number]
-    ppo = profile.policies.training[architecture].settings(objective)
-    return {name: get(ppo) for name, get in _PPO.items()}
+        return {} if lora is None else _held(lora_config(lora), _LORA)
+    if lora is None or not lora.four_bit:
+        return {"load_in_4bit": False}
+    made = quantization_of(lora)
+    computed = str(made.bnb_4bit_compute_dtype).removeprefix("torch.")
+    return _held(made, _FOUR_BIT) | {
+        "weight_bits": 4 if made.load_in_4bit else 8,
+        "compute_data_type": computed,
+    }
+
+
+def _held(settings: Any, places: dict[str, str]) -> dict[str, Any]:
+    """Return what is held in places such as `adaptive_kl.target`; None where a part is None."""
+    return {
+        name: reduce(lambda part, one: part and getattr(part, one), place.split("."), settings)
+        for name, place in places.items()
+    }
 
 
 def quantization_of(lora: Lora) -> BitsAndBytesConfig:
@@ -167,42 +164,31 @@ def _text(value: Any) -> str:
 def resources_table(runs: pd.DataFrame, rewards: pd.DataFrame) -> pd.DataFrame:
     """Return what a policy and a reward model cost here, beside the paper's tables.
 
-    Args:
-        runs: of `results.Results`.
-        rewards: rows with `table`, `what`, `seconds`, `bytes`.
-
     Memory is the worker process's peak up to the end of a stack, so an upper bound; time is that of
-    training alone.
+    training alone. Both arguments are of `results.Results`.
     """
-    printed = published()["printed"]
-    rows = [
-        {"table": row["table"], "what": row["what"], "seconds": row["seconds"],
-         "megabytes_of_disk": row["bytes"] / 1e6}
-        for row in rewards.to_dict("records")
-    ]  # fmt: skip
-    costly = runs[runs["objective"] != "reference"]
+    found = rewards[["table", "what", "seconds"]].assign(megabytes_of_disk=rewards["bytes"] / 1e6)
+    rows = [dict(found.iloc[place]) for place in range(len(found))]
     for number, architecture in (("11", "gpt2"), ("14", "qwen2"), ("15", "mistral")):
-        mine = costly[costly["architecture"] == architecture]
+        mine = runs[(runs["objective"] != "reference") & (runs["architecture"] == architecture)]
         if mine.empty:
             continue
+        devices = ", ".join(mine["device"].unique())
         rows.append(
             {
                 "table": f"Table {number}",
-                "what": f"one {architecture} policy of {mine['policies'].median():.0f} in a stack, "
-                + ", ".join(mine["device"].unique()),
+                "what": f"one {architecture} policy of {mine['policies'].median():.0f} in a stack, {devices}",
                 "seconds": (mine["training_seconds"] / mine["policies"]).median(),
                 "megabytes_of_memory": (mine["peak_bytes"] / mine["policies"]).median() / 1e6,
                 "megabytes_of_disk": mine["bytes"].median() / 1e6,
                 "trained_weights": mine["weights"].median(),
             }
         )
-    for row in rows:
-        key = str(row["table"]).lower().replace(" ", "")
-        row |= {
-            f"printed_{name}": printed.get(f"{key}.{name}", "")
-            for name in ("training_time", "disk_space", "gpu_memory", "gpu_model")
-        }
-        units = published()["unit"]
-        for name in ("training_time", "disk_space", "gpu_memory"):
-            row[f"printed_{name}"] = f"{row[f'printed_{name}']} {units.get(f'{key}.{name}', '')}"
-    return pd.DataFrame(rows)
+    return pd.DataFrame([row | _printed_costs(row["table"]) for row in rows])
+
+
+def _printed_costs(table: str) -> dict[str, str]:
+    lines = published()[["printed", "unit"]].agg(" ".join, axis=1).str.strip()
+    names = ("training_time", "disk_space", "gpu_memory", "gpu_model")
+    key = table.lower().replace(" ", "")
+    return {f"printed_{name}": lines.get(f"{key}.{name}", "") for name in names}

@@ -8,7 +8,7 @@ What is published lies in data/results/runs/<profile>/ as four tables: `policies
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ import pyarrow as pa
 import torch
 
 from vaalign_lib.data.pairs import EMBEDDED, DataError
+from vaalign_lib.experiments.comparisons import OF_A_RUN
 from vaalign_lib.experiments.conditions import ENSEMBLE_ROW, REFERENCE, Condition, Regime, plan
 from vaalign_lib.experiments.policies import ensemble_folder, settings_key, train_run, train_runs
 from vaalign_lib.experiments.references import reference
@@ -42,12 +43,10 @@ HERE = "this run"  # the origin of what was trained, not published
 DIGITS = 7  # significant ones of what is published; standard errors are in the second
 WINDOW = 5  # steps that curves are averaged over
 MEASURES = ("reward", "true_reward", "gold", "kl", "length", "variance", "penalty", "coefficient")
-_FOUND = ["beta", "off", "attempts"]  # of runs whose coefficient was looked for
 _COSTS = ["table", "what", "seconds", "bytes"]
-_OF_A_RUN = [field.name for field in fields(Condition)]
 _READ = {  # what results have at least
     "policies": ["run", "policy", "true_reward"],
-    "runs": ["run", *_OF_A_RUN],
+    "runs": ["run", *OF_A_RUN],
     "curves": ["run", "step"],
 }
 
@@ -78,16 +77,22 @@ class Results:
         """What is known of the runs that were not published before."""
         return self.of(self.runs.loc[self.runs["origin"] == HERE, "run"])
 
+    @property
+    def conditions(self) -> list[Condition]:
+        """The runs."""
+        return [Condition(**row) for row in self.runs[OF_A_RUN].to_dict("records")]
+
     def kl(self) -> dict[Condition, float]:
         """Return the mean KL of every run's policies."""
         means = self.policies.groupby("run")["kl"].mean()
-        return {_run_of(row): float(means[row["run"]]) for row in self.runs.to_dict("records")}
+        return {run: float(means[run.name]) for run in self.conditions}
 
     def of(self, names: Iterable[str]) -> "Results":
         """Return what is known of some runs."""
         wanted = set(names)
-        tables = self._by_run().items()
-        return replace(self, **{name: one[one["run"].isin(wanted)] for name, one in tables})
+        tables = (self.policies, self.runs, self.curves)
+        policies, runs, curves = (one[one["run"].isin(wanted)] for one in tables)
+        return Results(policies, runs, curves, self.rewards)
 
     def without(self, names: Iterable[str]) -> "Results":
         """Return what is known of all other runs."""
@@ -96,18 +101,17 @@ class Results:
     def joined(self, further: "Results") -> "Results":
         """Add runs that are not among these."""
         others = further.without(self.names)
-        theirs = others._by_run()
-        tables = {name: _joined([one, theirs[name]]) for name, one in self._by_run().items()}
-        rewards = further.rewards if self.rewards.empty else self.rewards
-        return replace(self, **tables, rewards=rewards)
-
-    def _by_run(self) -> dict[str, pd.DataFrame]:
-        return {"policies": self.policies, "runs": self.runs, "curves": self.curves}
+        return Results(
+            _joined([self.policies, others.policies]),
+            _joined([self.runs, others.runs]),
+            _joined([self.curves, others.curves]),
+            further.rewards if self.rewards.empty else self.rewards,
+        )
 
     def write(self, folder: Path) -> None:
         """Write the four tables into a folder, all or none."""
         tables = {
-            "policies": self.policies.drop(columns=_OF_A_RUN),
+            "policies": self.policies.drop(columns=OF_A_RUN),
             "runs": self.runs.drop(columns="origin"),
             "curves": self.curves,
             "rewards": self.rewards,
@@ -135,7 +139,7 @@ def read(folder: Path, origin: str) -> Results:
         raise DataError(f"{folder / 'runs.parquet'}: no row for {unknown[0]!r}, which has policies")
     costs = folder / "rewards.parquet"
     rewards = _table(costs, _COSTS) if costs.is_file() else pd.DataFrame(columns=_COSTS)
-    described = policies.merge(runs[["run", *_OF_A_RUN]], on="run", validate="many_to_one")
+    described = policies.merge(runs[["run", *OF_A_RUN]], on="run", validate="many_to_one")
     return Results(described, runs.assign(origin=origin), curves, rewards)
 
 
@@ -154,58 +158,51 @@ def trained(study: Study, folders: Mapping[Condition, Path]) -> Results:
     """Collect runs from their folders, rounded as they are published, so that figures drawn from either
     are the same.
     """
-    policies, runs, curves = [], [], []
+    nothing = _empty()
+    policies, runs, curves = [nothing.policies], [], [nothing.curves]
     for run, folder in folders.items():
         described = {"run": run.name, **asdict(run)}
         policies.append(pd.read_parquet(folder / "policies.parquet").assign(**described))
-        keys = {
+        made = {
+            "origin": HERE,
+            "device": hardware(),
             "key": folder.name.rpartition("-")[2],
             "settings": settings_key(study.profile, study.seed, run),
         }
-        device = {"device": hardware()}
-        runs.append(described | {"origin": HERE} | device | keys | _costs(folder))
+        runs.append(described | made | _costs(folder))
         if run.objective != REFERENCE:
             log = pd.read_parquet(folder / "log.parquet")
             curves.append(curves_of(log).assign(run=run.name))
-    rewards = reward_costs(study)
-    nothing = _empty()
     tables = (
-        _joined([nothing.policies, *policies]),
+        _joined(policies),
         _joined([nothing.runs, pd.DataFrame(runs)]),
-        _joined([nothing.curves, *curves]),
-        rewards,
+        _joined(curves),
+        reward_costs(study),
     )
     return Results(*(table.map(partial(rounded, digits=DIGITS)) for table in tables))
 
 
 def reward_costs(study: Study) -> pd.DataFrame:
     """Return what the reward model and its ensemble of heads cost, where the store has made them."""
-    kept, rows = RunStore(study.store.root, reads_only=True), []
+    kept, rows = Study(RunStore(study.store.root, reads_only=True), study.profile, study.seed), []
     with suppress(NotKeptError):
-        model = prepare(
-            Study(kept, study.profile, study.seed),
-            reference=reference(Study(kept, study.profile, study.seed), "gpt2"),
-        )
-        heads = ensemble_folder(Study(kept, study.profile, study.seed), Condition(*ENSEMBLE_ROW))
-        folders = {
-            ("Table 6", "one reward model"): model.reward_model,
-            ("Table 8", f"{study.profile.ensembles.members} heads on its frozen backbone"): heads,
-        }
-        for (table, what), folder in folders.items():
-            record = kept.record(folder)
+        model = prepare(kept, reference=reference(kept, "gpt2")).reward_model
+        heads = ensemble_folder(kept, Condition(*ENSEMBLE_ROW))
+        together = f"{study.profile.ensembles.members} heads on its frozen backbone"
+        for table, what, folder in (("Table 6", "one reward model", model), ("Table 8", together, heads)):
+            record = kept.store.record(folder)
             rows.append((table, what, record["seconds"], record["bytes"]))
     return pd.DataFrame(rows, columns=_COSTS)
 
 
 def _costs(folder: Path) -> dict[str, Any]:
     """Return what a stack cost, and, where its coefficient was looked for, what was found."""
-    found: dict[str, Any] = dict.fromkeys(_FOUND, np.nan)
+    found: dict[str, Any] = {"beta": np.nan, "off": np.nan, "attempts": np.nan}
     if (folder / "resources.json").is_file():
         found |= json.loads((folder / "resources.json").read_text())
     if (folder / "attempts.parquet").is_file():
         attempts = pd.read_parquet(folder / "attempts.parquet")
-        last = attempts.iloc[-1]
-        found |= {"beta": last["beta"], "off": last["off"], "attempts": len(attempts)}
+        found |= attempts[["beta", "off"]].iloc[-1].to_dict() | {"attempts": len(attempts)}
     return found
 
 
@@ -214,9 +211,7 @@ def curves_of(log: pd.DataFrame, measures: Sequence[str] = MEASURES) -> pd.DataF
     (`_low`, `_high`), each policy averaged over five steps.
     """
     found: dict[str, Any] = {}
-    for measure in measures:
-        if measure not in log:
-            continue
+    for measure in (one for one in measures if one in log):
         table = log.pivot(index="step", columns="policy", values=measure)
         smooth = table.rolling(WINDOW, min_periods=1).mean()
         found[measure] = smooth.mean(axis=1)
@@ -237,10 +232,8 @@ def collect(study: Study, workers: int | str, from_results: bool = False) -> Res
 
     What is neither in the store nor published is trained.
 
-    Args:
-        study: store, profile and seed.
-        workers: processes of this machine, or the address of a dask scheduler.
-        from_results: train nothing, take what is published.
+    `workers` are processes of this machine, or the address of a dask scheduler; `from_results` trains
+    nothing and takes what is published.
 
     Raises:
         LookupError: runs that the notebooks compare are not among them.
@@ -280,12 +273,8 @@ def published(profile: Profile, seed: int, folder: Path = PUBLISHED) -> Results:
     for place in sorted({path.parent for path in folder.glob("*/*.*")}):
         read_record(place)
         results = read(place, _origin(place.name))
-        valid = [
-            row["run"]
-            for row in results.runs.to_dict("records")
-            if row["settings"] == settings_key(profile, seed, _run_of(row))
-        ]
-        found = found.joined(results.of(valid))
+        keys = [settings_key(profile, seed, run) for run in results.conditions]
+        found = found.joined(results.of(results.runs.loc[results.runs["settings"] == keys, "run"]))
     return found
 
 
@@ -298,21 +287,21 @@ def publish_runs(study: Study, runs: Sequence[Condition], folder: Path = PUBLISH
     Returns:
         The names of the runs that were added or replaced.
     """
-    finished = RunStore(study.store.root, reads_only=True)
-    known_here = published(study.profile, study.seed, folder)
-    mine = known_here.runs["origin"] == _origin(study.profile.name)
-    before = known_here.of(known_here.runs.loc[mine, "run"])
-    elsewhere = known_here.names - before.names
+    finished = Study(RunStore(study.store.root, reads_only=True), study.profile, study.seed)
+    published_before = published(study.profile, study.seed, folder)
+    mine = published_before.runs["origin"] == _origin(study.profile.name)
+    before = published_before.of(published_before.runs.loc[mine, "run"])
+    elsewhere = published_before.names - before.names
     folders: dict[Condition, Path] = {}
     for run in (one for one in runs if one.name not in elsewhere):
         with suppress(NotKeptError):
-            folders[run] = train_run(Study(finished, study.profile, study.seed), run)
+            folders[run] = train_run(finished, run)
     if not folders:
         return []
     place = folder / study.profile.name
     own = trained(study, folders)
-    known = dict(zip(before.runs["run"], before.runs["key"], strict=True))
-    changed = [row["run"] for row in own.runs.to_dict("records") if known.get(row["run"]) != row["key"]]
+    known = own.runs["run"].map(before.runs.set_index("run")["key"])
+    changed = own.runs.loc[known != own.runs["key"], "run"].to_list()
     held = read(place, "").names if (place / "runs.parquet").is_file() else set()
     if changed or held - own.names - before.names:
         own.joined(before).write(place)
@@ -329,20 +318,12 @@ def hardware() -> str:
 
 
 def _empty() -> Results:
-    policies = pd.DataFrame(columns=["run", "policy", "kl", *_OF_A_RUN])
-    return Results(
-        policies,
-        pd.DataFrame(columns=["run", "origin", "device", "key", "settings", *_OF_A_RUN]),
-        pd.DataFrame(columns=["run", "step"]),
-        pd.DataFrame(columns=_COSTS),
-    )
+    runs = ["run", "origin", "device", "key", "settings", *OF_A_RUN]
+    columns = (["run", "policy", "kl", *OF_A_RUN], runs, ["run", "step"], _COSTS)
+    return Results(*(pd.DataFrame(columns=names) for names in columns))
 
 
 def _joined(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
     """Append tables; empty ones have no say in the types of columns."""
     filled = [table for table in tables if not table.empty]
     return pd.concat(filled, ignore_index=True) if filled else tables[0]
-
-
-def _run_of(row: Mapping[Any, Any]) -> Condition:
-    return Condition(**{name: row[name] for name in _OF_A_RUN})

@@ -225,7 +225,7 @@ RESAMPLES = 2000
 
 
 def policy_figure(
-    policies: pd.DataFrame, row: str, regime: str, protocol: str, outcome: str = "true_reward", seed: int = 0
+    policies: pd.DataFrame, row: str, regime: str, protocol: str, outcome: str = "true_reward"
 ) -> Figure:
     """Draw one outcome of both methods' policies, with the ratio of its training variances.
 
@@ -235,7 +235,6 @@ def policy_figure(
         regime: of the penalty.
         protocol: `shared` or `independent`.
         outcome: one of `OUTCOMES`; those without standard errors have no noise taken out.
-        seed: of the bootstrap over policies.
 
     Raises:
         LookupError: there are no such policies of both methods.
@@ -249,7 +248,7 @@ def policy_figure(
         for name in ("vanilla", "variance_aware")
     )
     size = vanilla.values.size
-    drawn = np.random.default_rng([seed, 0]).integers(size, size=(RESAMPLES, size))
+    drawn = np.random.default_rng([0, 0]).integers(size, size=(RESAMPLES, size))
     ratio = training_variance_ratio([vanilla], [aware], [drawn])
     title, unit = f"{row}, {protocol} source, {_words(regime)}", policy_figures.LABELS[outcome]
     return policy_figures.return_distributions({title: measured}, unit, {title: ratio})

@@ -24,7 +24,7 @@ REGIMES = {
 def variance_forest(table: pd.DataFrame, primary: Sequence[bool], pooled: Estimate | None = None) -> Figure:
     """Draw ratios of variances with their intervals and the paper's, a line for each comparison.
 
-    `table`: of `tables.table_1`; `primary`: which rows are stacks of the primary endpoint; `pooled`: the
+    `table`: of `tables.variances`; `primary`: which rows are stacks of the primary endpoint; `pooled`: the
     ratio of training variances over these stacks.
     """
     with style.canvas(7.2, 0.27 * len(table) + 2.9) as (figure, [axes]):
@@ -62,7 +62,7 @@ def variance_forest(table: pd.DataFrame, primary: Sequence[bool], pooled: Estima
 def risk_forest(table: pd.DataFrame, primary: Sequence[bool]) -> Figure:
     """Draw differences in risk with their intervals and the paper's, a line for each comparison.
 
-    `table`: of `tables.table_3`; `primary`: which rows are stacks of the primary endpoint.
+    `table`: of `tables.risks`; `primary`: which rows are stacks of the primary endpoint.
     """
     with style.canvas(7.2, 0.24 * len(table) + 2.6) as (figure, [axes]):
         table, places = _comparisons(axes, table, primary)

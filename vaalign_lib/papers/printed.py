@@ -6,11 +6,11 @@ before the result that it judges is seen; a finding without a rule is refused.
 
 from decimal import Decimal
 from functools import cache
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 import pandas as pd
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, model_validator
 
 from vaalign_lib.store import DATA
 
@@ -24,17 +24,16 @@ Verdict = Literal[
     "not yet",
     "needs the paper profile",
 ]
-CriterionOutcome = Literal["met", "not_met", "unclear"]
 
 ITEMS = (
     *(f"Figure {number}" for number in range(1, 9)),
     *(f"Table {number}" for number in range(1, 19)),
-    "Theorem 2.2",
-    "Theorem 2.4",
-    "Theorem 2.7",
+    *(f"Theorem 2.{number}" for number in (2, 4, 7)),
     *(f"Algorithm {number}" for number in range(1, 10)),
 )
 FURTHER_ITEMS = ("Equation 1", "Remark 2.3", "Remark 2.5", "TRL trainers")
+RANGES = (100, 50, 20, 10)  # R of Table 4
+PRINTED_WIDTHS = dict(zip(RANGES, (17, 5.6, 0.92, 0.11), strict=True))  # its second column
 
 
 class UnknownRuleError(KeyError):
@@ -57,13 +56,11 @@ def printed_value(key: str) -> float:
         KeyError: nothing is printed under that key.
         ValueError: what is printed there is no number.
     """
+    if key not in published().index:
+        raise KeyError(f"data/published.csv has no key {key!r}")
+    line = published().loc[key]
     try:
-        line = published().loc[key]
-    except KeyError:
-        raise KeyError(f"data/published.csv has no key {key!r}") from None
-    scale = 0.01 if line["unit"] == "percent" else 1.0
-    try:
-        return scale * float(line["printed"].replace(",", ""))
+        return _scale(key) * float(line["printed"].replace(",", ""))
     except ValueError:
         raise ValueError(f"{key}: {line['printed']!r} is not a number") from None
 
@@ -71,10 +68,13 @@ def printed_value(key: str) -> float:
 def printed_range(key: str) -> tuple[float, float]:
     """Return the numbers that round to a printed one: half a unit of its last digit to either side."""
     value = printed_value(key)
-    line = published().loc[key]
-    exponent = Decimal(line["printed"].replace(",", "")).as_tuple().exponent
-    half = 0.5 * 10.0 ** int(exponent) * (0.01 if line["unit"] == "percent" else 1.0)
+    exponent = Decimal(published().loc[key, "printed"].replace(",", "")).as_tuple().exponent
+    half = 0.5 * 10.0 ** int(exponent) * _scale(key)
     return value - half, value + half
+
+
+def _scale(key: str) -> float:
+    return 0.01 if published().loc[key, "unit"] == "percent" else 1.0
 
 
 # --- rules ------------------------------------------------------------------------------------------
@@ -97,7 +97,7 @@ class Criterion(_Strict):
     threshold: float | None = None
 
     @model_validator(mode="after")
-    def _threshold_where_needed(self) -> "Criterion":
+    def _threshold_where_needed(self) -> Self:
         if (self.kind in ("above", "below")) != (self.threshold is not None):
             raise ValueError("a threshold belongs to the kinds 'above' and 'below', and only to them")
         return self
@@ -122,13 +122,12 @@ class Rule(_Strict):
     without_finding: Literal["not yet", "needs the paper profile"] = "not yet"
 
     @model_validator(mode="after")
-    def _complete(self) -> "Rule":
+    def _complete(self) -> Self:
         if self.item not in ITEMS + FURTHER_ITEMS:
             raise ValueError(f"{self.id}: {self.item!r} is no item of the paper or of ours")
         if self.criterion is not None and (self.met is None or self.not_met is None):
             raise ValueError(f"{self.id}: a criterion needs the verdicts `met` and `not_met`")
-        verdicts = (self.met, self.not_met, self.unclear)
-        if self.source == "ours" and "contradicted" in verdicts:
+        if self.source == "ours" and "contradicted" in (self.met, self.not_met, self.unclear):
             raise ValueError(f"{self.id}: the paper cannot be contradicted on a question of ours")
         if self.criterion is not None and self.criterion.kind == "covers_printed":
             printed_value(self.published or "")
@@ -151,7 +150,7 @@ class Finding(_Strict):
 def rules() -> dict[str, Rule]:
     """Return all rules by id, in the order of the scoreboard."""
     content = yaml.safe_load((DATA / "verdict_rules.yaml").read_text(encoding="utf-8"))
-    listed = [Rule.model_validate(entry) for entry in content]
+    listed = TypeAdapter(list[Rule]).validate_python(content)
     by_id = {rule.id: rule for rule in listed}
     if len(by_id) != len(listed):
         raise ValueError("data/verdict_rules.yaml: an id occurs twice")
@@ -173,10 +172,7 @@ def rule_of(name: str) -> Rule:
 
 def printed_text(rule: Rule) -> str:
     """Return the number that a rule is about as printed, with its unit; empty if it is about none."""
-    if not rule.published:
-        return ""
-    line = published().loc[rule.published]
-    return f"{line['printed']} {line['unit']}".strip()
+    return " ".join(published().loc[rule.published, ["printed", "unit"]]).strip() if rule.published else ""
 
 
 def verdict(rule: Rule, finding: Finding | None) -> Verdict:
@@ -189,27 +185,21 @@ def verdict(rule: Rule, finding: Finding | None) -> Verdict:
         return rule.without_finding
     if rule.criterion is None or rule.met is None or rule.not_met is None:
         raise ValueError(f"{rule.id}: the rule has no criterion yet, so nothing can be judged by it")
-    outcome = _outcome(rule, rule.criterion, finding)
-    return {"met": rule.met, "not_met": rule.not_met, "unclear": rule.unclear}[outcome]
+    met = _met(rule, rule.criterion, finding)
+    return rule.unclear if met is None else rule.met if met else rule.not_met
 
 
-def _outcome(rule: Rule, criterion: Criterion, finding: Finding) -> CriterionOutcome:
+def _met(rule: Rule, criterion: Criterion, finding: Finding) -> bool | None:
+    """Return whether a criterion is met; None where an interval does not tell."""
     if criterion.kind == "holds":
         if finding.holds is None:
             raise ValueError(f"{rule.id}: expected a finding with `holds`")
-        return "met" if finding.holds else "not_met"
+        return finding.holds
     if finding.low is None or finding.high is None or not finding.low <= finding.high:
         raise ValueError(f"{rule.id}: expected a finding with an interval, low <= high")
-    if criterion.kind == "covers_printed":
+    if criterion.threshold is None:
         low, high = printed_range(rule.published or "")
-        return "met" if finding.low <= high and low <= finding.high else "not_met"
-    assert criterion.threshold is not None
-    sign = 1 if criterion.kind == "above" else -1
-    ends = sorted((sign * (finding.low - criterion.threshold), sign * (finding.high - criterion.threshold)))
-    if ends[0] > 0:
-        return "met"
-    return "not_met" if ends[1] < 0 else "unclear"
-
-
-RANGES = (100, 50, 20, 10)  # R of Table 4
-PRINTED_WIDTHS = dict(zip(RANGES, (17, 5.6, 0.92, 0.11), strict=True))  # its second column
+        return finding.low <= high and low <= finding.high
+    if finding.low <= criterion.threshold <= finding.high:
+        return None
+    return (finding.low > criterion.threshold) == (criterion.kind == "above")

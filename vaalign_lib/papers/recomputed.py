@@ -5,9 +5,10 @@ everything that rounds to the printed inputs. A printed result is consistent if 
 overlaps that.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from decimal import ROUND_CEILING, ROUND_FLOOR, ROUND_HALF_DOWN, ROUND_HALF_EVEN, ROUND_HALF_UP, Decimal
 from itertools import product
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -20,6 +21,7 @@ from vaalign_lib.statistics.power import policies_for_p, policies_for_risks, ris
 from vaalign_lib.statistics.tests import (
     CONFIDENCE,
     Estimate,
+    Tested,
     boschloo,
     f_test,
     holm,
@@ -32,6 +34,9 @@ from vaalign_lib.statistics.tests import (
 )
 
 POLICIES = 80  # of each method in every row
+WIDTHS = "variance of the SDs, rescaled"  # of Table 4's intervals
+TYPICAL_WEIGHT = 0.02  # initializer_range of the GPT-2, Qwen2 and Mistral configurations
+PPO_EPOCHS = 4  # of trl 0.11, which the paper's settings are named after
 ROUNDINGS = {
     "half up": ROUND_HALF_UP,
     "half even": ROUND_HALF_EVEN,
@@ -43,8 +48,8 @@ ROUNDINGS = {
 
 def rows() -> list[str]:
     """Return the names of the rows of Tables 1 to 3, in their order."""
-    lines = published()
-    return list(dict.fromkeys(lines.loc[lines["item"] == "Table 1", "row"].loc[lambda r: r != ""]))
+    names = published().loc[lambda lines: (lines["item"] == "Table 1") & (lines["row"] != ""), "row"]
+    return list(names.unique())
 
 
 def over_rounding(function: Callable[..., float], keys: Iterable[str]) -> tuple[float, float]:
@@ -54,125 +59,102 @@ def over_rounding(function: Callable[..., float], keys: Iterable[str]) -> tuple[
     What depends on the ratio of two variances alone (degrees of freedom, p of F) is, for vanilla's is
     larger in every row however they are rounded.
     """
-    keys = list(keys)
-    ranges = [printed_range(key) for key in keys]
-    variances = [ends for key, ends in zip(keys, ranges, strict=True) if ".variance_v" in key]
+    ranges = {key: printed_range(key) for key in keys}
+    variances = [ends for key, ends in ranges.items() if ".variance_v" in key]
     if len(variances) == 2 and variances[0][0] <= variances[1][1]:
-        raise ValueError(f"{keys}: either variance may be the larger one, the ends are not enough")
-    values = [function(*numbers) for numbers in product(*ranges)]
+        raise ValueError(f"{list(ranges)}: either variance may be the larger one, the ends are not enough")
+    values = [function(*numbers) for numbers in product(*ranges.values())]
     return min(values), max(values)
 
 
-def _judged(item: str, row: str, quantity: str, key: str, low: float, high: float) -> dict[str, object]:
-    """Return a row of the audit."""
-    printed, ends = printed_value(key), printed_range(key)
-    consistent = bool(low <= ends[1] + 1e-12 and ends[0] <= high + 1e-12)
-    nearest = low if printed < low else high
-    return {
-        "item": item,
-        "row": row,
-        "quantity": quantity,
-        "printed": printed,
-        "low": low,
-        "high": high,
-        "consistent": consistent,
-        "off_by": 1.0 if consistent else printed / nearest,
-    }
-
-
-def _keys(table: int, row: str, *quantities: str) -> list[str]:
-    return [f"table{table}.{row}.{quantity}" for quantity in quantities]
+def _both(table: int, row: str, quantity: str) -> list[str]:
+    """Return the keys of vanilla's and the variance-aware number."""
+    return [f"table{table}.{row}.{quantity}_{method}" for method in ("vanilla", "variance_aware")]
 
 
 def _moments(row: str) -> list[str]:
     """Return the keys of a row's means and variances, vanilla before variance-aware."""
-    means, variances = (
-        _keys(table, row, f"{name}_vanilla", f"{name}_variance_aware")
-        for table, name in ((2, "mean"), (1, "variance"))
-    )
-    return [means[0], variances[0], means[1], variances[1]]
+    return [
+        key for pair in zip(_both(2, row, "mean"), _both(1, row, "variance"), strict=True) for key in pair
+    ]
 
 
-def _risks(row: str) -> list[str]:
-    return _keys(3, row, "risk_vanilla", "risk_variance_aware")
-
-
-# --- printed, recomputed range, verdict ---------------------------------------------------------------
-
-
-def check_table_1() -> pd.DataFrame:
-    """Return the check of Table 1: every F, and the critical value.
-
-    Each table of this kind has the columns `item`, `row`, `quantity`, `printed`, `low` and `high` (the
-    recomputed range), `consistent`, and `off_by`, the printed number over the nearest end of the range.
-    """
-    found = []
-    for row in rows():
-        ends = over_rounding(lambda a, b: a / b, _keys(1, row, "variance_vanilla", "variance_variance_aware"))
-        found.append(_judged("Table 1", row, "F", f"table1.{row}.variance_ratio_f", *ends))
-    critical = f_test(1, POLICIES, 1, POLICIES).critical
-    found.append(_judged("Table 1", "", "critical F", "table1.f_critical", critical, critical))
-    return pd.DataFrame(found)
-
-
-def check_table_2() -> pd.DataFrame:
-    """Return the check of Table 2: every t and its critical value, by Welch; see `table_1`."""
-    found = []
-    for row in rows():
-
-        def test(mean: float, variance: float, other: float, others: float) -> tuple[float, float]:
-            tested = welch(mean, variance, POLICIES, other, others, POLICIES)
-            return tested.statistic, tested.critical
-
-        low, high = over_rounding(lambda *numbers: test(*numbers)[0], _moments(row))
-        absolute = sorted((abs(low), abs(high)))
-        crosses = low < 1e-9 and high > -1e-9  # printed means may round to the same number
-        ends = (0.0 if crosses else absolute[0], absolute[1])
-        found.append(_judged("Table 2", row, "|t|", f"table2.{row}.t_score", *ends))
-        keys = [key for key in _moments(row) if key.startswith("table1")]
-        critical = over_rounding(lambda a, b: test(0, a, 0, b)[1], keys)
-        found.append(_judged("Table 2", row, "critical t", f"table2.{row}.t_critical", *critical))
-    return pd.DataFrame(found)
-
-
-def check_table_3() -> pd.DataFrame:
-    """Return the check of Table 3: every p of the one-sided two-proportion z test; see `table_1`."""
-    return pd.DataFrame(
-        [
-            _judged("Table 3", row, "p", f"table3.{row}.p_value", *over_rounding(_risk_p, _risks(row)))
-            for row in rows()
-        ]
-    )
-
-
-def _risk_p(first: float, second: float) -> float:
-    return two_proportions(first * POLICIES, POLICIES, second * POLICIES, POLICIES).p
-
-
-def check_table_4() -> pd.DataFrame:
-    """Return the check of Table 4: every ratio, and the first column rescaled with R; see `table_1`."""
-    found = []
-    for top in RANGES:
-        keys = _keys(4, f"range-{top}", "variance_vanilla", "variance_variance_aware")
-        ends = over_rounding(lambda a, b: a / b, keys)
-        key = f"table4.range-{top}.variance_ratio_f"
-        found.append(_judged("Table 4", f"range-{top}", "ratio", key, *ends))
-    widest = printed_range(_width(RANGES[0]))
-    for top in RANGES[1:]:
-        shares = (top / RANGES[0]) ** 2, ((top - 1) / (RANGES[0] - 1)) ** 2  # of R, of R - 1
-        low, high = min(shares) * widest[0], max(shares) * widest[1]
-        name = "variance of the SDs, rescaled"
-        found.append(_judged("Table 4", f"range-{top}", name, _width(top), low, high))
-    return pd.DataFrame(found)
+def _values(keys: Iterable[str]) -> list[float]:
+    return [printed_value(key) for key in keys]
 
 
 def _width(top: int) -> str:
     return f"table4.range-{top}.variance_of_standard_deviation"
 
 
+# --- printed, recomputed range, verdict ---------------------------------------------------------------
+
+
 def audit() -> pd.DataFrame:
-    """Return the check of Tables 1 to 4, a row for every printed statistic; see `table_1`."""
-    return pd.concat([check_table_1(), check_table_2(), check_table_3(), check_table_4()], ignore_index=True)
+    """Return the check of Tables 1 to 4, a row for every printed statistic.
+
+    Columns: `item`, `row`, `quantity`, `printed`, `low` and `high` (the recomputed range), `consistent`,
+    and `off_by`, the printed number over the nearest end of the range.
+    """
+    lines = [*_ratios(), *_means(), *_risks(), *_ranges()]
+    table = pd.DataFrame(lines, columns=["item", "row", "quantity", "key", "low", "high"])
+    keys = table.pop("key")
+    table.insert(3, "printed", keys.map(printed_value))
+    low, high = np.array([printed_range(key) for key in keys]).T
+    consistent = (table["low"] <= high + 1e-12) & (low <= table["high"] + 1e-12)
+    nearest = table["low"].where(table["printed"] < table["low"], table["high"])
+    return table.assign(consistent=consistent, off_by=(table["printed"] / nearest).where(~consistent, 1.0))
+
+
+Line = tuple[str, str, str, str, float, float]
+
+
+def _ratios() -> Iterator[Line]:
+    """Yield every F of Table 1, and its critical value."""
+    for row in rows():
+        ends = over_rounding(lambda a, b: a / b, _both(1, row, "variance"))
+        yield "Table 1", row, "F", f"table1.{row}.variance_ratio_f", *ends
+    critical = f_test(1, POLICIES, 1, POLICIES).critical
+    yield "Table 1", "", "critical F", "table1.f_critical", critical, critical
+
+
+def _means() -> Iterator[Line]:
+    """Yield every t of Table 2 and its critical value, by Welch."""
+    for row in rows():
+        low, high = over_rounding(lambda *numbers: _welch(*numbers).statistic, _moments(row))
+        crosses = low < 1e-9 and high > -1e-9  # printed means may round to the same number
+        absolute = sorted((abs(low), abs(high)))
+        ends = (0.0 if crosses else absolute[0], absolute[1])
+        yield "Table 2", row, "|t|", f"table2.{row}.t_score", *ends
+        ends = over_rounding(lambda a, b: _welch(0, a, 0, b).critical, _both(1, row, "variance"))
+        yield "Table 2", row, "critical t", f"table2.{row}.t_critical", *ends
+
+
+def _risks() -> Iterator[Line]:
+    """Yield every p of Table 3, of the one-sided two-proportion z test."""
+    for row in rows():
+        yield "Table 3", row, "p", f"table3.{row}.p_value", *over_rounding(_risk_p, _both(3, row, "risk"))
+
+
+def _ranges() -> Iterator[Line]:
+    """Yield every ratio of Table 4, and its first column rescaled with R or R - 1."""
+    for top in RANGES:
+        row = f"range-{top}"
+        ends = over_rounding(lambda a, b: a / b, _both(4, row, "variance"))
+        yield "Table 4", row, "ratio", f"table4.{row}.variance_ratio_f", *ends
+    widest = printed_range(_width(RANGES[0]))
+    for top in RANGES[1:]:
+        shares = (top / RANGES[0]) ** 2, ((top - 1) / (RANGES[0] - 1)) ** 2
+        ends = min(shares) * widest[0], max(shares) * widest[1]
+        yield "Table 4", f"range-{top}", WIDTHS, _width(top), *ends
+
+
+def _welch(mean: float, variance: float, other: float, others: float) -> Tested:
+    return welch(mean, variance, POLICIES, other, others, POLICIES)
+
+
+def _risk_p(first: float, second: float) -> float:
+    return two_proportions(first * POLICIES, POLICIES, second * POLICIES, POLICIES).p
 
 
 # --- what the printed numbers say -----------------------------------------------------------------------
@@ -186,20 +168,17 @@ def variance_tests() -> pd.DataFrame:
     from which on such a ratio would not be significant at 5% (delta method: the logarithm of a sample
     variance has the variance (kurtosis + 2) / n).
     """
-    z = norm.ppf(0.5 + CONFIDENCE / 2)
     found = []
     for row in rows():
-        keys = _keys(1, row, "variance_vanilla", "variance_variance_aware")
-        first, second = (printed_value(key) for key in keys)
+        keys = _both(1, row, "variance")
+        first, second = _values(keys)
         ratio = variance_ratio(first, POLICIES, second, POLICIES)
         worst = over_rounding(lambda a, b: f_test(a, POLICIES, b, POLICIES).p, keys)[1]
-        found.append(
-            {"row": row, "ratio": ratio.value, "low": ratio.low, "high": ratio.high}
-            | {"p": f_test(first, POLICIES, second, POLICIES).p, "p_worst": worst}
-            | {"kurtosis": POLICIES * np.log(ratio.value) ** 2 / (2 * z**2) - 2}
-        )
-    table = pd.DataFrame(found)
-    return table.assign(p_holm=holm(table["p_worst"]))
+        p = f_test(first, POLICIES, second, POLICIES).p
+        found.append((row, ratio.value, ratio.low, ratio.high, p, worst))
+    table = pd.DataFrame(found, columns=["row", "ratio", "low", "high", "p", "p_worst"])
+    kurtosis = POLICIES * np.log(table["ratio"]) ** 2 / (2 * norm.ppf(0.5 + CONFIDENCE / 2) ** 2) - 2
+    return table.assign(kurtosis=kurtosis, p_holm=holm(table["p_worst"]))
 
 
 def mean_tests() -> pd.DataFrame:
@@ -211,19 +190,15 @@ def mean_tests() -> pd.DataFrame:
     vanilla gains over the reference, by `implied_references`.
     """
     found = []
-    gains = implied_references().set_index("row")["gain_vanilla"]
     for row in rows():
-        mean, variance, other, others = (printed_value(key) for key in _moments(row))
+        mean, variance, other, others = _values(_moments(row))
         numbers = (other, others, POLICIES, mean, variance, POLICIES)
-        tested, gap = welch(*numbers), mean_difference(*numbers)
-        margin = smallest_margin(*numbers)
-        found.append(
-            {"row": row, "difference": gap.value, "low": gap.low, "high": gap.high}
-            | {"degrees": tested.degrees, "p": tested.p}
-            | {"margin": margin, "margin_in_sds": over_rounding(_margin_in_sds, _moments(row))[1]}
-            | {"margin_in_gains": margin / gains[row]}
-        )
-    return pd.DataFrame(found)
+        tested, gap, margin = welch(*numbers), mean_difference(*numbers), smallest_margin(*numbers)
+        in_sds = over_rounding(_margin_in_sds, _moments(row))[1]
+        found.append((row, gap.value, gap.low, gap.high, tested.degrees, tested.p, margin, in_sds))
+    names = ["row", "difference", "low", "high", "degrees", "p", "margin", "margin_in_sds"]
+    table = pd.DataFrame(found, columns=names)
+    return table.assign(margin_in_gains=table["margin"] / implied_references()["gain_vanilla"])
 
 
 def _margin_in_sds(mean: float, variance: float, other: float, others: float) -> float:
@@ -241,36 +216,44 @@ def risk_tests() -> pd.DataFrame:
     these, `needed` how many would have 80% power, `needed_for_p` how many with such risks would give the
     printed p.
     """
-    found = []
-    for row in rows():
-        first, second = (printed_value(key) for key in _risks(row))
-        counts = [_nearest(key) for key in _risks(row)]
-        worst = over_rounding(_risk_p, _risks(row))[1]
-        fall = proportion_difference(counts[0], POLICIES, counts[1], POLICIES)
-        printed = printed_value(f"table3.{row}.p_value")
-        found.append(
-            {"row": row, "vanilla": counts[0], "variance_aware": counts[1]}
-            | {"fall": fall.value, "low": fall.low, "high": fall.high}
-            | {"p": _risk_p(first, second), "p_worst": worst}
-            | {"boschloo": boschloo(counts[0], POLICIES, counts[1], POLICIES)}
-            | {"p_printed": printed, "power": risk_power(first, second, POLICIES)}
-            | {"needed": policies_for_risks(first, second)}
-            | {"needed_for_p": policies_for_p(first, second, printed)}
-        )
-    table = pd.DataFrame(found)
+    table = pd.DataFrame([_risk_test(row) for row in rows()])
     adjusted = {f"{name}_holm": holm(table[name]) for name in ("p", "p_worst", "p_printed", "boschloo")}
     return table.assign(**adjusted)
+
+
+def risk_fall(row: str) -> Estimate:
+    """Return vanilla's printed risk minus the other's, from the nearest counts, with Newcombe's interval."""
+    vanilla, aware = (_nearest(key) for key in _both(3, row, "risk"))
+    return proportion_difference(vanilla, POLICIES, aware, POLICIES)
+
+
+def _risk_test(row: str) -> dict[str, Any]:
+    keys, fall = _both(3, row, "risk"), risk_fall(row)
+    (first, second), (vanilla, aware) = _values(keys), (_nearest(key) for key in keys)
+    printed = printed_value(f"table3.{row}.p_value")
+    return {
+        "row": row,
+        "vanilla": vanilla,
+        "variance_aware": aware,
+        "fall": fall.value,
+        "low": fall.low,
+        "high": fall.high,
+        "p": _risk_p(first, second),
+        "p_worst": over_rounding(_risk_p, keys)[1],
+        "boschloo": boschloo(vanilla, POLICIES, aware, POLICIES),
+        "p_printed": printed,
+        "power": risk_power(first, second, POLICIES),
+        "needed": policies_for_risks(first, second),
+        "needed_for_p": policies_for_p(first, second, printed),
+    }
 
 
 def counts_of(key: str, total: int = POLICIES) -> dict[str, list[int]]:
     """Return which counts out of a total print as a risk does, by rule of rounding."""
     printed = Decimal(published().loc[key, "printed"])
+    shares = [Decimal(count) / total for count in range(total + 1)]
     return {
-        name: [
-            count
-            for count in range(total + 1)
-            if (Decimal(count) / total).quantize(printed, rounding) == printed
-        ]
+        name: [count for count, share in enumerate(shares) if share.quantize(printed, rounding) == printed]
         for name, rounding in ROUNDINGS.items()
     }
 
@@ -284,14 +267,10 @@ def _nearest(key: str) -> int:
 
 def risks_as_counts() -> pd.DataFrame:
     """Return which printed risks are counts of 80: a row for each, counts by rule of rounding."""
-    keys = sorted({printed_value(key): key for row in rows() for key in _risks(row)}.items())
-    return pd.DataFrame(
-        [
-            {"risk": risk}
-            | {name: " or ".join(map(str, counts)) or "none" for name, counts in counts_of(key).items()}
-            for risk, key in keys
-        ]
-    )
+    keys = {printed_value(key): key for row in rows() for key in _both(3, row, "risk")}
+    found = {risk: counts_of(keys[risk]) for risk in sorted(keys)}
+    table = pd.DataFrame.from_dict(found, orient="index").rename_axis("risk")
+    return table.map(lambda counts: " or ".join(map(str, counts)) or "none").reset_index()
 
 
 def implied_references() -> pd.DataFrame:
@@ -302,31 +281,26 @@ def implied_references() -> pd.DataFrame:
     """
     found = []
     for row in rows():
-        keys = [*_moments(row), *_risks(row)]
-        mean, variance, other, others, *risks = (printed_value(key) for key in keys)
-        line: dict[str, object] = {"row": row}
-        for name, centre, spread, risk in (
-            ("vanilla", mean, variance, risks[0]),
-            ("variance_aware", other, others, risks[1]),
-        ):
-            reference = centre + float(np.sqrt(spread) * norm.ppf(risk))
-            line |= {f"reference_{name}": reference, f"gain_{name}": centre - reference}
-        low, high = over_rounding(_reference_gap, keys)
-        gap = _reference_gap(mean, variance, other, others, *risks)
-        found.append(line | {"z": gap, "z_low": low, "z_high": high})
-    return pd.DataFrame(found)
+        keys = [*_moments(row), *_both(3, row, "risk")]
+        mean, variance, other, others, risk, other_risk = numbers = _values(keys)
+        first, second = _reference(mean, variance, risk), _reference(other, others, other_risk)
+        ends = over_rounding(_reference_gap, keys)
+        found.append((row, first, mean - first, second, other - second, _reference_gap(*numbers), *ends))
+    methods = ("vanilla", "variance_aware")
+    names = [f"{name}_{method}" for method in methods for name in ("reference", "gain")]
+    return pd.DataFrame(found, columns=["row", *names, "z", "z_low", "z_high"])
+
+
+def _reference(mean: float, variance: float, risk: float) -> float:
+    return mean + float(np.sqrt(variance) * norm.ppf(risk))
 
 
 def _reference_gap(
     mean: float, variance: float, other: float, others: float, risk: float, other_risk: float
 ) -> float:
     """Return by how many standard errors two implied references differ."""
-    first, second = (
-        mean + np.sqrt(variance) * norm.ppf(risk),
-        other + np.sqrt(others) * norm.ppf(other_risk),
-    )
-    error = np.hypot(implied_error(variance, risk), implied_error(others, other_risk))
-    return float((second - first) / error)
+    gap = _reference(other, others, other_risk) - _reference(mean, variance, risk)
+    return gap / float(np.hypot(implied_error(variance, risk), implied_error(others, other_risk)))
 
 
 def implied_error(variance: float, risk: float, policies: int = POLICIES) -> float:
@@ -347,18 +321,16 @@ def range_trend() -> Estimate:
     x -= x.mean()
     lever = x / (x**2).sum()
     error = np.sqrt(4 / (POLICIES - 1) * (lever**2).sum())  # 2 / (n - 1) for each of two variances
-    half = norm.ppf(0.5 + CONFIDENCE / 2) * error
+    half = float(norm.ppf(0.5 + CONFIDENCE / 2) * error)
     slope = float(lever @ logs)
-    return Estimate(slope, slope - float(half), slope + float(half), len(RANGES))
+    return Estimate(slope, slope - half, slope + half, len(RANGES))
 
 
 def widths_fit() -> bool:
     """Whether one set of intervals, rescaled with R or with R - 1, has all of Table 4's variances."""
-    for lengths in (np.array(RANGES), np.array(RANGES) - 1):
-        ends = np.array([printed_range(_width(top)) for top in RANGES]) / lengths[:, None] ** 2
-        if ends[:, 0].max() <= ends[:, 1].min():
-            return True
-    return False
+    ends = np.array([printed_range(_width(top)) for top in RANGES])
+    relative = [ends / lengths[:, None] ** 2 for lengths in (np.array(RANGES), np.array(RANGES) - 1)]
+    return any(one[:, 0].max() <= one[:, 1].min() for one in relative)
 
 
 def equal_degrees(critical: float) -> float:
@@ -371,15 +343,11 @@ def equal_degrees(critical: float) -> float:
 
 # --- settings -------------------------------------------------------------------------------------------
 
-TYPICAL_WEIGHT = 0.02  # initializer_range of the GPT-2, Qwen2 and Mistral configurations
-PPO_EPOCHS = 4  # of trl 0.11, which the paper's settings are named after
-
 
 def qwen_updates() -> int:
     """Return how many updates of Table 12's PPO are one pass through the chat prompts."""
-    batch, part = (printed_value(f"table12.{name}batch_size") for name in ("", "mini_"))
-    batches = printed_value("text.chat.pairs") // batch
-    return int(batches * (batch // part) * PPO_EPOCHS)
+    batch, part = _values(f"table12.{name}batch_size" for name in ("", "mini_"))
+    return int(printed_value("text.chat.pairs") // batch * (batch // part) * PPO_EPOCHS)
 
 
 def adam_bound(learning_rate: float, updates: int, betas: tuple[float, float] = (0.9, 0.999)) -> float:
