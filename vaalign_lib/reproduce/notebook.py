@@ -11,7 +11,7 @@ import logging
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -135,7 +135,8 @@ class NotebookRun:
             estimate: the number and its interval, where the rule compares numbers.
             holds: whether the statement is true, where the rule asks for one.
         """
-        numbers = {} if estimate is None else {key: _round(value) for key, value in asdict(estimate).items()}
+        ends = ("value", "low", "high", "count")  # a ratio has more
+        numbers = {} if estimate is None else {key: _round(getattr(estimate, key)) for key in ends}
         found = Finding(
             rule=rule, reproduced=reproduced, holds=None if holds is None else bool(holds), **numbers
         )
