@@ -47,7 +47,7 @@ def selection_gains(table: pd.DataFrame, method: str = "best of n") -> Figure:
         for axes, category in zip(panels, categories, strict=True):
             for k, proxy in enumerate(proxies):  # thinner and thinner, so that equal lines show below
                 one = table[(table["category"] == category) & (table["proxy"] == proxy)]
-                width, colour = 1.2 + 1.7 * (len(proxies) - 1 - k), style.SERIES[k % len(style.SERIES)]
+                width, colour = 1.2 * 1.5 ** (len(proxies) - 1 - k), style.SERIES[k % len(style.SERIES)]
                 axes.plot(one["kl"], one["gain"], color=colour, linewidth=width, label=proxy)
                 axes.errorbar(one["kl"], one["gain"], 1.96 * one["error"], fmt="none", color=colour, lw=1)
             axes.axhline(0, color="black", linewidth=0.8)
