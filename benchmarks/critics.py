@@ -18,7 +18,7 @@ from vaalign_lib.rewards.simulated_judge import stand_ins
 from vaalign_lib.store import RUNS, RunStore
 from vaalign_lib.training.matched_kl import final
 from vaalign_lib.training.objectives import Method
-from vaalign_lib.training.ppo import Trainer
+from vaalign_lib.training.ppo import Drawn, Trainer
 from vaalign_lib.training.run import embedded_task, policy_trainer
 
 
@@ -27,12 +27,13 @@ def warm_up_own_states(one: Trainer) -> None:
     size = one.stack.size
     which = torch.arange(1024) % len(one.task.prompts)
     uniforms = torch.rand(1024, one.sampling.max_new_tokens).numpy()
-    written, asked, answers = one._write(one.reference, which, uniforms)
-    judgement = one.task.source.judge(asked, answers, which.numpy())
-    outcome = one._outcome(judgement, uniforms[:, 0].astype(float), torch.ones(1024), 1)
+    drawn = Drawn(which, uniforms, uniforms[:, 0].astype(float), torch.empty(0), [])
+    told = one.write(one.reference, drawn)
+    written, judgement = told.rollout, one.task.judge(told.asked, told.answers, which.numpy())
+    outcome = one._outcome(judgement, drawn.rewards, torch.ones(1024), 1)
     joined = sequences(written.prompts, written.responses, one.stack.dtype)
     states = one.reference.all_states(joined)[-1]
-    one.critic.fit(states, written.mask, one._shaped(outcome).score.expand(size, -1))
+    one.critic.fit(states, written.mask, one.shape(outcome).score.expand(size, -1))
 
 
 def main() -> None:

@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM
 from vaalign_lib.data.world.language import WORDS
 from vaalign_lib.data.world.world import World
 from vaalign_lib.models import ARCHITECTURES, load_tokenizer, tiny_config
-from vaalign_lib.policies.reference import sample, train_reference
+from vaalign_lib.policies.reference import sample, write_reference
 
 WORLD = World(0)
 SIZES = {"width": 16, "responses": 1500, "batch_size": 32, "learning_rate": 1e-2, "seed": 0}
@@ -17,7 +17,7 @@ SIZES = {"width": 16, "responses": 1500, "batch_size": 32, "learning_rate": 1e-2
 @pytest.fixture(scope="module", params=["gpt2", "qwen2"])
 def trained(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param)
-    train_reference(folder, world=WORLD, architecture=request.param, epochs=4, **SIZES)
+    write_reference(folder, world_seed=0, architecture=request.param, epochs=4, **SIZES)
     return AutoModelForCausalLM.from_pretrained(folder).eval(), load_tokenizer(folder)
 
 

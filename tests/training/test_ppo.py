@@ -24,7 +24,7 @@ from vaalign_lib.policies.sampling import (
 from vaalign_lib.rewards.base import Interval, Members, Unit
 from vaalign_lib.theory.tabular import exact_policy, ppo_fixed_point, softmax_policy
 from vaalign_lib.training.objectives import Method
-from vaalign_lib.training.ppo import LengthCollapseWarning
+from vaalign_lib.training.ppo import LengthCollapseWarning, Written
 
 TRL = Path(__file__).parent.parent / "trl"
 
@@ -191,9 +191,9 @@ def test_a_step_is_trls(monkeypatch):
     written = Rollout(prompts, responses, mask, seen, hidden, torch.zeros_like(seen))
     asked = [str(k) for k in known["queries"].tolist()]
     answers = response_texts(ours.tokenizer, responses.tolist())
-    monkeypatch.setattr(ours, "_write", lambda *_: (written, asked, answers))
-    drawn = replace(ours._draw(0), orders=known["orders"].numpy())
-    monkeypatch.setattr(ours, "_draw", lambda _: drawn)
+    monkeypatch.setattr(ours, "write", lambda *_: Written(written, asked, answers))
+    drawn = replace(ours.draw(), orders=known["orders"][None])
+    monkeypatch.setattr(ours, "draw", lambda: drawn)
     log = ours.step()
     assert log["reward"].item() == pytest.approx(known["scores"].mean().item(), abs=1e-6)
     before = load_file(TRL / "model.safetensors")

@@ -4,11 +4,10 @@ A condition is one stack of policies: an architecture and a source of rewards (a
 tables), a method, the protocol (do policies share their source?) and the penalty regime.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from itertools import product
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -32,29 +31,17 @@ REFERENCE = "reference"  # in place of a method: the policy that all start from,
 
 @dataclass(frozen=True)
 class Condition:
-    """One stack of policies.
-
-    Attributes:
-        architecture: of the policies.
-        source: of their rewards: `ensemble` or one of `JUDGES`.
-        objective: the method, or `reference` for evaluations of the policy they start from.
-        protocol: `shared`: one source for all; `independent`: policy j has its own.
-        regime: of the penalty; see `vaalign_lib.training.objectives.Method` and ../README.md.
-        repeat: number of the whole stack; others draw other numbers, and other sources of their own.
-        highest: R, the upper end of a judge's scale.
-        widths: whether a judge's intervals are rescaled with R, or vary as much as Table 4 prints.
-        disagreement: of the world's annotators; the last two are controls.
-    """
+    """One stack of policies."""
 
     architecture: str
-    source: str
-    objective: str = "vanilla"
-    protocol: Protocol = "shared"
-    regime: Regime = "equal_mean_penalty"
-    repeat: int = 0
-    highest: int = 100
-    widths: Literal["rescaled", "printed"] = "rescaled"
-    disagreement: Disagreement = "none"
+    source: str  # of rewards: `ensemble` or one of `JUDGES`
+    objective: str = "vanilla"  # the method, or `reference` for evaluations of the policy they start from
+    protocol: Protocol = "shared"  # one source for all, or `independent`: policy j has its own
+    regime: Regime = "equal_mean_penalty"  # of the penalty; see `objectives.Method` and ../README.md
+    repeat: int = 0  # number of the whole stack; others draw other numbers, and other sources of their own
+    highest: int = 100  # R, the upper end of a judge's scale
+    widths: Literal["rescaled", "printed"] = "rescaled"  # with R, or varying as much as Table 4 prints
+    disagreement: Disagreement = "none"  # of the world's annotators; the others are controls
 
     @property
     def row(self) -> str:
@@ -64,13 +51,11 @@ class Condition:
     @property
     def name(self) -> str:
         """What a folder of the run store is called; conditions of the default go without saying."""
-        plain = Condition(self.architecture, self.source)
+        plain, own = asdict(Condition(self.architecture, self.source)), asdict(self)
         further = [
-            str(value)
-            for key, value in asdict(self).items()
-            if value != getattr(plain, key) and key not in ("objective", "repeat", "highest")
+            own[name] for name in ("protocol", "regime", "widths", "disagreement") if own[name] != plain[name]
         ]
-        if self.highest != plain.highest:
+        if self.highest != plain["highest"]:
             further.append(f"to-{self.highest}")
         if self.repeat:
             further.append(f"repeat-{self.repeat}")
@@ -89,136 +74,96 @@ class Condition:
     @property
     def vanilla(self) -> "Condition":
         """The stack that this one is compared with; matching changes only the variance-aware one."""
-        same = replace(self, objective="vanilla")
-        return replace(same, regime="equal_mean_penalty") if self.regime == "matched_kl" else same
+        regime: Regime = "equal_mean_penalty" if self.regime == "matched_kl" else self.regime
+        return replace(self, objective="vanilla", regime=regime)
 
     @property
     def start(self) -> "Condition":
         """The evaluations of the policy that it starts from, by the same true reward."""
-        same = replace(self.vanilla, objective=REFERENCE)
-        return replace(same, protocol="shared", repeat=0)
+        return replace(self.vanilla, objective=REFERENCE, protocol="shared", repeat=0)
 
 
-PRIMARY = tuple(
-    Condition(*JUDGE_ROW, "variance_aware", protocol="independent", regime="matched_kl", repeat=repeat)
-    for repeat in (0, 1)
-)
+# --- which conditions there are -------------------------------------------------------------------------
 
-
-# --- which runs there are -----------------------------------------------------------------------------
-
-
-def _pair(run: Condition) -> list[Condition]:
-    return [run.vanilla, replace(run, objective="variance_aware")]
-
-
-def _rows() -> list[Condition]:
-    return [run for row in ROWS for run in _pair(Condition(*row))]
-
-
-def _printed_rows() -> list[Condition]:
-    return [run for row in ROWS for run in _pair(Condition(*row, regime="as_printed"))]
-
-
-def _matched() -> list[Condition]:
-    return [run for row in (ENSEMBLE_ROW, JUDGE_ROW) for run in _pair(Condition(*row, regime="matched_kl"))]
-
-
-def _independent(repeat: int = 0) -> list[Condition]:
-    regimes: tuple[Regime, ...] = ("equal_mean_penalty", "matched_kl")
-    return [
-        run
-        for row in (JUDGE_ROW, ENSEMBLE_ROW)
-        for regime in regimes
-        for run in _pair(Condition(*row, protocol="independent", regime=regime, repeat=repeat))
-    ]
-
-
-def _primary() -> list[Condition]:
-    return [one for run in PRIMARY for one in _pair(run)]
-
-
-def _ranges() -> list[Condition]:
-    return [run for top in RANGES for run in _pair(Condition(*JUDGE_ROW, regime="as_printed", highest=top))]
-
-
-def _printed_widths() -> list[Condition]:
-    regimes: tuple[Regime, ...] = ("equal_mean_penalty", "as_printed")
-    return [
-        run
-        for regime in regimes
-        for top in RANGES[1:]  # at 100 they are those of the default
-        for run in _pair(Condition(*JUDGE_ROW, regime=regime, highest=top, widths="printed"))
-    ]
-
-
-def _controls() -> list[Condition]:
-    settings: tuple[Disagreement, ...] = ("poor", "good")
-    protocols: tuple[Protocol, ...] = ("independent", "shared")
-    return [
-        run
-        for protocol in protocols
-        for where in settings
-        for run in _pair(Condition(*JUDGE_ROW, protocol=protocol, regime="matched_kl", disagreement=where))
-    ]
-
-
-def _every_row() -> list[Condition]:
-    regimes: tuple[Regime, ...] = ("matched_kl", "as_printed", "equal_mean_penalty")
-    protocols: tuple[Protocol, ...] = ("independent", "shared")
-    return [
-        run
-        for protocol in protocols
-        for regime in regimes
-        for row in ROWS
-        for run in _pair(Condition(*row, protocol=protocol, regime=regime))
-    ]
-
-
-GROUPS: dict[RunGroup, Callable[[], list[Condition]]] = {
-    "rows": _rows,
-    "printed_rows": _printed_rows,
-    "matched_kl": _matched,
-    "independent": _independent,
-    "ranges": _ranges,
-    "primary": _primary,
-    "second_seeds": partial(_independent, 1),
-    "controls": _controls,
-    "printed_widths": _printed_widths,
-    "every_row": _every_row,
+# Each group is the product of what its keys list, later keys turning faster; a value alone is a list of one.
+GROUPS: dict[RunGroup, Mapping[str, Any]] = {
+    "rows": {"row": ROWS},
+    "printed_rows": {"row": ROWS, "regime": "as_printed"},
+    "matched_kl": {"row": [ENSEMBLE_ROW, JUDGE_ROW], "regime": "matched_kl"},
+    "independent": {
+        "row": [JUDGE_ROW, ENSEMBLE_ROW],
+        "protocol": "independent",
+        "regime": ["equal_mean_penalty", "matched_kl"],
+    },
+    "ranges": {"row": [JUDGE_ROW], "regime": "as_printed", "highest": RANGES},
+    "primary": {"row": [JUDGE_ROW], "protocol": "independent", "regime": "matched_kl", "repeat": [0, 1]},
+    "second_seeds": {
+        "row": [JUDGE_ROW, ENSEMBLE_ROW],
+        "protocol": "independent",
+        "regime": ["equal_mean_penalty", "matched_kl"],
+        "repeat": 1,
+    },
+    "controls": {
+        "protocol": ["independent", "shared"],
+        "disagreement": ["poor", "good"],
+        "regime": "matched_kl",
+        "row": [JUDGE_ROW],
+    },
+    "printed_widths": {  # at 100 they are those of the default
+        "regime": ["equal_mean_penalty", "as_printed"],
+        "highest": RANGES[1:],
+        "widths": "printed",
+        "row": [JUDGE_ROW],
+    },
+    "every_row": {
+        "protocol": ["independent", "shared"],
+        "regime": ["matched_kl", "as_printed", "equal_mean_penalty"],
+        "row": ROWS,
+    },
 }
 
 
+def group(name: RunGroup) -> list[Condition]:
+    """Return the variance-aware conditions of a group."""
+    choices = [[one] if isinstance(one, str | int) else one for one in GROUPS[name].values()]
+    cells = [dict(zip(GROUPS[name], cell, strict=True)) for cell in product(*choices)]
+    return [Condition(*cell.pop("row"), objective="variance_aware", **cell) for cell in cells]
+
+
 def plan(groups: Sequence[RunGroup]) -> list[Condition]:
-    """Return the runs of groups, each once, with the evaluations of what they start from."""
-    runs = [run for name in groups for run in GROUPS[name]()]
-    return list(dict.fromkeys([*runs, *(run.start for run in runs)]))
+    """Return the conditions of groups, each once after its vanilla one, then what they start from."""
+    aware = [condition for name in groups for condition in group(name)]
+    pairs = [one for condition in aware for one in (condition.vanilla, condition)]
+    return list(dict.fromkeys([*pairs, *(one.start for one in pairs)]))
+
+
+PRIMARY = tuple(group("primary"))
 
 
 # --- sources of reward ----------------------------------------------------------------------------------
 
 
-def stretch_of(run: Condition) -> float:
+def stretch_of(condition: Condition) -> float:
     """Return by how much intervals vary more, relative to the scale, than those up to 100 do.
 
     Table 4's second column is the variance of the intervals' standard deviations. Were intervals only
     rescaled, it would be proportional to (R - 1)^2.
     """
-    if run.widths == "rescaled":
+    if condition.widths == "rescaled":
         return 1.0
     relative = {top: np.sqrt(printed) / (top - 1) for top, printed in PRINTED_WIDTHS.items()}
-    return float(relative[run.highest] / relative[100])
+    return float(relative[condition.highest] / relative[100])
 
 
-def method_of(run: Condition, beta: float | None) -> Method:
-    """Return the method of a run; `as_printed` means raw units and trl's reward for each token."""
-    if run.regime == "as_printed":
-        return Method(run.objective, beta=beta, credit="token", standardized=False)
-    return Method(run.objective, beta=beta)
+def method_of(condition: Condition, beta: float | None) -> Method:
+    """Return a condition's method; `as_printed` means raw units and trl's reward for each token."""
+    if condition.regime == "as_printed":
+        return Method(condition.objective, beta=beta, credit="token", standardized=False)
+    return Method(condition.objective, beta=beta)
 
 
-def sampling_of(profile: Profile, run: Condition) -> Sampling:
-    """Return how a run's policies write; `as_printed`, log-probabilities are those at temperature 1."""
-    if run.regime != "as_printed":
+def sampling_of(profile: Profile, condition: Condition) -> Sampling:
+    """Return how policies write; `as_printed`, log-probabilities are those at temperature 1."""
+    if condition.regime != "as_printed":
         return profile.policies.sampling
     return profile.policies.sampling.model_copy(update={"log_probability_temperature": 1.0})

@@ -1,9 +1,4 @@
-"""The experiment of notebook 04: which policies are trained, on what, and how they are compared.
-
-A run is one stack of policies: an architecture and a source of rewards (a row of the paper's tables), a
-method, and the conditions under which it is compared with the other method: the protocol (do policies
-share their source?) and the penalty regime.
-"""
+"""The experiment of notebook 04: policies of each condition, trained or looked up in the run store."""
 
 import json
 import shutil
@@ -56,143 +51,126 @@ from vaalign_lib.training.matched_kl import Grid, match_kl
 from vaalign_lib.training.memory import available_bytes, beside_bytes, fitting, sizes_of, stack_bytes
 from vaalign_lib.training.objectives import Method, Task
 from vaalign_lib.training.ppo import Trainer
-from vaalign_lib.training.run import policy_trainer, without_gold, write_stack
+from vaalign_lib.training.run import policy_trainer, with_gold, write_stack
 
 JUDGEMENTS = "judgements.sqlite"  # in the run folder: what prompted judges said
 
 
 @dataclass(frozen=True)
-class Questions:
-    """What policies are asked, and what is known of the answers.
-
-    Attributes:
-        training: prompts that training draws from.
-        evaluation: prompts that returns are means over.
-        gold: the reward behind all others; None where nobody knows it.
-    """
+class PromptSets:
+    """Prompts of training, prompts that returns are means over, and the reward behind all others."""
 
     training: list[str]
     evaluation: list[str]
-    gold: Truth | None
+    gold: Truth | None  # None where nobody knows it
 
 
-def questions_of(profile: Profile, seed: int) -> Questions:
+def prompt_sets(profile: Profile, seed: int) -> PromptSets:
     """Return the prompts of a profile: of the embedded world, or of a data set.
 
     Of a data set training and evaluation take the same prompts, as in the paper.
-
-    Raises:
-        DataError: the prompts cannot be read.
     """
     sizes = profile.policies
     if sizes.data == EMBEDDED:
         world = World(seed)
         training = world.prompts(sizes.prompts, world.rng("policy prompts"))
         evaluation = world.prompts(sizes.evaluation.prompts, world.rng("evaluation prompts"))
-        return Questions(training, evaluation, world.gold)
+        return PromptSets(training, evaluation, world.gold)
     prompts = prompts_of(sizes.data, max(sizes.prompts, sizes.evaluation.prompts))
-    return Questions(prompts[: sizes.prompts], prompts[: sizes.evaluation.prompts], None)
+    return PromptSets(prompts[: sizes.prompts], prompts[: sizes.evaluation.prompts], None)
 
 
-def source_of(study: Study, run: Condition) -> RewardSource:
-    """Return what judges a run's policies, made now or before.
+def source_of(study: Study, condition: Condition) -> RewardSource:
+    """Return what judges a condition's policies, made now or before.
 
     Raises:
-        ValueError: the run needs what only the embedded world has.
+        ValueError: the condition needs what only the embedded world has.
     """
-    if run.source == "ensemble":
-        truth = true_reward(_study(study))
-        return load_ensemble(ensemble_folder(study, run), truth)
-    if run.source in study.profile.policies.judges:
-        return prompted_judge(study, run)
+    if condition.source == "ensemble":
+        return load_ensemble(ensemble_folder(study, condition), true_reward(_reward_study(study)))
+    if condition.source in study.profile.policies.judges:
+        return _prompted_judge(study, condition)
     if study.profile.policies.data != EMBEDDED:
         raise ValueError(
-            f"policies.judges: {run.source} is simulated in the embedded world only; name a model for it"
+            f"policies.judges: {condition.source} is simulated in the embedded world only; "
+            "name a model for it"
         )
-    world = World(study.seed, run.disagreement)
-    judge = stand_ins(world, float(run.highest), stretch_of(run))[JUDGES[run.source]]
-    if run.protocol == "independent":
-        return PersistentJudges(judge, world.features, stack_seed(study.seed, run.repeat))
+    world = World(study.seed, condition.disagreement)
+    judge = stand_ins(world, float(condition.highest), stretch_of(condition))[JUDGES[condition.source]]
+    if condition.protocol == "independent":
+        return PersistentJudges(judge, world.features, stack_seed(study.seed, condition.repeat))
     return judge
 
 
-def prompted_judge(study: Study, run: Condition) -> PromptedJudge:
-    """Return the judge of a run behind its endpoint; all it says is recorded beside the store.
-
-    Raises:
-        ValueError: the run needs a judge of the embedded world.
-    """
-    if run.protocol != "shared" or run.widths != "rescaled" or run.disagreement != "none":
+def _prompted_judge(study: Study, condition: Condition) -> PromptedJudge:
+    """Return the judge of a condition behind its endpoint; all it says is recorded beside the store."""
+    if condition.protocol != "shared" or condition.widths != "rescaled" or condition.disagreement != "none":
         raise ValueError(
-            f"{run.name}: only simulated judges can be independent, stretched, or disagree elsewhere"
+            f"{condition.name}: only simulated judges can be independent, stretched, or disagree elsewhere"
         )
-    named = study.profile.policies.judges[run.source]
+    named = study.profile.policies.judges[condition.source]
     return PromptedJudge(
         JudgementStore(study.store.root.parent / JUDGEMENTS),
         model=named.model,
         base_url=named.base_url,
         key_variable=named.key_variable,
-        highest=run.highest,
+        highest=condition.highest,
         workers=named.requests,
         refusals_say_nothing=named.refusals_say_nothing,
         reply_tokens=named.reply_tokens,
     )
 
 
-def _study(study: Study) -> RewardStudy:
+def _reward_study(study: Study) -> RewardStudy:
     """Return the reward models' study; part of the embedded pairs are the reference's responses."""
     embedded = study.profile.reward_data.pairs == EMBEDDED
-    start = reference(study, "gpt2") if embedded else None
-    return prepare(study, reference=start)
+    return prepare(study, reference=reference(study, "gpt2") if embedded else None)
 
 
-def ensemble_folder(study: Study, run: Condition) -> Path:
-    """Return the folder of a run's heads on one frozen backbone: ten, or ten for every policy.
+def ensemble_folder(study: Study, condition: Condition) -> Path:
+    """Return the folder of a condition's heads on one frozen backbone: ten, or ten for every policy.
 
     In the embedded world they are bootstrap heads trained to the end, elsewhere those of Table 7.
     """
-    trained = _study(study)
+    trained, independent = _reward_study(study), condition.protocol == "independent"
     kind: HeadKind = "bootstrap" if trained.embedded else "paper"
-    options = {
-        "independent": run.protocol == "independent",
-        "repeat": run.repeat if run.protocol == "independent" else 0,
-    }
+    repeat = condition.repeat if independent else 0
 
     def write(folder: Path, **_: Any) -> None:
-        source = reward_source(trained, kind, **options)  # type: ignore[arg-type]
+        source = reward_source(trained, kind, independent=independent, repeat=repeat)
         assert isinstance(source, EnsembleReward)
         source.save(folder)
 
     settings = study.profile.ensembles.model_dump()
-    config = {**options, "settings": settings, "seed": study.seed}
+    config = {"independent": independent, "repeat": repeat, "settings": settings, "seed": study.seed}
     inputs, code = {"model": trained.reward_model}, ("vaalign_lib.rewards.ensemble",)
     return study.store.folder("ensemble", write, config, inputs, code)
 
 
-# --- one run --------------------------------------------------------------------------------------------
+# --- one condition --------------------------------------------------------------------------------------
 
 
-def prerequisites(study: Study, runs: Sequence[Condition]) -> None:
-    """Make what runs share, before they go to their workers."""
-    for architecture in dict.fromkeys(run.architecture for run in runs):
+def prerequisites(study: Study, conditions: Sequence[Condition]) -> None:
+    """Make what conditions share, before they go to their workers."""
+    for architecture in dict.fromkeys(one.architecture for one in conditions):
         reference(study, architecture)
-    for run in runs:
-        if run.source == "ensemble":
-            ensemble_folder(study, run)
+    for one in conditions:
+        if one.source == "ensemble":
+            ensemble_folder(study, one)
 
 
-def settings_key(profile: Profile, seed: int, run: Condition) -> str:
-    """Return the key of a run's settings alone: published results stay valid when code changes that is
+def settings_key(profile: Profile, seed: int, condition: Condition) -> str:
+    """Return the key of a condition's settings alone: published results stay valid when code changes that is
     not meant to change them.
     """
-    return content_key(config=_config(profile, seed, run))
+    return content_key(config=_config(profile, seed, condition))
 
 
-def _config(profile: Profile, seed: int, run: Condition) -> dict[str, Any]:
+def _config(profile: Profile, seed: int, condition: Condition) -> dict[str, Any]:
     sections = {"reward_data", "reference", "reward_model", "ensembles", "policies", "true_reward"}
     settings = profile.model_dump(include=sections)
     del settings["policies"]["runs"]
-    judge = settings["policies"].pop("judges").get(run.source)
+    judge = settings["policies"].pop("judges").get(condition.source)
     if judge is not None:  # where and how it is asked changes nothing
         settings["policies"]["judge"] = [judge["model"], judge["refusals_say_nothing"]]
     if profile.policies.data == EMBEDDED:  # came later; keys stay as they were
@@ -204,120 +182,112 @@ def _config(profile: Profile, seed: int, run: Condition) -> dict[str, Any]:
     files = local_files(profile)
     if files or profile.policies.data != EMBEDDED:
         settings["files"] = files
-    return {"run": asdict(run), "seed": seed, "settings": settings}
+    return {"run": asdict(condition), "seed": seed, "settings": settings}
 
 
-def train_run(study: Study, run: Condition, target: float | None = None) -> Path:
-    """Return the folder of a run, trained and evaluated now or before.
+def train_run(study: Study, condition: Condition, target: float | None = None) -> Path:
+    """Return the folder of a condition, trained and evaluated now or before.
 
     It holds `policies.parquet`, a row for each policy, `log.parquet`, a row for each policy and step,
-    `resources.json`, and `policy`, the first policy as an ordinary checkpoint or adapter. A run that was
-    killed goes on from its last checkpoint.
-
-    Args:
-        study: store, profile and seed.
-        run: which.
-        target: the KL that a run with `matched_kl` is to leave, by default that of its vanilla stack.
+    `resources.json`, and `policy`, the first policy as an ordinary checkpoint or adapter. What was killed
+    goes on from its last checkpoint. `target` is the KL that `matched_kl` is to leave, by default vanilla's.
     """
-    if run.matched:
-        return _matched_run(study, run, target)
-    return _stack(study, run)
+    return _matched_run(study, condition, target) if condition.matched else _stack(study, condition)
 
 
-def _stack(study: Study, run: Condition, beta: float | None = None) -> Path:
+def _stack(study: Study, condition: Condition, beta: float | None = None) -> Path:
     """Train one stack with a coefficient, by default the profile's; in parts where it is too large."""
+    method = None if condition.objective == REFERENCE else method_of(condition, beta)
 
     def write(folder: Path, scratch: Path, **_: Any) -> None:
-        if run.objective == REFERENCE:
-            write_references(folder, study, run)
+        if method is None:
+            evaluator = evaluator_of(study, condition)
+            table = evaluator.references(range(study.profile.policies.count)).assign(step_length=0.0)
+            with_gold(table).to_parquet(folder / "policies.parquet")
             return
-        parts, method = _parts_of(study.profile, run, scratch), method_of(run, beta)
+        parts = _parts_of(study.profile, condition, scratch)
         if len(parts) == 1:
-            _write_stack(folder, scratch, study, run, method, parts[0])
+            _write_stack(folder, scratch, study, condition, method, parts[0])
             return
-        kept = RunStore(scratch)  # until they are joined
 
         def part(folder: Path, scratch: Path, first: int, end: int) -> None:
-            chosen = range(first, end)
-            _write_stack(folder, scratch, study, run, method, chosen)
+            _write_stack(folder, scratch, study, condition, method, range(first, end))
 
+        kept = RunStore(scratch)  # until they are joined
         ends = [{"first": one.start, "end": one.stop} for one in parts]
         _join_parts(folder, [kept.resumable("part", part, one) for one in ends])
 
-    method = None if run.objective == REFERENCE else method_of(run, beta)
-    config = _computed_from(study, run, method)
-    return study.store.resumable(run.name, write, config, _inputs(study, run), _code(study, run))
+    config = _computed_from(study, condition, method)
+    return study.store.resumable(
+        condition.name, write, config, _inputs(study, condition), _code(study, condition)
+    )
 
 
-def _computed_from(study: Study, run: Condition, method: Method | None) -> dict[str, Any]:
+def _computed_from(study: Study, condition: Condition, method: Method | None) -> dict[str, Any]:
     """Return the settings that a stack is computed from, with what its condition makes of them."""
     resolved = {
         "method": None if method is None else asdict(method),
-        "changes": changes_of(study, run),
-        "sampling": sampling_of(study.profile, run).model_dump(),
+        "changes": changes_of(study, condition),
+        "sampling": sampling_of(study.profile, condition).model_dump(),
     }
-    return _config(study.profile, study.seed, run) | resolved
+    return _config(study.profile, study.seed, condition) | resolved
 
 
-def _inputs(study: Study, run: Condition) -> dict[str, Path]:
+def _inputs(study: Study, condition: Condition) -> dict[str, Path]:
     """Return the folders that a stack is computed from: the reference, and the ensemble if it has one."""
-    inputs = {"reference": reference(study, run.architecture)}
-    return inputs | ({"ensemble": ensemble_folder(study, run)} if run.source == "ensemble" else {})
+    inputs = {"reference": reference(study, condition.architecture)}
+    if condition.source == "ensemble":
+        inputs["ensemble"] = ensemble_folder(study, condition)
+    return inputs
 
 
-def _code(study: Study, run: Condition) -> tuple[str, ...]:
+def _code(study: Study, condition: Condition) -> tuple[str, ...]:
     """Return the modules that compute a stack: how policies are trained, and the source of their reward."""
     kind = "simulated_judge"
-    if run.source == "ensemble":
+    if condition.source == "ensemble":
         kind = "ensemble"
-    elif run.source in study.profile.policies.judges:
+    elif condition.source in study.profile.policies.judges:
         kind = "prompted_judge"
     return "vaalign_lib.training.run", "vaalign_lib.training.matched_kl", f"vaalign_lib.rewards.{kind}"
 
 
 def _write_stack(
-    folder: Path, scratch: Path, study: Study, run: Condition, method: Method, policies: Sequence[int]
+    folder: Path, scratch: Path, study: Study, condition: Condition, method: Method, policies: Sequence[int]
 ) -> None:
-    trainer = trainer_of(study, run, method, policies)
-    write_stack(folder, scratch, trainer, evaluator_of(study, run, trainer))
+    trainer = trainer_of(study, condition, method, policies)
+    write_stack(folder, scratch, trainer, evaluator_of(study, condition, trainer))
 
 
-def size_that_fits(profile: Profile, run: Condition) -> int:
-    """Return how many of a run's policies are trained together: all, or as many as fit into memory.
-
-    Raises:
-        PlanError: not even one policy fits.
-    """
-    count, training = profile.policies.count, profile.policies.training[run.architecture]
+def _size_that_fits(profile: Profile, condition: Condition) -> int:
+    """Return how many policies are trained together: all, or as many as fit into memory (else PlanError)."""
+    count, training = profile.policies.count, profile.policies.training[condition.architecture]
     written, room = profile.policies.sampling.max_new_tokens, available_bytes(WORKER.together)
-    sizes, beside = sizes_of(profile, run.architecture), beside_bytes(profile, run.source)
+    sizes, beside = sizes_of(profile, condition.architecture), beside_bytes(profile, condition.source)
     if size := fitting(sizes, training, count, written, room - beside):
         return size
+    needed = (stack_bytes(sizes, training, 1, written) + beside) / 1e9
     raise PlanError(
-        f"{run.name}: one policy needs about "
-        f"{(stack_bytes(sizes, training, 1, written) + beside) / 1e9:.3g} GB of memory, there are "
-        f"{room / 1e9:.3g}"
+        f"{condition.name}: one policy needs about {needed:.3g} GB of memory, there are {room / 1e9:.3g}"
     )
 
 
-def _parts_of(profile: Profile, run: Condition, scratch: Path) -> list[range]:
-    """Return which policies are trained together; a run that goes on elsewhere keeps its parts."""
+def _parts_of(profile: Profile, condition: Condition, scratch: Path) -> list[range]:
+    """Return which policies are trained together; what goes on elsewhere keeps its parts."""
     record, count = scratch / "together.json", profile.policies.count
     try:
         size = unsealed(record)["policies"]
     except DamagedError:  # or not there
-        size = size_that_fits(profile, run)
+        size = _size_that_fits(profile, condition)
         write_atomically(record, sealed({"policies": size}))
     return [range(first, min(first + size, count)) for first in range(0, count, size)]
 
 
 def _join_parts(folder: Path, parts: Sequence[Path]) -> None:
-    """Put a run together from its parts."""
+    """Put a stack together from its parts."""
     for name in ("policies.parquet", "log.parquet"):
-        tables = [pd.read_parquet(part / name) for part in parts]
-        order = ["step", "policy"] if "step" in tables[0] else ["policy"]
-        joined = pd.concat(tables).sort_values(order, ignore_index=True)
-        joined.to_parquet(folder / name)
+        joined = pd.concat(pd.read_parquet(part / name) for part in parts)
+        order = [one for one in ("step", "policy") if one in joined]
+        joined.sort_values(order, ignore_index=True).to_parquet(folder / name)
     spent = [json.loads((part / "resources.json").read_text()) for part in parts]
     total = {name: sum(one[name] for one in spent) for name in ("training_seconds", "seconds", "policies")}
     total["peak_bytes"] = max(one["peak_bytes"] for one in spent)
@@ -325,7 +295,7 @@ def _join_parts(folder: Path, parts: Sequence[Path]) -> None:
     shutil.copytree(parts[0] / "policy", folder / "policy")
 
 
-def _matched_run(study: Study, run: Condition, target: float | None) -> Path:
+def _matched_run(study: Study, condition: Condition, target: float | None) -> Path:
     """Find the coefficient that leaves as much KL as vanilla has; keep the stack it was checked with."""
 
     def write(folder: Path, **_: Any) -> None:
@@ -333,99 +303,87 @@ def _matched_run(study: Study, run: Condition, target: float | None) -> Path:
 
         def train(beta: float) -> float:
             if stacks:
-                report(-_iterations(study.profile, run))
-            stacks[beta] = _stack(study, run, beta)
+                report(-_iterations(study.profile, condition))
+            stacks[beta] = _stack(study, condition, beta)
             return kl_of(stacks[beta])
 
         matching = study.profile.policies.matching
-        pilot = pd.read_parquet(pilot_run(study, run) / "cells.parquet")
-        wanted = target
-        if wanted is None:
-            wanted = kl_of(train_run(study, run.vanilla))
-        beta, attempts = match_kl(
-            train, pilot["beta"].tolist(), pilot["kl"].tolist(), wanted, matching.attempts, matching.tolerance
-        )
+        pilot = pd.read_parquet(pilot_run(study, condition) / "cells.parquet")
+        wanted = kl_of(train_run(study, condition.vanilla)) if target is None else target
+        known = pilot["beta"].tolist(), pilot["kl"].tolist()
+        beta, attempts = match_kl(train, *known, wanted, matching.attempts, matching.tolerance)
         for name in ("policies.parquet", "log.parquet", "resources.json"):
             shutil.copyfile(stacks[beta] / name, folder / name)
         shutil.copytree(stacks[beta] / "policy", folder / "policy")
         attempts.to_parquet(folder / "attempts.parquet")
 
-    config = _computed_from(study, run, method_of(run, None))
-    name, inputs, code = f"{run.name}-chosen", _inputs(study, run), _code(study, run)
+    config = _computed_from(study, condition, method_of(condition, None))
+    name, inputs, code = f"{condition.name}-chosen", _inputs(study, condition), _code(study, condition)
     return study.store.folder(name, write, config, inputs, code)
 
 
-def pilot_run(study: Study, run: Condition) -> Path:
+def pilot_run(study: Study, condition: Condition) -> Path:
     """Return the folder of a pilot for a kind of source: variance-aware policies, shared source, several
     coefficients in one stack; `cells.parquet` says what KL each leaves.
     """
-    plain = run.pilot
-    settings = study.profile.policies.training[run.architecture].settings("vanilla")
+    plain = condition.pilot
+    settings = study.profile.policies.training[condition.architecture].settings("vanilla")
     betas = [settings.init_kl_coef * factor for factor in study.profile.policies.matching.factors]
     repeats = max(1, study.profile.policies.count // len(betas))
     grid = Grid([settings.learning_rate], betas, repeats)
 
+    method = grid.method(plain.objective)
+
     def write(folder: Path, scratch: Path, **_: Any) -> None:
-        method = grid.method(plain.objective)
-        index = range(len(grid.cells))
-        _write_stack(folder, scratch, study, plain, method, index)
+        _write_stack(folder, scratch, study, plain, method, range(len(grid.cells)))
         policies = pd.read_parquet(folder / "policies.parquet").join(grid.cells["beta"])
         cells = policies.groupby("beta", as_index=False)[["kl", "true_reward", "gold"]].mean()
         cells.to_parquet(folder / "cells.parquet")
 
-    config = _computed_from(study, plain, grid.method(plain.objective))
-    inputs, code = _inputs(study, plain), _code(study, plain)
-    return study.store.resumable(f"pilot-{plain.row}", write, config, inputs, code)
+    config, name = _computed_from(study, plain, method), f"pilot-{plain.row}"
+    return study.store.resumable(name, write, config, _inputs(study, plain), _code(study, plain))
 
 
 def kl_of(folder: Path) -> float:
-    """Return the mean KL of a run's policies, as evaluated."""
+    """Return the mean KL of a condition's policies, as evaluated."""
     return float(pd.read_parquet(folder / "policies.parquet")["kl"].mean())
 
 
-def trainer_of(study: Study, run: Condition, method: Method, policies: Sequence[int]) -> Trainer:
-    """Return the trainer of some of a run's policies."""
-    asked = questions_of(study.profile, study.seed)
-    source = source_of(study, run)
-    task = Task(asked.training, source, asked.gold, population=study.profile.policies.count)
+def trainer_of(study: Study, condition: Condition, method: Method, policies: Sequence[int]) -> Trainer:
+    """Return the trainer of some of a condition's policies."""
+    asked = prompt_sets(study.profile, study.seed)
     return policy_trainer(
         study.profile,
-        run.architecture,
-        reference(study, run.architecture),
-        task,
+        condition.architecture,
+        reference(study, condition.architecture),
+        Task(
+            asked.training, source_of(study, condition), asked.gold, population=study.profile.policies.count
+        ),
         method,
         policies=policies,
-        seed=stack_seed(study.seed, run.repeat),
+        seed=stack_seed(study.seed, condition.repeat),
         device=device(),
-        sampling=sampling_of(study.profile, run),
-        **changes_of(study, run),
+        sampling=sampling_of(study.profile, condition),
+        **changes_of(study, condition),
     )
 
 
-def changes_of(study: Study, run: Condition) -> dict[str, Any]:
+def changes_of(study: Study, condition: Condition) -> dict[str, Any]:
     """Return the settings of PPO that a condition changes: `as_printed` takes the paper's coefficients."""
-    if run.regime != "as_printed" or study.profile.policies.data != EMBEDDED:
+    if condition.regime != "as_printed" or study.profile.policies.data != EMBEDDED:
         return {}
-    printed = load_profile("paper").policies.training[run.architecture].settings(run.objective)
+    printed = load_profile("paper").policies.training[condition.architecture].settings(condition.objective)
     return printed.model_dump(include={"init_kl_coef", "adaptive_kl"})
 
 
-def write_references(folder: Path, study: Study, run: Condition) -> None:
-    """Evaluate the policy that a run's policies start from as often as there are policies."""
-    evaluator = evaluator_of(study, run)
-    table = evaluator.references(range(study.profile.policies.count)).assign(step_length=0.0)
-    without_gold(table)
-    table.to_parquet(folder / "policies.parquet")
-
-
-def evaluator_of(study: Study, run: Condition, trainer: Trainer | None = None) -> Evaluator:
-    """Return what evaluates a run's policies; all runs answer the same prompts."""
-    asked, where = questions_of(study.profile, study.seed), device()
-    start = reference(study, run.architecture)
+def evaluator_of(study: Study, condition: Condition, trainer: Trainer | None = None) -> Evaluator:
+    """Return what evaluates a condition's policies; all answer the same prompts."""
+    asked, where = prompt_sets(study.profile, study.seed), device()
+    start = reference(study, condition.architecture)
     if trainer is None:
-        source, tokenizer = source_of(study, run), load_tokenizer(start)
+        source, tokenizer = source_of(study, condition), load_tokenizer(start)
         model = AutoModelForCausalLM.from_pretrained(start, dtype=torch.float32, device_map={"": where})
-        precision = study.profile.policies.training[run.architecture].precision
+        precision = study.profile.policies.training[condition.architecture].precision
         compared = ReferencePolicy(model, precision)
     else:
         source, tokenizer, compared = trainer.task.source, trainer.tokenizer, trainer.reference
@@ -433,14 +391,14 @@ def evaluator_of(study: Study, run: Condition, trainer: Trainer | None = None) -
         compared,
         tokenizer,
         Task(asked.evaluation, source, asked.gold),
-        sampling_of(study.profile, run),
+        sampling_of(study.profile, condition),
         study.profile.policies.evaluation.samples,
-        stack_seed(study.seed, run.repeat),
+        stack_seed(study.seed, condition.repeat),
         where,
     )
 
 
-# --- all runs -------------------------------------------------------------------------------------------
+# --- all conditions -------------------------------------------------------------------------------------
 
 
 def train_runs(
@@ -449,43 +407,38 @@ def train_runs(
     workers: int | str,
     published: Mapping[Condition, float] | None = None,
 ) -> dict[Condition, Path]:
-    """Return the folder of every run; what is not there yet is trained in worker processes.
+    """Return the folder of every condition (Algorithm 3); what is not there yet is trained by workers:
+    processes of this machine, or a dask scheduler at an address.
 
-    Runs that match a KL come after what they are matched to.
-
-    Args:
-        study: store, profile and seed.
-        runs: which.
-        workers: processes of this machine, or the address of a dask scheduler.
-        published: the KL of runs whose results are known already; they are not trained.
+    What matches a KL comes after what it is matched to. `published` is the KL of conditions whose results are
+    known already; they are not trained.
     """
     targets = published or {}
-    runs = [run for run in runs if run not in targets]
+    runs = [condition for condition in runs if condition not in targets]
     folders: dict[Any, Path] = {}
+    kept = Study(RunStore(study.store.root, reads_only=True), study.profile, study.seed)
     with read_once():
-        for run in runs:
+        for condition in runs:
             with suppress(NotKeptError):
-                folders[run] = train_run(
-                    Study(RunStore(study.store.root, reads_only=True), study.profile, study.seed), run
-                )
-    missing = [run for run in runs if run not in folders]
+                folders[condition] = train_run(kept, condition)
+    missing = [condition for condition in runs if condition not in folders]
     prerequisites(study, missing)
-    matched = [run for run in missing if run.matched]
-    first_jobs: dict[Any, Callable[[], Path]] = {
-        run: partial(train_run, study, run) for run in missing if not run.matched
+    matched = [condition for condition in missing if condition.matched]
+    first: dict[Any, Callable[[], Path]] = {
+        one: partial(train_run, study, one) for one in missing if not one.matched
     }
-    for run in dict.fromkeys(one.pilot for one in matched):
-        first_jobs["pilot", run] = partial(pilot_run, study, run)
-    later_jobs = {run: partial(train_run, study, run, targets.get(run.vanilla)) for run in matched}
-    for jobs in (first_jobs, later_jobs):
-        trained = [name for name in jobs if getattr(name, "objective", "") != REFERENCE]
-        steps = sum(
-            _iterations(study.profile, name[1] if isinstance(name, tuple) else name) for name in trained
-        )
-        description = f"{len(trained)} stacks of policies"
-        folders |= run_jobs(jobs, workers, steps, description, study.store.root)
-    return {run: folders[run] for run in runs}
+    first |= {("pilot", one.pilot): partial(pilot_run, study, one.pilot) for one in matched}
+    later = {
+        condition: partial(train_run, study, condition, targets.get(condition.vanilla))
+        for condition in matched
+    }
+    for jobs in (first, later):
+        stacks = [name[1] if isinstance(name, tuple) else name for name in jobs]
+        trained = [one for one in stacks if one.objective != REFERENCE]
+        steps = sum(_iterations(study.profile, one) for one in trained)
+        folders |= run_jobs(jobs, workers, steps, f"{len(trained)} stacks of policies", study.store.root)
+    return {condition: folders[condition] for condition in runs}
 
 
-def _iterations(profile: Profile, run: Condition) -> int:
-    return profile.policies.training[run.architecture].settings(run.objective).iterations
+def _iterations(profile: Profile, condition: Condition) -> int:
+    return profile.policies.training[condition.architecture].settings(condition.objective).iterations

@@ -15,7 +15,7 @@ import pandas as pd
 
 from vaalign_lib.data.world.world import World
 from vaalign_lib.experiments.conditions import JUDGES, METHODS
-from vaalign_lib.experiments.policies import kl_of, questions_of
+from vaalign_lib.experiments.policies import kl_of, prompt_sets
 from vaalign_lib.experiments.references import reference
 from vaalign_lib.jobs import run_jobs
 from vaalign_lib.profiles import Profile, Study, load_profile
@@ -63,7 +63,7 @@ def in_the_world(profile: Profile) -> Profile:
 def setup_of(study: Study) -> Setup:
     """Return what all policies share: where they start, prompts, judge and gold."""
     world = World(study.seed)
-    asked, judge = questions_of(study.profile, study.seed), stand_ins(world)[JUDGE]
+    asked, judge = prompt_sets(study.profile, study.seed), stand_ins(world)[JUDGE]
     return Setup(
         study.profile,
         study.seed,

@@ -35,11 +35,7 @@ class StackError(ValueError):
 
 
 def whole(name: str, value: Any, least: int) -> int:
-    """Return a whole number of at least `least`.
-
-    Raises:
-        ValueError: it is none; the message says `name`.
-    """
+    """Return a whole number of at least `least`, or refuse it by its name."""
     if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
         raise ValueError(f"{name}: expected a whole number of at least {least}, got {value!r}")
     return int(value)
@@ -124,11 +120,7 @@ def check_lora(lora: Any) -> None:
 
 
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig) -> None:
-    """Refuse tokenizers that can end no response, and those of another model.
-
-    Raises:
-        ValueError: there is no end, or end or padding are outside of the model's vocabulary.
-    """
+    """Refuse tokenizers that can end no response, and those of another model (ValueError)."""
     if not isinstance(tokenizer, PreTrainedTokenizerBase):
         raise ValueError(f"tokenizer: expected one of transformers, got {type(tokenizer).__name__}")
     if tokenizer.eos_token_id is None:
@@ -150,18 +142,7 @@ def _check_token(what: str, token: int, config: PretrainedConfig) -> None:
 def checked_prompts(
     tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], config: PretrainedConfig, sampling: Sampling
 ) -> Prompts:
-    """Return prompts as a model reads them.
-
-    Args:
-        tokenizer: of the model.
-        texts: the prompts.
-        config: of the model.
-        sampling: of the responses.
-
-    Raises:
-        ValueError: the tokenizer cannot write prompts or end responses, it knows tokens that the model
-            does not, or a prompt leaves no room for a response.
-    """
+    """Return prompts as a model reads them; what it cannot read or answer is refused (ValueError)."""
     check_tokenizer(tokenizer, config)
     prompts = Prompts.of(tokenizer, texts)
     _check_token("the largest of a prompt", int(prompts.ids.max()), config)
@@ -170,11 +151,7 @@ def checked_prompts(
 
 
 def check_room(longest: int, config: PretrainedConfig, sampling: Sampling) -> None:
-    """Refuse prompts of so many tokens if they leave no room for a response.
-
-    Raises:
-        ValueError: they do not.
-    """
+    """Refuse prompts of so many tokens if they leave no room for a response (ValueError)."""
     known = config.max_position_embeddings
     if longest + sampling.max_new_tokens > known:
         raise ValueError(

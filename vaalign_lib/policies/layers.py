@@ -13,11 +13,8 @@ from transformers.pytorch_utils import Conv1D
 
 
 class StackedLinear(nn.Module):
-    """N linear layers.
-
-    Attributes:
-        weight: (N, in, out) with `inputs_first`, as in GPT-2's Conv1D, else (N, out, in).
-        bias: (N, out) or None.
+    """N linear layers: weight (N, in, out) with `inputs_first`, as in GPT-2's Conv1D, else (N, out, in); bias
+    (N, out) or None.
     """
 
     def __init__(self, weight: nn.Parameter, bias: Tensor | None, inputs_first: bool) -> None:
@@ -29,11 +26,10 @@ class StackedLinear(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         """Map (N * rows, ..., in) to (N * rows, ..., out)."""
         weight = self.weight if self.inputs_first else self.weight.transpose(1, 2)
-        rows = inputs.reshape(weight.shape[0], -1, weight.shape[1])
-        if self.bias is None:
-            out = torch.bmm(rows, weight)
-        else:
-            out = torch.baddbmm(self.bias[:, None], rows, weight)
+        rows = inputs.reshape(weight.shape[0], -1, weight.shape[1])  # (N, rows, in)
+        out = (
+            torch.bmm(rows, weight) if self.bias is None else torch.baddbmm(self.bias[:, None], rows, weight)
+        )
         return out.view(*inputs.shape[:-1], weight.shape[2])
 
 
@@ -73,34 +69,22 @@ class StackedNorm(nn.Module):
             normal = functional.rms_norm(inputs.float(), (width,), eps=self.epsilon)
         else:
             normal = functional.layer_norm(inputs, (width,), eps=self.epsilon)
-        rows = normal.to(inputs.dtype).reshape(size, -1, width)
-        if self.bias is None:
-            scaled = rows * self.weight[:, None]
-        else:
-            scaled = torch.addcmul(self.bias[:, None], rows, self.weight[:, None])
+        rows, weight = normal.to(inputs.dtype).reshape(size, -1, width), self.weight[:, None]
+        scaled = rows * weight if self.bias is None else torch.addcmul(self.bias[:, None], rows, weight)
         return scaled.view(inputs.shape)
 
 
 class StackedLora(nn.Module):
-    """N low-rank adapters over one frozen layer, which may be quantized.
+    """N low-rank adapters over one frozen layer, `base`, which may be quantized.
 
-    Attributes:
-        base: the layer that all share.
-        down: (N, in, rank), peft's lora_A transposed.
-        up: (N, rank, out), peft's lora_B transposed.
-        scaling: of the adapters' output.
-        dropout: probability with which an input of the adapters is left out in an update.
-        generators: one for each policy, for the masks of dropout; None switches dropout off.
-        adapted: False gives the frozen layer alone, which is the reference policy's.
+    `down` (N, in, rank) and `up` (N, rank, out) are peft's lora_A and lora_B, transposed. Dropout draws from
+    `generators`, one for each policy; None switches it off. Not `adapted` it is the reference's layer.
     """
 
     def __init__(self, base: nn.Module, down: Tensor, up: Tensor, scaling: float, dropout: float) -> None:
         super().__init__()
-        self.base = base
-        self.down = nn.Parameter(down)
-        self.up = nn.Parameter(up)
-        self.scaling = scaling
-        self.dropout = dropout
+        self.base, self.scaling, self.dropout = base, scaling, dropout
+        self.down, self.up = nn.Parameter(down), nn.Parameter(up)
         self.generators: list[torch.Generator] | None = None
         self.adapted = True
 
@@ -124,15 +108,10 @@ class StackedLora(nn.Module):
 
 
 def stacked(layer: nn.Module, size: int, known: dict[int, nn.Parameter]) -> nn.Module | None:
-    """Return the stack that takes a layer's place, or None if the layer has no weights of its own.
+    """Return the stack of N copies that takes a layer's place, or None if it has no weights of its own.
 
-    Args:
-        layer: of a transformers model.
-        size: N; every policy starts with a copy of the layer's weights.
-        known: stacked weights by the identity of the original, so that tied layers stay tied.
-
-    Raises:
-        TypeError: a layer with weights of its own is of an unknown kind.
+    `known` holds stacked weights by the identity of the original, so that tied layers stay tied. A layer of
+    an unknown kind is refused (TypeError).
     """
     own = dict(layer.named_parameters(recurse=False))
     if not own:
@@ -164,10 +143,7 @@ def stacked(layer: nn.Module, size: int, known: dict[int, nn.Parameter]) -> nn.M
 def stacked_lora(layer: LoraLayer, size: int, generators: list[torch.Generator]) -> StackedLora:
     """Return the stack that takes the place of a linear layer to which peft gave an adapter.
 
-    Args:
-        layer: peft's.
-        size: N.
-        generators: one for each policy; they draw lora_A as peft does, lora_B is zero.
+    Each policy's generator draws its lora_A as peft does; lora_B is zero.
     """
     adapter: Any = layer
     down: Tensor = adapter.lora_A["default"].weight
@@ -175,14 +151,9 @@ def stacked_lora(layer: LoraLayer, size: int, generators: list[torch.Generator])
     rank, width = down.shape
     bound = width**-0.5  # Kaiming's uniform distribution with a = sqrt(5), peft's start
     drawn = [torch.empty(width, rank).uniform_(-bound, bound, generator=g) for g in generators]
+    start = torch.stack(drawn).to(down), torch.zeros(size, rank, up.shape[0]).to(up)
     dropout = getattr(adapter.lora_dropout["default"], "p", 0.0)
-    return StackedLora(
-        adapter.base_layer,
-        torch.stack(drawn).to(down),
-        torch.zeros(size, rank, up.shape[0]).to(up),
-        adapter.scaling["default"],
-        dropout,
-    )
+    return StackedLora(adapter.base_layer, *start, adapter.scaling["default"], dropout)
 
 
 NAME = "vaalign"
@@ -197,16 +168,11 @@ def attention(
     scaling: float | None = None,
     **options: Any,
 ) -> tuple[Tensor, None]:
-    """Return what transformers asks of attention: (rows, queries, heads, width of a head), and None.
+    """Return what transformers asks of attention, (rows, queries, heads, width of a head), and None.
 
-    Args:
-        module: the layer.
-        query: (rows, heads, queries, width).
-        key: (rows, key heads, keys, width); several heads may share one.
-        value: as key.
-        attention_mask: added to the scores (rows, 1, queries, keys).
-        scaling: of the scores, by default one over the root of the width.
-        options: of transformers' own function.
+    Query (rows, heads, queries, width); key and value (rows, key heads, keys, width), where several heads may
+    share one; the mask is added to the scores (rows, 1, queries, keys). Of one query without gradients on a
+    CPU two products are quicker than transformers' own function.
     """
     rows, heads, queries, width = query.shape
     plain = attention_mask is None or attention_mask.is_floating_point()
@@ -223,11 +189,8 @@ def attention(
 
 
 def layer_masks(config: PretrainedConfig, mask: Tensor) -> Tensor | dict[str, Tensor]:
-    """Return what is added to attention scores, as the layers of an architecture want it.
-
-    Args:
-        config: of the model; Mistral's layers all have its sliding window, Qwen2's those it says.
-        mask: causal (rows, 1, queries, keys), padding only before a text and after it.
+    """Return what is added to attention scores, as the layers of an architecture want it: Mistral's all have
+    its sliding window, Qwen2's those it says. The mask is causal (rows, 1, queries, keys).
     """
     window = config.sliding_window if config.model_type in ("mistral", "qwen2") else None
     queries, keys = mask.shape[-2:]

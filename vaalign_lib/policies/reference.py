@@ -79,12 +79,9 @@ class ReferencePolicy:
 
     @torch.no_grad()
     def log_probabilities(self, batch: Sequences, temperature: float, states: Tensor | None = None) -> Tensor:
-        """Return the log-probabilities of the responses' tokens (rows, response tokens).
+        """Return the log-probabilities of the responses' tokens (R, T), with logits over the temperature.
 
-        Args:
-            batch: prompts with responses.
-            temperature: divides the logits.
-            states: the last ones of `all_states`, where they are known.
+        `states` are the last ones of `all_states`, where they are known.
         """
         found = []
         for rows in _pieces(batch, batch.responses.shape[1] * self.config.vocab_size):
@@ -96,12 +93,9 @@ class ReferencePolicy:
 
     @torch.no_grad()
     def all_states(self, batch: Sequences, layers: Sequence[int] | None = None) -> tuple[Tensor, ...]:
-        """Return the hidden states of layers before each token of the responses, the last one last, each
-        (rows, response tokens, width).
+        """Return the hidden states of layers before each token of the responses, each (R, T, width).
 
-        Args:
-            batch: prompts with responses.
-            layers: in rising order, 0 being the embeddings; by default all.
+        Layers are in rising order, 0 being the embeddings, by default all; the last one comes last.
         """
         tokens, every = batch.responses.shape[1], range(self.config.num_hidden_layers + 1)
         chosen = every if layers is None else layers
@@ -127,10 +121,10 @@ def _pieces(batch: Sequences, numbers: int) -> tuple[Tensor, ...]:
     return rows.split(min(PIECE, max(1, NUMBERS // numbers)))
 
 
-def train_reference(
+def write_reference(
     folder: Path,
     *,
-    world: World,
+    world_seed: int,
     architecture: Architecture,
     width: int,
     responses: int,
@@ -139,22 +133,13 @@ def train_reference(
     learning_rate: float,
     seed: int,
 ) -> None:
-    """Teach a tiny model the world's corpus and save it, with its tokenizer, into a folder.
+    """Teach a tiny model the corpus of a world and save it, with its tokenizer, into an existing folder.
 
-    Args:
-        folder: an existing folder.
-        world: whose corpus is learned.
-        architecture: of the model.
-        width: of its hidden states.
-        responses: in the corpus.
-        epochs: over the corpus.
-        batch_size: of responses.
-        learning_rate: the highest, of AdamW with a cosine schedule.
-        seed: of the corpus, the weights and the order of the data.
+    The learning rate is the highest of AdamW with a cosine schedule; `seed` is that of the corpus of so many
+    responses, the weights and the order of the data.
     """
-    tokenizer = world_tokenizer()
-    prompts, written = world.corpus(responses, world.rng("corpus", seed))
-    data = _supervised(tokenizer, prompts, written)
+    tokenizer, world = world_tokenizer(), World(world_seed)
+    data = _supervised(tokenizer, *world.corpus(responses, world.rng("corpus", seed)))
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(tiny_config(architecture, width))
     arguments = SFTConfig(
@@ -173,11 +158,6 @@ def train_reference(
     train_quietly(trainer, f"reference policy, {architecture}")
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-
-
-def write_reference(folder: Path, *, world_seed: int, **settings: Any) -> None:
-    """Train the reference policy of the world of a seed, for the run store; see `train_reference`."""
-    train_reference(folder, world=World(world_seed), **settings)
 
 
 def quiet_training() -> dict[str, Any]:
@@ -215,18 +195,9 @@ def sample(
     max_new_tokens: int = 32,
     batch_size: int = 512,
 ) -> list[str]:
-    """Sample one response to each prompt.
+    """Sample one response to each prompt; the global random state is left as it was.
 
-    Args:
-        model: a causal model.
-        tokenizer: its tokenizer.
-        prompts: texts.
-        seed: of the sampling; the global random state is left as it was.
-        temperature: divides the logits.
-        top_k: words kept of the likeliest; 0 means all.
-        top_p: probability kept of the likeliest; 1 means all.
-        max_new_tokens: of a response, with its end.
-        batch_size: of the computation.
+    Of the likeliest words `top_k` are kept (0: all), and of those as many as make `top_p`.
     """
     rows = prompt_ids(tokenizer, prompts, CONTEXT)
     responses: list[str] = []

@@ -1,4 +1,7 @@
-"""Sampling from a stack of policies, with random numbers that the caller has drawn."""
+"""Sampling from a stack of policies, with random numbers that the caller has drawn.
+
+Rows are laid out policy by policy: R = N * B of them, of prompts of P and responses of T tokens.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -32,23 +35,14 @@ class Writer(Protocol):
 
 @dataclass(frozen=True)
 class Prompts:
-    """Prompts as a model reads them: their ends aligned, padding before them.
+    """Prompts as a model reads them: their ends aligned, padding before them."""
 
-    Attributes:
-        ids: (rows, width).
-        real: False where there is padding (rows, width).
-    """
-
-    ids: Tensor
-    real: Tensor
+    ids: Tensor  # (R, P)
+    real: Tensor  # (R, P), False where there is padding
 
     @classmethod
     def from_lists(cls, rows: list[list[int]], width: int, pad: int) -> "Prompts":
-        """Align token ids.
-
-        Raises:
-            ValueError: a prompt is longer than `width` or empty.
-        """
+        """Align token ids; a prompt that is empty or longer than `width` is refused."""
         longest, shortest = max(map(len, rows)), min(map(len, rows))
         if not 0 < shortest <= longest <= width:
             raise ValueError(f"prompts: expected 1 to {width} tokens, got {shortest} to {longest}")
@@ -68,51 +62,34 @@ class Prompts:
         return Prompts(self.ids[rows], self.real[rows])
 
     def to(self, device: torch.device | str) -> "Prompts":
-        """Move to a device."""
         return Prompts(self.ids.to(device), self.real.to(device))
 
 
 @dataclass(frozen=True)
 class Rollout:
-    """Responses of a stack of policies, laid out policy by policy.
-
-    Attributes:
-        prompts: what they answer (N * rows, prompt tokens).
-        responses: token ids, padding after the end (N * rows, tokens).
-        mask: True for tokens of the response with its end (N * rows, tokens).
-        log_probabilities: of the tokens, as the policy that wrote them sees them (N * rows, tokens).
-        hidden: the policy's last hidden state before each token (N * rows, tokens, width).
-        entropy: of the distribution each token was drawn from, before truncation (N * rows, tokens).
-    """
+    """Responses of a stack of policies."""
 
     prompts: Prompts
-    responses: Tensor
-    mask: Tensor
-    log_probabilities: Tensor
-    hidden: Tensor
-    entropy: Tensor
+    responses: Tensor  # (R, T) token ids, padding after the end
+    mask: Tensor  # (R, T), True for tokens of the response with its end
+    log_probabilities: Tensor  # (R, T), as the policy that wrote them sees them
+    hidden: Tensor  # (R, T, width), the policy's last hidden state before each token
+    entropy: Tensor  # (R, T), of the distribution each token was drawn from, before truncation
 
     @property
     def lengths(self) -> Tensor:
-        """Tokens of each response, with its end (N * rows,)."""
+        """Tokens of each response, with its end (R,)."""
         return self.mask.sum(1)
 
 
 @dataclass(frozen=True)
 class Sequences:
-    """Prompts with responses, ready for one pass: the last token is left out, nothing follows it.
+    """Prompts with responses, ready for one pass: the last token is left out, nothing follows it."""
 
-    Attributes:
-        ids: (rows, tokens).
-        mask: added to attention scores (rows, 1, tokens, tokens).
-        positions: (rows, tokens).
-        responses: the tokens to predict (rows, response tokens).
-    """
-
-    ids: Tensor
-    mask: Tensor
-    positions: Tensor
-    responses: Tensor
+    ids: Tensor  # (R, P + T - 1)
+    mask: Tensor  # (R, 1, tokens, tokens), added to attention scores
+    positions: Tensor  # (R, tokens)
+    responses: Tensor  # (R, T), the tokens to predict
 
     def __getitem__(self, rows: Tensor) -> "Sequences":
         return Sequences(self.ids[rows], self.mask[rows], self.positions[rows], self.responses[rows])
@@ -120,11 +97,15 @@ class Sequences:
 
 def sequences(prompts: Prompts, responses: Tensor, dtype: torch.dtype) -> Sequences:
     """Join prompts and responses; padding after the end is seen by nothing that counts."""
-    ids = torch.cat((prompts.ids, responses[:, :-1]), dim=1)
+    ids = torch.cat((prompts.ids, responses[:, :-1]), dim=1)  # (R, P + T - 1)
     real = torch.cat((prompts.real, torch.ones_like(responses[:, :-1], dtype=torch.bool)), dim=1)
-    width = ids.shape[1]
-    behind = torch.ones(width, width, dtype=torch.bool, device=ids.device).tril()
-    return Sequences(ids, _scores(real[:, None] & behind, dtype), _positions(real), responses)
+    return Sequences(ids, _scores(_behind(real), dtype), _positions(real), responses)
+
+
+def _behind(real: Tensor) -> Tensor:
+    """Return what each token sees: real ones that are not after it (R, tokens, tokens)."""
+    width = real.shape[1]
+    return real[:, None] & torch.ones(width, width, dtype=torch.bool, device=real.device).tril()
 
 
 def _positions(real: Tensor) -> Tensor:
@@ -132,24 +113,20 @@ def _positions(real: Tensor) -> Tensor:
 
 
 def _scores(seen: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return what is added to attention scores (rows, 1, queries, keys)."""
+    """Return what is added to attention scores (R, 1, queries, keys)."""
     hidden = torch.finfo(dtype).min
     return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill(~seen, hidden)[:, None]
 
 
 def response_states(stack: Writer, batch: Sequences) -> Tensor:
-    """Return the hidden state before each token of the responses (rows, response tokens, width)."""
+    """Return the hidden state before each token of the responses (R, T, width)."""
     hidden = stack.hidden(batch.ids, batch.mask, batch.positions)
     return hidden[:, -batch.responses.shape[1] :]
 
 
 def token_log_probabilities(logits: Tensor, tokens: Tensor, temperature: float) -> Tensor:
-    """Return the log-probabilities of tokens (rows, tokens), before any truncation.
-
-    Args:
-        logits: (rows, tokens, words).
-        tokens: (rows, tokens).
-        temperature: divides the logits.
+    """Return the log-probabilities (R, T) of tokens (R, T) by logits (R, T, words) over the temperature,
+    before any truncation.
     """
     scaled = logits if temperature == 1 else logits / temperature
     loss = functional.cross_entropy(scaled.flatten(0, 1), tokens.flatten(), reduction="none")
@@ -164,29 +141,25 @@ def rollout(
 
     Args:
         stack: N policies.
-        prompts: policy by policy (N * rows, prompt tokens).
-        uniforms: in [0, 1), one for each token (N * rows, max_new_tokens).
+        prompts: policy by policy (R, P).
+        uniforms: in [0, 1), one for each token (R, max_new_tokens).
         settings: of the sampling.
         end: the id of the token that ends a response.
         pad: the id that follows it.
     """
-    rows, width = prompts.ids.shape
-    most = settings.max_new_tokens
+    (rows, width), most = prompts.ids.shape, settings.max_new_tokens
     cache = _cache(stack.config, width + most)
-    behind = torch.ones(width, width, dtype=torch.bool, device=prompts.ids.device).tril()
-    seen = torch.cat((prompts.real, prompts.real.new_ones(rows, most)), dim=1)
-    later = _scores(seen[:, None], stack.dtype)
-    positions = _positions(seen)
-    mask = _scores(prompts.real[:, None] & behind, stack.dtype)
-    state = stack.hidden(prompts.ids, mask, positions[:, :width], cache)[:, -1:]
+    seen = torch.cat((prompts.real, prompts.real.new_ones(rows, most)), dim=1)  # (R, P + T)
+    later, positions = _scores(seen[:, None], stack.dtype), _positions(seen)
+    mask = _scores(_behind(prompts.real), stack.dtype)
+    state = stack.hidden(prompts.ids, mask, positions[:, :width], cache)[:, -1:]  # (R, 1, width)
     going = torch.ones(rows, dtype=torch.bool, device=prompts.ids.device)
     written: list[tuple[Tensor, ...]] = []
     for step in range(most):
-        logits = stack.logits(state)[:, 0]
+        logits = stack.logits(state)[:, 0]  # (R, words)
         token = _draw(logits, uniforms[:, step], settings, end if step < settings.min_new_tokens else None)
         token = torch.where(going, token, pad)
-        heat = settings.log_probability_temperature
-        normal = (logits / heat).log_softmax(1)
+        normal = (logits / settings.log_probability_temperature).log_softmax(1)
         chosen = normal.gather(1, token[:, None])[:, 0]
         entropy = -(normal.exp() * normal).sum(1)
         written.append((token, going, chosen, entropy, state[:, 0]))
@@ -195,34 +168,27 @@ def rollout(
             break
         place = width + step
         state = stack.hidden(token[:, None], later[..., : place + 1], positions[:, place : place + 1], cache)
-    parts = [_fill(torch.stack(part, 1), most) for part in zip(*written, strict=True)]
-    tokens, real, chosen, entropy, hidden = parts
-    tokens = torch.where(real, tokens, pad)
-    return Rollout(prompts, tokens, real, chosen, hidden, entropy)
+    tokens, real, chosen, entropy, hidden = (
+        _fill(torch.stack(part, 1), most) for part in zip(*written, strict=True)
+    )  # (R, T) each, hidden (R, T, width)
+    return Rollout(prompts, torch.where(real, tokens, pad), real, chosen, hidden, entropy)
 
 
 def _fill(values: Tensor, width: int) -> Tensor:
     """Append zeros up to a width: shapes must not depend on when the last policy stopped."""
-    missing = width - values.shape[1]
-    if not missing:
-        return values
-    zeros = values.new_zeros(values.shape[0], missing, *values.shape[2:])
-    return torch.cat((values, zeros), dim=1)
+    missing = values.new_zeros(values.shape[0], width - values.shape[1], *values.shape[2:])
+    return torch.cat((values, missing), dim=1)
 
 
 def _draw(logits: Tensor, uniforms: Tensor, settings: Sampling, barred: int | None) -> Tensor:
-    """Draw one token per row: temperature, then the top k, then the top p of those.
+    """Draw a token per row (R,) of logits (R, words): temperature, then the top k, then the top p of those.
 
-    Args:
-        logits: (rows, words).
-        uniforms: (rows,).
-        settings: of the sampling.
-        barred: a token that must not come, None if all may.
+    The token `barred`, if any, does not come.
     """
     if barred is not None:
         logits = logits.index_fill(1, torch.tensor([barred], device=logits.device), -torch.inf)
     kept = min(settings.top_k or logits.shape[1], logits.shape[1])
-    values, words = (logits / settings.temperature).topk(kept, dim=1)
+    values, words = (logits / settings.temperature).topk(kept, dim=1)  # (R, k)
     share = values.softmax(1)
     sums = share.cumsum(1)
     if settings.top_p < 1:
@@ -235,16 +201,7 @@ def _draw(logits: Tensor, uniforms: Tensor, settings: Sampling, barred: int | No
 
 
 def check_finite(values: Tensor, index: Sequence[int] | NDArray[np.int64], when: str) -> None:
-    """Refuse to go on with a policy whose numbers are not finite in float32.
-
-    Args:
-        values: policy by policy (N * rows, ...).
-        index: of the policies (N,).
-        when: is said in the message.
-
-    Raises:
-        ValueError: there are such policies; the message names the first.
-    """
+    """Refuse to go on with a policy whose numbers (R, ...) are not finite in float32 (ValueError)."""
     held = values.reshape(len(index), -1).isfinite().all(1).tolist()
     if not all(held):
         raise ValueError(

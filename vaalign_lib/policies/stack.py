@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 import torch
 from peft import LoraConfig, get_peft_model
@@ -36,6 +36,12 @@ from vaalign_lib.policies.layers import StackedLora, stacked, stacked_lora
 from vaalign_lib.profiles import Precision
 from vaalign_lib.store import new_folder
 
+FOUR_BIT = BitsAndBytesConfig(
+    load_in_4bit=True,
+    bnb_4bit_compute_dtype=torch.bfloat16,
+    bnb_4bit_use_double_quant=True,
+    bnb_4bit_quant_type="nf4",
+)
 ACTIVATIONS = {"gelu_new": "gelu_pytorch_tanh"}  # the same function, in one operation
 
 
@@ -44,13 +50,6 @@ class PolicyStack:
 
     Every policy starts as a copy of one model, the reference policy. Rows of token ids are laid out
     policy by policy, (N * rows each, tokens). Dropout acts in adapters only, and in updates only.
-
-    Attributes:
-        model: the transformers model whose layers hold the N sets of weights.
-        size: N.
-        lora: the adapters' settings, None for full weights.
-        precision: of products; weights keep their own.
-        gradient_checkpointing: whether updates compute activations twice instead of keeping them.
     """
 
     def __init__(
@@ -66,7 +65,7 @@ class PolicyStack:
         precision: Precision = "float32",
         gradient_checkpointing: bool = False,
     ) -> None:
-        """Load a model and stack it.
+        """Load a model and stack it; what is not possible is refused (StackError, see `checks`).
 
         Args:
             source: a name on the hub, a folder, a configuration (fresh weights), or a model, which is
@@ -78,11 +77,8 @@ class PolicyStack:
             dtype: of the weights; by default float32, and bfloat16 for a base in 4 bits.
             device: where the stack lives.
             precision: `bfloat16` computes products in it, with weights of `dtype` (mixed precision).
-            gradient_checkpointing: saves memory in updates for a third more time.
-
-        Raises:
-            ValueError: the size is no whole number of at least 1.
-            StackError: a model, adapters or a setting that is not possible; see `checks`.
+            gradient_checkpointing: updates compute activations twice instead of keeping them, which saves
+                memory for a third more time.
         """
         self.size = whole("size", size, 1)
         self.lora, self.precision = lora, precision
@@ -99,7 +95,7 @@ class PolicyStack:
         if lora is None:
             _stack_all(self.model, size)
         else:
-            own = list(range(size)) if seeds is None else list(seeds)
+            own = range(size) if seeds is None else seeds
             if len(own) != size:
                 raise StackError(f"seeds: expected {size}, got {len(own)}")
             generators = [torch.Generator().manual_seed(seed) for seed in own]
@@ -127,19 +123,15 @@ class PolicyStack:
         return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
 
     def hidden(self, ids: Tensor, mask: Tensor, positions: Tensor, cache: Cache | None = None) -> Tensor:
-        """Return the last hidden states (N * rows, tokens, width).
+        """Return the last hidden states (R, tokens, width) of ids and positions (R, tokens), R = N * rows.
 
-        Args:
-            ids: (N * rows, tokens).
-            mask: added to the attention scores (N * rows, 1, tokens, tokens seen).
-            positions: (N * rows, tokens).
-            cache: keys and values of earlier tokens; it grows.
+        The mask (R, 1, tokens, tokens seen) is added to the attention scores; the cache grows.
         """
         with mixed_precision(self.device, self.precision):
             return last_states(self.model, ids, mask, positions, cache)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Return (N * rows, tokens, words) in float32."""
+        """Return (R, tokens, words) in float32."""
         with mixed_precision(self.device, self.precision):
             return self.model.get_output_embeddings()(hidden).float()
 
@@ -148,36 +140,30 @@ class PolicyStack:
         """Make every policy the reference policy for a while; for adapters only."""
         if self.lora is None:
             raise StackError("policies of full weights hold no reference; load one beside them")
-        layers = self._adapters()
-        for layer in layers:
+        for layer in self._adapters():
             layer.adapted = False
         try:
             yield
         finally:
-            for layer in layers:
+            for layer in self._adapters():
                 layer.adapted = True
 
     @contextmanager
     def updating(self, seeds: Sequence[int]) -> Iterator[None]:
-        """Let what belongs to updates act for a while: dropout, checkpointing of gradients.
-
-        Args:
-            seeds: of the dropout's masks, one for each policy.
-        """
-        layers = self._adapters()
+        """Let dropout, with a seed for each policy, and checkpointing act for a while."""
         generators = [torch.Generator(self.device).manual_seed(seed) for seed in seeds]
-        blocks = [one for one in self.model.modules() if isinstance(one, GradientCheckpointingLayer)]
-        for layer in layers:
-            layer.generators = generators
-        for block in blocks:  # the block alone: what is inside would begin to drop out
-            block.training = self.gradient_checkpointing
+        self._let(generators, self.gradient_checkpointing)
         try:
             yield
         finally:
-            for layer in layers:
-                layer.generators = None
-            for block in blocks:
-                block.training = False
+            self._let(None, False)
+
+    def _let(self, generators: list[torch.Generator] | None, checkpointing: bool) -> None:
+        for layer in self._adapters():
+            layer.generators = generators
+        for block in self.model.modules():
+            if isinstance(block, GradientCheckpointingLayer):
+                block.training = checkpointing  # the block alone: what is inside would begin to drop out
 
     def _as_before(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
         """Return contexts of a block's first computation and of its second, with the same dropout."""
@@ -202,17 +188,13 @@ class PolicyStack:
     def export(
         self, policy: int, folder: str | Path, tokenizer: PreTrainedTokenizerBase | None = None
     ) -> None:
-        """Write one policy into a new folder, as an ordinary checkpoint or a peft adapter.
+        """Write one policy into a folder, as an ordinary checkpoint or a peft adapter.
 
         Args:
             policy: its place in the stack.
             folder: new, empty, or an earlier export, which is replaced; it appears when it is complete.
             tokenizer: is saved beside it. Beside a Qwen2 model read it by `models.load_tokenizer`:
                 AutoTokenizer of transformers 5 puts the class of the model's makers in its place.
-
-        Raises:
-            IndexError: there is no such policy.
-            FileExistsError: the folder holds something else.
         """
         if not 0 <= policy < self.size:
             raise IndexError(f"policy: expected 0 to {self.size - 1}, got {policy}")
@@ -236,10 +218,7 @@ def mixed_precision(device: torch.device, precision: Precision) -> torch.autocas
 
 def arithmetic(model: PreTrainedModel, precision: Precision) -> torch.dtype:
     """Return the type of a model's numbers between its layers."""
-    if precision == "bfloat16":
-        return torch.bfloat16
-    held: torch.dtype = model.get_output_embeddings().weight.dtype
-    return held
+    return torch.bfloat16 if precision == "bfloat16" else model.get_output_embeddings().weight.dtype
 
 
 def last_states(
@@ -253,8 +232,7 @@ def last_states(
         past_key_values=cache,
         use_cache=cache is not None,
     )
-    hidden: Tensor = out.last_hidden_state
-    return hidden
+    return out.last_hidden_state
 
 
 def _set_states(generators: Sequence[torch.Generator], states: Sequence[Tensor]) -> None:
@@ -282,13 +260,11 @@ def _load(
     dtype: torch.dtype,
     device: str | torch.device,
 ) -> PreTrainedModel:
+    if four_bit and not isinstance(source, str | Path):
+        raise StackError(f"four_bit: expected a name or folder to quantize, got {type(source).__name__}")
     if isinstance(source, PreTrainedModel):
-        if four_bit:
-            raise StackError("four_bit: expected a name or folder to quantize, got a model")
         return source
     if isinstance(source, PretrainedConfig):
-        if four_bit:
-            raise StackError("four_bit: expected weights to quantize, got a configuration")
         check_config(source)
         return AutoModelForCausalLM.from_config(_quick(source), dtype=dtype)
     if not isinstance(source, str | Path):
@@ -296,22 +272,17 @@ def _load(
             "source: expected a name, a folder, a configuration or a causal model of transformers, got "
             f"{type(source).__name__}"
         )
-    options: dict[str, Any] = {
-        "config": _quick(configuration_of(source)),
-        "dtype": dtype,
-        "device_map": {"": device},  # accelerate puts weights there as it reads them
-        "use_safetensors": True,  # pickled ones could run code
-        "output_loading_info": True,
-    }
-    if four_bit:
-        options["quantization_config"] = BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_compute_dtype=torch.bfloat16,
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_quant_type="nf4",
-        )
+    config = _quick(configuration_of(source))
     try:
-        model, found = AutoModelForCausalLM.from_pretrained(source, **options)
+        model, found = AutoModelForCausalLM.from_pretrained(
+            source,
+            config=config,
+            dtype=dtype,
+            device_map={"": device},  # accelerate puts weights there as it reads them
+            use_safetensors=True,  # pickled ones could run code
+            output_loading_info=True,
+            quantization_config=FOUR_BIT if four_bit else None,
+        )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise StackError(
             f"source: {source} cannot be loaded (from safetensors; pytorch_model.bin is not read): "
@@ -339,9 +310,8 @@ def _quick(config: PretrainedConfig) -> PretrainedConfig:
 def _stack_all(model: PreTrainedModel, size: int) -> None:
     known: dict[int, nn.Parameter] = {}
     for name, layer in list(model.named_modules()):
-        stack = stacked(layer, size, known)
-        if stack is not None:
-            _replace(model, name, stack)
+        if (stack := stacked(layer, size, known)) is not None:
+            model.set_submodule(name, stack)
 
 
 def _stack_adapters(
@@ -360,13 +330,8 @@ def _stack_adapters(
             raise StackError(f"lora: {name} is the output layer; adapters belong below it")
         if not layer.lora_A:
             raise StackError(f"lora: adapters of linear layers only, {name} is none")
-        _replace(base, name, stacked_lora(layer, size, generators))
+        base.set_submodule(name, stacked_lora(layer, size, generators))
     return base
-
-
-def _replace(model: nn.Module, name: str, layer: nn.Module) -> None:
-    parent, _, child = name.rpartition(".")
-    setattr(model.get_submodule(parent), child, layer)
 
 
 # --- writing a policy -------------------------------------------------------------------------------
@@ -392,7 +357,6 @@ def _write_adapter(
     lora.save_pretrained(str(folder))
     record = json.loads((folder / "adapter_config.json").read_text())
     base = config.name_or_path  # a folder, or a name on the hub
-    if Path(base).is_dir():
-        base = str(Path(base).resolve())
+    base = str(Path(base).resolve()) if Path(base).is_dir() else base
     record |= {"base_model_name_or_path": base, "inference_mode": True}
     (folder / "adapter_config.json").write_text(json.dumps(record, indent=1))

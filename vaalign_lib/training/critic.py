@@ -23,33 +23,19 @@ AT_A_TIME = 2**26  # numbers in double precision, of a warm-up
 
 
 class Critic:
-    """N linear value functions of features.
-
-    Attributes:
-        kind: where the features come from.
-        weight: (N, features), trained.
-        bias: (N, 1), trained.
-        centre: of the features (features,).
-        unit: of the features (features,).
+    """N linear value functions of features: weight (N, F) and bias (N, 1) are trained, the features'
+    centre and unit (F,) are those of the reference policy's responses.
     """
 
     def __init__(self, kind: CriticKind, size: int, features: Tensor, mask: Tensor) -> None:
-        """Begin at zero, with the features' centre and unit.
-
-        Args:
-            kind: of the features.
-            size: N.
-            features: of the reference policy's responses (responses, tokens, features).
-            mask: of their tokens (responses, tokens).
-        """
+        """Begin at zero, with centre and unit of features (B, T, F) of tokens (B, T)."""
         self.kind = kind
         parts = features.split(max(1, AT_A_TIME // mask.numel()), dim=-1)
         seen = (part[mask].double() for part in parts)
         centre, unit = zip(*((one.mean(0), one.std(0)) for one in seen), strict=True)
         self.centre = torch.cat(centre).float()
         self.unit = torch.cat(unit).clamp(min=1e-3).float()
-        width = features.shape[-1]
-        self.weight = nn.Parameter(torch.zeros(size, width, device=features.device))
+        self.weight = nn.Parameter(torch.zeros(size, features.shape[-1], device=features.device))
         self.bias = nn.Parameter(torch.zeros(size, 1, device=features.device))
 
     def parameters(self) -> dict[str, nn.Parameter]:
@@ -57,26 +43,20 @@ class Critic:
 
     @torch.no_grad()
     def fit(self, features: Tensor, mask: Tensor, scores: Tensor) -> float:
-        """Warm up: start with the ridge regression of scores on the tokens before them.
-
-        Args:
-            features: of the reference policy's responses (responses, tokens, features).
-            mask: (responses, tokens).
-            scores: of each response, as every policy's objective sees it (N, responses).
+        """Warm up: start with the ridge regression of scores (N, B), as every policy's objective sees them,
+        on features (B, T, F) of the tokens before them.
 
         Returns:
             The mean share of the scores' variance that is explained in a fifth of the responses, to which
             it was not fitted.
         """
         held_out = torch.arange(len(mask), device=mask.device) % 5 == 4
-        fitted = mask & ~held_out[:, None]
-        centre = _targets(fitted, scores).mean(0)
-        gram = moment = None
+        fitted = mask & ~held_out[:, None]  # (B, T)
+        centre = _targets(fitted, scores).mean(0)  # (N,)
+        gram = moment = torch.zeros((), dtype=torch.float64, device=mask.device)
         for design, targets in self._pieces(features, fitted, scores):
-            product, towards = design.T @ design, design.T @ (targets - centre)
-            gram = product if gram is None else gram + product
-            moment = towards if moment is None else moment + towards
-        assert gram is not None and moment is not None
+            gram = gram + design.T @ design  # (F, F)
+            moment = moment + design.T @ (targets - centre)  # (F, N)
         gram.diagonal().add_(RIDGE)
         weight = torch.linalg.solve(gram, moment)
         self.weight.copy_(weight.T)
@@ -95,13 +75,9 @@ class Critic:
             yield design.double(), aims
 
     def values(self, features: Tensor) -> Tensor:
-        """Return the value before each token (N, responses, tokens).
-
-        Args:
-            features: policy by policy (N * responses, tokens, features).
-        """
+        """Return the value before each token (N, B, T) from features (N * B, T, F), policy by policy."""
         size, width = self.weight.shape
-        rows = features.reshape(size, -1, width).float()
+        rows = features.reshape(size, -1, width).float()  # (N, B * T, F)
         scaled = self.weight / self.unit
         constant = self.bias[:, 0] - (scaled * self.centre).sum(1)  # not a product: its rounding depends on N
         values = torch.baddbmm(constant[:, None, None], rows, scaled[:, :, None])
@@ -114,22 +90,14 @@ def _targets(tokens: Tensor, scores: Tensor) -> Tensor:
 
 
 def layers_seen(layers: int, width: int) -> list[int]:
-    """Return which layers' states are features, 0 being the embeddings.
-
-    Args:
-        layers: of the model.
-        width: of its states, each of which is a feature twice.
-    """
+    """Return which layers' states, each of so many numbers, are features; 0 are the embeddings."""
     most = max(1, min(layers + 1, FEATURES // (2 * width)))
     return sorted(np.linspace(layers, 0, most).round().astype(int).tolist())
 
 
 def reference_features(states: tuple[Tensor, ...], mask: Tensor) -> Tensor:
-    """Return hidden states before each token and the sums of those before it, in tens of tokens.
-
-    Args:
-        states: of the layers seen (responses, tokens, width) each.
-        mask: of the responses' tokens (responses, tokens).
+    """Return hidden states (B, T, width) before each token and the sums of those before it in tens,
+    side by side (B, T, F).
     """
     layers = torch.cat(states, dim=-1).float()
     sums = (layers * mask[:, :, None]).cumsum(1) / 10

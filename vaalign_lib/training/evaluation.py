@@ -24,26 +24,15 @@ from vaalign_lib.policies.sampling import Prompts, Rollout, Writer, check_finite
 from vaalign_lib.policies.stack import PolicyStack
 from vaalign_lib.profiles import Sampling
 from vaalign_lib.training.objectives import Task
-from vaalign_lib.training.ppo import truths
 
 _TRAINED, _REFERENCE = 2**31 + 2, 2**31 + 3  # what random numbers are for; training has steps here
 
 
 @dataclass(frozen=True)
 class Evaluator:
-    """Evaluates policies on the same prompts.
+    """Evaluates policies on the same prompts, at least two, with two or more `samples` of each."""
 
-    Attributes:
-        reference: the policy from which the KL is measured, and that is evaluated as often (Algorithm 4).
-        tokenizer: of all policies.
-        task: its prompts (at least two), source and gold.
-        sampling: of the responses.
-        samples: responses to each prompt, at least two.
-        seed: of the study.
-        device: of the policies.
-    """
-
-    reference: ReferencePolicy
+    reference: ReferencePolicy  # from which the KL is measured, and that is evaluated as often (Algorithm 4)
     tokenizer: PreTrainedTokenizerBase
     task: Task
     sampling: Sampling
@@ -62,14 +51,14 @@ class Evaluator:
         checked_prompts(self.tokenizer, self.task.prompts, self.reference.config, self.sampling)
 
     def policies(self, stack: Writer, index: Sequence[int]) -> pd.DataFrame:
-        """Evaluate a stack; return a row for each policy of `index` with mean and standard error of the
-        `true_reward` and, where known, of `gold`; `kl` to the reference in nats; `length` in tokens;
-        `variance` of the source's rewards, in its unit.
+        """Evaluate a stack (Algorithm 2); return a row for each policy of `index`: mean and standard error
+        of the `true_reward` and, where known, of `gold`; `kl` to the reference in nats; `length` in
+        tokens; `variance` of the source's rewards, in its unit.
         """
         return self._evaluated(stack, index, _TRAINED)
 
     def references(self, runs: Sequence[int]) -> pd.DataFrame:
-        """Evaluate the reference policy once for each of `runs`; `kl` is zero."""
+        """Evaluate the reference policy once for each of `runs` (Algorithm 4); `kl` is zero."""
         return self._evaluated(self.reference, runs, _REFERENCE)
 
     def _evaluated(self, writer: Writer, index: Sequence[int], purpose: int) -> pd.DataFrame:
@@ -81,7 +70,7 @@ class Evaluator:
         table: dict[str, np.ndarray] = {"policy": np.array(index)}
         for name in passes[0]:
             values = np.stack([one[name].reshape(size, -1) for one in passes], axis=2)
-            table[name] = values.mean((1, 2))  # of (policies, prompts, samples)
+            table[name] = values.mean((1, 2))  # of (N, prompts, samples)
             if name in ("true_reward", "gold"):
                 table[f"{name}_error"] = standard_error(values)
         return pd.DataFrame(table)
@@ -90,18 +79,18 @@ class Evaluator:
     def _pass(
         self, writer: Writer, random: list[np.random.Generator], index: Sequence[int]
     ) -> dict[str, np.ndarray]:
-        """Return what is known of one response to each prompt, policy by policy (rows,)."""
+        """Return what is known of one response to each prompt, policy by policy (R,)."""
         count, size = len(self.task.prompts), len(index)
         asked = list(self.task.prompts) * size
-        prompts = Prompts.of(self.tokenizer, asked[:count])[torch.arange(count).repeat(size)]
+        prompts = Prompts.of(self.tokenizer, asked[:count])[torch.arange(count).repeat(size)]  # (R, P)
         drawn = [one.random((count, self.sampling.max_new_tokens), np.float32) for one in random]
-        uniforms = torch.from_numpy(np.concatenate(drawn)).to(self.device)
+        uniforms = torch.from_numpy(np.concatenate(drawn)).to(self.device)  # (R, T)
         ends = end_id(self.tokenizer), pad_id(self.tokenizer)
         written = rollout(writer, prompts.to(self.device), uniforms, self.sampling, *ends)
         check_finite(written.log_probabilities, index, "in evaluation")
         answers = response_texts(self.tokenizer, written.responses.tolist())
         judgement = self.task.source.judge(asked, answers, np.repeat(np.array(index), count))
-        known = truths(self.task, judgement, asked, answers)
+        known = self.task.truths(judgement, asked, answers)
         return {
             "true_reward": known.pop("true_reward"),
             "variance": judgement.variance(),
@@ -111,19 +100,14 @@ class Evaluator:
         }
 
     def _log_ratio(self, written: Rollout) -> Tensor:
-        """Return ln of a response's probability over that by the reference policy (rows,)."""
+        """Return ln of a response's probability over that by the reference policy (R,)."""
         joined = sequences(written.prompts, written.responses, self.reference.dtype)
-        heat = self.sampling.log_probability_temperature
-        reference = self.reference.log_probabilities(joined, heat)
+        reference = self.reference.log_probabilities(joined, self.sampling.log_probability_temperature)
         return ((written.log_probabilities - reference) * written.mask).sum(1)
 
 
 def standard_error(values: np.ndarray) -> np.ndarray:
-    """Return the standard error of each policy's mean, the prompts being fixed (policies,).
-
-    Args:
-        values: of responses (policies, prompts, samples).
-    """
+    """Return the standard errors (N,) of means of (N, prompts, samples), the prompts being fixed."""
     _, prompts, samples = values.shape
     within = values.var(axis=2, ddof=1).mean(axis=1)
     return np.asarray(np.sqrt(within / (prompts * samples)))

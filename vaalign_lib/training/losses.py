@@ -1,7 +1,7 @@
 """The arithmetic of PPO as trl 0.11's PPOTrainer has it, for N policies at once.
 
-Arrays are (N, responses, tokens); `mask` is True for tokens of a response with its end. What trl computes
-as one number over a batch is one number for each policy here, (N,) or (N, 1, 1).
+Arrays are (N, B, T): policies, responses, tokens; `mask` is True for tokens of a response with its end. What
+trl computes as one number over a batch is one number for each policy here, (N,).
 
 What differs from trl 0.11.4, all of it by intent:
 - trl's updates run in eval mode and never drop anything out, whatever `lora_dropout` says; here
@@ -29,7 +29,7 @@ def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
 
 def masked_whiten(values: Tensor, mask: Tensor) -> Tensor:
     """Give values mean 0 and variance 1 (ddof=1) over each policy's masked tokens."""
-    count = mask.sum((1, 2))
+    count = mask.sum((1, 2))  # (N,)
     centred = values - masked_mean(values, mask)[:, None, None]
     variance = masked_mean(centred**2, mask) * count / (count - 1).clamp(min=1)
     return centred * torch.rsqrt(variance + 1e-8)[:, None, None]
@@ -38,36 +38,24 @@ def masked_whiten(values: Tensor, mask: Tensor) -> Tensor:
 def kl_penalty(
     log_ratio: Tensor, kind: Literal["kl", "abs", "mse", "full"], full: Tensor | None = None
 ) -> Tensor:
-    """Return the penalty of each token.
+    """Return the penalty of each token (N, B, T) from its log ratio, ln pi - ln pi_0.
 
-    Args:
-        log_ratio: ln pi - ln pi_0 of the sampled tokens.
-        kind: `kl` the log ratio itself, `abs` its size, `mse` half its square, `full` the divergence over
-            the whole vocabulary.
-        full: that divergence at each token, for `full` only.
+    `kl` is the log ratio itself, `abs` its size, `mse` half its square, `full` the divergence over the whole
+    vocabulary, which has to be given.
     """
-    if kind == "kl":
-        return log_ratio
-    if kind == "abs":
-        return log_ratio.abs()
-    if kind == "mse":
-        return 0.5 * log_ratio**2
-    if full is None:
-        raise ValueError("full: the penalty over the whole vocabulary needs the divergence itself")
-    return full
+    if kind == "full":
+        if full is None:
+            raise ValueError("full: the penalty over the whole vocabulary needs the divergence itself")
+        return full
+    return {"kl": log_ratio, "abs": log_ratio.abs(), "mse": 0.5 * log_ratio**2}[kind]
 
 
 def token_rewards(score: Tensor, penalty: Tensor, coefficient: Tensor, mask: Tensor) -> Tensor:
-    """Return each token's reward: minus the penalty, and on the last the score.
-
-    Args:
-        score: of the responses (N, responses).
-        penalty: of the tokens.
-        coefficient: of the penalty (N, responses).
-        mask: of the tokens.
+    """Return each token's reward (N, B, T): minus coefficient (N, B) times penalty, and on the last the score
+    (N, B).
     """
-    rewards = -coefficient[:, :, None] * penalty
-    last = mask.sum(2, keepdim=True) - 1
+    rewards = -coefficient[:, :, None] * penalty  # (N, B, T)
+    last = mask.sum(2, keepdim=True) - 1  # (N, B, 1)
     return rewards.scatter_add(2, last, score[:, :, None])
 
 
@@ -75,11 +63,10 @@ def advantages_and_returns(
     values: Tensor, rewards: Tensor, mask: Tensor, gamma: float, lam: float
 ) -> tuple[Tensor, Tensor]:
     """Generalized advantage estimation (Schulman et al., 2016); the advantages are whitened."""
-    values, rewards = values * mask, rewards * mask
+    values, rewards = values * mask, rewards * mask  # (N, B, T)
     following = torch.cat((values[:, :, 1:], torch.zeros_like(values[:, :, :1])), dim=2)
     surprise = rewards + gamma * following - values
-    advantages = torch.empty_like(values)
-    ahead = torch.zeros_like(values[:, :, 0])
+    advantages, ahead = torch.empty_like(values), torch.zeros_like(values[:, :, 0])  # (N, B, T), (N, B)
     for token in reversed(range(values.shape[2])):
         ahead = surprise[:, :, token] + gamma * lam * ahead
         advantages[:, :, token] = ahead
@@ -88,25 +75,15 @@ def advantages_and_returns(
 
 @dataclass(frozen=True)
 class Losses:
-    """What one pass gives for each policy (N,); `total` is what it descends.
+    """What one pass gives for each policy (N,)."""
 
-    Attributes:
-        total: policy loss plus coefficient times value loss; 0 where the mean ratio is too large.
-        policy: clipped surrogate.
-        value: clipped, halved squared error.
-        ratio: mean probability ratio.
-        clipped: share of tokens whose ratio is beyond the clip range and which clipping changes.
-        value_clipped: the same for the values.
-        approximate_kl: half the mean squared log ratio to the policy that wrote the responses.
-    """
-
-    total: Tensor
-    policy: Tensor
-    value: Tensor
-    ratio: Tensor
-    clipped: Tensor
-    value_clipped: Tensor
-    approximate_kl: Tensor
+    loss: Tensor  # is descended: policy loss plus vf_coef times value loss; 0 if the ratio is too large
+    policy_loss: Tensor  # clipped surrogate
+    value_loss: Tensor  # clipped, halved squared error
+    ratio: Tensor  # mean probability ratio
+    clip_fraction: Tensor  # share of tokens whose ratio is beyond the clip range and which clipping changes
+    value_clip_fraction: Tensor  # the same for the values
+    approximate_kl: Tensor  # half the mean squared log ratio to the policy that wrote the responses
 
 
 def losses(
@@ -124,21 +101,22 @@ def losses(
     ratio_threshold: float,
 ) -> Losses:
     """Return the clipped losses of a pass; everything but the first and third argument is constant."""
-    near = torch.clamp(values, old_values - cliprange_value, old_values + cliprange_value)
+    near = torch.clamp(values, old_values - cliprange_value, old_values + cliprange_value)  # (N, B, T)
     errors, near_errors = (values - returns) ** 2, (near - returns) ** 2
-    value = 0.5 * masked_mean(torch.maximum(errors, near_errors), mask)
+    value_loss = 0.5 * masked_mean(torch.maximum(errors, near_errors), mask)  # (N,)
     change = (log_probabilities - old_log_probabilities) * mask
-    ratio = change.clamp(max=60.0).exp()  # so that even a skipped pass has a finite gradient
+    ratio = change.clamp(max=60.0).exp()  # (N, B, T), so that even a skipped pass has a finite gradient
     plain = -advantages * ratio
     held = -advantages * ratio.clamp(1 - cliprange, 1 + cliprange)
-    policy = masked_mean(torch.maximum(plain, held), mask)
+    policy_loss = masked_mean(torch.maximum(plain, held), mask)
     mean_ratio = masked_mean(ratio, mask).detach()
-    total = torch.where(mean_ratio > ratio_threshold, 0.0, policy + vf_coef * value)
+    loss = torch.where(mean_ratio > ratio_threshold, 0.0, policy_loss + vf_coef * value_loss)
     with torch.no_grad():
         clipped = masked_mean((held > plain).float(), mask)
         value_clipped = masked_mean((near_errors > errors).float(), mask)
         approximate_kl = 0.5 * masked_mean(change**2, mask)
-    return Losses(total, policy.detach(), value.detach(), mean_ratio, clipped, value_clipped, approximate_kl)
+    constant = policy_loss.detach(), value_loss.detach(), mean_ratio, clipped, value_clipped, approximate_kl
+    return Losses(loss, *constant)
 
 
 def adapted_coefficient(

@@ -40,19 +40,12 @@ class Grid:
 
     def method(self, objective: str, **options: float | bool) -> Method:
         """Return the method that gives each policy of a stack of `len(cells)` its cell."""
-        cells = self.cells
-        return Method(
-            objective,
-            beta=cells["beta"].tolist(),
-            learning_rate=cells["learning_rate"].tolist(),
-            **options,  # type: ignore[arg-type]
-        )
+        cells = {name: self.cells[name].tolist() for name in ("beta", "learning_rate")}
+        return Method(objective, **cells, **options)  # type: ignore[arg-type]
 
     def summary(self, log: pd.DataFrame) -> pd.DataFrame:
-        """Return what each cell reached: means over its policies and last steps, and their errors.
-
-        Args:
-            log: of the trainer; the stack's policies are 0, 1, ... in the order of `cells`.
+        """Return what each cell reached by the trainer's log, whose policies are 0, 1, ... in the order of
+        `cells`: means over its policies and last steps, and their errors.
         """
         reached = final(log)
         if reached.index.tolist() != list(range(len(self.cells))):
@@ -61,10 +54,8 @@ class Grid:
                 f"{reached.index.min()} to {reached.index.max()}"
             )
         reached = reached.join(self.cells)
-        names = [name for name in MEASURES if name in reached]
-        grouped = reached.groupby(["learning_rate", "beta"])[names]
-        means, errors = grouped.mean(), grouped.sem()
-        return means.join(errors.add_suffix("_error")).reset_index()
+        grouped = reached.groupby(["learning_rate", "beta"])[[name for name in MEASURES if name in reached]]
+        return grouped.mean().join(grouped.sem().add_suffix("_error")).reset_index()
 
 
 def final(log: pd.DataFrame) -> pd.DataFrame:
@@ -74,15 +65,10 @@ def final(log: pd.DataFrame) -> pd.DataFrame:
 
 
 def beta_for_kl(betas: Sequence[float], kls: Sequence[float], target: float) -> float:
-    """Interpolate the penalty whose KL is the target.
+    """Interpolate the penalty whose KL is the target; all are positive, betas in any order.
 
     A larger penalty leaves less KL, so noise that says otherwise is averaged out (isotonic regression)
     before ln beta is interpolated over ln KL by a monotone cubic.
-
-    Args:
-        betas: positive, ascending or not.
-        kls: reached with each, positive.
-        target: positive.
 
     Raises:
         MatchError: the target lies outside of what the betas reached.
@@ -113,19 +99,13 @@ def match_kl(
 ) -> tuple[float, pd.DataFrame]:
     """Find the beta whose full stack has the target KL, checked by training it.
 
-    Args:
-        train: trains a whole stack with a beta and returns its mean KL.
-        betas: of a pilot grid.
-        kls: that the grid reached.
-        target: KL.
-        attempts: stacks that may be trained.
-        tolerance: of the KL, relative.
+    `train` trains a whole stack with a beta and returns its mean KL; betas and kls are a pilot's.
 
     Returns:
         The beta, and a row per attempt: `beta`, `kl`, `off` (relative).
 
     Raises:
-        MatchError: no attempt was within the tolerance.
+        MatchError: no attempt was within the relative tolerance.
     """
     known = {beta: max(kl, LEAST) for beta, kl in zip(betas, kls, strict=True)}
     tried: list[dict[str, float]] = []
@@ -147,14 +127,11 @@ def _next_beta(known: dict[float, float], target: float) -> float:
     try:
         return beta_for_kl(list(known), list(known.values()), target)
     except MatchError:
-        if target > max(known.values()):
-            return min(known) / 1.5
-        return max(known) * 1.5
+        return min(known) / 1.5 if target > max(known.values()) else max(known) * 1.5
 
 
 def _corrected(known: dict[float, float], beta: float, kl: float) -> dict[float, float]:
     """Move the pilot's curve, whose few policies are less certain, through what a full stack gave."""
-    others = list(known)
-    at = np.interp(np.log(beta), np.log(sorted(others)), np.log([known[b] for b in sorted(others)]))
-    shift = kl / np.exp(at)
+    betas = sorted(known)
+    shift = kl / np.exp(np.interp(np.log(beta), np.log(betas), np.log([known[b] for b in betas])))
     return {b: k * shift for b, k in known.items() if not np.isclose(b, beta)} | {beta: kl}

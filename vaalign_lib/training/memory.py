@@ -33,27 +33,16 @@ HEADROOM = 0.9  # of the memory that a stack may take
 
 @dataclass(frozen=True)
 class Sizes:
-    """What a policy of one architecture amounts to.
+    """What a policy of one architecture amounts to."""
 
-    Attributes:
-        weights: of the model.
-        trained: weights that are trained for each policy.
-        layers: of the model.
-        width: of its hidden states.
-        vocabulary: tokens.
-        prompt: tokens of the longest prompt, to which all are padded.
-        features: of a token, to a critic on the reference's states.
-        warm_up: responses of the reference from which that critic starts.
-    """
-
-    weights: int
-    trained: int
+    weights: int  # of the model
+    trained: int  # weights that are trained for each policy
     layers: int
     width: int
     vocabulary: int
-    prompt: int = 64
-    features: int = 0
-    warm_up: int = 0
+    prompt: int = 64  # tokens of the longest, to which all are padded
+    features: int = 0  # of a token, to a critic on the reference's states
+    warm_up: int = 0  # responses of the reference from which that critic starts
 
 
 def sizes_of(profile: Profile, architecture: str) -> Sizes:
@@ -64,30 +53,27 @@ def sizes_of(profile: Profile, architecture: str) -> Sizes:
         DataError: the prompts cannot be read.
     """
     where, name = f"reference.models.{architecture}", profile.reference.models[architecture]
+    policies = profile.policies
     config = tiny_config(architecture, profile.reference.width)  # type: ignore[arg-type]
     if name not in OURS:
         config = policy_configuration(where, name)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
-    weights = sum(one.numel() for one in {id(p): p for p in model.parameters()}.values())
-    lora = profile.policies.training[architecture].lora
-    trained = weights
-    if lora is not None:
-        linear = [one for one in model.modules() if isinstance(one, torch.nn.Linear)]
-        targets = [one for one in linear if one.out_features != config.vocab_size]
+    weights = trained = model.num_parameters()
+    if (lora := policies.training[architecture].lora) is not None:
+        linear = {key: one for key, one in model.named_modules() if isinstance(one, torch.nn.Linear)}
+        targets = [one for one in linear.values() if one.out_features != config.vocab_size]
         if lora.target_modules is None:  # peft's choice: queries and values
-            named = dict(model.named_modules())
-            targets = [one for key, one in named.items() if key.endswith(("q_proj", "v_proj"))]
+            targets = [one for key, one in linear.items() if key.endswith(("q_proj", "v_proj"))]
         trained = sum(lora.r * (one.in_features + one.out_features) for one in targets)
-    prompt = _longest_prompt(profile.policies.data, profile.policies.prompts, name)
-    if profile.policies.data != EMBEDDED:
-        _told(where, check_room, prompt, config, profile.policies.sampling)
+    prompt = _longest_prompt(policies.data, policies.prompts, name)
+    if policies.data != EMBEDDED:
+        _told(where, check_room, prompt, config, policies.sampling)
     layers, width = config.num_hidden_layers, config.hidden_size
     sizes = Sizes(weights, trained, layers, width, config.vocab_size, prompt)
-    if profile.policies.critic == "own_states":
+    if policies.critic == "own_states":
         return sizes
-    features = 2 * width * len(layers_seen(layers, width))
-    return replace(sizes, features=features, warm_up=profile.policies.warm_up)
+    return replace(sizes, features=2 * width * len(layers_seen(layers, width)), warm_up=policies.warm_up)
 
 
 @cache
@@ -100,11 +86,7 @@ def _longest_prompt(data: str, count: int, model: str) -> int:
 
 
 def configuration(where: str, name: str) -> PretrainedConfig:
-    """Return a model's configuration.
-
-    Raises:
-        PlanError: it is not at hand; `where` says what in a profile names it.
-    """
+    """Return a model's configuration, or say (PlanError) where in a profile a missing one is named."""
     ask_hub(name)
     try:
         return AutoConfig.from_pretrained(name)
@@ -132,17 +114,11 @@ def _told(where: str, function: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def stack_bytes(sizes: Sizes, training: PolicyTraining, policies: int, written: int) -> int:
-    """Return about how much memory a stack takes in training.
+    """Return about how much memory so many policies take in training, with responses of `written` tokens.
 
     The reference, then for each policy weights, gradients and Adam's moments (and, in main memory, where
     it started), and what a mini-batch keeps for its backward pass: activations, and logits with their
     gradients.
-
-    Args:
-        sizes: of a policy.
-        training: its settings.
-        policies: in the stack.
-        written: tokens of a response.
     """
     rows, tokens = training.ppo.mini_batch_size * policies, sizes.prompt + written
     states = rows * tokens * sizes.width  # numbers that a layer hands on
@@ -168,49 +144,29 @@ def critic_bytes(sizes: Sizes, training: PolicyTraining, policies: int, written:
     pieces = DOUBLE * 2 * min(AT_A_TIME, seen * sizes.features)
     fitted = token * seen + pieces + 3 * DOUBLE * sizes.features**2
     made = 3 * token * max(seen, policies * written * training.ppo.batch_size)
-    weights = policies * token * 4  # with gradient and Adam's moments
-    return max(made, fitted) + weights
+    return max(made, fitted) + policies * token * 4  # weights with gradient and Adam's moments
 
 
 def beside_bytes(profile: Profile, source: str) -> int:
-    """Return about how much memory the reward models of a source take beside a stack.
-
-    Raises:
-        PlanError: the configuration of one is not at hand.
-    """
+    """Return about how much memory the reward models of a source take beside a stack."""
     if source != "ensemble":
         return 0
-    return sum(
-        classifier_weights(where, name) * bytes_each
-        for where, name, bytes_each in (
-            ("reward_model.backbone", profile.reward_model.backbone, FLOAT),
-            ("true_reward", profile.true_reward, HALF),
-        )
-        if name not in OURS
-    )
+    backbone = ("reward_model.backbone", profile.reward_model.backbone, FLOAT)
+    models = (backbone, ("true_reward", profile.true_reward, HALF))
+    return sum(classifier_weights(where, name) * size for where, name, size in models if name not in OURS)
 
 
 @cache
 def classifier_weights(where: str, name: str) -> int:
-    """Count the weights of a sequence classifier without loading any.
-
-    Args:
-        where: it is named in a profile.
-        name: of the model, or its folder.
-
-    Raises:
-        PlanError: its configuration is not at hand.
-    """
+    """Count the weights of a sequence classifier, named in a profile, without loading any."""
     with torch.device("meta"):
         model = AutoModelForSequenceClassification.from_config(configuration(where, name))
-    return sum(one.numel() for one in model.parameters())
+    return int(model.num_parameters())
 
 
 def available_bytes(workers: int) -> int:
-    """Return the memory that a stack may take: what is free on its GPU, else its share of the machine's.
-
-    Args:
-        workers: stacks at a time on this machine.
+    """Return the memory that one of so many stacks at a time may take: what is free on its GPU, else its
+    share of the machine's.
     """
     if torch.cuda.is_available():
         return int(torch.cuda.mem_get_info()[0])
@@ -222,7 +178,7 @@ def available_bytes(workers: int) -> int:
 
 def fitting(sizes: Sizes, training: PolicyTraining, policies: int, written: int, room: int) -> int:
     """Return how many of a number of policies fit into memory together, 0 if not even one does."""
-    for size in range(policies, 0, -1):
-        if stack_bytes(sizes, training, size, written) <= HEADROOM * room:
-            return size
-    return 0
+    held = (
+        one for one in range(policies, 0, -1) if stack_bytes(sizes, training, one, written) <= HEADROOM * room
+    )
+    return next(held, 0)

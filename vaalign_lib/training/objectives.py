@@ -4,7 +4,7 @@ A policy optimizer here receives the reward of every token: the penalty
 -beta * weight(x, y) * kl_t on each, and the score of the response on the last. An objective says what
 weight and score are. `variance_aware` is the paper's method as it is programmed (Equation (5) with the
 penalty as a detached reward); `variance_aware_exact` follows the gradient of the objective as it is
-stated, and is `variance_aware` and `uwo` together. All arrays are (policies, responses), in one unit.
+stated, and is `variance_aware` and `uwo` together. Arrays are (N, B), policies and responses, in one unit.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,29 +17,22 @@ from torch import Tensor
 
 from vaalign_lib.policies.checks import whole
 from vaalign_lib.profiles import PPO
-from vaalign_lib.rewards.base import RewardSource, Truth
+from vaalign_lib.rewards.base import Array, Interval, Judgement, Members, PolicyIndex, RewardSource, Truth
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a source of rewards says of responses (policies, responses).
+    """What a source of rewards says of responses (N, B)."""
 
-    Attributes:
-        reward: sampled, Algorithm 7.
-        variance: Algorithm 8.
-        worst: the lowest member, or the lower end of the interval.
-        soft_worst: between mean and worst, see `effective`.
-    """
-
-    reward: Tensor
-    variance: Tensor
-    worst: Tensor
-    soft_worst: Tensor
+    reward: Tensor  # sampled, Algorithm 7
+    variance: Tensor  # Algorithm 8
+    worst: Tensor  # the lowest member, or the lower end of the interval
+    soft_worst: Tensor  # between mean and worst, see `effective`
 
 
 @dataclass(frozen=True)
 class Shaped:
-    """What the optimizer sees (policies, responses): the score, and the weight of the KL penalty."""
+    """What the optimizer sees (N, B): the score, and the weight of the KL penalty."""
 
     score: Tensor
     weight: Tensor
@@ -50,7 +43,7 @@ Objective = Callable[[Outcome, Tensor, Tensor], Shaped]
 
 def vanilla(outcome: Outcome, beta: Tensor, strength: Tensor) -> Shaped:
     """Equation (6): the reward and a plain KL penalty. Fixed point: `tabular.softmax_policy`."""
-    return Shaped(outcome.reward, torch.ones_like(outcome.reward))
+    return _plain(outcome.reward)
 
 
 def variance_aware(outcome: Outcome, beta: Tensor, strength: Tensor) -> Shaped:
@@ -99,40 +92,26 @@ def _plain(score: Tensor) -> Shaped:
     return Shaped(score, torch.ones_like(score))
 
 
-OBJECTIVES: dict[str, Objective] = {
-    "vanilla": vanilla,
-    "variance_aware": variance_aware,
-    "variance_aware_exact": variance_aware_exact,
-    "uwo": uwo,
-    "worst_case": worst_case,
-    "reward_robust": reward_robust,
-    "effective": effective,
-}
+_ALL = (vanilla, variance_aware, variance_aware_exact, uwo, worst_case, reward_robust, effective)
+OBJECTIVES: dict[str, Objective] = {one.__name__: one for one in _ALL}
 
 
 @dataclass(frozen=True)
 class Method:
     """What distinguishes runs: each number is one for all policies of a stack, or one for each.
 
-    Attributes:
-        objective: a name of `objectives.OBJECTIVES`.
-        beta: initial coefficient of the KL penalty; None takes the settings'.
-        learning_rate: None takes the settings'.
-        strength: of the objectives that have one besides beta.
-        credit: `sequence` lets every token answer for the whole penalty of its response; `token`, as in
-            trl, only for the penalty from itself on. They differ where the penalty's weight varies with
-            the response: then a token changes the weight of the tokens before it as well, and by `token`
-            training converges to another policy than the objective's.
-        standardized: whether rewards and variances are measured in reference deviations (the regimes
-            `equal_mean_penalty` and `matched_kl`) or raw (`as_printed`).
+    `sequence` lets every token answer for the whole penalty of its response; `token`, as in trl, only for the
+    penalty from itself on. They differ where the penalty's weight varies with the response: then a token
+    changes the weight of the tokens before it as well, and by `token` training converges to another policy
+    than the objective's.
     """
 
-    objective: str = "vanilla"
-    beta: float | Sequence[float] | None = None
-    learning_rate: float | Sequence[float] | None = None
-    strength: float | Sequence[float] = 1.0
+    objective: str = "vanilla"  # a name of `OBJECTIVES`
+    beta: float | Sequence[float] | None = None  # initial, of the KL penalty; None takes the settings'
+    learning_rate: float | Sequence[float] | None = None  # None takes the settings'
+    strength: float | Sequence[float] = 1.0  # of the objectives that have one besides beta
     credit: Literal["sequence", "token"] = "sequence"
-    standardized: bool = True
+    standardized: bool = True  # in reference deviations (`equal_mean_penalty`, `matched_kl`), or `as_printed`
 
     def check(self, settings: PPO) -> None:
         """Refuse a strength beyond its range, and an objective whose gradient is not a penalty's.
@@ -157,22 +136,12 @@ class Method:
 
 @dataclass(frozen=True)
 class Task:
-    """What policies are asked, who judges their answers, and who knows better.
-
-    Attributes:
-        prompts: texts that training draws from.
-        source: of the rewards.
-        gold: reported beside the reward, never optimized; None where nobody knows.
-        population: how many policies the study has, for sources of which each policy has its own.
-
-    Raises:
-        ValueError: one of them is of another kind.
-    """
+    """What policies are asked, who judges their answers, and who knows better."""
 
     prompts: Sequence[str]
     source: RewardSource
-    gold: Truth | None = None
-    population: int = 1
+    gold: Truth | None = None  # reported beside the reward, never optimized; None where nobody knows
+    population: int = 1  # policies of the study, for sources of which each policy has its own
 
     def __post_init__(self) -> None:
         if isinstance(self.prompts, str) or not len(self.prompts):
@@ -192,3 +161,39 @@ class Task:
         if self.gold is not None and not callable(self.gold):
             raise ValueError(f"gold: expected a function of prompts and responses, got {self.gold!r}")
         whole("population", self.population, 1)
+
+    def judge(self, asked: Sequence[str], answers: Sequence[str], policies: PolicyIndex) -> Judgement:
+        """Ask the source (Algorithm 6), and refuse what would spoil the weights."""
+        judgement = self.source.judge(asked, answers, policies)
+        if isinstance(judgement, Members):
+            _checked("source: scores", judgement.scores, answers, judgement.scores.shape[1:])
+        elif isinstance(judgement, Interval):
+            _checked("source: bounds", judgement.bounds, answers, (2,))
+            if judgement.quantiles is not None:
+                _checked("source: quantiles", judgement.quantiles, answers, ())
+        else:
+            kind = type(judgement).__name__
+            raise TypeError(f"source: expected Members or Interval, got {kind} from judge()")
+        return judgement
+
+    def truths(self, judgement: Judgement, asked: Sequence[str], answers: Sequence[str]) -> dict[str, Array]:
+        """Return the true reward (Algorithm 9) and, where known, gold, in their own units (responses,)."""
+        found = {"true_reward": self.source.true_reward(judgement, asked, answers)}
+        if self.gold is not None:
+            found["gold"] = self.gold(asked, answers)
+        return {name: _checked(name, one, answers, ()) for name, one in found.items()}
+
+
+def _checked(name: str, values: object, answers: Sequence[str], shape: tuple[int, ...]) -> Array:
+    """Return finite numbers (responses, *shape), or refuse them by their name."""
+    found = np.asarray(values)
+    if found.dtype.kind not in "bfiu":
+        raise ValueError(f"{name}: expected real numbers, got {found.dtype}")
+    if found.shape != (len(answers), *shape):
+        got = len(found) if found.ndim == 1 + len(shape) else f"shape {found.shape}"
+        raise ValueError(f"{name}: expected {len(answers)}, one a response, got {got}")
+    if len(bad := np.flatnonzero(~np.isfinite(found.reshape(len(answers), -1)).all(1))):
+        raise ValueError(
+            f"{name}: {len(bad)} of {len(answers)} are not finite, first for the response {answers[bad[0]]!r}"
+        )
+    return found

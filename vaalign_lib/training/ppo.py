@@ -6,6 +6,8 @@ seed, j and s alone. On a CPU in float32 its result is the same bit by bit in st
 policies, whoever the others are (the tests say of which); alone it differs by rounding, for a single
 matrix gets another kernel, and training can make that larger: GPT-2's weights by up to 1e-3. In bfloat16
 and on a GPU kernels are chosen by N, and results differ by more.
+
+Shapes: N policies, B responses of each in a step, T tokens of a response; R = N * B rows, policy by policy.
 """
 
 import time
@@ -39,9 +41,10 @@ from vaalign_lib.policies.sampling import (
 )
 from vaalign_lib.policies.stack import PolicyStack
 from vaalign_lib.profiles import PPO, Sampling
-from vaalign_lib.rewards.base import Array, Interval, Judgement, Members, PolicyIndex, Unit
+from vaalign_lib.rewards.base import Array, Judgement, PolicyIndex, Unit
 from vaalign_lib.training.critic import Critic, CriticKind, layers_seen, reference_features
 from vaalign_lib.training.losses import (
+    Losses,
     adapted_coefficient,
     advantages_and_returns,
     kl_penalty,
@@ -60,28 +63,47 @@ class LengthCollapseWarning(UserWarning):
 
 
 @dataclass(frozen=True)
-class Batch:
-    """One batch of every policy, as an update needs it; (N, responses, tokens) unless said otherwise."""
+class Drawn:
+    """Random numbers of a step."""
 
-    sequences: Sequences
-    features: Tensor | None  # of a critic with constant features (rows, tokens, features)
-    mask: Tensor
-    log_probabilities: Tensor
-    values: Tensor
-    advantages: Tensor
-    returns: Tensor
+    prompts: Tensor  # (R,) which are asked
+    tokens: NDArray[np.float32]  # (R, T)
+    rewards: Array  # (R,)
+    orders: Tensor  # (N, ppo_epochs, B), of mini-batches
+    dropout: list[int]  # (N,) seeds
+
+
+@dataclass(frozen=True)
+class Written:
+    """Responses of a step, as tokens and as texts (R,)."""
+
+    rollout: Rollout
+    asked: list[str]
+    answers: list[str]
+
+
+@dataclass(frozen=True)
+class Compared:
+    """What policies, reference and critic make of responses."""
+
+    sequences: Sequences  # R rows
+    features: Tensor | None  # (R, T, F) of a critic with constant ones
+    mask: Tensor  # (N, B, T)
+    log_probabilities: Tensor  # (N, B, T), of the policies that wrote them
+    log_ratio: Tensor  # (N, B, T), of these to the reference's
+    penalty: Tensor  # (N, B, T), by the settings' kind
+    values: Tensor  # (N, B, T)
 
 
 class Trainer:
-    """Trains a stack of policies.
+    """Trains a stack of policies; `step` is one iteration of Algorithm 1, in the order of the methods `draw`,
+    `write`, `judge`, `outcome`, `shape`, `compare`, `rewards`, `advantages`, `update`.
 
     Attributes:
-        stack: the policies.
-        index: their global indices (N,).
+        index: the policies' global indices (N,).
         unit: of rewards and variances.
         beta: the coefficient of the KL penalty (N,); it moves if it is adaptive.
         mean_weight: of the penalty over the reference's responses (N,).
-        critic: what the policies expect.
         reference_length: mean tokens of the reference policy's responses.
         done: steps taken.
     """
@@ -113,7 +135,7 @@ class Trainer:
             sampling: of the responses.
             policies: global indices of the stack's policies, by default 0 to N - 1.
             seed: of the study.
-            critic: see `critics`.
+            critic: see `critic`.
             warm_up: responses of the reference policy that the critic and the unit of reward come from.
         """
         self.stack, self.tokenizer, self.task = stack, tokenizer, task
@@ -154,8 +176,7 @@ class Trainer:
 
     def _each(self, name: str, value: float | Sequence[float] | None, default: float) -> Tensor:
         """Return one number per policy (N,)."""
-        size = self.stack.size
-        given = np.asarray(default if value is None else value)
+        given, size = np.asarray(default if value is None else value), self.stack.size
         if given.dtype.kind not in "fiu":
             raise ValueError(f"{name}: expected numbers, got {value!r}")
         values = torch.as_tensor(given, dtype=torch.float32)
@@ -181,36 +202,29 @@ class Trainer:
                 f"steps: the learning rate is 0 after {self.settings.iterations} of {last} steps; give "
                 "the trainer more iterations"
             )
-        log = pd.concat(list(self.steps(last)), ignore_index=True)
-        self._watch_lengths(log)
+        log = pd.concat(list(self._steps(last)), ignore_index=True)
+        final = log[log["step"] > self.done - 10].groupby("policy")["length"].mean()
+        if short := final.index[final < SHORT * self.reference_length].tolist():
+            warnings.warn(
+                f"{len(short)} of {len(final)} policies write responses of less than half the reference "
+                f"policy's mean length, {self.reference_length:.1f} tokens: policies {short[:8]}",
+                LengthCollapseWarning,
+                stacklevel=2,
+            )
         return log
 
-    def steps(self, last: int) -> Iterator[pd.DataFrame]:
+    def _steps(self, last: int) -> Iterator[pd.DataFrame]:
         """Take steps until `last` are done and yield the log of each, with a bar."""
         name = f"{self.stack.size} policies, {self.method.objective.replace('_', ' ')}"
         with bar(last, name, self.done) as shown:
             while self.done < last:
                 started = time.perf_counter()
                 log = self.step()
-                speed = log["length"].sum() * self.settings.batch_size
-                speed /= time.perf_counter() - started
-                shown.set_postfix_str(
-                    f"reward {log['reward'].mean():.2f}, KL {log['kl'].mean():.2f} nats, "
-                    f"{speed:,.0f} tokens/s"
-                )
+                speed = log["length"].sum() * self.settings.batch_size / (time.perf_counter() - started)
+                means = f"reward {log['reward'].mean():.2f}, KL {log['kl'].mean():.2f} nats"
+                shown.set_postfix_str(f"{means}, {speed:,.0f} tokens/s")
                 shown.update()
                 yield log
-
-    def _watch_lengths(self, log: pd.DataFrame) -> None:
-        final = log[log["step"] > self.done - 10].groupby("policy")["length"].mean()
-        short = final.index[final < SHORT * self.reference_length].tolist()
-        if short:
-            warnings.warn(
-                f"{len(short)} of {len(final)} policies write responses of less than half the reference "
-                f"policy's mean length, {self.reference_length:.1f} tokens: policies {short[:8]}",
-                LengthCollapseWarning,
-                stacklevel=3,
-            )
 
     def step(self) -> pd.DataFrame:
         """Write responses, have them judged, improve every policy; return a row per policy.
@@ -219,30 +233,35 @@ class Trainer:
             ValueError: a policy has diverged, or a judgement, a true reward or gold is none.
         """
         now = f"step {self.done + 1}"
-        size, rows = self.stack.size, self.settings.batch_size
-        drawn = [self._draw(int(policy)) for policy in self.index]
-        which = torch.from_numpy(np.concatenate([one.prompts for one in drawn]))
-        uniforms = np.concatenate([one.tokens for one in drawn])
-        written, asked, answers = self._write(self.stack, which, uniforms)
-        check_finite(written.log_probabilities, self.index, now)
-        judgement = self._judged(asked, answers, self.index.repeat(rows))
-        uniforms = np.concatenate([one.rewards for one in drawn])
-        outcome = self._outcome(judgement, uniforms, self.strength.repeat_interleave(rows), size)
-        batch, log = self._assess(written, outcome)
-        log |= self._truths(judgement, asked, answers)
-        log |= self._update(batch, drawn)
+        drawn = self.draw()
+        written = self.write(self.stack, drawn)
+        check_finite(written.rollout.log_probabilities, self.index, now)
+        judgement = self.judge(written)  # Algorithm 6
+        outcome = self.outcome(judgement, drawn)  # Algorithms 7 and 8
+        shaped = self.shape(outcome)  # Equation (5) or (6)
+        compared = self.compare(written.rollout)
+        rewards = self.rewards(shaped, compared)
+        advantages, returns = self.advantages(rewards, compared)
+        log = self._measured(written.rollout, outcome, shaped, compared, returns)
+        known = self.task.truths(judgement, written.asked, written.answers)  # Algorithm 9
+        log |= {name: self._rows(value, self.stack.size).mean(1) for name, value in known.items()}
+        log |= self.update(compared, advantages, returns, drawn)  # Algorithm 5
         check_finite(torch.stack(list(log.values()), dim=1), self.index, now)
         for weights in self._parameters:
             check_finite(torch.linalg.vector_norm(weights.detach().flatten(1), torch.inf, 1), self.index, now)
-        log["length"] = _per_policy(written.lengths, size)
-        log["finished"] = _per_policy((written.responses == self._end).any(1), size)
+        log["length"] = self._per_policy(written.rollout.lengths)
+        log["finished"] = self._per_policy((written.rollout.responses == self._end).any(1))
         if (control := self.settings.adaptive_kl) is not None:
+            batch = self.settings.batch_size
             self.beta = adapted_coefficient(
-                self.beta, log["divergence"], target=control.target, horizon=control.horizon, batch=rows
+                self.beta, log["divergence"], target=control.target, horizon=control.horizon, batch=batch
             )
         self.done += 1
         table = {name: value.double().cpu().numpy() for name, value in log.items()}
         return pd.DataFrame({"policy": self.index, "step": self.done, **table})
+
+    def _per_policy(self, values: Tensor) -> Tensor:
+        return values.float().view(self.stack.size, -1).mean(1)
 
     # --- checkpoints ----------------------------------------------------------------------------------
 
@@ -258,11 +277,7 @@ class Trainer:
 
     @torch.no_grad()
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Go back to a state of a trainer that was made with the same arguments.
-
-        Raises:
-            ValueError: the state is that of another trainer.
-        """
+        """Go back to a state of a trainer that was made with the same arguments; others are refused."""
         held = {f"weights.{name}": p for name, p in self._trained.items()} | {"beta": self.beta}
         for name, tensor in held.items():
             if name not in state or state[name].shape != tensor.shape:
@@ -274,64 +289,59 @@ class Trainer:
         self.done = int(state["done"])
         moments: dict[int, dict[str, Tensor]] = {}
         for name, tensor in state.items():
-            kind, *place = name.split(".")
-            if kind == "adam":
-                moments.setdefault(int(place[0]), {})[place[1]] = tensor
+            if name.startswith("adam."):
+                _, place, moment = name.split(".")
+                moments.setdefault(int(place), {})[moment] = tensor
         adam = self._optimizer.adam
         adam.load_state_dict(adam.state_dict() | {"state": moments})
 
-    # --- random numbers -----------------------------------------------------------------------------
+    # --- random numbers and responses -----------------------------------------------------------------
 
-    def _draw(self, policy: int) -> "_Drawn":
-        """Draw what a policy needs in this step: it depends on seed, policy and step alone."""
-        settings = self.settings
-        random = np.random.default_rng([self.seed, policy, self.done])
-        order = np.tile(np.arange(settings.batch_size), (settings.ppo_epochs, 1))
-        return _Drawn(
-            self._turn(policy),
-            random.random((settings.batch_size, self.sampling.max_new_tokens), dtype=np.float32),
-            random.random(settings.batch_size),
-            random.permuted(order, axis=1),
-            int(random.integers(2**31)),
+    def draw(self) -> Drawn:
+        """Draw what a step needs; each policy's part depends on seed, policy and step alone."""
+        size, epochs = self.settings.batch_size, self.settings.ppo_epochs
+        drawn = []
+        for policy in self.index.tolist():
+            random = np.random.default_rng([self.seed, policy, self.done])
+            tokens = random.random((size, self.sampling.max_new_tokens), dtype=np.float32)
+            rewards = random.random(size)
+            orders = random.permuted(np.tile(np.arange(size), (epochs, 1)), axis=1)
+            drawn.append((self._turn(policy), tokens, rewards, orders, int(random.integers(2**31))))
+        prompts, tokens, rewards, orders, dropout = zip(*drawn, strict=True)
+        return Drawn(
+            torch.from_numpy(np.concatenate(prompts)),
+            np.concatenate(tokens),
+            np.concatenate(rewards),
+            torch.from_numpy(np.stack(orders)).to(self.stack.device),
+            list(dropout),
         )
 
     def _turn(self, policy: int) -> NDArray[np.int64]:
-        """Return the prompts of this step: every epoch goes through all in the policy's own order."""
+        """Return the prompts of this step (B,): every epoch goes through all in the policy's own order."""
         known, size = len(self.task.prompts), self.settings.batch_size
-        places = np.arange(self.done * size, (self.done + 1) * size)
-        return np.array(
-            [_order(self.seed, policy, place // known, known)[place % known] for place in places.tolist()]
-        )
+        places = range(self.done * size, (self.done + 1) * size)
+        return np.array([_order(self.seed, policy, one // known, known)[one % known] for one in places])
+
+    def write(self, writer: Writer, drawn: Drawn) -> Written:
+        """Let the stack, or the reference, answer the prompts that were drawn."""
+        prompts = self._prompts[drawn.prompts.to(self.stack.device)]
+        uniforms = torch.from_numpy(drawn.tokens).to(self.stack.device)
+        written = rollout(writer, prompts, uniforms, self.sampling, self._end, self._pad)
+        asked = [self.task.prompts[k] for k in drawn.prompts.tolist()]
+        return Written(written, asked, response_texts(self.tokenizer, written.responses.tolist()))
 
     # --- from responses to advantages -----------------------------------------------------------------
 
-    def _write(
-        self, writer: Writer, which: Tensor, uniforms: NDArray[np.float32]
-    ) -> tuple[Rollout, list[str], list[str]]:
-        """Return responses to the chosen prompts, and both as texts."""
-        prompts = self._prompts[which.to(self.stack.device)]
-        numbers = torch.from_numpy(uniforms).to(self.stack.device)
-        written = rollout(writer, prompts, numbers, self.sampling, self._end, self._pad)
-        asked = [self.task.prompts[k] for k in which.tolist()]
-        return written, asked, response_texts(self.tokenizer, written.responses.tolist())
+    def judge(self, written: Written) -> Judgement:
+        """Have the stack's responses judged (Algorithm 6), (R,)."""
+        return self.task.judge(written.asked, written.answers, self.index.repeat(self.settings.batch_size))
 
-    def _judged(self, asked: list[str], answers: list[str], policies: PolicyIndex) -> Judgement:
-        """Ask the source, and refuse what would spoil the weights."""
-        judgement = self.task.source.judge(asked, answers, policies)
-        if not isinstance(judgement, Members | Interval):
-            raise TypeError(
-                f"source: expected Members or Interval, got {type(judgement).__name__} from judge()"
-            )
-        if isinstance(judgement, Members):
-            _checked("source: scores", judgement.scores, answers, judgement.scores.shape[1:])
-        else:
-            _checked("source: bounds", judgement.bounds, answers, (2,))
-            if judgement.quantiles is not None:
-                _checked("source: quantiles", judgement.quantiles, answers, ())
-        return judgement
+    def outcome(self, judgement: Judgement, drawn: Drawn) -> Outcome:
+        """Return sampled reward (Algorithm 7) and variance (Algorithm 8), (N, B) in the regime's unit."""
+        strength = self.strength.repeat_interleave(self.settings.batch_size)
+        return self._outcome(judgement, drawn.rewards, strength, self.stack.size)
 
     def _outcome(self, judgement: Judgement, uniforms: Array, strength: Tensor, policies: int) -> Outcome:
-        """Return what the source says, in the unit of the regime (policies, responses)."""
         said = self.unit.of_judgement(judgement, uniforms, strength.double().cpu().numpy())
         return Outcome(*(self._rows(one, policies) for one in said))
 
@@ -345,133 +355,132 @@ class Trainer:
             )
         return held.to(self.stack.device).view(policies, -1)
 
-    def _shaped(self, outcome: Outcome) -> Shaped:
+    def shape(self, outcome: Outcome) -> Shaped:
+        """Return score and weight of the penalty by the method's objective (N, B)."""
         objective = OBJECTIVES[self.method.objective]
         return objective(outcome, self.beta[:, None], self.strength[:, None])
 
     @torch.no_grad()
-    def _assess(self, written: Rollout, outcome: Outcome) -> tuple[Batch, dict[str, Tensor]]:
-        """Compare with the reference, shape the rewards, estimate advantages."""
-        settings, size = self.settings, self.stack.size
+    def compare(self, written: Rollout) -> Compared:
+        """Compare with the reference, and ask the critic."""
+        kind, temperature = self.settings.kl_penalty, self.sampling.log_probability_temperature
         joined = sequences(written.prompts, written.responses, self.stack.dtype)
         states = self.reference.all_states(joined, self._layers)
-        mask = written.mask.view(size, settings.batch_size, -1)
-        old = self._old_log_probabilities(joined, written).view(mask.shape)
-        heat = self.sampling.log_probability_temperature
-        reference = self.reference.log_probabilities(joined, heat, states[-1])
-        log_ratio = (old - reference.view(mask.shape)) * mask
-        full = self._divergence(joined, states[-1]) if settings.kl_penalty == "full" else None
-        penalty = kl_penalty(log_ratio, settings.kl_penalty, full) * mask
-        shaped = self._shaped(outcome)
-        coefficient = self.beta[:, None] * shaped.weight
+        mask = written.mask.view(self.stack.size, self.settings.batch_size, -1)  # (N, B, T)
+        old = written.log_probabilities
+        if self.stack.dtype != torch.float32:  # in few bits only a whole pass is exact
+            old = self._log_probabilities(joined)
+        reference = self.reference.log_probabilities(joined, temperature, states[-1])  # (R, T)
+        log_ratio = (old.view(mask.shape) - reference.view(mask.shape)) * mask
+        full = self._divergence(joined, states[-1]).view(mask.shape) if kind == "full" else None
+        features = None
+        if self.critic.kind == "reference_states":
+            features = reference_features(states, written.mask)
+        return Compared(
+            joined,
+            features,
+            mask,
+            old.view(mask.shape),
+            log_ratio,
+            kl_penalty(log_ratio, kind, full) * mask,
+            self.critic.values(written.hidden if features is None else features),
+        )
+
+    def _log_probabilities(self, joined: Sequences) -> Tensor:
+        """Return what the policies think of responses' tokens, in one pass (R, T)."""
+        logits = self.stack.logits(response_states(self.stack, joined))
+        return token_log_probabilities(logits, joined.responses, self.sampling.log_probability_temperature)
+
+    def _divergence(self, joined: Sequences, reference_state: Tensor) -> Tensor:
+        """Return KL(policy || reference) of every token's distribution (R, T)."""
+        temperature = self.sampling.log_probability_temperature
+        policy = (self.stack.logits(response_states(self.stack, joined)) / temperature).log_softmax(-1)
+        reference = (self.reference.logits(reference_state) / temperature).log_softmax(-1)
+        return (policy.exp() * (policy - reference)).sum(-1)
+
+    def rewards(self, shaped: Shaped, compared: Compared) -> Tensor:
+        """Return every token's reward (N, B, T); what it answers for depends on the method's credit."""
+        coefficient = self.beta[:, None] * shaped.weight  # (N, B)
         even = coefficient
         if self.method.credit == "sequence":  # what varies with the response comes with its score
             even = (self.beta * self.mean_weight)[:, None].expand_as(coefficient)
-        late = (coefficient - even) * penalty.sum(2)
-        rewards = token_rewards(shaped.score - late, penalty, even, mask)
-        constant = None
-        if self.critic.kind == "reference_states":
-            constant = reference_features(states, written.mask)
-        values = self.critic.values(written.hidden if constant is None else constant)
-        advantages, returns = advantages_and_returns(values, rewards, mask, settings.gamma, settings.lam)
-        log = {
+        late = (coefficient - even) * compared.penalty.sum(2)
+        return token_rewards(shaped.score - late, compared.penalty, even, compared.mask)
+
+    def advantages(self, rewards: Tensor, compared: Compared) -> tuple[Tensor, Tensor]:
+        """Return whitened advantages, and returns (N, B, T)."""
+        gamma, lam = self.settings.gamma, self.settings.lam
+        return advantages_and_returns(compared.values, rewards, compared.mask, gamma, lam)
+
+    def _measured(
+        self, written: Rollout, outcome: Outcome, shaped: Shaped, compared: Compared, returns: Tensor
+    ) -> dict[str, Tensor]:
+        """Return what is logged of a batch before its update (N,)."""
+        mask, penalty = compared.mask, compared.penalty.sum(2)
+        return {
             "reward": outcome.reward.mean(1),
             "score": shaped.score.mean(1),
             "variance": outcome.variance.mean(1),
-            "kl": log_ratio.sum(2).mean(1),
-            "divergence": penalty.sum(2).mean(1),  # by the penalty's kind, what the controller sees
-            "penalty": (coefficient * penalty.sum(2)).mean(1),
+            "kl": compared.log_ratio.sum(2).mean(1),
+            "divergence": penalty.mean(1),  # by the penalty's kind, what the controller sees
+            "penalty": (self.beta[:, None] * shaped.weight * penalty).mean(1),
             "coefficient": self.beta,
             "entropy": masked_mean(written.entropy.view(mask.shape), mask),
-            "explained_variance": _explained(values, returns, mask),
+            "explained_variance": _explained(compared.values, returns, mask),
         }
-        return Batch(joined, constant, mask, old, values, advantages, returns), log
-
-    def _old_log_probabilities(self, joined: Sequences, written: Rollout) -> Tensor:
-        """Return what the policies thought of their tokens; in few bits only a whole pass is exact."""
-        if self.stack.dtype == torch.float32:
-            return written.log_probabilities
-        heat = self.sampling.log_probability_temperature
-        logits = self.stack.logits(response_states(self.stack, joined))
-        return token_log_probabilities(logits, joined.responses, heat)
-
-    def _divergence(self, joined: Sequences, reference_state: Tensor) -> Tensor:
-        """Return KL(policy || reference) of every token's distribution (N, responses, tokens)."""
-        heat = self.sampling.log_probability_temperature
-        policy = (self.stack.logits(response_states(self.stack, joined)) / heat).log_softmax(-1)
-        reference = (self.reference.logits(reference_state) / heat).log_softmax(-1)
-        divergence = (policy.exp() * (policy - reference)).sum(-1)
-        return divergence.view(self.stack.size, -1, divergence.shape[1])
-
-    def _truths(self, judgement: Judgement, asked: list[str], answers: list[str]) -> dict[str, Tensor]:
-        """Return the true reward (Algorithm 9) and gold, in their own units (N,)."""
-        known = truths(self.task, judgement, asked, answers)
-        size = self.stack.size
-        return {name: self._rows(value, size).mean(1) for name, value in known.items()}
 
     # --- the update ---------------------------------------------------------------------------------
 
-    def _update(self, batch: Batch, drawn: list["_Drawn"]) -> dict[str, Tensor]:
-        """Descend the clipped losses in epochs of mini-batches; return their means (N,)."""
-        settings = self.settings
-        passes = settings.gradient_accumulation_steps
-        orders = torch.from_numpy(np.stack([one.orders for one in drawn])).to(self.stack.device)
-        seen: list[dict[str, Tensor]] = []
-        with self.stack.updating([one.dropout for one in drawn]):
+    def update(
+        self, compared: Compared, advantages: Tensor, returns: Tensor, drawn: Drawn
+    ) -> dict[str, Tensor]:
+        """Descend the clipped losses in epochs of mini-batches (Algorithm 5); return their means (N,)."""
+        settings, seen = self.settings, []
+        with self.stack.updating(drawn.dropout):
             for epoch in range(settings.ppo_epochs):
-                for k, part in enumerate(orders[:, epoch].split(settings.mini_batch_size, dim=1), 1):
-                    measured = self._pass(batch, part)
-                    (measured["loss"].sum() / passes).backward()
-                    if k % passes == 0:
+                parts = drawn.orders[:, epoch].split(settings.mini_batch_size, dim=1)
+                for k, part in enumerate(parts, 1):
+                    measured = dict(vars(self.losses(compared, advantages, returns, part)))
+                    (measured["loss"].sum() / settings.gradient_accumulation_steps).backward()
+                    if k % settings.gradient_accumulation_steps == 0:
                         measured["gradient_norm"] = self._descend()
                     seen.append(measured)
         return {name: _mean([one[name] for one in seen if name in one]) for name in seen[-1]}
 
-    def _pass(self, batch: Batch, part: Tensor) -> dict[str, Tensor]:
-        """Return the losses of some responses of every policy (N,); `part` is (N, mini-batch)."""
-        size, every = batch.mask.shape[:2]
+    def losses(self, compared: Compared, advantages: Tensor, returns: Tensor, part: Tensor) -> Losses:
+        """Return the losses of some responses of every policy; `part` is (N, mini-batch)."""
+        size, every = compared.mask.shape[:2]
         policy = torch.arange(size, device=part.device)[:, None]
         rows = (policy * every + part).ravel()
-        joined = batch.sequences[rows]
-        states = response_states(self.stack, joined)
-        heat = self.sampling.log_probability_temperature
-        new = token_log_probabilities(self.stack.logits(states), joined.responses, heat)
-        features = states if batch.features is None else batch.features[rows]
-        values = self.critic.values(features)
-        settings = self.settings
-        found = losses(
+        joined, settings = compared.sequences[rows], self.settings
+        states = response_states(self.stack, joined)  # (N * mini-batch, T, width)
+        temperature = self.sampling.log_probability_temperature
+        new = token_log_probabilities(self.stack.logits(states), joined.responses, temperature)
+        values = self.critic.values(states if compared.features is None else compared.features[rows])
+        return losses(
             new.view(values.shape),
-            batch.log_probabilities[policy, part],
+            compared.log_probabilities[policy, part],
             values,
-            batch.values[policy, part],
-            batch.advantages[policy, part],
-            batch.returns[policy, part],
-            batch.mask[policy, part],
+            compared.values[policy, part],
+            advantages[policy, part],
+            returns[policy, part],
+            compared.mask[policy, part],
             cliprange=settings.cliprange,
             cliprange_value=settings.cliprange_value,
             vf_coef=settings.vf_coef,
             ratio_threshold=settings.ratio_threshold,
         )
-        return {
-            "loss": found.total,
-            "policy_loss": found.policy,
-            "value_loss": found.value,
-            "ratio": found.ratio,
-            "clip_fraction": found.clipped,
-            "value_clip_fraction": found.value_clipped,
-            "approximate_kl": found.approximate_kl,
-        }
 
     def _descend(self) -> Tensor:
         """Clip every policy's gradient by its own norm and take a step; return the norms (N,)."""
+        settings = self.settings
         gradients = [p.grad for p in self._parameters if p.grad is not None]
         squares = [torch.linalg.vector_norm(g.flatten(1), dim=1) ** 2 for g in gradients]
         norm = reduce(torch.add, squares).sqrt()  # in this order whatever N is, unlike torch.sum
-        if (most := self.settings.max_grad_norm) is not None:
-            factor = (most / (norm + 1e-6)).clamp(max=1.0)
+        if settings.max_grad_norm is not None:
+            factor = (settings.max_grad_norm / (norm + 1e-6)).clamp(max=1.0)
             for gradient in gradients:
                 gradient.mul_(factor.view(-1, *[1] * (gradient.dim() - 1)))
-        settings = self.settings
         left = 1 - self.done / settings.iterations if settings.schedule == "linear" else 1.0
         self._optimizer.step(max(left, 0.0))
         return norm
@@ -486,39 +495,26 @@ class Trainer:
         """
         random = np.random.default_rng([self.seed, _WARM_UP])
         which = torch.from_numpy(random.integers(len(self.task.prompts), size=count))
-        uniforms = random.random((count, self.sampling.max_new_tokens), dtype=np.float32)
-        written, asked, answers = self._write(self.reference, which, uniforms)
-        self.reference_length = float(written.lengths.float().mean())
+        tokens = random.random((count, self.sampling.max_new_tokens), dtype=np.float32)
+        drawn = Drawn(which, tokens, random.random(count), torch.empty(0), [])
+        written = self.write(self.reference, drawn)
+        mask = written.rollout.mask  # (warm-up, T)
+        self.reference_length = float(written.rollout.lengths.float().mean())
         judges = np.arange(count) % self.task.population
-        judgement = self._judged(asked, answers, judges)
-        rewards = random.random(count)
+        judgement = self.task.judge(written.asked, written.answers, judges)
         self.unit = Unit()
         if self.method.standardized:
-            self.unit = Unit.of(judgement.sample(rewards), judgement.variance())
-        states = self.reference.all_states(
-            sequences(written.prompts, written.responses, self.stack.dtype), self._layers
-        )
-        features = states[-1]
-        if kind == "reference_states":
-            features = reference_features(states, written.mask)
-        self.critic = Critic(kind, self.stack.size, features, written.mask)
+            self.unit = Unit.of(judgement.sample(drawn.rewards), judgement.variance())
+        joined = sequences(written.rollout.prompts, written.rollout.responses, self.stack.dtype)
+        states = self.reference.all_states(joined, self._layers)
+        features = reference_features(states, mask) if kind == "reference_states" else states[-1]
+        self.critic = Critic(kind, self.stack.size, features, mask)
         same = bool((self.strength == self.strength[0]).all())  # a mean of copies may round
         strength = (self.strength[0] if same else self.strength.mean()).expand(count)
-        shaped = self._shaped(self._outcome(judgement, rewards, strength, 1))
+        shaped = self.shape(self._outcome(judgement, drawn.rewards, strength, 1))
         self.mean_weight = shaped.weight.mean(1).expand(self.stack.size)
         if kind == "reference_states":  # trl's head on the policy's own states starts cold
-            self.critic.fit(features, written.mask, shaped.score.expand(self.stack.size, -1))
-
-
-@dataclass(frozen=True)
-class _Drawn:
-    """Random numbers of one policy in one step."""
-
-    prompts: NDArray[np.int64]  # (responses,)
-    tokens: NDArray[np.float32]  # (responses, tokens)
-    rewards: Array  # (responses,)
-    orders: NDArray[np.int64]  # (ppo_epochs, responses)
-    dropout: int
+            self.critic.fit(features, mask, shaped.score.expand(self.stack.size, -1))
 
 
 @lru_cache(maxsize=4096)
@@ -552,35 +548,6 @@ class _Adam:
         self.adam.step()
         for tensor in chain(self._parameters, *self._views):
             tensor.grad = None
-
-
-def truths(
-    task: Task, judgement: Judgement, asked: Sequence[str], answers: Sequence[str]
-) -> dict[str, Array]:
-    """Return the true reward (Algorithm 9) and, where known, gold, in their own units (responses,)."""
-    found = {"true_reward": task.source.true_reward(judgement, asked, answers)}
-    if task.gold is not None:
-        found["gold"] = task.gold(asked, answers)
-    return {name: _checked(name, one, answers, ()) for name, one in found.items()}
-
-
-def _checked(name: str, values: object, answers: Sequence[str], shape: tuple[int, ...]) -> Array:
-    """Return finite numbers (responses, *shape), or refuse what would spoil the weights."""
-    found = np.asarray(values)
-    if found.dtype.kind not in "bfiu":
-        raise ValueError(f"{name}: expected real numbers, got {found.dtype}")
-    if found.shape != (len(answers), *shape):
-        got = len(found) if found.ndim == 1 + len(shape) else f"shape {found.shape}"
-        raise ValueError(f"{name}: expected {len(answers)}, one a response, got {got}")
-    if len(bad := np.flatnonzero(~np.isfinite(found.reshape(len(answers), -1)).all(1))):
-        raise ValueError(
-            f"{name}: {len(bad)} of {len(answers)} are not finite, first for the response {answers[bad[0]]!r}"
-        )
-    return found
-
-
-def _per_policy(values: Tensor, size: int) -> Tensor:
-    return values.float().view(size, -1).mean(1)
 
 
 def _mean(values: list[Tensor]) -> Tensor:

@@ -25,7 +25,8 @@ from vaalign_lib.training.evaluation import Evaluator
 from vaalign_lib.training.objectives import Method, Task
 from vaalign_lib.training.ppo import Trainer
 
-_NOT_LOGGED = ("policy", "step")
+CHECKPOINT_SECONDS = 30.0  # of work that is lost at most when a run is killed, while
+CHECKPOINT_SHARE = 0.1  # of the time at most goes into writing checkpoints
 
 
 def embedded_task(profile: Profile, source: RewardSource, world: World) -> Task:
@@ -60,31 +61,27 @@ def policy_trainer(
         device: by default a GPU if there is one.
         sampling: of the responses, by default the profile's.
         changes: settings of PPO that are to differ from the profile's.
-
-    Raises:
-        ValueError: the profile has no such architecture.
     """
     if architecture not in profile.policies.training:
         known = ", ".join(profile.policies.training)
         raise ValueError(f"architecture: profile {profile.name} has {known}, not {architecture}")
     training = profile.policies.training[architecture]
-    index = list(range(profile.policies.count)) if policies is None else list(policies)
+    index = list(range(profile.policies.count) if policies is None else policies)
     where = device or ("cuda" if torch.cuda.is_available() else "cpu")
     settings = training.settings(method.objective)
     settings = type(settings).model_validate(settings.model_dump() | changes)
-    adapters = None if training.lora is None else lora_config(training.lora)
     stack = PolicyStack(
         reference,
         len(index),
-        lora=adapters,
+        lora=None if training.lora is None else lora_config(training.lora),
         four_bit=training.lora is not None and training.lora.four_bit,
-        seeds=[_adapter_seed(seed, policy) for policy in index],
+        seeds=[seed * 1_000_003 + policy for policy in index],  # of one policy the same in every stack
         device=where,
         precision=training.precision,
         gradient_checkpointing=training.gradient_checkpointing,
     )
     model = None
-    if adapters is None:
+    if training.lora is None:
         model = AutoModelForCausalLM.from_pretrained(reference, dtype=torch.float32, device_map={"": where})
     return Trainer(
         stack,
@@ -106,17 +103,8 @@ def lora_config(settings: Lora) -> LoraConfig:
     return LoraConfig(task_type="CAUSAL_LM", bias="none", **settings.model_dump(exclude={"four_bit"}))
 
 
-def _adapter_seed(seed: int, policy: int) -> int:
-    """Return the seed of one policy's own start, the same in every stack."""
-    return seed * 1_000_003 + policy
-
-
 def write_tensorboard(log: pd.DataFrame, folder: str | Path) -> None:
-    """Write a training log for TensorBoard, a run per policy.
-
-    Raises:
-        ModuleNotFoundError: TensorBoard is not installed.
-    """
+    """Write a training log for TensorBoard, a run per policy."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
@@ -125,32 +113,22 @@ def write_tensorboard(log: pd.DataFrame, folder: str | Path) -> None:
         ) from None
     for policy, rows in log.groupby("policy"):
         with SummaryWriter(str(Path(folder) / f"policy-{policy}")) as writer:
-            for row in rows.to_dict("records"):
-                for name, value in row.items():
-                    if name not in _NOT_LOGGED:
-                        writer.add_scalar(str(name), value, int(row["step"]))
-
-
-CHECKPOINT_SECONDS = 30.0  # of work that is lost at most when a run is killed, while
-CHECKPOINT_SHARE = 0.1  # of the time at most goes into writing checkpoints
+            for (step, name), value in rows.drop(columns="policy").set_index("step").stack().items():
+                writer.add_scalar(str(name), value, int(step))
 
 
 def write_stack(folder: Path, scratch: Path, trainer: Trainer, evaluator: Evaluator) -> None:
-    """Train a stack with checkpoints, evaluate every policy, and write what is known of it.
+    """Train a stack, with no step taken, with checkpoints in `scratch`; evaluate every policy.
 
-    Args:
-        folder: to be filled with `policies.parquet`, `log.parquet`, `resources.json` and `policy`, the first
-            policy as an ordinary checkpoint or adapter.
-        scratch: keeps checkpoints.
-        trainer: of the stack, with no step taken.
-        evaluator: asks and judges the trained policies.
+    The folder is filled with `policies.parquet`, `log.parquet`, `resources.json` and `policy`, the first
+    policy as an ordinary checkpoint or adapter.
     """
     index, started = trainer.index, time.perf_counter()
     start = [one.detach().to("cpu", copy=True) for one in trainer.stack.parameters().values()]
     log, seconds = train_with_checkpoints(trainer, Checkpoints(scratch))
     table = evaluator.policies(trainer.stack, index.tolist())
     table["step_length"] = step_lengths(start, trainer.stack)
-    without_gold(table)
+    table = with_gold(table)
     trainer.stack.export(0, folder / "policy")
     log.to_parquet(folder / "log.parquet")
     table.to_parquet(folder / "policies.parquet")
@@ -178,11 +156,9 @@ def step_lengths(start: Sequence[torch.Tensor], stack: PolicyStack) -> np.ndarra
     return np.asarray((torch.stack(squares).sum(0) / count).sqrt())
 
 
-def without_gold(table: pd.DataFrame) -> None:
-    """Say that a gold reward is unknown."""
-    for name in ("gold", "gold_error"):
-        if name not in table:
-            table[name] = np.nan
+def with_gold(table: pd.DataFrame) -> pd.DataFrame:
+    """Say that a gold reward is unknown, where it is."""
+    return table.assign(**{name: np.nan for name in ("gold", "gold_error") if name not in table})
 
 
 def train_with_checkpoints(trainer: Trainer, checkpoints: Checkpoints) -> tuple[pd.DataFrame, float]:
