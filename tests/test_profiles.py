@@ -203,11 +203,11 @@ def test_files_are_looked_for_beside_the_profile(tmp_path, monkeypatch):
 
 
 def asking(what):
-    return {group for group, asked in ASKS.items() if what in asked}
+    return {one for one, asked in ASKS.items() if what in asked}
 
 
 def test_what_profiles_know_of_groups_and_tiny_policies():
-    groups = {name: make() for name, make in GROUPS.items()}
+    groups = {name: group(name) for name in GROUPS}
     assert asking("matched") == {name for name in groups if any(run.matched for run in groups[name])}
     assert asking("own_ensembles") == {
         name
@@ -218,11 +218,11 @@ def test_what_profiles_know_of_groups_and_tiny_policies():
 
 
 def test_which_judges_a_group_asks_is_what_its_runs_ask():
-    for group, runs in GROUPS.items():
-        runs = [run for run in runs() if run.source in JUDGES]
+    for name in GROUPS:
+        runs = [run for run in group(name) if run.source in JUDGES]
         simulated = any(
             run.protocol != "shared" or run.widths != "rescaled" or run.disagreement != "none" for run in runs
         )
-        assert simulated == ("simulated" in ASKS[group]), group
+        assert simulated == ("simulated" in ASKS[name]), name
         asked = {run.source for run in runs}
-        assert asked == (set(JUDGES) if "three_judges" in ASKS[group] else {"judge-b"}), group
+        assert asked == (set(JUDGES) if "three_judges" in ASKS[name] else {"judge-b"}), name

@@ -127,7 +127,7 @@ def group(name: RunGroup) -> list[Condition]:
     """Return the variance-aware conditions of a group."""
     choices = [[one] if isinstance(one, str | int) else one for one in GROUPS[name].values()]
     cells = [dict(zip(GROUPS[name], cell, strict=True)) for cell in product(*choices)]
-    return [Condition(*cell.pop("row"), objective="variance_aware", **cell) for cell in cells]
+    return [Condition(*cell.pop("row"), "variance_aware", **cell) for cell in cells]
 
 
 def plan(groups: Sequence[RunGroup]) -> list[Condition]:
