@@ -109,20 +109,20 @@ def losses_like_trl(threshold):
 
 def test_losses_and_clip_fractions_are_trls():
     ours = losses_like_trl(10.0)
-    near(ours.policy, TRL["loss.policy"])
-    near(ours.total, TRL["loss.total"])
-    near(0.4 * ours.value, TRL["loss.value"])
-    near(ours.clipped, TRL["stats.policy.clipfrac"])
-    near(ours.value_clipped, TRL["stats.val.clipfrac"])
+    near(ours.policy_loss, TRL["loss.policy"])
+    near(ours.loss, TRL["loss.total"])
+    near(0.4 * ours.value_loss, TRL["loss.value"])
+    near(ours.clip_fraction, TRL["stats.policy.clipfrac"])
+    near(ours.value_clip_fraction, TRL["stats.val.clipfrac"])
     near(ours.approximate_kl, TRL["stats.policy.approxkl"])
-    assert ours.clipped[1] > 0 and ours.value_clipped[1] > 0
+    assert ours.clip_fraction[1] > 0 and ours.value_clip_fraction[1] > 0
 
 
 def test_a_pass_with_too_large_a_ratio_is_skipped_as_trl_does():
     ours = losses_like_trl(0.5)
-    assert TRL["loss.total.skipped"] == 0
-    assert ours.total[1] == 0
-    near(ours.total, TRL["loss.total.skipped"])
+    assert TRL["loss.loss.skipped"] == 0
+    assert ours.loss[1] == 0
+    near(ours.loss, TRL["loss.loss.skipped"])
 
 
 def test_a_skipped_policy_has_no_gradient_and_others_keep_theirs():
@@ -130,7 +130,7 @@ def test_a_skipped_policy_has_no_gradient_and_others_keep_theirs():
     new = torch.stack((torch.full((3, 4), 5.0), torch.full((3, 4), 0.1))).requires_grad_()
     same = torch.ones(2, 3, 4)
     found = losses(new, old, old, old, same, same, same.bool(), **SETTINGS, ratio_threshold=10.0)
-    found.total.sum().backward()
+    found.loss.sum().backward()
     assert not new.grad[0].any()
     plain = torch.full((3, 4), 0.1, requires_grad=True)
     (-(plain.exp().clamp(max=1.1)).mean()).backward()
@@ -143,8 +143,8 @@ def test_padding_cannot_overflow_into_the_losses():
     names = ("old", "new_values", "masked_values", "advantages", "returns")
     arguments = [beside(TRL[name], k) for k, name in enumerate(names, 1)]
     found = losses(new.requires_grad_(), *arguments, mask, **SETTINGS, ratio_threshold=10.0)
-    near(found.total, TRL["loss.total"])
-    found.total.sum().backward()
+    near(found.loss, TRL["loss.total"])
+    found.loss.sum().backward()
     assert new.grad.isfinite().all() and not new.grad[~mask].any()
 
 
