@@ -6,7 +6,7 @@ import yaml
 from transformers import AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
-from vaalign_lib.experiments.conditions import GROUPS, JUDGES, plan
+from vaalign_lib.experiments.conditions import GROUPS, JUDGES, group, plan
 from vaalign_lib.experiments.policies import settings_key
 from vaalign_lib.models import CONTEXT, tiny_config
 from vaalign_lib.profiles import (

@@ -1,10 +1,11 @@
 """Algorithms 1 to 9 on problems whose answer is known.
 
-Each check returns what it found in words, and whether it holds. Most of them are about responses of one token:
+Each check returns what it found in words, and whether it holds. Most are about responses of one token:
 eight words of known reward and variance, and a random GPT-2 that writes them.
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -18,7 +19,7 @@ from vaalign_lib.policies.reference import ReferencePolicy
 from vaalign_lib.policies.sampling import Prompts, response_states, sequences
 from vaalign_lib.policies.stack import PolicyStack
 from vaalign_lib.profiles import PPO, Profile, Sampling
-from vaalign_lib.rewards.base import Array, Interval, Members, PolicyIndex, RewardSource
+from vaalign_lib.rewards.base import Array, Interval, Judgement, Members, PolicyIndex, RewardSource
 from vaalign_lib.theory.tabular import ppo_fixed_point, softmax_policy
 from vaalign_lib.training.evaluation import Evaluator
 from vaalign_lib.training.objectives import Method, Task
@@ -45,7 +46,8 @@ class OneToken:
         ends = self.middle[words] - self.half[words], self.middle[words] + self.half[words]
         return Interval(np.stack(ends, axis=1), np.full(len(words), 0.5))
 
-    def true_reward(self, judgement: Interval, prompts: Sequence[str], responses: Sequence[str]) -> Array:
+    def true_reward(self, judgement: Judgement, prompts: Sequence[str], responses: Sequence[str]) -> Array:
+        assert isinstance(judgement, Interval)
         return judgement.midpoint()
 
 
@@ -65,14 +67,15 @@ def _tokenizer() -> PreTrainedTokenizerFast:
 
 
 def _trainer(source: RewardSource, objective: str, seed: int, **settings: float) -> Trainer:
-    ppo = {"batch_size": 128, "mini_batch_size": 128, "ppo_epochs": 2, "learning_rate": 8e-3, "lam": 1.0}
+    batch = {"batch_size": 128, "mini_batch_size": 128, "ppo_epochs": 2}
+    ppo: dict[str, Any] = batch | {"learning_rate": 8e-3, "lam": 1.0, "cliprange": 0.4, "max_grad_norm": 1.0}
     return Trainer(
         PolicyStack(_model(seed), POLICIES),
         _model(seed),
         _tokenizer(),
         Task([PROMPT], source),
         Method(objective, beta=BETA, standardized=False),
-        PPO(**ppo | {"cliprange": 0.4, "max_grad_norm": 1.0, "schedule": "linear"} | settings),
+        PPO(**ppo | {"schedule": "linear"} | settings),
         ONE_TOKEN,
         seed=seed,
     )

@@ -126,8 +126,12 @@ GROUPS: dict[RunGroup, Mapping[str, Any]] = {
 def group(name: RunGroup) -> list[Condition]:
     """Return the variance-aware conditions of a group."""
     choices = [[one] if isinstance(one, str | int) else one for one in GROUPS[name].values()]
-    cells = [dict(zip(GROUPS[name], cell, strict=True)) for cell in product(*choices)]
-    return [Condition(*cell.pop("row"), "variance_aware", **cell) for cell in cells]
+    found = []
+    for cell in product(*choices):
+        settings = dict(zip(GROUPS[name], cell, strict=True))
+        architecture, source = settings.pop("row")
+        found.append(Condition(architecture, source, "variance_aware", **settings))
+    return found
 
 
 def plan(groups: Sequence[RunGroup]) -> list[Condition]:
