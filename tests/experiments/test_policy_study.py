@@ -310,5 +310,5 @@ def test_in_parts_a_run_ends_as_in_one(store, uninterrupted, tmp_path, monkeypat
     assert spent["policies"] == 4 and (folder / "policy" / "model.safetensors").is_file()
     monkeypatch.setattr(policy_study, "fitting", lambda *_: 0)
     with pytest.raises(PlanError, match="qwen2-judge-b-vanilla: one policy needs about"):
-        policy_study.size_that_fits(small(), PLAIN)
+        policy_study._size_that_fits(small(), PLAIN)
     assert not list(tmp_path.glob("*.scratch")) and not list(tmp_path.glob("part-*"))
