@@ -120,9 +120,9 @@ def test_losses_and_clip_fractions_are_trls():
 
 def test_a_pass_with_too_large_a_ratio_is_skipped_as_trl_does():
     ours = losses_like_trl(0.5)
-    assert TRL["loss.loss.skipped"] == 0
+    assert TRL["loss.total.skipped"] == 0
     assert ours.loss[1] == 0
-    near(ours.loss, TRL["loss.loss.skipped"])
+    near(ours.loss, TRL["loss.total.skipped"])
 
 
 def test_a_skipped_policy_has_no_gradient_and_others_keep_theirs():
