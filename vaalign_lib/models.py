@@ -54,11 +54,7 @@ def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
 
 
 def end_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Return the id of the token that ends a response.
-
-    Raises:
-        ValueError: the tokenizer has none.
-    """
+    """Return the id of the token that ends a response, which every tokenizer here must have."""
     if tokenizer.eos_token_id is None:
         raise ValueError(
             f"tokenizer {tokenizer.name_or_path}: has no token that ends a text; set its eos_token"
@@ -92,7 +88,6 @@ def conversation_ids(
 
     Raises:
         LengthError: a response does not fit even without its prompt.
-        ValueError: a text is none, or the chat template cannot write a prompt and its response.
     """
     rows = fitting_ids(tokenizer, prompts, responses, max_length)
     for k, row in enumerate(rows):
@@ -128,11 +123,7 @@ def fitting_ids(
 
 
 def check_texts(**texts: Sequence[str]) -> None:
-    """Check that these are lists of texts.
-
-    Raises:
-        ValueError: something else is among them; says what and where.
-    """
+    """Check that these are lists of texts; say what else is among them, and where."""
     for name, values in texts.items():
         if isinstance(values, str):
             raise ValueError(f"{name}: expected a list of texts, got one text")
@@ -140,7 +131,7 @@ def check_texts(**texts: Sequence[str]) -> None:
             if not isinstance(one, str):
                 raise ValueError(
                     f"{name}: number {k} is {type(one).__name__}, not text; "
-                    "conversation.prompt_text makes text of messages"
+                    "data.messages.prompt_text makes text of messages"
                 )
 
 
@@ -180,11 +171,7 @@ def _prompt_place(tokenizer: PreTrainedTokenizerBase, prompt: str, response: str
 def prompt_ids(
     tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], max_length: int
 ) -> list[list[int]]:
-    """Return the token ids of prompts up to where a causal model's response begins.
-
-    Raises:
-        ValueError: a prompt is no text, or the chat template cannot write it.
-    """
+    """Return the token ids of prompts up to where a causal model's response begins."""
     check_texts(prompts=prompts)
     if not prompts:
         return []

@@ -539,11 +539,7 @@ def available_profiles() -> list[str]:
 
 
 def load_profile(name: str | Path) -> Profile:
-    """Read a profile by name (`smoke`, `embedded`, `paper`) or from the path of a YAML file.
-
-    Raises:
-        ProfileError: there is no such profile, or a key or value in it is not allowed.
-    """
+    """Read a profile by name or from the path of a YAML file; raise `ProfileError` if it cannot be used."""
     path = Path(name) if str(name).endswith((".yaml", ".yml")) else PROFILES / f"{name}.yaml"
     if not path.is_file():
         raise ProfileError(
@@ -601,11 +597,7 @@ for _kind, _pattern, _first in (
 
 
 def _read(path: Path) -> Any:
-    """Read a YAML file whose keys are texts, each once.
-
-    Raises:
-        ProfileError: it is something else, or too large.
-    """
+    """Read a YAML file, not too large, whose keys are texts, each once."""
     if (size := path.stat().st_size) > LARGEST_FILE:
         raise ProfileError(f"{path}: {size:,} bytes are no profile; expected at most {LARGEST_FILE:,}")
     try:
