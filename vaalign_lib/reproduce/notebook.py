@@ -10,7 +10,6 @@ import json
 import logging
 import os
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -46,8 +45,6 @@ class NotebookRun:
         figures_dir: where figures go; tables and findings go beside it.
         workers: processes of this machine for long work.
         cluster: address of a dask scheduler that takes the longest work instead; empty: none.
-        captions: item of the paper and caption of figures and tables, by their names, for those that are
-            saved without.
     """
 
     name: str
@@ -56,7 +53,6 @@ class NotebookRun:
     figures_dir: Path
     workers: int
     cluster: str = ""
-    captions: dict[str, tuple[str, str]] = field(default_factory=dict)
     _made: dict[str, list[dict[str, str]]] = field(default_factory=lambda: {"figures": [], "tables": []})
     _findings: dict[str, Finding] = field(default_factory=dict)
 
@@ -81,9 +77,9 @@ class NotebookRun:
         """Return the random generator of a named part, independent of the others and their order."""
         return np.random.default_rng(self.seed_of(name))
 
-    def save_figure(self, figure: Figure, name: str, *, item: str = "", caption: str = "") -> None:
+    def save_figure(self, figure: Figure, name: str, *, item: str, caption: str) -> None:
         """Write a figure as PNG and PDF and show it; `item` says to what part of the paper it belongs."""
-        path, item, caption = self._record("figures", name, item, caption)
+        path = self._record("figures", name, item, caption)
         label = f"{caption} ({self.name}, profile {self.profile.name})"
         png = {"Software": None, "Title": item, "Description": label}
         pdf = {"CreationDate": None, "Producer": None, "Creator": None, "Title": item, "Subject": label}
@@ -94,19 +90,13 @@ class NotebookRun:
             display(Image(f"{path}.png", retina=True, alt=caption))
 
     def save_table(
-        self,
-        table: pd.DataFrame,
-        name: str,
-        *,
-        item: str = "",
-        caption: str = "",
-        layout: pd.DataFrame | None = None,
+        self, table: pd.DataFrame, name: str, *, item: str, caption: str, layout: pd.DataFrame | None = None
     ) -> pd.DataFrame:
         """Write a table as parquet and Markdown, rounded to ten significant digits, and return it.
 
         With a layout, the same as text for readers, Markdown shows that, and LaTeX (booktabs) as well.
         """
-        path, item, caption = self._record("tables", name, item, caption)
+        path = self._record("tables", name, item, caption)
         rounded_table = table.map(_round)
         arrow = pa.Table.from_pandas(rounded_table, preserve_index=False)
         label = {"item": item, "caption": caption, "notebook": self.name, "profile": self.profile.name}
@@ -145,12 +135,6 @@ class NotebookRun:
         self._write_record()
         return judged
 
-    def findings(self, found: Mapping[str, tuple[str, Estimate | bool | np.bool_]]) -> None:
-        """Record findings by their rules: the words, and a number with its interval or whether it holds."""
-        for rule, (reproduced, one) in found.items():
-            kind = {"estimate": one} if isinstance(one, Estimate) else {"holds": one}
-            self.finding(rule, reproduced, **kind)  # type: ignore[arg-type]
-
     def scoreboard(self) -> pd.DataFrame:
         """Return the notebook's rows of the scoreboard: item, claim, ours, verdict."""
         rows = [
@@ -166,15 +150,13 @@ class NotebookRun:
         ]
         return pd.DataFrame(rows)
 
-    def _record(self, kind: str, name: str, item: str, caption: str) -> tuple[Path, str, str]:
-        """Record a figure or table; return its path without ending, the item it belongs to, its caption."""
-        known = self.captions.get(name, (item, caption))
-        item, caption = item or known[0], caption or known[1]
+    def _record(self, kind: str, name: str, item: str, caption: str) -> Path:
+        """Record a figure or table; return its path without ending."""
         folder = self.figures_dir if kind == "figures" else self.figures_dir.parent / kind
         folder.mkdir(parents=True, exist_ok=True)
         self._made[kind].append({"name": name, "item": item, "caption": caption})
         self._write_record()
-        return folder / name, item, caption
+        return folder / name
 
     def _write_record(self) -> None:
         about = {"notebook": self.name, "profile": self.profile.name, "seed": self.seed}
