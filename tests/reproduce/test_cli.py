@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from vaalign_lib.reproduce import cli
 from vaalign_lib.reproduce.cli import main
 from vaalign_lib.store import RESULTS, ROOT, locked
 
@@ -100,3 +101,19 @@ def test_status_and_refusals_need_no_torch(tmp_path):
     )
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     subprocess.run([sys.executable, "-c", program], env=environment, check=True)
+
+
+def test_only_publishing_writes_into_the_tree(tmp_path, capsys, monkeypatch):
+    """What is finished is copied when `publish` is said, and by nothing else."""
+    finished, written = cli.notebooks()[:2], []
+    monkeypatch.setattr(cli, "is_done", lambda notebook, *_: notebook in finished)
+    monkeypatch.setattr(cli, "publish", lambda folder: [cli.ROOT / "figures" / f"{folder.name}.png"])
+    monkeypatch.setattr(cli, "write_into_readme", written.append)
+    options = ["--profile", "smoke", "--run-dir", str(tmp_path)]
+    assert main(["publish", *options]) == 0 and not written
+    monkeypatch.setattr(cli, "is_published", lambda *_: True)
+    assert main(["publish", *options]) == 0 and len(written) == 1
+    shown = capsys.readouterr().out
+    assert f"figures/{finished[1].name}.png" in shown and "of 2 finished notebooks" in shown
+    called = {name for name in cli._reproduce.__code__.co_names if "publish" in name or "readme" in name}
+    assert not called

@@ -143,10 +143,10 @@ def test_needed_notebooks_are_demanded_and_decide_the_key(study, tmp_path):
 
 def test_only_the_shipped_profile_in_its_own_folder_is_published(tmp_path):
     embedded, place = load_profile("embedded"), (module.RUNS / "embedded").resolve()
-    assert module.publishes(embedded, place, seed=0)
-    assert not module.publishes(embedded, place, seed=1)
-    assert not module.publishes(embedded, tmp_path, seed=0)
-    assert not module.publishes(load_profile("smoke").model_copy(update={"name": "embedded"}), place, 0)
+    assert module.is_published(embedded, place, seed=0)
+    assert not module.is_published(embedded, place, seed=1)
+    assert not module.is_published(embedded, tmp_path, seed=0)
+    assert not module.is_published(load_profile("smoke").model_copy(update={"name": "embedded"}), place, 0)
 
 
 def test_bars_reach_the_terminal_and_not_the_page(study, tmp_path):

@@ -14,9 +14,9 @@ from pydantic import ValidationError
 from vaalign_lib.papers.printed import UnknownRuleError
 from vaalign_lib.profiles import PUBLISHED_PROFILE, Profile, ProfileError, Study, load_profile
 from vaalign_lib.reproduce.report import published_rows, write_into_readme, write_report
-from vaalign_lib.reproduce.run import publishes, reproduce, select, status
+from vaalign_lib.reproduce.run import is_done, is_published, notebooks, publish, reproduce, select, status
 from vaalign_lib.reproduce.run_folder import UsageError, check, opened
-from vaalign_lib.store import NOTEBOOKS, RUNS, PlanError, RunDirectoryBusyError, RunStore, content_key
+from vaalign_lib.store import NOTEBOOKS, ROOT, RUNS, PlanError, RunDirectoryBusyError, RunStore, content_key
 
 _WITH_MODELS = ("03_ensemble_disagreement", "04_ppo_runs", "05_statistics")
 _TOLD = (
@@ -92,8 +92,6 @@ def _reproduce(options: argparse.Namespace, profile: Profile, run_dir: Path) -> 
         from_results=options.from_results,
     )
     _report(options, profile, run_dir)
-    if publishes(profile, run_dir, options.seed) and not settings:
-        write_into_readme(published_rows())
     return 1 if any(outcome.state in ("failed", "skipped") for outcome in outcomes) else 0
 
 
@@ -139,9 +137,17 @@ def _publish(options: argparse.Namespace, profile: Profile, run_dir: Path) -> in
     runs = plan(profile.policies.runs)
     with opened(run_dir):
         names = publish_runs(Study(RunStore(run_dir / "store"), profile, options.seed), runs)
-    for name in names:
+        done = [one for one in notebooks() if is_done(one, profile, options.seed, run_dir)]
+        files = []
+        if is_published(profile, run_dir, options.seed):
+            files = [path for notebook in done for path in publish(run_dir / notebook.name)]
+            write_into_readme(published_rows())
+    for name in (*names, *(path.relative_to(ROOT) for path in files)):
         print(f"  {name}")
-    print(f"{len(names)} of {len(runs)} stacks are new or changed in {PUBLISHED / profile.name}")
+    print(
+        f"{len(names)} of {len(runs)} stacks are new or changed in {PUBLISHED / profile.name}; "
+        f"{len(files)} figures, tables and findings of {len(done)} finished notebooks"
+    )
     return 0
 
 
@@ -229,7 +235,7 @@ _OPTIONS: dict[str, dict[str, Any]] = {
 _OF_RUNS = ["--only", "--workers", "--dask", "--force", "--set", "--from-results"]
 _COMMANDS = {  # what it does, its options beside the first three
     _reproduce: ("execute the notebooks and write the report", _OF_RUNS),
-    _publish: ("copy finished stacks of policies, a row per policy, to data/results/runs", []),
+    _publish: ("copy what is finished to figures/, data/results/ and the README's summary", []),
     _plan: ("show what a reproduction would train, how long it takes, what is missing for it", ["--workers"]),
     _report: ("write report.html and scoreboard.json from what is there", []),
     _status: ("show what is done, what is missing, and how long it took", []),

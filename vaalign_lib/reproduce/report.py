@@ -39,7 +39,7 @@ VERDICTS = {  # heading by verdict, in their order
     "not determinable": "Not determinable",
 }
 README = ROOT / "README.md"
-BEGIN, END = "<!-- summary, written by vaalign reproduce -->", "<!-- end of the summary -->"
+BEGIN, END = "<!-- summary, written by vaalign publish -->", "<!-- end of the summary -->"
 
 
 class _Strict(BaseModel):

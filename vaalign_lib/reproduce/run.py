@@ -163,8 +163,8 @@ def is_done(notebook: Notebook, profile: Profile, seed: int, run_dir: Path) -> b
     return record is not None and record["key"] == notebook_key(notebook, profile, seed, run_dir)
 
 
-def publishes(profile: Profile, run_dir: Path, seed: int) -> bool:
-    """Whether a run's results are those that are committed: the shipped profile in its own folder."""
+def is_published(profile: Profile, run_dir: Path, seed: int) -> bool:
+    """Whether a run's figures and tables may be committed: the shipped profile's, in its own folder."""
     shipped = profile.name == PUBLISHED_PROFILE and profile == load_profile(PUBLISHED_PROFILE)
     return shipped and seed == 0 and run_dir == (RUNS / PUBLISHED_PROFILE).resolve()
 
@@ -184,13 +184,13 @@ def reproduce(
     settings: Mapping[str, str] | None = None,
     from_results: bool = False,
 ) -> list[NotebookOutcome]:
-    """Execute the selected notebooks into a run folder and publish the embedded profile's results.
+    """Execute the selected notebooks into a run folder; nothing else is written.
 
     `profile_source` is the name or path of the profile, handed to the notebooks, `only` their numbers or
     names, `workers` processes (0: one per core) or the address of a dask scheduler. With `force` also what
-    ran before runs. Runs with `settings`, further parameters of the notebooks, are never published. With
-    `from_results` nothing is trained: notebooks that can are drawn from the published rows of all policies,
-    of the others the published figures, tables and findings are taken.
+    ran before runs. `settings` are further parameters of the notebooks. With `from_results` nothing is
+    trained: notebooks that can are drawn from the published rows of all policies, of the others the
+    published figures, tables and findings are taken.
 
     Raises:
         RunDirectoryBusyError: another process works in the run folder.
@@ -216,8 +216,6 @@ def reproduce(
                 if notebook.reads_results:
                     parameters[FROM_RESULTS] = from_results
                 outcome = _run(notebook, key, parameters, run_dir, label, force or from_results)
-            if outcome.state in ("done", "kept") and publishes(profile, run_dir, seed) and not settings:
-                publish(run_dir / notebook.name)
             outcomes.append(outcome)
             tqdm.write(f"{label}: {outcome}", file=sys.stderr)
     return outcomes
