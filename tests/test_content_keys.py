@@ -68,7 +68,9 @@ def keys(folder, tmp_path):
         "what a stack starts from": policies.settings_key(started, 0, Condition("gpt2", "judge-a")),
         "a notebook's profile": run.notebook_key(book, judged, 0, tmp_path),
         "pairs made with a reference": store.place("pairs", keys, {}, {"reference": folder}).name,
-        "a reward model": recorded_config(RewardStudy(store, SMOKE, 0, None, tmp_path, named)),
+        "a reward model": recorded_config(
+            RewardStudy(store, SMOKE, data=None, data_folder=tmp_path, backbone=named)
+        ),
         "prompts": local_files(SMOKE.model_copy(update={"policies": real})),
     }
 

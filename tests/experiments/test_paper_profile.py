@@ -137,7 +137,9 @@ def test_only_paths_and_sizes_differ(paper):
     assert ours.policies.judges["judge-b"].model == "gemini-2.0-flash"
 
 
-def test_the_plan_comes_first_and_says_what_is_missing(paper, tmp_path, capsys, monkeypatch):
+def test_nothing_starts_while_something_is_missing_and_the_plan_says_what_would(
+    paper, tmp_path, capsys, monkeypatch
+):
     command = ["reproduce", "--profile", str(paper), "--run-dir", str(tmp_path), "--only", "04"]
     monkeypatch.delenv("TEST_JUDGE_KEY")
     assert cli.main(command) == 2
@@ -145,10 +147,9 @@ def test_the_plan_comes_first_and_says_what_is_missing(paper, tmp_path, capsys, 
     assert told.count("the environment variable TEST_JUDGE_KEY is not set") == 3
     assert not list(tmp_path.glob("0*"))
     monkeypatch.setenv("TEST_JUDGE_KEY", "secret-key")
-    assert cli.main(command) == 3
-    shown = capsys.readouterr()
-    assert "runs: 0 done" in shown.out
-    assert "paid calls" in shown.out and "the same command again starts it" in shown.err
+    assert cli.main(["plan", "--profile", str(paper), "--run-dir", str(tmp_path)]) == 0
+    shown = capsys.readouterr().out
+    assert "runs: 0 done" in shown and "paid calls" in shown
     assert not list(tmp_path.glob("0*"))
 
 

@@ -91,6 +91,9 @@ def test_notebooks_use_rules_that_exist_and_use_all_of_theirs():
             if name in rules()
         }
         named = set(re.findall(r'finding\(\s*"([^"]+)"', source))
+        made = re.findall(r'finding\(\s*f"([^"]+)"', source)  # by numbers, as in f"algorithm{k}.implemented"
+        forms = [re.sub(r"\\{\w+\\}", r"\\w+", re.escape(one)) for one in made]
+        used |= {one for one in rules() if any(re.fullmatch(form, one) for form in forms)}
         own = {rule.id for rule in rules().values() if rule.notebook == path.stem}
         assert named <= set(rules())
         assert own <= used | named, f"{path.stem} never judges {sorted(own - used - named)}"
