@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 
 from vaalign_lib import store
+from vaalign_lib.experiments import policies
 from vaalign_lib.experiments.conditions import ENSEMBLE_ROW, JUDGE_ROW, Condition
 from vaalign_lib.experiments.policies import _code, ensemble_folder
 from vaalign_lib.experiments.reward_models import prepare
@@ -139,3 +140,11 @@ def test_comments_and_docstrings_do_not_count(package, tmp_path):
     path = package / "training" / "losses.py"
     path.write_text("# said before\n" + path.read_text().replace('"""', '"""Said otherwise. ', 1))
     assert key_of(JUDGE_ROW, tmp_path) == before
+
+
+def test_what_a_judge_is_asked_is_in_the_key(tmp_path, monkeypatch):
+    study = Study(RunStore(tmp_path), load_profile("smoke"))
+    condition = Condition(*JUDGE_ROW)
+    before = policies._computed_from(study, condition, None)
+    monkeypatch.setattr(policies, "judge_prompt", lambda text, highest: "asked otherwise")
+    assert policies._computed_from(study, condition, None) != before

@@ -185,6 +185,23 @@ def _full_disk_named(folder: Path) -> Iterator[None]:
         ) from error
 
 
+@contextmanager
+def spared_folder(path: Path) -> Iterator[Path]:
+    """Yield a folder to write into for the user: an empty one itself, else a new one in the place of `path`.
+
+    Raises:
+        FileExistsError: `path` holds something that is not written anew, and stays as it is.
+    """
+    if path.is_dir() and not any(path.iterdir()):
+        yield path
+        return
+    with new_folder(path) as partial:
+        yield partial
+        kept = {one.name for one in path.glob("*")} - {one.name for one in partial.glob("*")}
+        if kept:
+            raise FileExistsError(f"folder: {path} holds other things ({min(kept)}); name a new one")
+
+
 def replace_folder(source: Path, target: Path) -> None:
     """Move a folder to a name that may be taken; what stood there goes only once it can be replaced."""
     retired = target.with_name(f".{target.name}.retired")

@@ -196,6 +196,11 @@ def test_an_exported_policy_keeps_its_tokenizer_and_nothing_else_is_overwritten(
         stack.export(2, tmp_path / "other")
     assert not (tmp_path / "other").exists()
     assert AutoConfig.from_pretrained(tmp_path / "out").eos_token_id == END
+    stack.export(1, tmp_path / "out")  # an earlier export is replaced
+    (tmp_path / "out" / "tokenizer.json").write_text("somebody's")
+    with pytest.raises(FileExistsError, match=r"holds other things \(tokenizer.json\)"):
+        stack.export(1, tmp_path / "out")
+    assert (tmp_path / "out" / "tokenizer.json").read_text() == "somebody's"
 
 
 def test_generate_of_transformers_works_on_a_stack(saved, tmp_path):

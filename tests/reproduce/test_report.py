@@ -30,7 +30,7 @@ def test_an_empty_run_lists_every_item_as_not_yet(tmp_path):
 
 def finished(tmp_path, key=None):
     profile, book = load_profile("smoke"), notebooks()[0]
-    _record(tmp_path / "01_bandit", key or notebook_key(book, profile, 0, tmp_path), 1.0)
+    _record(tmp_path / "01_bandit", key or notebook_key(book, profile, 0, tmp_path), 1.0, {})
 
 
 def begin(tmp_path):

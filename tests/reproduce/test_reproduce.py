@@ -72,6 +72,18 @@ def test_runs_once_then_keeps_then_follows_changes(study, tmp_path):
     assert run(tmp_path, seed=1)[0] == ["done"]
 
 
+def test_what_was_set_or_drawn_from_results_is_current_and_never_passes_for_trained(study, tmp_path):
+    write_notebook(study, "01_first", "chosen = pairs, from_results")
+    path = study / "01_first.ipynb"
+    content = nbformat.read(path, as_version=4)
+    content.cells[1].source += "\npairs = ''\nfrom_results = True"
+    nbformat.write(content, path)
+    for options in ({"settings": {"pairs": "mine"}}, {"from_results": True}):
+        assert run(tmp_path, **options)[0] == ["done"]
+        assert status(load_profile("smoke"), tmp_path / "run")[0][1] == "done"  # so the report shows it
+        assert run(tmp_path)[0] == ["done"]
+
+
 def test_the_notebook_runs_here_whatever_else_is_installed(study, tmp_path, monkeypatch):
     """Another environment's python3, start-up files, a matplotlibrc; braces in the name of the folder."""
     kernel = tmp_path / "jupyter" / "kernels" / "python3" / "kernel.json"

@@ -33,7 +33,7 @@ from vaalign_lib.rewards.base import RewardSource, Truth
 from vaalign_lib.rewards.ensemble import EnsembleReward, load_ensemble
 from vaalign_lib.rewards.heads import HeadKind
 from vaalign_lib.rewards.judgements import JudgementStore
-from vaalign_lib.rewards.prompted_judge import PromptedJudge
+from vaalign_lib.rewards.prompted_judge import PromptedJudge, judge_prompt
 from vaalign_lib.rewards.simulated_judge import PersistentJudges, stand_ins
 from vaalign_lib.store import (
     DamagedError,
@@ -229,7 +229,11 @@ def _computed_from(study: Study, condition: Condition, method: Method | None) ->
         "method": None if method is None else asdict(method),
         "changes": changes_of(study, condition),
         "sampling": sampling_of(study.profile, condition).model_dump(),
+        "judge": [JUDGES.get(condition.source), stretch_of(condition), judge_prompt("", condition.highest)],
     }
+    if study.profile.policies.data != EMBEDDED:  # else the world's code and the sizes say them
+        asked = prompt_sets(study.profile, study.seed)
+        resolved["prompts"] = [content_key(training=asked.training, evaluation=asked.evaluation)]
     return _config(study.profile, study.seed, condition) | resolved
 
 

@@ -34,7 +34,7 @@ from vaalign_lib.policies.checks import (
 )
 from vaalign_lib.policies.layers import StackedLora, stacked, stacked_lora
 from vaalign_lib.profiles import Precision
-from vaalign_lib.store import new_folder
+from vaalign_lib.store import spared_folder
 
 FOUR_BIT = BitsAndBytesConfig(
     load_in_4bit=True,
@@ -198,11 +198,8 @@ class PolicyStack:
         """
         if not 0 <= policy < self.size:
             raise IndexError(f"policy: expected 0 to {self.size - 1}, got {policy}")
-        held = {path.name for path in Path(folder).glob("*")}
-        if held and not held & {"model.safetensors", "adapter_model.safetensors"}:
-            raise FileExistsError(f"folder: {folder} holds other things ({min(held)}); name a new one")
         weights = {name: p.detach()[policy].cpu().contiguous() for name, p in self.parameters().items()}
-        with new_folder(Path(folder)) as partial:
+        with spared_folder(Path(folder)) as partial:
             if self.lora is None:
                 _write_model(self.model.config, weights, partial)
             else:

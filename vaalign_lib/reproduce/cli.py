@@ -15,7 +15,7 @@ from vaalign_lib.papers.printed import UnknownRuleError
 from vaalign_lib.profiles import PUBLISHED_PROFILE, Profile, ProfileError, Study, load_profile
 from vaalign_lib.reproduce.report import published_rows, write_into_readme, write_report
 from vaalign_lib.reproduce.run import is_done, is_published, notebooks, publish, reproduce, select, status
-from vaalign_lib.reproduce.run_folder import UsageError, check, opened
+from vaalign_lib.reproduce.run_folder import UsageError, check, opened, read_record
 from vaalign_lib.store import NOTEBOOKS, ROOT, RUNS, PlanError, RunDirectoryBusyError, RunStore, content_key
 
 _WITH_MODELS = ("03_ensemble_disagreement", "04_ppo_runs", "05_statistics")
@@ -137,7 +137,12 @@ def _publish(options: argparse.Namespace, profile: Profile, run_dir: Path) -> in
     runs = plan(profile.policies.runs)
     with opened(run_dir):
         names = publish_runs(Study(RunStore(run_dir / "store"), profile, options.seed), runs)
-        done = [one for one in notebooks() if is_done(one, profile, options.seed, run_dir)]
+        done = [
+            one
+            for one in notebooks()
+            if is_done(one, profile, options.seed, run_dir)
+            and not (read_record(run_dir / one.name) or {}).get("settings")
+        ]
         files = []
         if is_published(profile, run_dir, options.seed):
             files = [path for notebook in done for path in publish(run_dir / notebook.name)]
@@ -204,6 +209,8 @@ def _setting(text: str) -> tuple[str, str]:
     path = Path(value)
     if not value or not name.isidentifier():
         raise argparse.ArgumentTypeError(f"expected NAME=VALUE, got {text!r}")
+    if max(map(len, path.parts), default=0) > 255:
+        raise argparse.ArgumentTypeError(f"{name}: longer than any file's name may be")
     if not path.exists() and value.startswith(("/", "./", "../", "~")):
         raise argparse.ArgumentTypeError(f"{name}: there is no {value}")
     return name, str(path.resolve()) if path.is_file() or (path.exists() and "/" in value) else value

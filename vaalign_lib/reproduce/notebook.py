@@ -8,7 +8,6 @@ bytes.
 import hashlib
 import json
 import logging
-import os
 import re
 from dataclasses import dataclass, field
 from functools import partial
@@ -24,7 +23,7 @@ from IPython.display import Image, Markdown, display
 from matplotlib.figure import Figure
 from pandas.io.formats.style import Styler
 
-from vaalign_lib.jobs import check_workers
+from vaalign_lib.jobs import check_workers, default_workers
 from vaalign_lib.papers.printed import Finding, printed_text, rule_of, rules, verdict
 from vaalign_lib.profiles import Profile, Study, load_profile
 from vaalign_lib.statistics.tests import Estimate, rounded
@@ -244,6 +243,6 @@ def start(
         study=Study(RunStore(folder / "store"), loaded, seed),
         run_dir=folder,
         figures_dir=Path(figures_dir or folder / "interactive" / name / "figures"),
-        workers=(workers if isinstance(workers, int) else 0) or os.cpu_count() or 1,
+        workers=(workers if isinstance(workers, int) else 0) or default_workers(),
         cluster=workers if isinstance(workers, str) else "",
     )

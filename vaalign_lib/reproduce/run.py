@@ -160,7 +160,14 @@ def notebook_key(
 def is_done(notebook: Notebook, profile: Profile, seed: int, run_dir: Path) -> bool:
     """Whether the notebook ran to its end with the inputs that it would have now."""
     record = read_record(run_dir / notebook.name)
-    return record is not None and record["key"] == notebook_key(notebook, profile, seed, run_dir)
+    return record is not None and _is_current(record, notebook, profile, seed, run_dir)
+
+
+def _is_current(
+    record: Mapping[str, Any], notebook: Notebook, profile: Profile, seed: int, run_dir: Path
+) -> bool:
+    """Whether a notebook would have the same inputs now, with the settings it had then."""
+    return record["key"] == notebook_key(notebook, profile, seed, run_dir, record.get("settings"))
 
 
 def is_published(profile: Profile, run_dir: Path, seed: int) -> bool:
@@ -205,24 +212,31 @@ def reproduce(
     with opened(run_dir):
         for position, notebook in enumerate(chosen, start=1):
             label = f"[{position}/{len(chosen)}] {notebook.name}"
-            key = notebook_key(notebook, profile, seed, run_dir, settings)
+            own = settings | ({FROM_RESULTS: "True"} if from_results else {})  # what decides the result
+            key = notebook_key(notebook, profile, seed, run_dir, own)
             blocking = [book.name for book in notebook.needs if not is_done(book, profile, seed, run_dir)]
             if from_results and not notebook.reads_results:
-                outcome = _take(notebook, key, run_dir)
+                outcome = _take(notebook, key, run_dir, own)
             elif blocking:
                 outcome = NotebookOutcome(notebook.name, "skipped", message=f"needs {', '.join(blocking)}")
             else:
                 parameters = {"profile": profile_source, "seed": seed, "workers": workers, **settings}
                 if notebook.reads_results:
                     parameters[FROM_RESULTS] = from_results
-                outcome = _run(notebook, key, parameters, run_dir, label, force or from_results)
+                outcome = _run(notebook, key, parameters, own, run_dir, label, force or from_results)
             outcomes.append(outcome)
             tqdm.write(f"{label}: {outcome}", file=sys.stderr)
     return outcomes
 
 
 def _run(
-    notebook: Notebook, key: str, parameters: dict[str, Any], run_dir: Path, label: str, force: bool
+    notebook: Notebook,
+    key: str,
+    parameters: dict[str, Any],
+    settings: Mapping[str, str],
+    run_dir: Path,
+    label: str,
+    force: bool,
 ) -> NotebookOutcome:
     folder, failed = run_dir / notebook.name, run_dir / f"{notebook.name}.failed"
     record = read_record(folder)
@@ -234,7 +248,7 @@ def _run(
         partial.mkdir(parents=True)
         error = execute.execute(notebook.path, partial, parameters, run_dir, label)
         seconds = time.perf_counter() - started
-        _record(partial, key, seconds)
+        _record(partial, key, seconds, settings)
         place = folder if error is None else failed
         make_way(place)
         replace_folder(partial, place)
@@ -247,12 +261,13 @@ def _run(
     return NotebookOutcome(notebook.name, "failed", seconds, message)
 
 
-def _record(folder: Path, key: str, seconds: float) -> None:
+def _record(folder: Path, key: str, seconds: float, settings: Mapping[str, str]) -> None:
     finished = datetime.now(UTC).isoformat(timespec="seconds")
-    write_record(folder, {"key": key, "finished": finished, "seconds": round(seconds, 1)}, RECORD)
+    record = {"key": key, "settings": dict(settings), "finished": finished, "seconds": round(seconds, 1)}
+    write_record(folder, record, RECORD)
 
 
-def _take(notebook: Notebook, key: str, run_dir: Path) -> NotebookOutcome:
+def _take(notebook: Notebook, key: str, run_dir: Path, settings: Mapping[str, str]) -> NotebookOutcome:
     """Put what was published of a notebook into the run folder."""
     published = RESULTS / "findings" / f"{notebook.name}.json"
     if not published.is_file():
@@ -273,7 +288,7 @@ def _take(notebook: Notebook, key: str, run_dir: Path) -> NotebookOutcome:
             (partial / name).parent.mkdir(exist_ok=True)
             shutil.copyfile(path, partial / name)
         write_atomically(partial / FINDINGS, json.dumps(record | {"taken": True}, indent=1) + "\n")
-        _record(partial, key, 0)
+        _record(partial, key, 0, settings)
     return NotebookOutcome(notebook.name, "taken")
 
 
@@ -308,7 +323,7 @@ def status(profile: Profile, run_dir: Path, seed: int = 0) -> list[tuple[str, st
         elif record is None:
             rows.append((notebook.name, "missing", ""))
         else:
-            current = record["key"] == notebook_key(notebook, profile, seed, run_dir)
+            current = _is_current(record, notebook, profile, seed, run_dir)
             note = f"{record['seconds']:.0f} s, {record['finished']}"
             rows.append((notebook.name, "done" if current else "outdated", note))
     return rows

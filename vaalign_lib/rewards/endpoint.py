@@ -94,6 +94,8 @@ class _Message(BaseModel):
     content: str | list[dict[str, Any]] | None = None
     refusal: str | None = None
     reasoning_content: str | None = None
+    reasoning: str | None = None
+    reasoning_details: list[Any] | None = None
     tool_calls: list[Any] | None = None
 
 
@@ -187,7 +189,7 @@ def _words(choice: _Choice) -> str:
         return _before_cut(parts)
     if parts.strip():
         return parts
-    if message.tool_calls or message.reasoning_content:
+    if message.tool_calls or message.reasoning_content or message.reasoning or message.reasoning_details:
         raise ReplyError("expected text, got only reasoning or calls of tools")
     if reason != "stop":
         raise TransientError(f"expected text, got none and finish_reason {reason or 'missing'}")
@@ -227,9 +229,11 @@ def _fault(status: int, body: object, headers: httpx2.Headers) -> Exception:
 
 
 def _is_about_text(error: object, words: str, codes: list[str]) -> bool:
+    if not isinstance(error, dict):  # a page of a proxy or a firewall
+        return False
     if any(map(_FILTERED.search, codes)):
         return True
-    param = error.get("param") if isinstance(error, dict) else None
+    param = error.get("param")
     about_input = param is None or str(param).startswith(("messages", "prompt", "input"))
     return bool(about_input and _ABOUT_TEXT.search(words) and not _ABOUT_US.search(words))
 

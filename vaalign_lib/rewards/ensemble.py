@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from vaalign_lib.rewards.base import Array, Judgement, PolicyIndex, ScoreSource, Truth
 from vaalign_lib.rewards.classifier import BackboneError, load_reward_model, read
 from vaalign_lib.rewards.heads import KINDS, Heads
-from vaalign_lib.store import new_folder
+from vaalign_lib.store import spared_folder
 
 _HEADS, _RECORD, _BACKBONE = "heads.safetensors", "ensemble.json", "backbone"
 
@@ -96,7 +96,7 @@ class EnsembleReward(ScoreSource):
 
     def save(self, folder: str | Path) -> None:
         """Write backbone, tokenizer, heads and settings into a new folder, as safetensors and JSON."""
-        with new_folder(Path(folder)) as partial:
+        with spared_folder(Path(folder)) as partial:
             self.model.save_pretrained(partial / _BACKBONE)
             self.tokenizer.save_pretrained(partial / _BACKBONE)
             save_file({name: w.contiguous() for name, w in self.heads.weights.items()}, partial / _HEADS)
