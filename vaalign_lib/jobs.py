@@ -29,6 +29,7 @@ import tqdm.std
 
 from vaalign_lib.store import (
     PACKAGE,
+    FinalError,
     PlanError,
     content_key,
     file_hash,
@@ -365,7 +366,7 @@ def _run_in_worker(job: Callable[[], Result], code: str, mark: str) -> "Result |
             WORKER.report = partial(worker.log_event, Path(mark).name)
             with _ended_when_unwanted(worker):
                 return job()
-    except PlanError as error:
+    except FinalError as error:
         return _Refused(error)
     except _NobodyWaits:
         return _Refused(ClusterError("nobody waits for this job any more"))

@@ -53,7 +53,11 @@ class RunDirectoryBusyError(RuntimeError):
     """Another process works in the run folder."""
 
 
-class PlanError(RuntimeError):
+class FinalError(RuntimeError):
+    """What another try would not change."""
+
+
+class PlanError(FinalError):
     """Something is missing that would otherwise be noticed after hours."""
 
 

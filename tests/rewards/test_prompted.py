@@ -645,3 +645,9 @@ def test_four_processes_and_kills_pay_once_for_a_text(server, tmp_path, monkeypa
     paid = sum(server.answered.values())
     assert paid - count <= 2 * kills  # answered, and killed before it was written down
     assert round(paid / count, 2) <= 1.01
+
+
+def test_texts_that_are_sent_alike_are_asked_once(server, make):
+    found = make().judge(["p"] * 3, ["a\ud800", "a?", "a\udc00"], np.zeros(3, dtype=int))
+    assert found.bounds.shape == (3, 2) and len({tuple(row) for row in found.bounds}) == 1
+    assert sum(server.asked.values()) == 1

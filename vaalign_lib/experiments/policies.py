@@ -215,7 +215,7 @@ def _stack(study: Study, condition: Condition, beta: float | None = None) -> Pat
 
         kept = RunStore(scratch)  # until they are joined
         ends = [{"first": one.start, "end": one.stop} for one in parts]
-        _join_parts(folder, [kept.resumable("part", part, one) for one in ends])
+        _join_parts(folder, [kept.resumable("part", part, one, code=_code(study, condition)) for one in ends])
 
     config = _computed_from(study, condition, method)
     return study.store.resumable(

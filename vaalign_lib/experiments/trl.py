@@ -13,6 +13,7 @@ from typing import Any
 
 import pandas as pd
 
+from vaalign_lib.data.pairs import EMBEDDED
 from vaalign_lib.data.world.world import World
 from vaalign_lib.experiments.conditions import JUDGES, METHODS
 from vaalign_lib.experiments.policies import kl_of, prompt_sets
@@ -55,7 +56,7 @@ SOLUTIONS = {"detached": ppo_fixed_point, "uncorrected": grpo_fixed_point, "exac
 
 def in_the_world(profile: Profile) -> Profile:
     """Return a profile whose policies are tiny ones of the embedded world."""
-    if profile.reference.models[ARCHITECTURE] == "tiny":
+    if profile.reference.models[ARCHITECTURE] == "tiny" and profile.policies.data == EMBEDDED:
         return profile
     return load_profile("embedded").model_copy(update={"trl": profile.trl})
 

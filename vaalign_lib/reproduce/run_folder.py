@@ -36,6 +36,7 @@ _FILES = {  # of earlier versions, by their content; only then may they be writt
     SHOWN_PLAN: re.compile(rb"[0-9a-f]{16}"),
     "report.html": re.compile(rb".*<title>Uncertainty-aware alignment: .*", re.DOTALL),
     "judgements.sqlite": re.compile(rb"SQLite format 3\0.*", re.DOTALL),
+    "judgements.sqlite-journal": re.compile(rb".*", re.DOTALL),
     "judgements.sqlite-wal": re.compile(rb".*", re.DOTALL),
     "judgements.sqlite-shm": re.compile(rb".*", re.DOTALL),
     "scoreboard.json": re.compile(rb"\[\s*\{\s*\"item\": .*", re.DOTALL),

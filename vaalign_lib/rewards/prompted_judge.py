@@ -27,8 +27,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from vaalign_lib.jobs import bar
 from vaalign_lib.rewards.base import Interval, IntervalSource, PolicyIndex
 from vaalign_lib.rewards.endpoint import RefusalError, Reply, StopError, TransientError, client_of, completion
-from vaalign_lib.rewards.judgements import LEASE, JudgementStore, Record
+from vaalign_lib.rewards.judgements import LEASE, JudgementStore, Record, RecordError
 from vaalign_lib.rewards.replies import ReplyError, parse_interval, shortened
+from vaalign_lib.store import FinalError
 
 RANGES = (100, 50, 20, 10)  # those of Table 4 and Figure 7
 REPLIES = 2  # to one text that are paid for at most: one that is no interval is asked for once more
@@ -39,7 +40,7 @@ _BATCH = 32  # texts that a process claims at a time
 _LOG = logging.getLogger(__name__)
 
 
-class JudgementError(RuntimeError):
+class JudgementError(FinalError):
     """Judgements that are missing: not recorded, or failed."""
 
 
@@ -145,7 +146,9 @@ class PromptedJudge(IntervalSource):
         Raises:
             JudgementError: with `replay_only`, if a text is not recorded.
         """
-        known = {text: self._recorded(self.key(text)) for text in dict.fromkeys(texts)}
+        keys = {text: self.key(text) for text in dict.fromkeys(texts)}
+        first = {key: text for text, key in reversed(keys.items())}  # texts may differ in what is not sent
+        known = {text: self._recorded(key) for key, text in first.items()}
         missing = [text for text, one in known.items() if not self._is_answered(one)]
         if self.replay_only:
             absent = [text for text in missing if known[text] is None]
@@ -157,7 +160,8 @@ class PromptedJudge(IntervalSource):
             missing = []
         if missing:
             known.update(self._ask_all(missing))
-        return {text: one for text, one in known.items() if one is not None}
+        answers = {text: known[first[key]] for text, key in keys.items()}
+        return {text: one for text, one in answers.items() if one is not None}
 
     def judge(self, prompts: Sequence[str], responses: Sequence[str], policy: PolicyIndex) -> Interval:
         """Judge responses: prompt and response are put to the judge as one text.
@@ -291,7 +295,8 @@ class _Asking:
     async def _renew(self) -> None:
         while True:
             await asyncio.sleep(LEASE / 5)
-            await asyncio.to_thread(self.judge.store.renew, self.owner)
+            with suppress(RecordError):  # locked for long: the next time, before the lease is over
+                await asyncio.to_thread(self.judge.store.renew, self.owner)
 
     async def _next(self, progress: Any) -> str | None:
         """Return a text that is claimed and has no answer, None when there is none left."""

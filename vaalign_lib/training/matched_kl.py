@@ -12,6 +12,7 @@ import pandas as pd
 from scipy.interpolate import PchipInterpolator
 from scipy.optimize import isotonic_regression
 
+from vaalign_lib.store import FinalError
 from vaalign_lib.training.objectives import Method
 
 TOLERANCE = 0.03  # of the KL, relative
@@ -20,7 +21,7 @@ LAST = 10  # steps whose mean is what a policy has reached
 MEASURES = ("reward", "true_reward", "gold", "kl", "length", "variance", "explained_variance")
 
 
-class MatchError(RuntimeError):
+class MatchError(FinalError):
     """No penalty on the grid, or none that was tried, gives the wanted KL."""
 
 
