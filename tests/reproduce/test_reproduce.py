@@ -198,10 +198,10 @@ def test_publishing_copies_only_what_changed(tmp_path):
 
 
 SCRIPT = """
-import sys
+import signal, sys
 from pathlib import Path
 from vaalign_lib.reproduce import cli, run
-from vaalign_lib.profiles import load_profile
+signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs of a shell ignore it
 run.NOTEBOOKS = cli.NOTEBOOKS = Path(sys.argv[1])
 sys.exit(cli.main(["reproduce", "--profile", "smoke", "--run-dir", sys.argv[2]]))
 """

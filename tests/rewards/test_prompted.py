@@ -379,8 +379,10 @@ def test_another_model_that_answers_is_told(server, make, caplog):
 
 def test_ctrl_c_ends_a_long_wait_and_keeps_what_came(server, tmp_path):
     script = textwrap.dedent(f"""
+        import signal
         from vaalign_lib.rewards.prompted_judge import PromptedJudge
         from vaalign_lib.rewards.judgements import JudgementStore
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs of a shell ignore it
         store = JudgementStore({str(tmp_path / "j.sqlite")!r})
         judge = PromptedJudge(store, "judge-1", {server.url!r}, "JUDGE_KEY", workers=2)
         judge.records(["one", "two"])

@@ -147,7 +147,9 @@ class PromptedJudge(IntervalSource):
             JudgementError: with `replay_only`, if a text is not recorded.
         """
         keys = {text: self.key(text) for text in dict.fromkeys(texts)}
-        first = {key: text for text, key in reversed(keys.items())}  # texts may differ in what is not sent
+        first: dict[str, str] = {}  # texts may differ in what is not sent
+        for text, key in keys.items():
+            first.setdefault(key, text)
         known = {text: self._recorded(key) for key, text in first.items()}
         missing = [text for text, one in known.items() if not self._is_answered(one)]
         if self.replay_only:
