@@ -1,6 +1,7 @@
 """Executing one notebook headless, in this very interpreter, to a copy with outputs and a clean page."""
 
 import html
+import logging
 import re
 import subprocess
 import sys
@@ -119,6 +120,7 @@ def execute(
     literal = [re.sub("([{}])", r"\1\1", str(path)) for path in (notebook, target)]
     paths = {"run_dir": str(run_dir), "figures_dir": str(folder / "figures")}
     error = None
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # what tasks of an ended kernel say when collected
     with _InnerBars() as bars, TemporaryDirectory() as nobody:
         try:
             papermill.execute_notebook(
