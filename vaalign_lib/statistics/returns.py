@@ -96,7 +96,7 @@ def training_variance_ratio(
     pairs = list(zip(numerator, denominator, rows, strict=True))
     if not pairs or any(not a.values.size == b.values.size == r.shape[-1] for a, b, r in pairs):
         raise ValueError(
-            "numerator, denominator, rows: expected pairs of stacks of the same size, at least one"
+            "numerator, denominator, rows: expected at least one pair of stacks of the same size"
         )
     for a, _, drawn in pairs:
         numbers("rows", drawn, axes=2, whole=True, at_least=0, at_most=a.values.size - 1)
@@ -109,7 +109,7 @@ def training_variance_ratio(
         floored |= variances <= lowest
     ratios = resampled[0] / resampled[1]
     found = percentiles(whole[0] / whole[1], ratios, sum(a.values.size for a, *_ in pairs))
-    return Ratio(found.value, found.low, found.high, found.count, ratios, float(floored.mean()))
+    return Ratio(**vars(found), resampled=ratios, floored=float(floored.mean()))
 
 
 def _resampled(returns: Returns, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -120,9 +120,6 @@ def _resampled(returns: Returns, rows: np.ndarray) -> tuple[np.ndarray, np.ndarr
     count = returns.values.size
     total = returns.values[rows].var(axis=-1, ddof=1) * count / (count - 1)
     return total - (returns.errors[rows] ** 2).mean(axis=-1), total / 100
-
-
-# --- what varies --------------------------------------------------------------------------------------
 
 
 def decomposition(returns: Returns) -> dict[str, Estimate]:
@@ -143,9 +140,9 @@ def training_variance_test(first: Returns, second: Returns) -> Tested:
     distribution. With equal noise it is, nearly, the F test of the totals; with unequal noise that one
     tests something else.
     """
-    degrees = np.array([first.values.size, second.values.size]) - 1
-    totals = np.array([first.total, second.total])
-    noises = np.array([first.noise, second.noise])
+    stacks = first, second
+    degrees = np.array([one.values.size - 1 for one in stacks])
+    totals, noises = (np.array([getattr(one, name) for one in stacks]) for name in ("total", "noise"))
     if not (totals > 0).all():
         raise ValueError("first, second: all returns are equal, there is no variance to compare")
 
@@ -155,23 +152,17 @@ def training_variance_test(first: Returns, second: Returns) -> Tested:
 
     least = 1e-9 * totals.max()  # where there is neither training nor noise
     free = np.maximum(totals - noises, least)
-    shared = minimize_scalar(
-        misfit, bounds=(least, max(free.max(), 2 * least)), method="bounded", options={"xatol": least}
-    )
+    bounds = least, max(free.max(), 2 * least)
+    shared = minimize_scalar(misfit, bounds=bounds, method="bounded", options={"xatol": least})
     statistic = max(0.0, float(min(shared.fun, misfit(least))) - misfit(free))
     return Tested(statistic, float(chi2.ppf(CONFIDENCE, 1)), float(chi2.sf(statistic, 1)), 1)
 
 
 # --- risk ---------------------------------------------------------------------------------------------
 
-
 LEVELS = (0.05, 0.1, 0.25)  # of CVaR and lower quantiles
-RISK_MEASURES = (
-    *(f"cvar_{100 * level:.0f}" for level in LEVELS),
-    *(f"quantile_{100 * level:.0f}" for level in LEVELS),
-    "mean_regret",
-    "sharpe",
-)
+_BY_LEVEL = [f"{name}_{100 * level:.0f}" for name in ("cvar", "quantile") for level in LEVELS]
+RISK_MEASURES = (*_BY_LEVEL, "mean_regret", "sharpe")
 
 
 def risk_measures(returns: np.ndarray, reference: np.ndarray) -> np.ndarray:
@@ -220,10 +211,10 @@ def risk_table(
     """
     if not stacks:
         raise ValueError("stacks: expected at least one")
-    for name, (values, reference) in stacks.items():
-        checked(f"returns of {name}", values)
-        checked(f"reference of {name}", reference)
-    sizes = {name: (len(values), len(reference)) for name, (values, reference) in stacks.items()}
+    sizes = {
+        name: (checked(f"returns of {name}", values).size, checked(f"reference of {name}", reference).size)
+        for name, (values, reference) in stacks.items()
+    }
     if len(set(sizes.values())) > 1:
         raise ValueError(f"stacks: expected the same sizes (returns, reference), got {sizes}")
     returns, bars = (np.array([pair[k] for pair in stacks.values()], dtype=float) for k in (0, 1))
@@ -235,13 +226,13 @@ def risk_table(
     return pd.concat([pd.DataFrame(ends, index=cells).reset_index(), pd.DataFrame(seen)], ignore_index=True)
 
 
-def risk(returns: ArrayLike, reference: ArrayLike, confidence: float = CONFIDENCE) -> Estimate:
+def risk(returns: ArrayLike, reference: ArrayLike) -> Estimate:
     """Estimate the probability that a policy returns no more than the reference does.
 
     The bar is the mean of evaluations of the reference; the interval is Clopper and Pearson's with the
     bar moved by its own error against it.
     """
-    values, bar = checked("returns", returns), mean(reference, confidence)
-    low = proportion(values <= bar.low, confidence).low
-    high = proportion(values <= bar.high, confidence).high
-    return Estimate(float((values <= bar.value).mean()), low, high, values.size)
+    values, bar = checked("returns", returns), mean(reference)
+    value = float((values <= bar.value).mean())
+    low, high = proportion(values <= bar.low).low, proportion(values <= bar.high).high
+    return Estimate(value, low, high, values.size)

@@ -1,7 +1,6 @@
-"""Estimates with intervals, and tests, from scipy and statsmodels.
+"""Estimates with 95% intervals, and tests, from scipy and statsmodels.
 
-Tests take variances, means and counts where those are enough, so that printed numbers can be tested like
-measured ones.
+Tests take variances, means and counts where those are enough: printed numbers are tested like measured ones.
 """
 
 import warnings
@@ -11,25 +10,14 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.stats import (
-    DegenerateDataWarning,
-    binom,
-    bootstrap,
-    boschloo_exact,
-    f,
-    f_oneway,
-    norm,
-    permutation_test,
-    t,
-    trim_mean,
-    ttest_ind_from_stats,
-    ttest_rel,
-)
+from scipy import stats
 from statsmodels.stats.proportion import confint_proportions_2indep, proportion_confint, proportions_ztest
 
 from vaalign_lib.statistics.arrays import Array, count, number, numbers
 
 CONFIDENCE = 0.95
+TAILS = 0.5 - CONFIDENCE / 2, 0.5 + CONFIDENCE / 2  # probabilities at the ends of a two-sided interval
+Z = float(stats.norm.ppf(TAILS[1]))
 _NO_SPREAD = "all samples are equal, there is no spread to compare"
 
 
@@ -50,6 +38,11 @@ class Estimate:
         return {name: self.value, f"{name}_low": self.low, f"{name}_high": self.high}
 
 
+def around(value: float, half: float, count: int) -> Estimate:
+    """Return an estimate whose interval reaches equally far to either side."""
+    return Estimate(float(value), float(value - half), float(value + half), count)
+
+
 def rounded(value: Any, digits: int) -> Any:
     """Return a finite float with so many significant digits, and anything else as it is."""
     if isinstance(value, float) and np.isfinite(value):
@@ -57,45 +50,41 @@ def rounded(value: Any, digits: int) -> Any:
     return value
 
 
-def proportion(events: ArrayLike, confidence: float = CONFIDENCE) -> Estimate:
+def proportion(events: ArrayLike) -> Estimate:
     """Estimate a probability from independent events (count,), with Clopper-Pearson's interval.
 
     Raises:
         ValueError: there is none, or one is neither true nor false; of missing ones nothing is assumed.
     """
     happened = numbers("events", events, axes=1, whole=True, at_least=0, at_most=1)
-    successes, alpha = int(happened.sum()), 1 - _level(confidence)
-    low, high = proportion_confint(successes, happened.size, alpha=alpha, method="beta")
+    successes = int(happened.sum())
+    low, high = proportion_confint(successes, happened.size, alpha=1 - CONFIDENCE, method="beta")
     return Estimate(successes / happened.size, float(low), float(high), happened.size)
 
 
-def mean(samples: ArrayLike, confidence: float = CONFIDENCE) -> Estimate:
+def mean(samples: ArrayLike) -> Estimate:
     """Estimate a mean from independent samples (count,), with Student's interval."""
     values = checked("samples", samples)
-    centre, quantile = values.mean(), t.ppf(_ends(confidence)[1], values.size - 1)
-    half = quantile * values.std(ddof=1) / np.sqrt(values.size)
-    return Estimate(float(centre), float(centre - half), float(centre + half), values.size)
+    half = stats.t.ppf(TAILS[1], values.size - 1) * values.std(ddof=1) / np.sqrt(values.size)
+    return around(values.mean(), half, values.size)
 
 
-def variance(samples: ArrayLike, confidence: float = CONFIDENCE) -> Estimate:
+def variance(samples: ArrayLike) -> Estimate:
     """Estimate a variance from independent samples (count,), with Bonett's interval (2006).
 
     It is that of the logarithm, with the error that follows from the samples' kurtosis, and two
     corrections for small counts. Samples need not be normal. Equal samples have no interval: NaN.
     """
-    values, z = checked("samples", samples), float(norm.ppf(_ends(confidence)[1]))
-    if values.size <= z:
-        raise ValueError(f"samples: {values.size} are too few for a {confidence:.0%} interval")
-    found, nan = float(values.var(ddof=1)), float("nan")
+    values = checked("samples", samples)
+    found, n = float(values.var(ddof=1)), values.size
     if np.ptp(values) == 0:
-        return Estimate(0.0, nan, nan, values.size)
-    trimmed = trim_mean(values, 0.5 / np.sqrt(values.size - 4) if values.size > 4 else 0.0)
+        return Estimate(0.0, float("nan"), float("nan"), n)
+    trimmed = stats.trim_mean(values, 0.5 / np.sqrt(n - 4) if n > 4 else 0.0)
     squares = ((values - values.mean()) ** 2).mean()
     kurtosis = ((values - trimmed) ** 4).mean() / squares**2
-    small = values.size / (values.size - z)
-    half = z * small * np.sqrt((kurtosis - 1 + 3 / values.size) / (values.size - 1))
-    low, high = (float(small * found * np.exp(step)) for step in (-half, half))
-    return Estimate(found, low, high, values.size)
+    small = n / (n - Z)
+    half = Z * small * np.sqrt((kurtosis - 1 + 3 / n) / (n - 1))
+    return Estimate(found, float(small * found * np.exp(-half)), float(small * found * np.exp(half)), n)
 
 
 def difference(first: Estimate, second: Estimate) -> Estimate:
@@ -110,19 +99,17 @@ def difference(first: Estimate, second: Estimate) -> Estimate:
     return Estimate(value, float(value - below), float(value + above), first.count)
 
 
-def median(samples: ArrayLike, confidence: float = CONFIDENCE) -> Estimate:
+def median(samples: ArrayLike) -> Estimate:
     """Estimate a median from independent samples (count,), with the order-statistics interval."""
     values = np.sort(checked("samples", samples))
-    low = int(binom.ppf(_ends(confidence)[0], values.size, 0.5))  # P(fewer than low below) < 2.5%
+    low = int(stats.binom.ppf(TAILS[0], values.size, 0.5))  # P(fewer than low below) < 2.5%
     if low < 1:
-        raise ValueError(f"samples: {values.size} are too few for a {confidence:.0%} interval")
+        raise ValueError(f"samples: {values.size} are too few for a {CONFIDENCE:.0%} interval")
     ends = float(values[low - 1]), float(values[values.size - low])
     return Estimate(float(np.median(values)), *ends, values.size)
 
 
-def paired_variance_ratio(
-    numerator: ArrayLike, denominator: ArrayLike, confidence: float = CONFIDENCE
-) -> Estimate:
+def paired_variance_ratio(numerator: ArrayLike, denominator: ArrayLike) -> Estimate:
     """Estimate Var(numerator) / Var(denominator) from paired samples (count,).
 
     The interval is that of the logarithm by the delta method: sample i moves it by
@@ -134,49 +121,39 @@ def paired_variance_ratio(
     if min(variances) == 0:
         raise ValueError("numerator, denominator: all samples are equal, the ratio is undefined")
     influence = (a - a.mean()) ** 2 / variances[0] - (b - b.mean()) ** 2 / variances[1]
-    half = norm.ppf(_ends(confidence)[1]) * influence.std(ddof=1) / np.sqrt(a.size)
+    half = Z * influence.std(ddof=1) / np.sqrt(a.size)
     ratio = variances[0] / variances[1]
     return Estimate(float(ratio), float(ratio * np.exp(-half)), float(ratio * np.exp(half)), a.size)
 
 
-def percentiles(value: float, resampled: np.ndarray, count: int, confidence: float = CONFIDENCE) -> Estimate:
+def percentiles(value: float, resampled: np.ndarray, count: int) -> Estimate:
     """Return an estimate with the percentile interval of its resamples (resamples,), NaN left out."""
-    low, high = np.nanquantile(resampled, _ends(confidence))
+    low, high = np.nanquantile(resampled, TAILS)
     return Estimate(float(value), float(low), float(high), count)
 
 
 def bca(
-    samples: Sequence[ArrayLike],
-    statistic: Callable[..., np.ndarray],
-    *,
-    paired: bool = False,
-    resamples: int = 10_000,
-    seed: int = 0,
-    confidence: float = CONFIDENCE,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    samples: Sequence[ArrayLike], statistic: Callable[..., Array], resamples: int = 10_000, seed: int = 0
+) -> tuple[Array, Array, Array]:
     """Return a statistic with its bias-corrected and accelerated bootstrap interval.
 
     Samples are drawn again each on its own, as strata are; those of one array (..., count) together.
 
     The statistic is vectorized over all but the samples' last axis and may add axes in front. Value, lower
-    and upper end are of its shape; both ends are NaN where it never varies. `paired` samples are all drawn
-    again together.
+    and upper end are of its shape; both ends are NaN where it never varies.
     """
     data = [numbers("samples", one) for one in samples]
     if not data or any(one.ndim == 0 or one.shape[-1] < 2 for one in data):
         raise ValueError("samples: expected arrays with at least two samples along the last axis")
-    if paired and len({one.shape[-1] for one in data}) > 1:
-        raise ValueError(f"samples: pairs differ in number: {[one.shape[-1] for one in data]}")
     with np.errstate(invalid="ignore", divide="ignore"), warnings.catch_warnings():
-        warnings.simplefilter("ignore", DegenerateDataWarning)
-        interval = bootstrap(
+        warnings.simplefilter("ignore", stats.DegenerateDataWarning)
+        interval = stats.bootstrap(
             data,
             lambda *parts, axis: statistic(*parts),
             vectorized=True,
             axis=-1,
-            paired=paired,
             n_resamples=count("resamples", resamples),
-            confidence_level=_level(confidence),
+            confidence_level=CONFIDENCE,
             method="BCa",
             rng=np.random.default_rng(seed),
         ).confidence_interval
@@ -186,34 +163,28 @@ def bca(
 # --- differences and ratios ---------------------------------------------------------------------------
 
 
-def variance_ratio(
-    first: float, first_count: int, second: float, second_count: int, confidence: float = CONFIDENCE
-) -> Estimate:
+def variance_ratio(first: float, first_count: int, second: float, second_count: int) -> Estimate:
     """Estimate a ratio of variances of normal samples, with the exact interval."""
     _variances(first, first_count, second, second_count)
     ratio = first / second
-    high, low = ratio / f.ppf(_ends(confidence), first_count - 1, second_count - 1)
+    high, low = ratio / stats.f.ppf(TAILS, first_count - 1, second_count - 1)
     return Estimate(ratio, float(low), float(high), first_count + second_count)
 
 
-def mean_difference(*moments: float, confidence: float = CONFIDENCE) -> Estimate:
+def mean_difference(*moments: float) -> Estimate:
     """Estimate the first mean minus the second, with Welch's interval.
 
     Moments are the first sample's mean, variance and count, then the second's.
     """
     gap, error, degrees = _gap(*moments)
-    half = float(t.ppf(_ends(confidence)[1], degrees)) * error
-    return Estimate(gap, gap - half, gap + half, int(moments[2] + moments[5]))
+    return around(gap, float(stats.t.ppf(TAILS[1], degrees)) * error, int(moments[2] + moments[5]))
 
 
-def proportion_difference(
-    first: float, first_count: int, second: float, second_count: int, confidence: float = CONFIDENCE
-) -> Estimate:
+def proportion_difference(first: float, first_count: int, second: float, second_count: int) -> Estimate:
     """Estimate the first proportion minus the second, from events, with Newcombe's interval."""
-    _events(first, first_count, second, second_count)
-    low, high = confint_proportions_2indep(
-        first, first_count, second, second_count, method="newcomb", alpha=1 - _level(confidence)
-    )
+    events = first, first_count, second, second_count
+    _events(*events)
+    low, high = confint_proportions_2indep(*events, method="newcomb", alpha=1 - CONFIDENCE)
     gap = first / first_count - second / second_count
     return Estimate(gap, float(low), float(high), first_count + second_count)
 
@@ -226,8 +197,7 @@ def mean_of(estimates: Sequence[Estimate]) -> Estimate:
     """
     if not estimates:
         raise ValueError("estimates: expected at least one")
-    ends = [[getattr(one, end) for one in estimates] for end in ("value", "low", "high")]
-    value, low, high = np.mean(ends, axis=1).tolist()
+    value, low, high = np.mean([(one.value, one.low, one.high) for one in estimates], axis=0).tolist()
     return Estimate(value, low, high, sum(one.count for one in estimates))
 
 
@@ -251,9 +221,9 @@ class Tested:
 def f_test(first: float, first_count: int, second: float, second_count: int) -> Tested:
     """Test two-sided that two normal samples have one variance; `critical` is the 0.975 quantile of F."""
     ratio = variance_ratio(first, first_count, second, second_count).value
-    law = f(first_count - 1, second_count - 1)
+    law = stats.f(first_count - 1, second_count - 1)
     p = min(1.0, 2 * min(law.cdf(ratio), law.sf(ratio)))
-    return Tested(ratio, float(law.ppf(_ends()[1])), float(p), first_count - 1)
+    return Tested(ratio, float(law.ppf(TAILS[1])), float(p), first_count - 1)
 
 
 def welch(*moments: float) -> Tested:
@@ -262,10 +232,10 @@ def welch(*moments: float) -> Tested:
     Moments are those of `mean_difference`.
     """
     _, _, degrees = _gap(*moments)
-    first, first_variance, first_count, second, second_variance, second_count = moments
-    samples = (first, np.sqrt(first_variance), first_count), (second, np.sqrt(second_variance), second_count)
-    found = ttest_ind_from_stats(*samples[0], *samples[1], equal_var=False)
-    return Tested(float(found.statistic), float(t.ppf(_ends()[1], degrees)), float(found.pvalue), degrees)
+    first, other = ((one, np.sqrt(spread), n) for one, spread, n in (moments[:3], moments[3:]))
+    found = stats.ttest_ind_from_stats(*first, *other, equal_var=False)
+    critical = float(stats.t.ppf(TAILS[1], degrees))
+    return Tested(float(found.statistic), critical, float(found.pvalue), degrees)
 
 
 def equivalence(*moments: float, margin: float) -> Tested:
@@ -274,25 +244,19 @@ def equivalence(*moments: float, margin: float) -> Tested:
     `statistic` is the smaller of the two; both must exceed `critical`. `p` is the larger of the two.
     """
     gap, error, degrees = _gap(*moments)
-    statistic = (number("margin", margin, above=0) - abs(gap)) / error
-    return Tested(statistic, float(t.ppf(CONFIDENCE, degrees)), float(t.sf(statistic, degrees)), degrees)
+    statistic, law = (number("margin", margin, above=0) - abs(gap)) / error, stats.t(degrees)
+    return Tested(statistic, float(law.ppf(CONFIDENCE)), float(law.sf(statistic)), degrees)
 
 
 def smallest_margin(*moments: float) -> float:
     """Return the margin from which on `equivalence` says at 5% that two means are equivalent."""
     gap, error, degrees = _gap(*moments)
-    return abs(gap) + error * float(t.ppf(CONFIDENCE, degrees))
+    return abs(gap) + error * float(stats.t.ppf(CONFIDENCE, degrees))
 
 
-def _gap(
-    first: float,
-    first_variance: float,
-    first_count: float,
-    second: float,
-    second_variance: float,
-    second_count: float,
-) -> tuple[float, float, float]:
+def _gap(*moments: float) -> tuple[float, float, float]:
     """Return the first mean minus the second, its standard error, and Welch's degrees of freedom."""
+    first, first_variance, first_count, second, second_variance, second_count = moments
     gap = number("first_mean", first) - number("second_mean", second)
     _variances(first_variance, first_count, second_variance, second_count)
     parts = np.array([first_variance / first_count, second_variance / second_count])
@@ -306,7 +270,7 @@ def two_proportions(first: float, first_count: int, second: float, second_count:
     Events need not be whole, for printed proportions are rounded.
     """
     _events(first, first_count, second, second_count)
-    critical = float(norm.ppf(CONFIDENCE))
+    critical = float(stats.norm.ppf(CONFIDENCE))
     if first + second in (0, first_count + second_count):
         return Tested(0.0, critical, 0.5)  # nothing varies, nothing can be told
     z, p = proportions_ztest([first, second], [first_count, second_count], alternative="larger")
@@ -320,7 +284,7 @@ def boschloo(first: int, first_count: int, second: int, second_count: int) -> fl
     if first + second in (0, first_count + second_count):
         return 1.0
     table = [[first, second], [first_count - first, second_count - second]]
-    return float(boschloo_exact(table, alternative="greater").pvalue)
+    return float(stats.boschloo_exact(table, alternative="greater").pvalue)
 
 
 def permuted_variance_ratio(
@@ -329,18 +293,16 @@ def permuted_variance_ratio(
     """Test two-sided that two samples spread alike, by permuting deviations from their own medians.
 
     The statistic is the absolute logarithm of the ratio of mean squared deviations; `critical` is its
-    0.95 quantile under permutation. It needs no normality; exact only where the
-    medians are known.
+    0.95 quantile under permutation. It needs no normality; exact only where the medians are known.
     """
-    a, b = checked("first", first), checked("second", second)
-    deviations = a - np.median(a), b - np.median(b)
+    deviations = [one - np.median(one) for one in (checked("first", first), checked("second", second))]
     if not all(one.any() for one in deviations):
         raise ValueError(f"first, second: {_NO_SPREAD}")
 
-    def ratio(one: np.ndarray, other: np.ndarray, axis: int) -> np.ndarray:
+    def ratio(one: Array, other: Array, axis: int) -> Array:
         return np.abs(np.log((one**2).mean(axis=axis) / (other**2).mean(axis=axis)))
 
-    found = permutation_test(
+    found = stats.permutation_test(
         deviations,
         ratio,
         vectorized=True,
@@ -361,17 +323,16 @@ def brown_forsythe(first: Sequence[ArrayLike], second: Sequence[ArrayLike]) -> f
 
     Each method is given as a vector of values for each stack, whose deviations are from its own median.
     """
-    sides = []
-    for stacks in (first, second):
-        vectors = [checked("values", stack) for stack in stacks]
-        if not vectors:
-            raise ValueError("first, second: expected at least one stack of each")
-        sides.append(np.concatenate([np.abs(one - np.median(one)) for one in vectors]))
+    if not (len(first) and len(second)):
+        raise ValueError("first, second: expected at least one stack of each")
+    sides = [
+        np.concatenate([_deviations(checked("values", one)) for one in side]) for side in (first, second)
+    ]
     if all(one.size == 2 and one.any() for one in sides):
         return 1.0
     if all(np.ptp(one) == 0 for one in sides):
         raise ValueError(f"first, second: {_NO_SPREAD}")
-    return float(f_oneway(*sides).pvalue)
+    return float(stats.f_oneway(*sides).pvalue)
 
 
 def paired_brown_forsythe(first: ArrayLike, second: ArrayLike) -> float:
@@ -379,13 +340,16 @@ def paired_brown_forsythe(first: ArrayLike, second: ArrayLike) -> float:
 
     Of equal deviations it is 1, and of two pairs: two values are always as far from their median.
     """
-    a, b = _pairs("first", first, "second", second)
-    gaps = np.abs(a - np.median(a)) - np.abs(b - np.median(b))
-    if a.size == 2 or not gaps.any():
+    a, b = (_deviations(one) for one in _pairs("first", first, "second", second))
+    if a.size == 2 or (a == b).all():
         return 1.0
-    if np.ptp(gaps) == 0:
+    if np.ptp(a - b) == 0:
         raise ValueError("first, second: deviations differ by the same everywhere; nothing to test")
-    return float(ttest_rel(np.abs(a - np.median(a)), np.abs(b - np.median(b))).pvalue)
+    return float(stats.ttest_rel(a, b).pvalue)
+
+
+def _deviations(values: Array) -> Array:
+    return np.abs(values - np.median(values))
 
 
 def holm(p_values: ArrayLike) -> np.ndarray:
@@ -420,12 +384,3 @@ def _variances(first: float, first_count: float, second: float, second_count: fl
 def _events(first: float, first_count: int, second: float, second_count: int) -> None:
     for name, events, trials in (("first", first, first_count), ("second", second, second_count)):
         number(name, events, at_least=0, at_most=count(f"{name}_count", trials))
-
-
-def _level(confidence: float) -> float:
-    return number("confidence", confidence, above=0, below=1)
-
-
-def _ends(confidence: float = CONFIDENCE) -> tuple[float, float]:
-    """Return the probabilities at the ends of a two-sided interval."""
-    return 0.5 - _level(confidence) / 2, 0.5 + _level(confidence) / 2
