@@ -1,7 +1,6 @@
-"""What the paper prints, and the rules by which a reproduction of it is judged.
+"""What the paper prints (data/published.csv), and the rules by which a reproduction is judged.
 
-`data/published.csv` holds the printed numbers, `data/verdict_rules.yaml` the rules. A rule is fixed
-before the result that it judges is seen; a finding without a rule is refused.
+A rule (data/verdict_rules.yaml) is fixed before its result is seen; a finding without one is refused.
 """
 
 from decimal import Decimal
@@ -58,11 +57,11 @@ def printed_value(key: str) -> float:
     """
     if key not in published().index:
         raise KeyError(f"data/published.csv has no key {key!r}")
-    line = published().loc[key]
+    text = published().loc[key, "printed"]
     try:
-        return _scale(key) * float(line["printed"].replace(",", ""))
+        return _scale(key) * float(text.replace(",", ""))
     except ValueError:
-        raise ValueError(f"{key}: {line['printed']!r} is not a number") from None
+        raise ValueError(f"{key}: {text!r} is not a number") from None
 
 
 def printed_range(key: str) -> tuple[float, float]:
@@ -104,10 +103,7 @@ class Criterion(_Strict):
 
 
 class Rule(_Strict):
-    """One row of the scoreboard: a claim and how its reproduction is judged.
-
-    The paper prints the claim, or implies it, or it is a question of ours.
-    """
+    """A claim that the paper prints or implies, or a question of ours, and how its reproduction is judged."""
 
     id: Annotated[str, Field(pattern=r"^[a-z0-9_.-]+$")]
     item: str
@@ -158,11 +154,7 @@ def rules() -> dict[str, Rule]:
 
 
 def rule_of(name: str) -> Rule:
-    """Return a rule by its id.
-
-    Raises:
-        UnknownRuleError: there is none; rules are written down before results are seen.
-    """
+    """Return a rule by its id, or raise UnknownRuleError."""
     if name not in rules():
         raise UnknownRuleError(
             f"data/verdict_rules.yaml has no rule {name!r}; a rule is fixed there before its result"

@@ -1,13 +1,12 @@
-"""The statistics of Tables 1 to 4 recomputed from what is printed beside them.
+"""The statistics of Tables 1 to 4 recomputed from what is printed beside them, over all that rounds to it.
 
-Printed numbers are rounded, so what follows from them is a range: a recomputed value is taken over
-everything that rounds to the printed inputs. A printed result is consistent if its own rounding range
-overlaps that.
+A printed result is consistent if its own rounding range overlaps that of the recomputed values.
 """
 
 from collections.abc import Callable, Iterable, Iterator
 from decimal import ROUND_CEILING, ROUND_FLOOR, ROUND_HALF_DOWN, ROUND_HALF_EVEN, ROUND_HALF_UP, Decimal
 from itertools import product
+from operator import truediv
 from typing import Any
 
 import numpy as np
@@ -19,9 +18,10 @@ from scipy.stats import f, norm
 from vaalign_lib.papers.printed import RANGES, printed_range, printed_value, published
 from vaalign_lib.statistics.power import policies_for_p, policies_for_risks, risk_power
 from vaalign_lib.statistics.tests import (
-    CONFIDENCE,
+    TAILS,
     Estimate,
-    Tested,
+    Z,
+    around,
     boschloo,
     f_test,
     holm,
@@ -48,8 +48,8 @@ ROUNDINGS = {
 
 def rows() -> list[str]:
     """Return the names of the rows of Tables 1 to 3, in their order."""
-    names = published().loc[lambda lines: (lines["item"] == "Table 1") & (lines["row"] != ""), "row"]
-    return list(names.unique())
+    lines = published()
+    return list(lines.loc[(lines["item"] == "Table 1") & (lines["row"] != ""), "row"].unique())
 
 
 def over_rounding(function: Callable[..., float], keys: Iterable[str]) -> tuple[float, float]:
@@ -72,19 +72,28 @@ def _both(table: int, row: str, quantity: str) -> list[str]:
     return [f"table{table}.{row}.{quantity}_{method}" for method in ("vanilla", "variance_aware")]
 
 
-def _moments(row: str) -> list[str]:
-    """Return the keys of a row's means and variances, vanilla before variance-aware."""
-    return [
-        key for pair in zip(_both(2, row, "mean"), _both(1, row, "variance"), strict=True) for key in pair
-    ]
+def _keys(row: str) -> tuple[list[str], list[str], list[str]]:
+    """Return the keys of a row's variances, of both methods' mean and variance, and of the risks."""
+    variances, means = _both(1, row, "variance"), _both(2, row, "mean")
+    return variances, [means[0], variances[0], means[1], variances[1]], _both(3, row, "risk")
 
 
 def _values(keys: Iterable[str]) -> list[float]:
     return [printed_value(key) for key in keys]
 
 
-def _width(top: int) -> str:
-    return f"table4.range-{top}.variance_of_standard_deviation"
+def _counted(*moments: float) -> tuple[float, ...]:
+    """Return both methods' moments (mean and variance, or one of them, or events), each with its count."""
+    half = len(moments) // 2
+    return *moments[:half], POLICIES, *moments[half:], POLICIES
+
+
+def _variance_p(first: float, second: float) -> float:
+    return f_test(first, POLICIES, second, POLICIES).p
+
+
+def _risk_p(first: float, second: float) -> float:
+    return two_proportions(first * POLICIES, POLICIES, second * POLICIES, POLICIES).p
 
 
 # --- printed, recomputed range, verdict ---------------------------------------------------------------
@@ -96,8 +105,8 @@ def audit() -> pd.DataFrame:
     Columns: `item`, `row`, `quantity`, `printed`, `low` and `high` (the recomputed range), `consistent`,
     and `off_by`, the printed number over the nearest end of the range.
     """
-    lines = [*_ratios(), *_means(), *_risks(), *_ranges()]
-    table = pd.DataFrame(lines, columns=["item", "row", "quantity", "key", "low", "high"])
+    table = pd.DataFrame(_statistics(), columns=["item", "row", "quantity", "key", "low", "high"])
+    table = table.sort_values("item", kind="stable", ignore_index=True)
     keys = table.pop("key")
     table.insert(3, "printed", keys.map(printed_value))
     low, high = np.array([printed_range(key) for key in keys]).T
@@ -106,55 +115,34 @@ def audit() -> pd.DataFrame:
     return table.assign(consistent=consistent, off_by=(table["printed"] / nearest).where(~consistent, 1.0))
 
 
-Line = tuple[str, str, str, str, float, float]
+def _statistics() -> Iterator[tuple[str, str, str, str, float, float]]:
+    """Yield item, row, quantity, key and recomputed range: of F, |t|, p, ratios, and their critical values.
 
-
-def _ratios() -> Iterator[Line]:
-    """Yield every F of Table 1, and its critical value."""
+    The variances of Table 4's intervals are rescaled from the first one with R or R - 1.
+    """
     for row in rows():
-        ends = over_rounding(lambda a, b: a / b, _both(1, row, "variance"))
-        yield "Table 1", row, "F", f"table1.{row}.variance_ratio_f", *ends
+        variances, moments, risks = _keys(row)
+        yield "Table 1", row, "F", f"table1.{row}.variance_ratio_f", *over_rounding(truediv, variances)
+        low, high = over_rounding(lambda *numbers: welch(*_counted(*numbers)).statistic, moments)
+        crosses = low < 1e-9 and high > -1e-9  # printed means may round to the same number
+        smaller, larger = sorted((abs(low), abs(high)))
+        yield "Table 2", row, "|t|", f"table2.{row}.t_score", 0.0 if crosses else smaller, larger
+        ends = over_rounding(lambda a, b: welch(*_counted(0, a, 0, b)).critical, variances)
+        yield "Table 2", row, "critical t", f"table2.{row}.t_critical", *ends
+        yield "Table 3", row, "p", f"table3.{row}.p_value", *over_rounding(_risk_p, risks)
     critical = f_test(1, POLICIES, 1, POLICIES).critical
     yield "Table 1", "", "critical F", "table1.f_critical", critical, critical
-
-
-def _means() -> Iterator[Line]:
-    """Yield every t of Table 2 and its critical value, by Welch."""
-    for row in rows():
-        low, high = over_rounding(lambda *numbers: _welch(*numbers).statistic, _moments(row))
-        crosses = low < 1e-9 and high > -1e-9  # printed means may round to the same number
-        absolute = sorted((abs(low), abs(high)))
-        ends = (0.0 if crosses else absolute[0], absolute[1])
-        yield "Table 2", row, "|t|", f"table2.{row}.t_score", *ends
-        ends = over_rounding(lambda a, b: _welch(0, a, 0, b).critical, _both(1, row, "variance"))
-        yield "Table 2", row, "critical t", f"table2.{row}.t_critical", *ends
-
-
-def _risks() -> Iterator[Line]:
-    """Yield every p of Table 3, of the one-sided two-proportion z test."""
-    for row in rows():
-        yield "Table 3", row, "p", f"table3.{row}.p_value", *over_rounding(_risk_p, _both(3, row, "risk"))
-
-
-def _ranges() -> Iterator[Line]:
-    """Yield every ratio of Table 4, and its first column rescaled with R or R - 1."""
     for top in RANGES:
-        row = f"range-{top}"
-        ends = over_rounding(lambda a, b: a / b, _both(4, row, "variance"))
-        yield "Table 4", row, "ratio", f"table4.{row}.variance_ratio_f", *ends
-    widest = printed_range(_width(RANGES[0]))
+        ends = over_rounding(truediv, _both(4, f"range-{top}", "variance"))
+        yield "Table 4", f"range-{top}", "ratio", f"table4.range-{top}.variance_ratio_f", *ends
+    low, high = printed_range(_width(RANGES[0]))
     for top in RANGES[1:]:
         shares = (top / RANGES[0]) ** 2, ((top - 1) / (RANGES[0] - 1)) ** 2
-        ends = min(shares) * widest[0], max(shares) * widest[1]
-        yield "Table 4", f"range-{top}", WIDTHS, _width(top), *ends
+        yield "Table 4", f"range-{top}", WIDTHS, _width(top), min(shares) * low, max(shares) * high
 
 
-def _welch(mean: float, variance: float, other: float, others: float) -> Tested:
-    return welch(mean, variance, POLICIES, other, others, POLICIES)
-
-
-def _risk_p(first: float, second: float) -> float:
-    return two_proportions(first * POLICIES, POLICIES, second * POLICIES, POLICIES).p
+def _width(top: int) -> str:
+    return f"table4.range-{top}.variance_of_standard_deviation"
 
 
 # --- what the printed numbers say -----------------------------------------------------------------------
@@ -170,14 +158,12 @@ def variance_tests() -> pd.DataFrame:
     """
     found = []
     for row in rows():
-        keys = _both(1, row, "variance")
+        keys, *_ = _keys(row)
         first, second = _values(keys)
-        ratio = variance_ratio(first, POLICIES, second, POLICIES)
-        worst = over_rounding(lambda a, b: f_test(a, POLICIES, b, POLICIES).p, keys)[1]
-        p = f_test(first, POLICIES, second, POLICIES).p
-        found.append((row, ratio.value, ratio.low, ratio.high, p, worst))
+        ratio, worst = variance_ratio(first, POLICIES, second, POLICIES), over_rounding(_variance_p, keys)[1]
+        found.append((row, ratio.value, ratio.low, ratio.high, _variance_p(first, second), worst))
     table = pd.DataFrame(found, columns=["row", "ratio", "low", "high", "p", "p_worst"])
-    kurtosis = POLICIES * np.log(table["ratio"]) ** 2 / (2 * norm.ppf(0.5 + CONFIDENCE / 2) ** 2) - 2
+    kurtosis = POLICIES * np.log(table["ratio"]) ** 2 / (2 * Z**2) - 2
     return table.assign(kurtosis=kurtosis, p_holm=holm(table["p_worst"]))
 
 
@@ -191,19 +177,15 @@ def mean_tests() -> pd.DataFrame:
     """
     found = []
     for row in rows():
-        mean, variance, other, others = _values(_moments(row))
-        numbers = (other, others, POLICIES, mean, variance, POLICIES)
+        _, keys, _ = _keys(row)
+        mean, variance, other, others = _values(keys)
+        numbers = _counted(other, others, mean, variance)
         tested, gap, margin = welch(*numbers), mean_difference(*numbers), smallest_margin(*numbers)
-        in_sds = over_rounding(_margin_in_sds, _moments(row))[1]
+        in_sds = over_rounding(lambda *m: smallest_margin(*_counted(*m)) / float(np.sqrt(m[1])), keys)[1]
         found.append((row, gap.value, gap.low, gap.high, tested.degrees, tested.p, margin, in_sds))
     names = ["row", "difference", "low", "high", "degrees", "p", "margin", "margin_in_sds"]
     table = pd.DataFrame(found, columns=names)
     return table.assign(margin_in_gains=table["margin"] / implied_references()["gain_vanilla"])
-
-
-def _margin_in_sds(mean: float, variance: float, other: float, others: float) -> float:
-    margin = smallest_margin(mean, variance, POLICIES, other, others, POLICIES)
-    return margin / float(np.sqrt(variance))
 
 
 def risk_tests() -> pd.DataFrame:
@@ -221,37 +203,30 @@ def risk_tests() -> pd.DataFrame:
     return table.assign(**adjusted)
 
 
+def _risk_test(row: str) -> dict[str, Any]:
+    *_, keys = _keys(row)
+    risks, fall, printed = _values(keys), risk_fall(row), printed_value(f"table3.{row}.p_value")
+    vanilla, aware = (_nearest(key) for key in keys)
+    return (
+        {"row": row, "vanilla": vanilla, "variance_aware": aware}
+        | {"fall": fall.value, "low": fall.low, "high": fall.high}
+        | {"p": _risk_p(*risks), "p_worst": over_rounding(_risk_p, keys)[1]}
+        | {"boschloo": boschloo(vanilla, POLICIES, aware, POLICIES), "p_printed": printed}
+        | {"power": risk_power(*risks, POLICIES), "needed": policies_for_risks(*risks)}
+        | {"needed_for_p": policies_for_p(*risks, printed)}
+    )
+
+
 def risk_fall(row: str) -> Estimate:
     """Return vanilla's printed risk minus the other's, from the nearest counts, with Newcombe's interval."""
     vanilla, aware = (_nearest(key) for key in _both(3, row, "risk"))
     return proportion_difference(vanilla, POLICIES, aware, POLICIES)
 
 
-def _risk_test(row: str) -> dict[str, Any]:
-    keys, fall = _both(3, row, "risk"), risk_fall(row)
-    (first, second), (vanilla, aware) = _values(keys), (_nearest(key) for key in keys)
-    printed = printed_value(f"table3.{row}.p_value")
-    return {
-        "row": row,
-        "vanilla": vanilla,
-        "variance_aware": aware,
-        "fall": fall.value,
-        "low": fall.low,
-        "high": fall.high,
-        "p": _risk_p(first, second),
-        "p_worst": over_rounding(_risk_p, keys)[1],
-        "boschloo": boschloo(vanilla, POLICIES, aware, POLICIES),
-        "p_printed": printed,
-        "power": risk_power(first, second, POLICIES),
-        "needed": policies_for_risks(first, second),
-        "needed_for_p": policies_for_p(first, second, printed),
-    }
-
-
-def counts_of(key: str, total: int = POLICIES) -> dict[str, list[int]]:
-    """Return which counts out of a total print as a risk does, by rule of rounding."""
+def counts_of(key: str) -> dict[str, list[int]]:
+    """Return which counts out of 80 print as a risk does, by rule of rounding."""
     printed = Decimal(published().loc[key, "printed"])
-    shares = [Decimal(count) / total for count in range(total + 1)]
+    shares = [Decimal(count) / POLICIES for count in range(POLICIES + 1)]
     return {
         name: [count for count, share in enumerate(shares) if share.quantize(printed, rounding) == printed]
         for name, rounding in ROUNDINGS.items()
@@ -281,10 +256,10 @@ def implied_references() -> pd.DataFrame:
     """
     found = []
     for row in rows():
-        keys = [*_moments(row), *_both(3, row, "risk")]
-        mean, variance, other, others, risk, other_risk = numbers = _values(keys)
+        _, moments, risks = _keys(row)
+        mean, variance, other, others, risk, other_risk = numbers = _values(moments + risks)
         first, second = _reference(mean, variance, risk), _reference(other, others, other_risk)
-        ends = over_rounding(_reference_gap, keys)
+        ends = over_rounding(_reference_gap, moments + risks)
         found.append((row, first, mean - first, second, other - second, _reference_gap(*numbers), *ends))
     methods = ("vanilla", "variance_aware")
     names = [f"{name}_{method}" for method in methods for name in ("reference", "gain")]
@@ -303,27 +278,25 @@ def _reference_gap(
     return gap / float(np.hypot(implied_error(variance, risk), implied_error(others, other_risk)))
 
 
-def implied_error(variance: float, risk: float, policies: int = POLICIES) -> float:
-    """Return the standard error of mean + SD z(share) of n normal returns.
+def implied_error(variance: float, risk: float) -> float:
+    """Return the standard error of mean + SD z(share) of 80 normal returns.
 
     By the delta method its square is variance (p (1 - p) / phi(z)^2 - 1 - z^2 / 2) / n; mean, SD and
     share are those of one sample and move together.
     """
     z = norm.ppf(risk)
     parts = risk * (1 - risk) / norm.pdf(z) ** 2 - 1 - z**2 / 2
-    return float(np.sqrt(variance * parts / policies))
+    return float(np.sqrt(variance * parts / POLICIES))
 
 
 def range_trend() -> Estimate:
     """Estimate the slope of the logarithm of Table 4's ratios on that of R; 80 normal returns each."""
-    logs = np.log([printed_value(f"table4.range-{top}.variance_ratio_f") for top in RANGES])
+    logs = np.log(_values(f"table4.range-{top}.variance_ratio_f" for top in RANGES))
     x = np.log(np.array(RANGES, dtype=float))
     x -= x.mean()
     lever = x / (x**2).sum()
     error = np.sqrt(4 / (POLICIES - 1) * (lever**2).sum())  # 2 / (n - 1) for each of two variances
-    half = float(norm.ppf(0.5 + CONFIDENCE / 2) * error)
-    slope = float(lever @ logs)
-    return Estimate(slope, slope - half, slope + half, len(RANGES))
+    return around(lever @ logs, Z * error, len(RANGES))
 
 
 def widths_fit() -> bool:
@@ -337,8 +310,7 @@ def equal_degrees(critical: float) -> float:
     """Return the degrees of freedom, the same for both variances, whose 0.975 quantile of F is given."""
     if critical <= 1:
         raise ValueError(f"critical: expected a quantile above 1, got {critical}")
-    found = brentq(lambda degrees: f.ppf(0.5 + CONFIDENCE / 2, degrees, degrees) - critical, 2, 1e4)
-    return float(found)
+    return float(brentq(lambda degrees: f.ppf(TAILS[1], degrees, degrees) - critical, 2, 1e4))
 
 
 # --- settings -------------------------------------------------------------------------------------------
@@ -350,20 +322,19 @@ def qwen_updates() -> int:
     return int(printed_value("text.chat.pairs") // batch * (batch // part) * PPO_EPOCHS)
 
 
-def adam_bound(learning_rate: float, updates: int, betas: tuple[float, float] = (0.9, 0.999)) -> float:
-    """Return how far Adam moves a weight at most.
+def adam_bound(learning_rate: float, updates: int) -> float:
+    """Return how far Adam (b1 0.9, b2 0.999) moves a weight at most.
 
     A step is the learning rate times m / sqrt(v), two sums over the same past gradients. By Cauchy and
     Schwarz |m| / sqrt(v) <= (1 - b1) / sqrt((1 - b2) (1 - b1^2 / b2)), also after the correction of the
     start, which divides m by 1 - b1^t and v by less; typical steps are a seventh of that.
     """
-    first, second = betas
+    first, second = 0.9, 0.999
     return learning_rate * updates * (1 - first) / np.sqrt((1 - second) * (1 - first**2 / second))
 
 
-def half_spacing(weight: float, dtype: torch.dtype = torch.bfloat16) -> float:
-    """Return half the distance from a weight to the next number that a type holds."""
+def half_spacing(weight: float) -> float:
+    """Return half the distance from a weight to the next number that bfloat16 holds."""
     if not weight:
         raise ValueError("weight: expected a number other than 0")
-    spacing = 2.0 ** np.floor(np.log2(abs(weight))) * torch.finfo(dtype).eps
-    return float(spacing / 2)
+    return float(2.0 ** np.floor(np.log2(abs(weight))) * torch.finfo(torch.bfloat16).eps / 2)
