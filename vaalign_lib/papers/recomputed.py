@@ -205,15 +205,15 @@ def risk_tests() -> pd.DataFrame:
 
 def _risk_test(row: str) -> dict[str, Any]:
     *_, keys = _keys(row)
-    risks, fall, printed = _values(keys), risk_fall(row), printed_value(f"table3.{row}.p_value")
-    vanilla, aware = (_nearest(key) for key in keys)
+    fall, printed = risk_fall(row), printed_value(f"table3.{row}.p_value")
+    (first, second), (vanilla, aware) = _values(keys), (_nearest(key) for key in keys)
     return (
         {"row": row, "vanilla": vanilla, "variance_aware": aware}
         | {"fall": fall.value, "low": fall.low, "high": fall.high}
-        | {"p": _risk_p(*risks), "p_worst": over_rounding(_risk_p, keys)[1]}
+        | {"p": _risk_p(first, second), "p_worst": over_rounding(_risk_p, keys)[1]}
         | {"boschloo": boschloo(vanilla, POLICIES, aware, POLICIES), "p_printed": printed}
-        | {"power": risk_power(*risks, POLICIES), "needed": policies_for_risks(*risks)}
-        | {"needed_for_p": policies_for_p(*risks, printed)}
+        | {"power": risk_power(first, second, POLICIES), "needed": policies_for_risks(first, second)}
+        | {"needed_for_p": policies_for_p(first, second, printed)}
     )
 
 

@@ -51,9 +51,8 @@ class Bandit:
         rewards = numbers("true_rewards", self.true_rewards, axes=1)
         deviations = numbers("deviations", self.deviations, above=0, axes=1)
         if rewards.size != deviations.size:
-            raise ValueError(
-                f"deviations: expected as many as true_rewards, {rewards.size}, got {deviations.size}"
-            )
+            wanted = f"as many as true_rewards, {rewards.size}"
+            raise ValueError(f"deviations: expected {wanted}, got {deviations.size}")
         for name in ("vanilla_strength", "variance_aware_strength"):
             if number(name, getattr(self, name), at_least=0) == 0 and self.form not in QUADRATIC:
                 raise ValueError(f"{name}: expected a number above 0, for it is a beta")
@@ -77,9 +76,8 @@ class Bandit:
 
     def draw(self, rng: np.random.Generator, draws: int) -> Array:
         """Return estimates R-hat ~ N(r*, sigma^2), (draws, arms)."""
-        return self.rewards + np.asarray(self.deviations) * rng.standard_normal(
-            (count("draws", draws), self.rewards.size)
-        )
+        noise = rng.standard_normal((count("draws", draws), self.rewards.size))
+        return self.rewards + np.asarray(self.deviations) * noise
 
     def estimates(self, estimates: Array) -> Array:
         """Check and return estimates (draws, arms)."""
@@ -96,11 +94,10 @@ class Bandit:
 
     def variance_aware(self, estimates: Array) -> Array:
         """Return the policy that knows the variances, (..., arms)."""
-        strength = self.variance_aware_strength
+        variances, strength = self.variances, self.variance_aware_strength
         if self.form in QUADRATIC:
-            radius = tabular.matched_epsilon(self.variances, strength)
-            return self._trust_region(estimates, radius, self.variances)
-        return KL_POLICIES[self.form](estimates, self.variances, self.reference, strength)
+            return self._trust_region(estimates, tabular.matched_epsilon(variances, strength), variances)
+        return KL_POLICIES[self.form](estimates, variances, self.reference, strength)
 
     def _trust_region(self, estimates: Array, epsilon: ArrayLike, variances: ArrayLike) -> Array:
         form: Any = self.form
@@ -120,9 +117,11 @@ class Bandit:
         """Return pi' r* of the vanilla and of the variance-aware policy of every draw, each (draws,)."""
         estimates = self.estimates(estimates)
         parts = [estimates[start : start + CHUNK] for start in range(0, len(estimates), CHUNK)]
-        vanilla = [self.vanilla(part) @ self.rewards for part in parts]
-        aware = [self.variance_aware(part) @ self.rewards for part in parts]
-        return np.concatenate(vanilla), np.concatenate(aware)
+        vanilla, aware = (
+            np.concatenate([policy(part) @ self.rewards for part in parts])
+            for policy in (self.vanilla, self.variance_aware)
+        )
+        return vanilla, aware
 
 
 def fully_reversed(estimates: Array) -> Any:

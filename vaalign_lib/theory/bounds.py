@@ -1,8 +1,7 @@
-"""The probability bounds of Theorem 2.2 and the risk formulas of Theorem 2.4.
+"""The probability bounds of Theorem 2.2 and the risk formulas of Theorem 2.4, of n = |X||Y| arms.
 
-n = |X||Y| counts the arms, Phi is the standard normal distribution function, F_n that of chi-square
-with n degrees of freedom. Rewards and variances are (..., arms), beta and what is returned of a problem
-(...); they broadcast.
+Rewards and variances are (..., arms), beta and what is returned of a problem (...); they broadcast.
+Phi is the standard normal distribution function, F_n that of chi-square with n degrees of freedom.
 """
 
 from typing import Literal, get_args
@@ -55,9 +54,8 @@ def upper_bound(beta: ArrayLike) -> Array:
 
 def _sizes(arms: ArrayLike, beta: ArrayLike) -> tuple[Array, Array]:
     """Check; return n and beta^2."""
-    arms, beta = broadcast(
-        arms=numbers("arms", arms, at_least=1, whole=True), beta=numbers("beta", beta, at_least=0)
-    )
+    arms, beta = numbers("arms", arms, at_least=1, whole=True), numbers("beta", beta, at_least=0)
+    arms, beta = broadcast(arms=arms, beta=beta)
     with np.errstate(over="ignore"):
         return arms, beta**2
 
@@ -128,9 +126,8 @@ def lower_bound_event(
     estimates: ArrayLike, true_rewards: ArrayLike, variances: ArrayLike, beta: ArrayLike
 ) -> np.ndarray:
     """Return whether the inequality of Theorem 2.2 holds (...): box_supremum <= sup r*' d = 2 ||r*||_1."""
-    estimates, true_rewards, variances = problem(
-        estimates=estimates, true_rewards=true_rewards, variances=variances
-    )
+    checked = problem(estimates=estimates, true_rewards=true_rewards, variances=variances)
+    estimates, true_rewards, variances = checked
     return box_supremum(estimates, variances, beta) <= 2 * np.abs(true_rewards).sum(-1)
 
 

@@ -1,13 +1,11 @@
 """The simulations of notebook 02: what the theorems say against what their policies do.
 
-Every function takes plain numbers and a seed and returns a tidy table, so that the run store can keep
-it. Throughout, estimates are R-hat ~ N(r*, Sigma) as in Assumption 2.1.
+Of plain numbers and a seed they make tidy tables; estimates are R-hat ~ N(r*, Sigma) (Assumption 2.1).
 """
 
 from collections.abc import Callable, Sequence
-from functools import partial, reduce
+from functools import partial
 from itertools import product
-from operator import or_
 from typing import Any
 
 import numpy as np
@@ -23,6 +21,7 @@ from vaalign_lib.theory.tabular import PolicyOf, QuadraticForm
 
 SPREAD = 0.7  # standard deviation of the logarithm of the variances in random problems
 POLICIES = ("vanilla", "variance-aware")
+RISKS = (bounds.vanilla_risk, bounds.variance_aware_risk)
 
 
 def draw_estimates(true_rewards: Array, variances: Array, draws: int, rng: np.random.Generator) -> Array:
@@ -36,10 +35,8 @@ def trust_region_pair(
 ) -> tuple[Array, Array]:
     """Return the policies of Equations (2) and (3) at the radii of Theorem 2.4."""
     radius = tabular.matched_epsilon(variances, epsilon)
-    return (
-        tabular.trust_region_policy(estimates, reference, epsilon, form=form),
-        tabular.trust_region_policy(estimates, reference, radius, variances=variances, form=form),
-    )
+    vanilla = tabular.trust_region_policy(estimates, reference, epsilon, form=form)
+    return vanilla, tabular.trust_region_policy(estimates, reference, radius, variances=variances, form=form)
 
 
 # --- Theorem 2.2 ----------------------------------------------------------------------------------
@@ -50,17 +47,17 @@ def lower_bound_probabilities(
 ) -> pd.DataFrame:
     """Simulate the probability of Theorem 2.2's inequality at r* = signal * sigma on every arm.
 
-    Returns:
-        A row per (arms, signal, beta): the probability, an interval so wide that all of them and
-        those of `lower_bound_instances` hold together with 95% (Bonferroni), and the four bounds.
+    Return a row per (arms, signal, beta): the probability, an interval so wide that all of them and
+    those of `lower_bound_instances` hold together with 95% (Bonferroni), and the four bounds.
     """
-    cells, events = pd.DataFrame(product(arms, signals, betas), columns=["arms", "signal", "beta"]), []
+    cells, events = [], []
     for count in arms:
         noise = np.random.default_rng([seed, count]).standard_normal((draws, count))
         for signal, beta in product(signals, betas):
             truth = np.full(count, float(signal))
+            cells.append({"arms": count, "beta": beta, "signal": signal})
             events.append(bounds.lower_bound_event(truth + noise, truth, np.ones(count), beta).sum())
-    return _with_bounds(cells[["arms", "beta", "signal"]], np.array(events), draws)
+    return _with_bounds(cells, np.array(events), draws)
 
 
 def lower_bound_instances(instances: int, draws: int, seed: int) -> pd.DataFrame:
@@ -74,22 +71,16 @@ def lower_bound_instances(instances: int, draws: int, seed: int) -> pd.DataFrame
         cells.append({"arms": arms, "beta": rng.uniform(0.2, 1.6 * np.sqrt(arms))})
         estimates = draw_estimates(truth, variances, draws, rng)
         events.append(bounds.lower_bound_event(estimates, truth, variances, cells[-1]["beta"]).sum())
-    return _with_bounds(pd.DataFrame(cells), np.array(events), draws)
+    return _with_bounds(cells, np.array(events), draws)
 
 
-def _with_bounds(cells: pd.DataFrame, events: Array, draws: int) -> pd.DataFrame:
+def _with_bounds(cells: list[dict[str, Any]], events: Array, draws: int) -> pd.DataFrame:
     """Add to arms and beta the probability, its interval at 2.5% over all cells, and the bounds."""
     low, high = proportion_confint(events, draws, alpha=0.025 / len(cells), method="beta")
-    arms, beta = cells["arms"], cells["beta"]
-    return cells.assign(
-        probability=events / draws,
-        low=low,
-        high=high,
-        printed=bounds.printed_bound(arms, beta),
-        proof=bounds.proof_bound(arms, beta),
-        sharp_lower=bounds.lower_bound(arms, beta),
-        sharp_upper=bounds.upper_bound(beta),
-    )
+    table = pd.DataFrame(cells).assign(probability=events / draws, low=low, high=high)
+    arms, beta = table["arms"], table["beta"]
+    table = table.assign(printed=bounds.printed_bound(arms, beta), proof=bounds.proof_bound(arms, beta))
+    return table.assign(sharp_lower=bounds.lower_bound(arms, beta), sharp_upper=bounds.upper_bound(beta))
 
 
 # --- Theorem 2.4 ----------------------------------------------------------------------------------
@@ -98,8 +89,7 @@ def _with_bounds(cells: pd.DataFrame, events: Array, draws: int) -> pd.DataFrame
 def risk_formulas(instances: int, draws: int, seed: int) -> pd.DataFrame:
     """Compare the risk formulas of Theorem 2.4 with simulated policies on random problems.
 
-    Returns:
-        A row per instance, form and policy: the formula, the simulated risk, and its z-score.
+    Return a row per instance, form and policy: the formula, the simulated risk, and its z-score.
     """
     rng, rows = np.random.default_rng(seed), []
     for instance in range(instances):
@@ -109,26 +99,22 @@ def risk_formulas(instances: int, draws: int, seed: int) -> pd.DataFrame:
         estimates = draw_estimates(truth, variances, draws, rng)
         for form in bounds.RISK_FORMS:
             pair = trust_region_pair(estimates, variances, reference, epsilon, form)
-            risks = [(policy @ truth <= reference @ truth).mean() for policy in pair]
-            formulas = (
-                risk(truth, variances, form) for risk in (bounds.vanilla_risk, bounds.variance_aware_risk)
-            )
-            rows += [(instance, form, *row) for row in zip(POLICIES, formulas, risks, strict=True)]
+            for name, risk, policy in zip(POLICIES, RISKS, pair, strict=True):
+                simulated = (policy @ truth <= reference @ truth).mean()
+                rows.append((instance, form, name, float(risk(truth, variances, form)), simulated))
     table = pd.DataFrame(rows, columns=["instance", "form", "policy", "formula", "simulated"])
-    formula = table["formula"].astype(float)
+    formula = table["formula"]
     error = np.sqrt(np.maximum(formula * (1 - formula), 1 / draws) / draws)
-    return table.assign(formula=formula, z=(table["simulated"] - formula) / error)
+    return table.assign(z=(table["simulated"] - formula) / error)
 
 
 def simplex_search(arms: int, instances: int, draws: int, seed: int) -> pd.DataFrame:
     """Search random problems over distributions for violations of Theorem 2.4's inequality.
 
     Half of the references are uniform. Epsilon runs from where no probability can reach zero, over
-    `bounds.interior_epsilon`, to where the whole simplex is within reach.
-
-    Returns:
-        A row per instance: the problem, both risks, their paired difference (variance-aware less
-        vanilla) in standard errors, and whether epsilon is interior.
+    `bounds.interior_epsilon`, to where the whole simplex is within reach. Return a row per instance: the
+    problem, both risks, their paired difference (variance-aware less vanilla) in standard errors, and
+    whether epsilon is interior.
     """
     rng, rows = np.random.default_rng(seed), []
     for _ in progress(range(instances), f"Theorem 2.4 with {arms} arms", instances):
@@ -143,19 +129,12 @@ def simplex_search(arms: int, instances: int, draws: int, seed: int) -> pd.DataF
         worse = [(policy @ truth <= reference @ truth).astype(float) for policy in policies]
         paired = worse[1] - worse[0]
         error = max(paired.std(ddof=1), 1 / np.sqrt(draws)) / np.sqrt(draws)
+        arrays = {"true_rewards": truth, "variances": variances, "reference": reference}
         rows.append(
-            {
-                "true_rewards": truth.tolist(),
-                "variances": variances.tolist(),
-                "reference": reference.tolist(),
-                "epsilon": epsilon,
-                "interior": epsilon <= interior,
-                "uniform_reference": uniform,
-                "vanilla_risk": worse[0].mean(),
-                "variance_aware_risk": worse[1].mean(),
-                "difference": paired.mean(),
-                "z": paired.mean() / error,
-            }
+            {name: array.tolist() for name, array in arrays.items()}
+            | {"epsilon": epsilon, "interior": epsilon <= interior, "uniform_reference": uniform}
+            | {"vanilla_risk": worse[0].mean(), "variance_aware_risk": worse[1].mean()}
+            | {"difference": paired.mean(), "z": paired.mean() / error}
         )
     return pd.DataFrame(rows)
 
@@ -170,11 +149,9 @@ def noise_levels(
 
     Problems: r* ~ N(0, 1), variances lognormal with mean 1 times level^2, uniform reference. Both
     policies are followed over the same radii, from hardly a step to greedy, so that any pair of points
-    can be compared: at the same radius, step length, gain or risk.
-
-    Returns:
-        A row per (level, epsilon, policy, instance): mean gain over the reference, risk, and the step,
-        the mean squared distance ||pi - pi_0||^2 over all instances.
+    can be compared: at the same radius, step length, gain or risk. Return a row per (level, epsilon,
+    policy, instance): mean gain over the reference, risk, and the step, the mean squared distance
+    ||pi - pi_0||^2 over all instances.
     """
     return _sweep((arms, instances, draws, seed), levels, lambda *problem: epsilons)
 
@@ -184,10 +161,8 @@ def equal_step(
 ) -> pd.DataFrame:
     """Compare both policies on the problems of `noise_levels` at the same mean ||pi - pi_0||^2.
 
-    The radius of either policy is solved for, once per level for all problems and draws.
-
-    Returns:
-        A row per level and instance: gain and risk of both policies, and vanilla's less the other's.
+    The radius of either policy is solved for, once per level for all problems and draws. Return a row
+    per level and instance: gain and risk of both policies, and vanilla's less the other's.
     """
     table = _sweep((arms, instances, draws, seed), levels, lambda *problem: [radius_of_step(step, *problem)])
     wide = table.pivot(index=["level", "instance"], columns="policy", values=["gain", "risk"])
@@ -204,19 +179,15 @@ def _sweep(
     arms, instances, *_ = problems
     truth, variances, noise = _problems(*problems)
     reference, parts = np.full(arms, 1 / arms), []
-    shapes = dict(zip(POLICIES, (np.ones(arms), variances), strict=True))
-    for level, (name, shape) in progress(
-        product(levels, shapes.items()), "Remark 2.5", len(levels) * len(shapes)
-    ):
+    cells = list(product(levels, zip(POLICIES, (np.ones(arms), variances), strict=True)))
+    for level, (name, shape) in progress(cells, "Remark 2.5", len(cells)):
         estimates = truth + level * noise  # (draws, instances, arms)
         for epsilon in radii(estimates, reference, shape):
             policy = tabular.trust_region_policy(estimates, reference, epsilon, variances=shape)
             gain = tabular.expected_reward(policy - reference, truth)
             cell = {"level": level, "epsilon": epsilon, "policy": name, "instance": np.arange(instances)}
-            step = ((policy - reference) ** 2).sum(-1).mean()
-            parts.append(
-                pd.DataFrame(cell | {"step": step, "gain": gain.mean(0), "risk": (gain <= 0).mean(0)})
-            )
+            cell |= {"step": _step(policy, reference), "gain": gain.mean(0), "risk": (gain <= 0).mean(0)}
+            parts.append(pd.DataFrame(cell))
     return pd.concat(parts, ignore_index=True)
 
 
@@ -234,12 +205,16 @@ def radius_of_step(step: float, estimates: Array, reference: Array, variances: A
     def excess(log_epsilon: float) -> float:
         epsilon = np.exp(log_epsilon)
         policy = tabular.trust_region_policy(estimates, reference, epsilon, variances=variances)
-        return float(((policy - reference) ** 2).sum(-1).mean()) - step
+        return _step(policy, reference) - step
 
     return float(np.exp(brentq(excess, np.log(1e-4 * step), np.log(1e4 * step), xtol=1e-5)))
 
 
-def crossing_level(paired: pd.DataFrame, seed: int, resamples: int = 1000) -> Estimate:
+def _step(policy: Array, reference: Array) -> float:
+    return float(((policy - reference) ** 2).sum(-1).mean())
+
+
+def crossing_level(paired: pd.DataFrame, seed: int) -> Estimate:
     """Estimate the noise level up to which vanilla gains more, from the table of `equal_step`.
 
     The interval is the bootstrap's over the problems; NaN ends where a resample has no crossing.
@@ -247,10 +222,10 @@ def crossing_level(paired: pd.DataFrame, seed: int, resamples: int = 1000) -> Es
     table = paired.pivot(index="level", columns="instance", values="gain_difference")
     levels, differences = table.index.to_numpy(dtype=float), table.to_numpy()
     count = differences.shape[1]
-    chosen = np.random.default_rng(seed).integers(0, count, (resamples, count))
+    chosen = np.random.default_rng(seed).integers(0, count, (1000, count))
     resampled = zero_crossing(levels, np.take(differences, chosen, axis=1).mean(-1))
-    low, high = np.quantile(resampled, [0.025, 0.975])
-    return Estimate(float(zero_crossing(levels, differences.mean(1))), float(low), float(high), count)
+    low, high = np.quantile(resampled, [0.025, 0.975]).tolist()
+    return Estimate(float(zero_crossing(levels, differences.mean(1))), low, high, count)
 
 
 def zero_crossing(levels: Array, differences: Array) -> Array:
@@ -307,10 +282,8 @@ def printed_policy_gap(instances: int, shifts: Sequence[float], epsilon: float, 
     """Measure what the printed policy of Theorem 2.7 loses at the same constraint value.
 
     Random problems of 3 to 6 arms with uniform reference; every one is seen at every shift of its
-    rewards by a constant, which changes neither the problem nor its optimum.
-
-    Returns:
-        A row per instance and shift: gains of the optimum and of the printed path, and the share lost.
+    rewards by a constant, which changes neither the problem nor its optimum. Return a row per instance and
+    shift: gains of the optimum and of the printed path, and the share lost.
     """
     rng, rows = np.random.default_rng(seed), []
     for instance in progress(range(instances), "Theorem 2.7, gap", instances):
@@ -352,16 +325,12 @@ def variance_ratios(
 ) -> pd.DataFrame:
     """Draw random settings of Figure 4 and measure the ratio of the two policies' return variances.
 
-    Variances are uniform on the range, true rewards N(0, signal^2), probabilities sum to one.
-
-    Returns:
-        A row per setting: the ratio Var(vanilla) / Var(variance-aware) with its interval, and the
-        same after the variance-aware step was scaled to the vanilla policy's mean gain.
+    Variances are uniform on the range, true rewards N(0, signal^2), probabilities sum to one. Return a row
+    per setting: the ratio Var(vanilla) / Var(variance-aware) with its interval, and the same after the
+    variance-aware step was scaled to the vanilla policy's mean gain.
     """
-    rows, total = [], len(arms) * len(signals) * settings
-    for count, signal, setting in progress(
-        product(arms, signals, range(settings)), "Figure 4, settings", total
-    ):
+    rows, cells = [], list(product(arms, signals, range(settings)))
+    for count, signal, setting in progress(cells, "Figure 4, settings", len(cells)):
         rng = np.random.default_rng([seed, count, int(1000 * signal), setting])
         truth, uniform = rng.normal(0, signal, count), rng.random(count)
         for low, high in ranges:
@@ -422,11 +391,8 @@ def matched_kl(
     """Compare policies at the same mean KL to the reference, over noise levels.
 
     Problems are those of `noise_levels`. The beta of every policy is set once per level, for all problems
-    and draws together, as a trainer would.
-
-    Returns:
-        A row per (level, policy, instance), without policies that cannot reach that KL: beta, KL,
-        mean gain, its standard deviation and risk over draws.
+    and draws together, as a trainer would. Return a row per (level, policy, instance), without policies that
+    cannot reach that KL: beta, KL, mean gain, its standard deviation and risk over draws.
     """
     truth, variances, noise = _problems(arms, instances, draws, seed)
     reference, parts = np.full(arms, 1 / arms), []
@@ -448,9 +414,8 @@ def matched_kl(
 def relative_to_vanilla(comparison: pd.DataFrame) -> pd.DataFrame:
     """Compare every policy of `matched_kl` with vanilla on the same problem.
 
-    Returns:
-        A row per level, policy (but vanilla) and instance: differences of gain and risk, and
-        log_variance, the logarithm of the ratio of the variances of the return.
+    Return a row per level, policy (but vanilla) and instance: differences of gain and risk, and
+    log_variance, the logarithm of the ratio of the variances of the return.
     """
     table = comparison.assign(log_variance=2 * np.log(comparison["deviation"]))
     table = table.set_index(["level", "policy", "instance"])[["gain", "log_variance", "risk"]]
@@ -462,6 +427,8 @@ def summarize(table: pd.DataFrame, by: Sequence[str], columns: Sequence[str]) ->
     """Return the mean of every column per group, with its interval over the rows of the group."""
     rows = []
     for key, group in table.groupby(list(by), sort=False):
-        estimates = (mean(group[column]).columns(column) for column in columns)
-        rows.append(reduce(or_, estimates, dict(zip(by, key, strict=True))))
+        row = dict(zip(by, key, strict=True))
+        for column in columns:
+            row |= mean(group[column]).columns(column)
+        rows.append(row)
     return pd.DataFrame(rows)

@@ -1,17 +1,6 @@
-"""Policies over finitely many arms: closed forms, exact solvers and fixed points.
+"""Policies over finitely many arms, the last axis: closed forms, exact solvers and fixed points.
 
-The last axis of every array holds the arms; the axes before it (draws, prompts) are batch axes and
-broadcast. Three arrays recur:
-
-    estimates  R-hat(x, y), the noisy rewards                       (..., arms)
-    variances  sigma^2(x, y) > 0, the variances of the estimates    (..., arms)
-    reference  pi_0(y | x), a distribution over the arms            (..., arms)
-
-Quadratic trust regions (Equations 2 and 3) are solved by `trust_region_policy`. The policies of a
-KL penalty weighted by the variance (Theorem 2.7) come in the forms that must not be confused:
-`softmax_policy`, `printed_policy`, `exact_policy`, `ppo_fixed_point`, `grpo_fixed_point` and
-`mean_minus_variance_policy`. Where several policies attain the same value, the one nearest to the
-reference in the metric of the constraint is returned, so constant estimates give the reference.
+Of policies of the same value, the one nearest to the reference in the constraint's metric is returned.
 """
 
 from collections.abc import Callable
@@ -26,15 +15,13 @@ from vaalign_lib.statistics.arrays import Array, broadcast, count, numbers
 
 QuadraticForm = Literal["free", "sum_to_one", "simplex"]
 
-PolicyOf = Callable[[ArrayLike, ArrayLike, ArrayLike, ArrayLike], Array]  # of R-hat, sigma^2, pi_0, beta
+# of R-hat(x, y), its variances sigma^2(x, y), the reference pi_0(y | x), each (..., arms), and beta (...)
+PolicyOf = Callable[[ArrayLike, ArrayLike, ArrayLike, ArrayLike], Array]
 
 _SAME = 1e-12  # estimates that differ by less, relative to the largest, and measures count as equal
 _EPS = float(np.finfo(float).eps)
 _NEWTON_STEPS = 200  # Newton's method is monotone here and takes about ten
 _TINY = 1e-300  # variances are above it, so that their inverses are finite
-
-
-# --- input ----------------------------------------------------------------------------------------
 
 
 def problem(
@@ -345,9 +332,6 @@ def _relative_to(arm: NDArray[np.intp], values: Array) -> Array:
     return values - np.take_along_axis(values, arm[..., None], -1)
 
 
-# --- measures of a policy ---------------------------------------------------------------------------
-
-
 def expected_reward(policy: ArrayLike, rewards: ArrayLike) -> Array:
     """Return pi' r. Shapes: (..., arms), (..., arms) -> (...)."""
     policy, rewards, _ = problem(policy=policy, rewards=rewards)
@@ -372,39 +356,27 @@ def weighted_kl(
         variances=numbers("variances", variances, above=_TINY),
     )
     with np.errstate(divide="ignore"):
-        ratio = xlogy(policy, policy) - xlogy(policy, reference)
-    per_prompt = (variances * ratio).sum(-1)
+        per_prompt = (variances * (xlogy(policy, policy) - xlogy(policy, reference))).sum(-1)
     if prompt_weights is None:
         return per_prompt
-    return (per_prompt * _prompt_weights(prompt_weights, per_prompt.shape[-1:])).sum(-1)
-
-
-def _prompt_weights(weights: ArrayLike, prompts: tuple[int, ...]) -> Array:
-    weights = distribution("prompt_weights", weights)
-    if weights.shape != prompts:
-        raise ValueError(f"prompt_weights: expected shape {prompts}, got {weights.shape}")
-    return weights
+    weights = distribution("prompt_weights", prompt_weights)
+    if weights.shape != per_prompt.shape[-1:]:
+        raise ValueError(f"prompt_weights: expected shape {per_prompt.shape[-1:]}, got {weights.shape}")
+    return (per_prompt * weights).sum(-1)
 
 
 # --- choosing beta ------------------------------------------------------------------------------------
 
 
 def solve_beta(
-    measure: Callable[[Array, NDArray[np.intp]], Array],
-    target: ArrayLike,
-    draws: int,
-    *,
-    name: str = "target",
+    measure: Callable[[Array, NDArray[np.intp]], Array], target: ArrayLike, draws: int, name: str = "target"
 ) -> Array:
     """Find the beta of every draw at which a decreasing measure of its policy takes the target value.
 
     The measure is called with betas (k,) and the indices of their draws (k,), and returns values (k,); the
     target is (draws,) or a scalar, of that name in errors. Beta (draws,) is searched from 1e-8 to 1e8; it is
     0 where the measure stays below the target even there: the constraint does not bind, the policy is
-    greedy.
-
-    Raises:
-        ValueError: the measure stays above the target even at the largest; no such policy.
+    greedy. A measure that stays above the target even at the largest is a ValueError.
     """
     index, goal = np.arange(count("draws", draws)), numbers(name, target)
     if goal.shape not in ((), (1,), index.shape):
@@ -415,19 +387,15 @@ def solve_beta(
         chosen = draw.astype(np.intp)
         values = np.asarray(measure(np.exp(log_beta), chosen), dtype=float)
         if values.shape != chosen.shape or np.isnan(values).any():
-            raise ValueError(
-                f"measure: expected {chosen.size} numbers, got shape {values.shape} with "
-                f"{np.isnan(values).sum()} NaN"
-            )
+            got = f"got shape {values.shape} with {np.isnan(values).sum()} NaN"
+            raise ValueError(f"measure: expected {chosen.size} numbers, {got}")
         return values - goal[chosen]
 
     low, high = np.full(draws, np.log(1e-8)), np.full(draws, np.log(1e8))
     at_most = excess(high, index)
     if (missed := at_most > _SAME).any():
-        raise ValueError(
-            f"{name}: {goal[missed].min():g} cannot be reached, the smallest attainable value is "
-            f"{(goal + at_most)[missed].max():g}"
-        )
+        least = f"the smallest attainable value is {(goal + at_most)[missed].max():g}"
+        raise ValueError(f"{name}: {goal[missed].min():g} cannot be reached, {least}")
     binds = excess(low, index) > 0
     beta = np.where(binds, np.exp(high), 0.0)
     binds &= at_most < 0  # the others are at the smallest attainable value
@@ -455,16 +423,12 @@ def constrained_policy(
     Estimates are (draws, prompts, arms), variances and reference are broadcast to them, epsilon is (draws,)
     or a scalar, and the prompts' weights rho (prompts,) are uniform by default. Another `policy_of` meets the
     same constraint. Returns pi (draws, prompts, arms) and beta (draws,), 0 where nothing binds.
-
-    Raises:
-        ValueError: bad input, or no policy meets the constraint.
     """
     estimates, variances, reference = problem(estimates=estimates, variances=variances, reference=reference)
     if estimates.ndim != 3:
         raise ValueError(f"estimates: expected (draws, prompts, arms), got shape {estimates.shape}")
     draws, prompts, _ = estimates.shape
-    even = np.full(prompts, 1 / prompts)
-    weights = _prompt_weights(even if prompt_weights is None else prompt_weights, (prompts,))
+    weights = np.full(prompts, 1 / prompts) if prompt_weights is None else prompt_weights
     spread = np.ptp(estimates, axis=-1).max(-1)
     scale = np.where(spread > 0, spread, 1.0) / variances.mean((-2, -1))  # of beta (draws,)
 
