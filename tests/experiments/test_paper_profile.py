@@ -6,6 +6,7 @@ Only paths, addresses and sizes differ from data/profiles/paper.yaml.
 import hashlib
 import json
 import re
+import sqlite3
 
 import numpy as np
 import pandas as pd
@@ -22,7 +23,6 @@ from vaalign_lib.experiments.policies import train_runs
 from vaalign_lib.models import tiny_config
 from vaalign_lib.profiles import Study, load_profile
 from vaalign_lib.reproduce import cli
-from vaalign_lib.rewards.judgements import JudgementStore
 from vaalign_lib.store import RunStore
 
 CHAT = ("alpacaeval-easy", "alpacaeval-hard", "mt-bench-easy")
@@ -176,7 +176,8 @@ def test_everything_of_the_paper(paper, tmp_path, capsys):
             assert table["true_reward"].between(1, run.highest).all()
     written = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert len(written) > 100 and not any(b"secret-key" in path.read_bytes() for path in written)
-    asked = len(JudgementStore(tmp_path / "judgements.sqlite"))
+    with sqlite3.connect(tmp_path / "judgements.sqlite") as judgements:
+        (asked,) = judgements.execute("SELECT count(*) FROM judgements").fetchone()
     (planned,) = re.findall(r"at most ([\d,]+) paid calls", told)
     assert 0 < asked <= int(planned.replace(",", ""))
     capsys.readouterr()

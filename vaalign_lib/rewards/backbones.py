@@ -1,12 +1,8 @@
-"""An ensemble of small reward models that share nothing, trained as one batched stack.
-
-Heads on one frozen backbone agree about everything that the backbone does not represent. Here every
-member has a backbone of its own; all are trained in one computation by `torch.func.vmap` over stacked
-weights, each on its own bootstrap sample of the pairs.
+"""An ensemble of small reward models that share nothing, each with a backbone of its own, while heads on one
+frozen backbone agree about everything it does not represent; trained as one stack by `torch.func.vmap`.
 """
 
 import copy
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +12,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.func import functional_call, stack_module_state, vmap
-from torch.nn.utils.rnn import pad_sequence
+from torch.optim import AdamW
+from torch.optim.lr_scheduler import CosineAnnealingLR
 from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
@@ -26,12 +23,18 @@ from transformers import (
 
 from vaalign_lib.data.pairs import read_part
 from vaalign_lib.data.world.tokenizer import world_tokenizer
-from vaalign_lib.jobs import progress
 from vaalign_lib.models import CONTEXT, conversation_ids, load_tokenizer
 from vaalign_lib.profiles import HeadTraining
 from vaalign_lib.rewards.base import Array, PolicyIndex, ScoreSource
-from vaalign_lib.rewards.classifier import SIDES, TINY, BackboneError, new_reward_model, tokenized_pairs
-from vaalign_lib.rewards.heads import additive_loss
+from vaalign_lib.rewards.classifier import (
+    SIDES,
+    TINY,
+    BackboneError,
+    new_reward_model,
+    padded,
+    tokenized_pairs,
+)
+from vaalign_lib.rewards.heads import additive_loss, batches, steps_of
 
 EVALUATION_ROWS = 512
 _STACK = "stack.safetensors"
@@ -52,12 +55,9 @@ class BackboneStack:
     def scores(self, ids: Sequence[Sequence[int]]) -> Tensor:
         """Return every member's score of tokenized conversations (conversations, members)."""
         score = vmap(_scorer(self.template), in_dims=(0, None, None))
-        table, lengths = _table(ids, self.tokenizer.pad_token_id)
-        parts = [
-            score(self.weights, table[k : k + EVALUATION_ROWS], lengths[k : k + EVALUATION_ROWS])
-            for k in range(0, len(table), EVALUATION_ROWS)
-        ]
-        return torch.cat(parts, dim=1).T.contiguous()
+        table, lengths = padded(ids, self.tokenizer.pad_token_id)
+        parts = zip(table.split(EVALUATION_ROWS), lengths.split(EVALUATION_ROWS), strict=True)
+        return torch.cat([score(self.weights, *part) for part in parts], dim=1).T.contiguous()
 
     def save(self, folder: Path) -> None:
         """Write the stacked weights, the template's configuration and the tokenizer into a folder."""
@@ -67,11 +67,7 @@ class BackboneStack:
 
 
 def load_backbones(folder: str | Path) -> BackboneStack:
-    """Load a stack that was saved; its scores are those of the saved one, bit by bit.
-
-    Raises:
-        BackboneError: the folder holds something else.
-    """
+    """Load a stack that was saved; its scores are those of the saved one, bit by bit."""
     if not (Path(folder) / _STACK).is_file():
         raise BackboneError(f"{folder}: expected saved backbones, without {_STACK}")
     config = AutoConfig.from_pretrained(folder)
@@ -111,35 +107,25 @@ def train_backbones(
     if members < 2 or pairs_each < 1:
         raise ValueError(f"members, pairs_each: expected at least 2 and 1, got {members} and {pairs_each}")
     models = [new_reward_model(TINY, width, seed + k)[0].eval() for k in range(members)]
-    tokenizer = world_tokenizer()
-    weights = stack_module_state(models)[0]  # type: ignore[arg-type]
-    weights = {name: w.detach().requires_grad_(True) for name, w in weights.items()}
-    stack = BackboneStack(_template(models[0]), tokenizer, weights)
+    template, tokenizer = _template(models[0]), world_tokenizer()
+    stacked = stack_module_state(models)[0]  # type: ignore[arg-type]
+    weights = {name: w.detach().requires_grad_(True) for name, w in stacked.items()}
     random = torch.Generator().manual_seed(seed)
-    pairs = len(chosen)
-    table, lengths = _table([*chosen, *rejected], tokenizer.pad_token_id)
-    samples = torch.randint(pairs, (members, pairs_each), generator=random)
-    per_epoch = math.ceil(pairs_each / settings.batch_size)
-    steps = math.ceil(settings.epochs * per_epoch)
+    table, lengths = padded([*chosen, *rejected], tokenizer.pad_token_id)
+    samples = torch.randint(len(chosen), (members, pairs_each), generator=random)
     options: dict[str, Any] = {"lr": settings.learning_rate, "weight_decay": settings.weight_decay}
-    optimizer = torch.optim.AdamW(list(weights.values()), **options, fused=True)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    score = vmap(_scorer(stack.template), in_dims=(0, 0, 0))
-    for step in progress(range(steps), "separate backbones"):
-        if step % per_epoch == 0:
-            order = samples.gather(1, torch.rand(samples.shape, generator=random).argsort(1))
-        start = step % per_epoch * settings.batch_size
-        rows = order[:, start : start + settings.batch_size]
-        rows = torch.cat((rows, rows + pairs), dim=1)  # chosen, then rejected
+    optimizer = AdamW(list(weights.values()), **options, fused=True)
+    schedule = CosineAnnealingLR(optimizer, steps_of(settings, pairs_each))
+    score = vmap(_scorer(template), in_dims=(0, 0, 0))
+    for _, batch in batches(samples, settings, random, "separate backbones"):
+        rows = torch.cat((batch, batch + len(chosen)), dim=1)  # chosen, then rejected
         longest = int(lengths[rows].max())
         left, right = score(weights, table[rows][..., :longest], lengths[rows]).chunk(2, dim=1)
-        loss = additive_loss(left - right)
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        additive_loss(left - right).backward()
         optimizer.step()
         schedule.step()
-    trained = {name: w.detach() for name, w in weights.items()}
-    return BackboneStack(stack.template, tokenizer, trained)
+    return BackboneStack(template, tokenizer, {name: w.detach() for name, w in weights.items()})
 
 
 def _template(model: PreTrainedModel) -> PreTrainedModel:
@@ -153,48 +139,28 @@ def _scorer(model: PreTrainedModel) -> Callable[[dict[str, Tensor], Tensor, Tens
 
     Conversations are padded on the right, so the causal mask also hides the padding from what counts.
     """
-    body = model.base_model
 
     def score(weights: dict[str, Tensor], ids: Tensor, lengths: Tensor) -> Tensor:
         width = ids.shape[1]
         ahead = torch.ones(width, width, dtype=torch.bool).triu(1)
         mask = torch.zeros(width, width).masked_fill(ahead, torch.finfo(torch.float32).min)
         inner = {name.removeprefix("model."): w for name, w in weights.items() if "model." in name}
-        inputs = {
-            "input_ids": ids,
-            "attention_mask": mask[None, None],
-            "position_ids": torch.arange(width)[None],
-            "use_cache": False,
-        }
-        hidden = functional_call(body, inner, (), inputs).last_hidden_state
+        inputs = {"input_ids": ids, "attention_mask": mask[None, None], "use_cache": False}
+        inputs["position_ids"] = torch.arange(width)[None]
+        hidden = functional_call(model.base_model, inner, (), inputs).last_hidden_state
         last = hidden[torch.arange(len(ids)), lengths - 1]
         return (last @ weights["score.weight"].T)[:, 0]
 
     return score
 
 
-def _table(ids: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor]:
-    """Return conversations filled up on the right (rows, tokens), and their lengths (rows,)."""
-    rows = [torch.tensor(row) for row in ids]
-    return pad_sequence(rows, batch_first=True, padding_value=pad), torch.tensor([len(row) for row in ids])
-
-
-def write_backbones(
-    folder: Path, settings: dict[str, Any], width: int, members: int, pairs_each: int, seed: int, pairs: Path
-) -> None:
+def write_backbones(folder: Path, settings: dict[str, Any], pairs: Path, **options: Any) -> None:
     """Train separate small backbones and score the pairs of the other parts."""
-    tokens = tokenized_pairs(world_tokenizer(), read_part(pairs, "train"), CONTEXT)
-    stack = train_backbones(
-        tokens["chosen_ids"],
-        tokens["rejected_ids"],
-        settings=HeadTraining(**settings),
-        width=width,
-        members=members,
-        pairs_each=pairs_each,
-        seed=seed,
-    )
+    sides = tokenized_pairs(world_tokenizer(), read_part(pairs, "train"), CONTEXT)
+    ids = [sides[f"{side}_ids"] for side in SIDES]
+    stack = train_backbones(*ids, settings=HeadTraining(**settings), **options)
     stack.save(folder)
     for part in ("held_out", "evaluation"):
-        tokens = tokenized_pairs(stack.tokenizer, read_part(pairs, part), CONTEXT)
-        scores = {side: stack.scores(tokens[f"{side}_ids"]) for side in SIDES}
+        sides = tokenized_pairs(stack.tokenizer, read_part(pairs, part), CONTEXT)
+        scores = {side: stack.scores(sides[f"{side}_ids"]) for side in SIDES}
         save_file(scores, folder / f"{part}.safetensors")

@@ -1,8 +1,5 @@
-"""What every source of rewards hands out (Algorithms 6 to 9).
-
-A source judges a response once. The judgement is either the scores of several reward models or an
-interval, and gives the sampled reward (Algorithm 7) and its variance (Algorithm 8); the source knows
-the true reward (Algorithm 9).
+"""What every source of rewards hands out (Algorithm 6): one judgement of a response, which gives the sampled
+reward (Algorithm 7) and its variance (Algorithm 8); the source knows the true reward (Algorithm 9).
 """
 
 from collections.abc import Callable, Sequence
@@ -19,7 +16,7 @@ VarianceOf = Literal["member", "mean"]
 WEAKEST = 1e-6  # strength of a certainty equivalent that stands for none: its limit is the mean
 
 
-def check_numbers(name: str, values: Any) -> None:
+def _check_numbers(name: str, values: Any) -> None:
     """Check that a judgement is an array of finite numbers; NaN stands for what could not be judged."""
     if not isinstance(values, np.ndarray) or values.dtype.kind not in "fiu":
         kind = values.dtype if isinstance(values, np.ndarray) else type(values).__name__
@@ -39,19 +36,17 @@ def check_variance_of(name: str) -> None:
 
 @dataclass(frozen=True)
 class Members:
-    """The scores of the members of an ensemble.
+    """The scores of the members of an ensemble (responses, members).
 
-    Attributes:
-        scores: (responses, members).
-        variance_of: `member`, the sample variance of single scores, as the paper has it although its
-            reward is their mean; or `mean`, that divided by the number of members.
+    The variance is of a single `member`, as the paper has it although its reward is their mean; or of the
+    `mean`, that divided by the number of members.
     """
 
     scores: Array
     variance_of: VarianceOf = "member"
 
     def __post_init__(self) -> None:
-        check_numbers("scores", self.scores)
+        _check_numbers("scores", self.scores)
         if self.scores.ndim != 2 or self.scores.shape[1] < 2:
             raise ValueError(f"scores: expected (responses, at least two members), got {self.scores.shape}")
         check_variance_of(self.variance_of)
@@ -78,25 +73,23 @@ class Members:
 
 @dataclass(frozen=True)
 class Interval:
-    """What a prompted judge answers: likely rewards between a and b.
+    """What a prompted judge answers: likely rewards between a and b, the bounds (responses, 2).
 
-    Attributes:
-        bounds: (responses, 2).
-        quantiles: (responses,), where in the interval a persistent judge's own rewards lie. None for
-            the paper's protocol, a fresh draw for every query.
+    A persistent judge's own rewards lie at the quantiles (responses,); without them, in the paper's protocol,
+    every query is a fresh draw.
     """
 
     bounds: Array
     quantiles: Array | None = None
 
     def __post_init__(self) -> None:
-        check_numbers("bounds", self.bounds)
+        _check_numbers("bounds", self.bounds)
         if self.bounds.ndim != 2 or self.bounds.shape[1] != 2:
             raise ValueError(f"bounds: expected (responses, 2), got {self.bounds.shape}")
         if (self.bounds[:, 0] > self.bounds[:, 1]).any():
             raise ValueError("bounds: expected a <= b in every row")
         if self.quantiles is not None:
-            check_numbers("quantiles", self.quantiles)
+            _check_numbers("quantiles", self.quantiles)
             if self.quantiles.shape != self.bounds.shape[:1]:
                 raise ValueError(f"quantiles: expected {self.bounds.shape[:1]}, got {self.quantiles.shape}")
             if ((self.quantiles < 0) | (self.quantiles > 1)).any():
@@ -136,9 +129,8 @@ class RewardSource(Protocol):
     """A source of rewards; everything downstream sees only this."""
 
     def judge(self, prompts: Sequence[str], responses: Sequence[str], policy: PolicyIndex) -> Judgement:
-        """Judge responses, all three (responses,); `policy` is the global index of who wrote each.
-
-        Sources that all policies share ignore it; where every policy has its own it picks one.
+        """Judge responses, all three (responses,); `policy`, the global index of who wrote each, picks one
+        of several judges or ensembles where every policy has its own.
         """
 
     def true_reward(self, judgement: Judgement, prompts: Sequence[str], responses: Sequence[str]) -> Array:
@@ -147,12 +139,7 @@ class RewardSource(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreSource:
-    """Rewards by the members of an ensemble; kinds of ensembles differ in how these score.
-
-    Attributes:
-        truth: gives the true reward; None if there is none at hand.
-        variance_of: a single member's variance, as in the paper, or that of the mean.
-    """
+    """Rewards by the members of an ensemble; kinds of ensembles differ in how these score."""
 
     truth: Truth | None = None
     variance_of: VarianceOf = "member"
@@ -169,7 +156,7 @@ class ScoreSource:
         return Members(self.scores(prompts, responses, policy), self.variance_of)
 
     def true_reward(self, judgement: Judgement, prompts: Sequence[str], responses: Sequence[str]) -> Array:
-        """Return the true reward (responses,); it does not depend on the judgement."""
+        """Return the true reward (responses,), whatever the judgement."""
         if self.truth is None:
             raise ValueError("truth: this ensemble was made without a true reward; give it one")
         return self.truth(prompts, responses)
@@ -190,13 +177,7 @@ SAME = 1e-12  # of the largest reward: a deviation below that is rounding
 
 @dataclass(frozen=True)
 class Unit:
-    """What rewards and variances are measured in before an objective sees them.
-
-    Attributes:
-        location: subtracted from rewards.
-        scale: divides rewards after that.
-        variance: divides variances.
-    """
+    """What rewards, less a location, and variances are divided by before an objective sees them."""
 
     location: float = 0.0
     scale: float = 1.0
@@ -221,12 +202,7 @@ class Unit:
         self, judgement: Judgement, uniforms: Array, strength: Array
     ) -> tuple[Array, Array, Array, Array]:
         """Return what a judgement says, in this unit (responses,) each, in the order of `Outcome`."""
-        reward, worst, soft_worst = (
-            (one - self.location) / self.scale
-            for one in (
-                judgement.sample(uniforms),
-                judgement.worst(),
-                judgement.soft_worst(strength / self.scale),
-            )
-        )
+        soft_worst = judgement.soft_worst(strength / self.scale)
+        raw = (judgement.sample(uniforms), judgement.worst(), soft_worst)
+        reward, worst, soft_worst = ((one - self.location) / self.scale for one in raw)
         return reward, judgement.variance() / self.variance, worst, soft_worst

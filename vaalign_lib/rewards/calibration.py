@@ -27,11 +27,8 @@ def fit_temperature(errors: Array, variances: Array) -> float:
 
 
 def error_by_deviation(errors: Array, variances: Array, bins: int = 8) -> pd.DataFrame:
-    """Compare errors with predicted standard deviations in bins of equal count, of at least one error.
-
-    Returns:
-        A row per bin: `predicted` (root of the mean variance), `error` (root mean square) with `low`
-        and `high` (95%, normal errors), `count`.
+    """Return a row per bin of equal count, by variance, of at least one error: `predicted` (root of the mean
+    variance), `error` (root mean square) with `low` and `high` (95%, normal errors), `count`.
     """
     errors, variances = _checked(errors, variances)
     order = np.argsort(variances, kind="stable")
@@ -57,14 +54,13 @@ def coverage(errors: Array, variances: Array, levels: Sequence[float] = LEVELS) 
     return pd.DataFrame(rows)
 
 
-def rank_correlation(errors: Array, variances: Array, confidence: float = CONFIDENCE) -> Estimate:
-    """Return Spearman's correlation of squared error and variance.
-
-    The interval is Fisher's with the variance (1 + r^2 / 2) / (n - 3) of Bonett and Wright (2000).
+def rank_correlation(errors: Array, variances: Array) -> Estimate:
+    """Return Spearman's correlation of squared error and variance, with Fisher's interval and the variance
+    (1 + r^2 / 2) / (n - 3) of Bonett and Wright (2000).
     """
     errors, variances = _checked(errors, variances)
     r = float(spearmanr(errors**2, variances).statistic)
-    half = norm.ppf(0.5 + confidence / 2) * np.sqrt((1 + r**2 / 2) / (errors.size - 3))
+    half = norm.ppf(0.5 + CONFIDENCE / 2) * np.sqrt((1 + r**2 / 2) / (errors.size - 3))
     low, high = np.tanh(np.arctanh(r) + np.array([-half, half]))
     return Estimate(r, float(low), float(high), errors.size)
 
@@ -76,7 +72,7 @@ def accuracy_after_dropping(
     `dropped`, `accuracy` with `low` and `high` (95%), `count`.
     """
     correct, variances = np.asarray(correct), numbers("variances", variances, axes=1, at_least=0)
-    _as_many(correct=correct, variances=variances)
+    _check_alike(correct=correct, variances=variances)
     order = np.argsort(variances, kind="stable")
     rows = []
     for share in shares:
@@ -99,30 +95,16 @@ def label_loss(gaps: Array, variances: Array, temperature: float) -> float:
     return float(-log_expit(shrunk).mean())
 
 
-def fit_temperature_to_labels(gaps: Array, variances: Array, highest: float = 1e3) -> float:
-    """Return the factor on the standard deviations, up to `highest`, that makes the labels of pairs
+def fit_temperature_to_labels(gaps: Array, variances: Array) -> float:
+    """Return the factor on the standard deviations, from 1e-3 to 1e3, that makes the labels of pairs
     likeliest, from the gaps of the mean reward, chosen minus rejected, and their variances (pairs,).
     """
     gaps, variances = _checked(gaps, variances)
-    found = minimize_scalar(
-        lambda log: label_loss(gaps, variances, np.exp(log)),
-        bounds=(np.log(1e-3), np.log(highest)),
-        method="bounded",
-    )
-    return float(np.exp(found.x))
 
+    def loss(logarithm: float) -> float:
+        return label_loss(gaps, variances, np.exp(logarithm))
 
-def _checked(errors: Array, variances: Array) -> tuple[Array, Array]:
-    errors = numbers("errors", errors, axes=1, least=5)
-    variances = numbers("variances", variances, axes=1, above=0)
-    _as_many(errors=errors, variances=variances)
-    return errors, variances
-
-
-def _as_many(**arrays: NDArray[Any]) -> None:
-    first, second = (array.size for array in arrays.values())
-    if first != second:
-        raise ValueError(f"{', '.join(arrays)}: expected as many of each, got {first} and {second}")
+    return float(np.exp(minimize_scalar(loss, bounds=np.log([1e-3, 1e3]), method="bounded").x))
 
 
 # --- disagreement -----------------------------------------------------------------------------------
@@ -137,10 +119,8 @@ def sample_variance(scores: Array) -> Array:
 
 def difference_ratio(chosen: Array, rejected: Array) -> Array:
     """Return Var(chosen - rejected) / (Var(chosen) + Var(rejected)) over models, from scores (pairs,
-    models): (pairs,).
-
-    It is 0 for models that are shifted copies of each other, 1 on average for unrelated scores, and up to
-    2 for models that trade one response against the other.
+    models): (pairs,). It is 0 for models that are shifted copies of each other, 1 on average for unrelated
+    scores, and up to 2 for models that trade one response against the other.
     """
     _check_alike(chosen=chosen, rejected=rejected)
     apart = sample_variance(chosen) + sample_variance(rejected)
@@ -148,10 +128,8 @@ def difference_ratio(chosen: Array, rejected: Array) -> Array:
 
 
 def initial_share(initial: Array, final: Array) -> Array:
-    """Return how much of the models' final deviations their initial ones explain (responses,).
-
-    The squared correlation over models of scores (responses, models) before and after training, for each
-    response: 1 if training moved all models alike, 1 / (models - 1) on average if it left no trace.
+    """Return the squared correlation over models of scores (responses, models) before and after training
+    (responses,): 1 if training moved all models alike, 1 / (models - 1) on average if it left no trace.
     """
     _check_alike(initial=initial, final=final)
     before = initial - initial.mean(1, keepdims=True)
@@ -161,14 +139,9 @@ def initial_share(initial: Array, final: Array) -> Array:
 
 
 def between_ensembles(scores: Array) -> tuple[Array, Array]:
-    """Return what ensembles trained independently say about themselves, and how they in fact differ.
-
-    Args:
-        scores: (ensembles, members, responses).
-
-    Returns:
-        The members' sample variance, averaged over ensembles (responses,), and the sample variance over
-        ensembles of their mean reward (responses,).
+    """Return what independent ensembles say about themselves, and how they in fact differ, from scores
+    (ensembles, members, responses): the members' sample variance, averaged over ensembles, and the sample
+    variance over ensembles of their mean reward, (responses,) each.
     """
     if scores.ndim != 3 or min(scores.shape[:2]) < 2:
         raise ValueError(
@@ -177,7 +150,14 @@ def between_ensembles(scores: Array) -> tuple[Array, Array]:
     return np.asarray(scores.var(1, ddof=1).mean(0)), np.asarray(scores.mean(1).var(0, ddof=1))
 
 
-def _check_alike(**scores: Array) -> None:
-    first, second = (np.shape(one) for one in scores.values())
+def _checked(errors: Array, variances: Array) -> tuple[Array, Array]:
+    errors = numbers("errors", errors, axes=1, least=5)
+    variances = numbers("variances", variances, axes=1, above=0)
+    _check_alike(errors=errors, variances=variances)
+    return errors, variances
+
+
+def _check_alike(**arrays: NDArray[Any]) -> None:
+    first, second = (np.shape(one) for one in arrays.values())
     if first != second:
-        raise ValueError(f"{', '.join(scores)}: expected one shape, got {first} and {second}")
+        raise ValueError(f"{', '.join(arrays)}: expected one shape, got {first} and {second}")

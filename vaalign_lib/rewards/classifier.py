@@ -2,7 +2,8 @@
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -43,10 +44,6 @@ def new_reward_model(backbone: str, width: int, seed: int) -> tuple[PreTrainedMo
 
     The backbone is `tiny-gemma` with hidden states of a `width`, or the name or path of a model. The global
     random state is left as it was.
-
-    Raises:
-        BackboneError: there is no such model, or it has weights in an unsafe format only, or it does not
-            know its tokenizer's padding token.
     """
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -70,9 +67,6 @@ def load_reward_model(
     """Load a trained reward model, onto a GPU if there is one: any sequence classifier with one output.
 
     Its weights have a `dtype`; "auto" means as they were saved.
-
-    Raises:
-        BackboneError: it cannot be loaded, or has no trained head with exactly one output.
     """
     model, tokenizer, missing = _loaded(f"{name}", name, dtype=dtype, device_map={"": device()})
     if model.config.num_labels != 1 or missing:
@@ -83,33 +77,48 @@ def load_reward_model(
     return with_segments(model.eval(), tokenizer), tokenizer
 
 
+def reader(backbone: str, max_length: int) -> tuple[PreTrainedTokenizerBase, int]:
+    """Return a backbone's tokenizer and how many tokens it may read, without reading its weights."""
+    with _loading(f"backbone {backbone!r}"):
+        tokenizer = load_tokenizer(backbone)
+        with torch.device("meta"):
+            model = AutoModelForSequenceClassification.from_config(AutoConfig.from_pretrained(backbone))
+    return tokenizer, longest(model, max_length)
+
+
 def _loaded(
     label: str, name: str | Path, **options: Any
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, list[str]]:
     """Return a sequence classifier with one output, its tokenizer, and which weights are fresh."""
-    files = {path.name for path in Path(name).glob("*")}
-    if "adapter_config.json" in files:
+    if (Path(name) / "adapter_config.json").is_file():
         raise BackboneError(
             f"{label}: holds adapters (LoRA); expected a whole sequence classifier: merge them by peft's "
             "merge_and_unload() and save that"
         )
-    endings = {Path(file).suffix for file in files}
+    endings = {path.suffix for path in Path(name).glob("*")}
     if ".bin" in endings and ".safetensors" not in endings:
         raise BackboneError(
             f"{label}: holds pickled weights (.bin), which can run code when they are read; expected "
             "safetensors: load them where you trust them, and save_pretrained() the model"
         )
-    try:
+    with _loading(label):
         tokenizer = load_tokenizer(name)
         model, report = AutoModelForSequenceClassification.from_pretrained(
             name, use_safetensors=True, output_loading_info=True, **options
         )
-    except Exception as error:  # of many libraries; each has errors of its own
+    return model, tokenizer, sorted(report["missing_keys"])
+
+
+@contextmanager
+def _loading(label: str) -> Iterator[None]:
+    """Say what cannot be loaded; every library has errors of its own for that."""
+    try:
+        yield
+    except Exception as error:
         raise BackboneError(
             f"{label}: cannot be loaded; expected a folder or a hub name of a sequence classifier with "
             f"safetensors weights: {' '.join(str(error).split())}"
         ) from error
-    return model, tokenizer, sorted(report["missing_keys"])
 
 
 def _words(model: PreTrainedModel) -> int:
@@ -125,23 +134,6 @@ def longest(model: PreTrainedModel, max_length: int) -> int:
     table = getattr(getattr(model.base_model, "embeddings", None), "position_embeddings", None)
     skipped = getattr(table, "padding_idx", None)  # RoBERTa counts from there
     return min(max_length, positions if skipped is None else positions - skipped - 1)
-
-
-def reader(backbone: str, max_length: int) -> tuple[PreTrainedTokenizerBase, int]:
-    """Return a backbone's tokenizer and how many tokens it may read, without reading its weights.
-
-    Raises:
-        BackboneError: there is no such model.
-    """
-    try:
-        tokenizer = load_tokenizer(backbone)
-        with torch.device("meta"):
-            model = AutoModelForSequenceClassification.from_config(AutoConfig.from_pretrained(backbone))
-    except Exception as error:
-        raise BackboneError(
-            f"backbone {backbone!r}: cannot be loaded: {' '.join(str(error).split())}"
-        ) from error
-    return tokenizer, longest(model, max_length)
 
 
 def with_segments(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
@@ -180,14 +172,10 @@ def _segments(ids: Tensor, between: int) -> Tensor:
 def train_reward_model(
     folder: Path, pairs: pd.DataFrame, *, settings: RewardModel, backbone: str, seed: int
 ) -> pd.DataFrame:
-    """Train one reward model on preference pairs and save it, with its tokenizer, into a folder.
+    """Train a reward model on pairs, without those that `usable` leaves out; save it with its tokenizer.
 
-    Training stops when the logged loss, a mean over `settings.logging_steps` steps, reaches the
-    threshold, or after the last epoch. Pairs that `usable` leaves out are not learned from. The seed is
-    that of the fresh weights and the order of the data.
-
-    Returns:
-        The log: step, loss, accuracy (of the batches since the last line).
+    Training stops when the logged loss, a mean over `settings.logging_steps` steps, reaches the threshold, or
+    after the last epoch. Returned is the log: step, loss, accuracy (of the batches since the last line).
     """
     model, tokenizer = new_reward_model(backbone, settings.width, seed)
     length = longest(model, settings.max_length)
@@ -261,33 +249,22 @@ def usable(
     both = list(zip(*sides, strict=True))
     long = np.array([None in one for one in both], dtype=bool)
     equal = np.array([chosen == rejected for chosen, rejected in both], dtype=bool) & ~long
-    left_out = {
-        f"a response longer than {max_length} tokens": int(long.sum()),
-        "the same tokens in both responses": int(equal.sum()),
-    }
-    return pairs[~(long | equal)], left_out
+    left_out = {f"a response longer than {max_length} tokens": int(long.sum())}
+    return pairs[~(long | equal)], left_out | {"the same tokens in both responses": int(equal.sum())}
 
 
 def tokenized_pairs(tokenizer: PreTrainedTokenizerBase, pairs: pd.DataFrame, max_length: int) -> Dataset:
     """Return pairs as trl wants them: `chosen_ids` and `rejected_ids`."""
-    prompts = pairs["prompt"].tolist()
-    return Dataset.from_dict(
-        {
-            f"{side}_ids": conversation_ids(tokenizer, prompts, pairs[side].tolist(), max_length)
-            for side in SIDES
-        }
-    )
+    prompts, responses = pairs["prompt"].tolist(), {f"{side}_ids": pairs[side].tolist() for side in SIDES}
+    ids = {name: conversation_ids(tokenizer, prompts, texts, max_length) for name, texts in responses.items()}
+    return Dataset.from_dict(ids)
 
 
 # --- what the head sees -----------------------------------------------------------------------------
 
 
 def head_of(model: PreTrainedModel) -> nn.Linear:
-    """Return the last linear layer, which turns features into the score.
-
-    Raises:
-        BackboneError: the model's last layer is not linear with one output.
-    """
+    """Return the last linear layer, which turns features into the score."""
     linear = [one for one in model.modules() if isinstance(one, nn.Linear) and one.out_features == 1]
     if len(linear) != 1:
         raise BackboneError(
@@ -313,10 +290,8 @@ def read(
 def features_and_scores(
     model: PreTrainedModel, ids: Sequence[Sequence[int]], description: str = ""
 ) -> tuple[Tensor, Tensor]:
-    """Run a reward model with one head over tokenized conversations, batched by length.
-
-    Returns:
-        What the head sees (conversations, width), and the model's scores (conversations,).
+    """Return what the head sees of tokenized conversations (conversations, width), and the scores
+    (conversations,); conversations of like length are read together.
     """
     model.eval()
     _check_ids(model, ids)
@@ -325,19 +300,21 @@ def features_and_scores(
     seen: list[tuple[Tensor, Tensor]] = []
     head = head_of(model)
     hook = head.register_forward_hook(lambda module, inputs, out: seen.append((inputs[0], out)))
-    features = torch.empty(len(ids), head.in_features)
-    scores = torch.empty(len(ids))
+    features, scores = torch.empty(len(ids), head.in_features), torch.empty(len(ids))
     batches = _batches_by_length(ids)
     try:
         config.pad_token_id = 0 if own is None else own  # transformers wants one for several rows
         for rows in progress(batches, description) if description else batches:
-            batch = _padded([ids[row] for row in rows])
-            model(**{name: tensor.to(model.device) for name, tensor in batch.items()})
+            batch, lengths = padded([ids[row] for row in rows])
+            mask = torch.arange(batch.shape[1]) < lengths[:, None]
+            model(input_ids=batch.to(model.device), attention_mask=mask.long().to(model.device))
             found, scored = seen.pop()
-            if found.ndim == 3:  # a causal model: every token has a score, the last one counts
-                last = _last(batch, own).to(found.device)
-                each = torch.arange(len(rows), device=found.device)
-                found, scored = found[each, last], scored[each, last]
+            if found.ndim == 3:  # a causal model: every token has a score
+                # the one that counts is, for transformers, the last that is not the configuration's padding
+                counts = mask if own is None else mask & (batch != own)
+                last = (counts * torch.arange(batch.shape[1])).argmax(1)
+                place = torch.arange(len(rows)), last
+                found, scored = found[place], scored[place]
             features[rows] = found.float().cpu()
             scores[rows] = scored[:, 0].float().cpu()
     finally:
@@ -361,32 +338,20 @@ def _check_ids(model: PreTrainedModel, ids: Sequence[Sequence[int]]) -> None:
             )
 
 
-def _last(batch: dict[str, Tensor], padding: int | None) -> Tensor:
-    """Return the token that scores each conversation, as transformers has it for one alone: the last that
-    is not the padding token of the model's configuration; the very last where that names none.
-    """
-    counts = batch["attention_mask"].bool()
-    if padding is not None:
-        counts = counts & (batch["input_ids"] != padding)
-    return (counts * torch.arange(counts.shape[1])).argmax(1)
-
-
 def _batches_by_length(ids: Sequence[Sequence[int]]) -> list[list[int]]:
     """Group conversations of like length, so that little is padding; fixed by the lengths alone."""
-    order = sorted(range(len(ids)), key=lambda row: (len(ids[row]), row))
-    batches: list[list[int]] = [[]]
-    for row in order:
-        if batches[-1] and (len(batches[-1]) + 1) * len(ids[row]) > EVALUATION_TOKENS:
+    batches: list[list[int]] = []
+    for row in sorted(range(len(ids)), key=lambda row: len(ids[row])):
+        if not batches or (len(batches[-1]) + 1) * len(ids[row]) > EVALUATION_TOKENS:
             batches.append([])
         batches[-1].append(row)
-    return [batch for batch in batches if batch]
+    return batches
 
 
-def _padded(rows: Sequence[Sequence[int]]) -> dict[str, Tensor]:
-    """Fill rows up on the right; with what does not matter, for nothing attends to it."""
-    ids = pad_sequence([torch.tensor(row) for row in rows], batch_first=True)  # (rows, tokens)
-    lengths = torch.tensor([len(row) for row in rows])
-    return {"input_ids": ids, "attention_mask": (torch.arange(ids.shape[1]) < lengths[:, None]).long()}
+def padded(rows: Sequence[Sequence[int]], padding: int = 0) -> tuple[Tensor, Tensor]:
+    """Return rows of tokens filled up on the right (rows, tokens), and their lengths (rows,)."""
+    filled = pad_sequence([torch.tensor(row) for row in rows], batch_first=True, padding_value=padding)
+    return filled, torch.tensor([len(row) for row in rows])
 
 
 # --- for the run store ----------------------------------------------------------------------------
@@ -396,9 +361,9 @@ def write_reward_model(
     folder: Path, settings: dict[str, Any], backbone: str, files: Any, seed: int, pairs: Path
 ) -> None:
     """Train the reward model of stage 1 on the pairs to learn from; `files` is for the key alone."""
-    trained = RewardModel(backbone=backbone, **settings)
+    stage_1 = RewardModel(backbone=backbone, **settings)
     table = read_part(pairs, "train")
-    log = train_reward_model(folder, table, settings=trained, backbone=backbone, seed=seed)
+    log = train_reward_model(folder, table, settings=stage_1, backbone=backbone, seed=seed)
     log.to_parquet(folder / "log.parquet")
 
 
@@ -407,11 +372,10 @@ def write_features(folder: Path, part: str, max_length: int, model: Path, pairs:
     table = read_part(pairs, part)
     network, tokenizer = load_reward_model(model)
     length = longest(network, max_length)
-    found: dict[str, Tensor] = {}
+    found = {"head": head_of(network).weight[0].detach().float().cpu().clone()}
     for side in SIDES:
         texts = table["prompt"].tolist(), table[side].tolist()
         found[side], found[f"{side}_score"] = read(network, tokenizer, *texts, length, f"features, {part}")
         whole = conversation_ids(tokenizer, *texts, 10**9)
         found[f"{side}_cut"] = torch.tensor([len(row) > length for row in whole])
-    found["head"] = head_of(network).weight[0].detach().float().cpu().clone()
     save_file(found, folder / "features.safetensors")

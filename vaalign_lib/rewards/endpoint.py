@@ -17,14 +17,14 @@ import json
 import math
 import re
 import time
-from collections.abc import AsyncIterator
+from contextlib import aclosing
 from dataclasses import dataclass
 from email.utils import mktime_tz, parsedate_tz
 from typing import Any
 
 import httpx2
 import openai
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field
 
 from vaalign_lib.rewards.replies import ReplyError, shortened
 
@@ -62,11 +62,7 @@ class RefusalError(RuntimeError):
 
 
 class TransientError(RuntimeError):
-    """An endpoint that may answer if it is asked again.
-
-    Attributes:
-        wait: seconds for which it asked.
-    """
+    """An endpoint that may answer if it is asked again, after the seconds of `wait` for which it asked."""
 
     def __init__(self, message: str, wait: float = 0.0) -> None:
         super().__init__(message)
@@ -79,12 +75,7 @@ class StopError(RuntimeError):
 
 @dataclass(frozen=True)
 class Reply:
-    """What a judge said.
-
-    Attributes:
-        served: the model that answered, by the endpoint's word.
-        text: all it said, or the whole lines before the limit of tokens cut it off.
-    """
+    """What a judge said, or the whole lines of it before the limit of tokens, and the model that answered."""
 
     served: str = ""
     text: str = ""
@@ -113,8 +104,7 @@ class _Completion(BaseModel):
 def client_of(base_url: str | None, key: str, seconds: float) -> openai.AsyncOpenAI:
     """Return a client that follows no redirect and reads no more than `LONGEST` bytes of an answer.
 
-    Raises:
-        StopError: there cannot be one, say for the proxy that the environment names.
+    Where there cannot be one, say for the proxy that the environment names, that is a `StopError`.
     """
     try:
         http = openai.DefaultAsyncHttpxClient(follow_redirects=False, event_hooks={"response": [_bounded]})
@@ -130,47 +120,48 @@ def client_of(base_url: str | None, key: str, seconds: float) -> openai.AsyncOpe
         raise StopError(f"no connection can be made: {error}") from None
 
 
-async def completion(client: openai.AsyncOpenAI, seconds: float, **request: Any) -> Reply:
-    """Ask once and return the judge's words; `seconds` are for the whole answer.
+async def _bounded(response: httpx2.Response) -> None:
+    """Read an answer's bytes, up to `LONGEST`."""
+    if (coding := response.headers.get("content-encoding", "identity")) != "identity":
+        raise httpx2.DecodingError(f"coded as {coding} although plain text was asked for")
+    stream: Any = response.stream
+    body = bytearray()
+    async with aclosing(stream):
+        async for chunk in stream:
+            body += chunk
+            if len(body) > LONGEST:
+                raise ReplyError(f"expected a short reply, got more than {LONGEST} bytes")
+    response.stream = httpx2.ByteStream(bytes(body))
 
-    Raises:
-        ReplyError, RefusalError, TransientError, StopError: see above.
-    """
+
+async def completion(client: openai.AsyncOpenAI, seconds: float, **request: Any) -> Reply:
+    """Ask once and return the judge's words, or raise as above; `seconds` are for the whole answer."""
     try:
         async with asyncio.timeout(seconds):
             raw = await client.chat.completions.with_raw_response.create(**request)
     except TimeoutError:
         raise TransientError(f"no whole answer in {seconds:g} seconds") from None
     except openai.APIStatusError as error:
-        raise _fault(error.status_code, error.body, error.response.headers) from None
+        raise _fault(error.body, error.response.headers, error.status_code) from None
     except openai.APIConnectionError as error:
         cause = f" ({error.__cause__})" if str(error.__cause__ or "") else ""
         raise TransientError(f"{type(error).__name__}{cause}") from None
-    return read_body(raw.http_response.content, raw.headers)
+    return _read(raw.http_response.content, raw.headers)
 
 
-def read_body(body: bytes, headers: httpx2.Headers) -> Reply:
-    """Return the judge's words from an answer whose status is 200.
-
-    Raises:
-        ReplyError, RefusalError, TransientError, StopError: see above.
-    """
-    kind = headers.get("content-type", "nothing")
+def _read(body: bytes, headers: httpx2.Headers) -> Reply:
+    """Return the judge's words from an answer whose status is 200."""
     try:
         content = json.loads(body)
-    except (ValueError, RecursionError):
-        told = shortened(body.decode("utf-8", "replace"))
-        raise TransientError(f"expected a completion, got {kind}: {told}") from None
-    content = content[0] if isinstance(content, list) and content else content
-    if isinstance(content, dict) and (fault := content.get("error")):
-        raise _fault(_status(fault), fault, headers)
-    try:
+        content = content[0] if isinstance(content, list) and content else content
+        if isinstance(content, dict) and content.get("error"):
+            raise _fault(content["error"], headers)
         answer = _Completion.model_validate(content)
-    except ValidationError:
-        told = shortened(str(content))
+    except (ValueError, RecursionError):
+        kind, told = headers.get("content-type", "nothing"), shortened(body.decode("utf-8", "replace"))
         raise TransientError(f"expected a completion, got {kind}: {told}") from None
-    if fault := answer.choices[0].error:
-        raise _fault(_status(fault), fault, headers)
+    if answer.choices[0].error:
+        raise _fault(answer.choices[0].error, headers)
     return Reply(answer.model or "", _words(answer.choices[0]))
 
 
@@ -211,11 +202,13 @@ def _before_cut(text: str) -> str:
 # --- errors -------------------------------------------------------------------------------------------
 
 
-def _fault(status: int, body: object, headers: httpx2.Headers) -> Exception:
-    """Return what an error is: the text's, transient, or one that stops."""
+def _fault(body: object, headers: httpx2.Headers, status: int = 0) -> Exception:
+    """Return what an error is, of a status or inside a body: the text's, transient, or one that stops."""
     error = body[0] if isinstance(body, list) and body else body
     error = error.get("error", error) if isinstance(error, dict) else error
-    words, codes = _message(error), _codes(error)
+    told = error.get("message") or error.get("code") or error if isinstance(error, dict) else error
+    words, codes = shortened(str(told or "without a word"), 300)[1:-1], _codes(error)
+    status = status or _status(codes)
     if 300 <= status < 400:
         return StopError(f"status {status}: redirects to {headers.get('location')}; not followed")
     if status in (400, 403) and _is_about_text(error, words, codes):
@@ -238,9 +231,8 @@ def _is_about_text(error: object, words: str, codes: list[str]) -> bool:
     return bool(about_input and _ABOUT_TEXT.search(words) and not _ABOUT_US.search(words))
 
 
-def _status(error: object) -> int:
+def _status(codes: list[str]) -> int:
     """Return the status that an error inside a body stands for, 503 where it does not say."""
-    codes = _codes(error)
     for code in codes:
         if code.isdecimal() and 400 <= int(code) < 600:
             return int(code)
@@ -263,11 +255,6 @@ def _codes(error: object) -> list[str]:
     return [str(one) for one in named if isinstance(one, str | int)]
 
 
-def _message(error: object) -> str:
-    told = error.get("message") or error.get("code") or error if isinstance(error, dict) else error
-    return shortened(str(told or "without a word"), 300)[1:-1]
-
-
 def seconds_asked(headers: httpx2.Headers) -> float:
     """Return for how long an endpoint asks to wait, 0 where it says nothing sensible."""
     for name, unit in (("retry-after-ms", 1e-3), ("retry-after", 1.0)):
@@ -280,30 +267,3 @@ def seconds_asked(headers: httpx2.Headers) -> float:
         if math.isfinite(seconds) and seconds > 0:
             return seconds
     return 0.0
-
-
-# --- what is read -------------------------------------------------------------------------------------
-
-
-class _Bounded(httpx2.AsyncByteStream):
-    """An answer's bytes, up to `LONGEST`."""
-
-    def __init__(self, stream: Any) -> None:
-        self.stream = stream
-
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        size = 0
-        async for chunk in self.stream:
-            size += len(chunk)
-            if size > LONGEST:
-                raise ReplyError(f"expected a short reply, got more than {LONGEST} bytes")
-            yield chunk
-
-    async def aclose(self) -> None:
-        await self.stream.aclose()
-
-
-async def _bounded(response: httpx2.Response) -> None:
-    if (coding := response.headers.get("content-encoding", "identity")) != "identity":
-        raise httpx2.DecodingError(f"coded as {coding} although plain text was asked for")
-    response.stream = _Bounded(response.stream)

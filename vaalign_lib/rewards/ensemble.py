@@ -82,11 +82,7 @@ class EnsembleReward(ScoreSource):
     max_length: int = 4096
 
     def scores(self, prompts: Sequence[str], responses: Sequence[str], policy: PolicyIndex) -> Array:
-        """Score responses by the ensemble of the policy that wrote each (responses, members).
-
-        Raises:
-            IndexError: a policy has no ensemble.
-        """
+        """Score responses by the ensemble of the policy that wrote each (responses, members)."""
         known = self.heads.ensembles
         if known > 1 and len(policy) and not 0 <= policy.min() <= policy.max() < known:
             raise IndexError(f"policy: expected indices from 0 to {known - 1}, got {policy.max()}")
@@ -105,11 +101,7 @@ class EnsembleReward(ScoreSource):
 
 
 def load_ensemble(folder: str | Path, truth: Truth | None = None) -> EnsembleReward:
-    """Load an ensemble that was saved; its rewards are those of the saved one, bit by bit.
-
-    Raises:
-        BackboneError: the folder holds something else.
-    """
+    """Load an ensemble that was saved; its rewards are those of the saved one, bit by bit."""
     path = Path(folder)
     missing = [name for name in (_HEADS, _RECORD, _BACKBONE) if not (path / name).exists()]
     if missing:

@@ -1,23 +1,22 @@
 """Stage 2: any number of reward heads on the features of a frozen backbone, trained at once (Table 7).
 
-The loss is the paper's additive one, the sum over heads of the Bradley-Terry loss of each. AdamW works
-weight by weight, so every head is trained as if it were alone; no gradient norm is clipped over heads.
-
-Heads stand in a grid (ensembles, members): one ensemble of ten is the paper's, eighty of ten are the
-`independent` protocol, where every policy has a reward model of its own, drawn with its own data.
+AdamW works weight by weight and no gradient norm is clipped, so every head is trained as if it were alone.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torch.optim import AdamW, Optimizer
+from torch.optim.lr_scheduler import LambdaLR
 
 from vaalign_lib.jobs import progress
 from vaalign_lib.profiles import HeadTraining
+from vaalign_lib.statistics.arrays import count
 
 HeadKind = Literal["paper", "order", "bootstrap", "disjoint", "anchored", "mlp"]
 KINDS: dict[HeadKind, str] = {
@@ -35,12 +34,11 @@ INITIAL_DEVIATION = 0.02  # of fresh weights, as transformers draws them
 
 @dataclass(frozen=True)
 class Heads:
-    """Stacked heads.
+    """A grid of heads (ensembles, members) of one kind: one ensemble of ten is the paper's, eighty of ten
+    the `independent` protocol, where every policy has a reward model of its own, drawn with its own data.
 
-    Attributes:
-        kind: how they differ from each other.
-        weights: linear heads: `weight` (ensembles, members, width). Networks: `inner` (ensembles,
-            members, hidden, width), `inner_bias` and `outer` (ensembles, members, hidden).
+    Linear heads have `weights` named `weight` (ensembles, members, width); networks have `inner`
+    (ensembles, members, hidden, width), `inner_bias` and `outer` (ensembles, members, hidden).
     """
 
     kind: HeadKind
@@ -50,20 +48,16 @@ class Heads:
     def ensembles(self) -> int:
         return len(next(iter(self.weights.values())))
 
-    @property
-    def members(self) -> int:
-        return next(iter(self.weights.values())).shape[1]
-
     def scores(self, features: Tensor) -> Tensor:
         """Return the scores of features (responses, width): (ensembles, members, responses)."""
         flat = {name: w.flatten(0, 1) for name, w in self.weights.items()}
-        return _scores(flat, features[None]).unflatten(0, (self.ensembles, self.members))
+        return _scores(flat, features[None]).unflatten(0, (self.ensembles, -1))
 
     def own_scores(self, features: Tensor, ensemble: Tensor) -> Tensor:
         """Return the scores of features (responses, width) by one ensemble each: (responses, members)."""
         if self.ensembles == 1:
             return self.scores(features)[0].T.contiguous()
-        scores = features.new_empty(len(features), self.members)
+        scores = features.new_empty(len(features), next(iter(self.weights.values())).shape[1])
         for index in ensemble.unique().tolist():
             rows = ensemble == index
             one = {name: w[index] for name, w in self.weights.items()}
@@ -79,9 +73,9 @@ def _scores(weights: dict[str, Tensor], features: Tensor) -> Tensor:
     groups = len(features)
     if "weight" in weights:
         weight = weights["weight"].unflatten(0, (groups, -1))  # (groups, heads / groups, width)
-        return (weight @ features.transpose(1, 2)).flatten(0, 1)
+        return (weight @ features.mT).flatten(0, 1)
     inner = weights["inner"].unflatten(0, (groups, -1))  # (groups, heads / groups, hidden, width)
-    hidden = inner.flatten(1, 2) @ features.transpose(1, 2)
+    hidden = inner.flatten(1, 2) @ features.mT
     hidden = hidden.unflatten(1, inner.shape[1:3]).flatten(0, 1)  # (heads, hidden, rows)
     active = functional.gelu(hidden + weights["inner_bias"][..., None])
     return torch.einsum("khr,kh->kr", active, weights["outer"])
@@ -106,21 +100,9 @@ def train_heads(
 ) -> tuple[Heads, dict[int, Heads]]:
     """Train a grid of heads on the features (pairs, width) of preferred and other responses.
 
-    Args:
-        chosen: features of the preferred responses.
-        rejected: features of the others.
-        kind: how the members of an ensemble differ.
-        settings: Table 7's, from the profile.
-        seed: of weights, samples and orders.
-        ensembles: more than one and each first draws a bootstrap sample of its own.
-        members: of each ensemble.
-        pairs_each: pairs in an ensemble's own sample; None means as many as there are.
-        first_head: the head of stage 1 (width,), which the paper keeps as the first of the ten.
-        snapshots: steps after which to keep a copy of the heads; 0 means before the first.
-        description: of the progress bar.
-
-    Returns:
-        The heads, and the copies by step.
+    With several `ensembles`, or with `pairs_each`, an ensemble first draws a bootstrap sample of its own.
+    The paper keeps the `first_head` (width,), that of stage 1, as the first of the ten. Returned are the
+    heads, and by step copies of them after the steps `snapshots`, of which 0 is before the first.
     """
     _check(chosen, rejected, kind, ensembles, members, pairs_each)
     random = torch.Generator().manual_seed(seed)
@@ -131,25 +113,19 @@ def train_heads(
         weights["weight"][0] = first_head
     anchors = {name: w.clone() for name, w in weights.items()}
     rows = _rows_of_groups(kind, len(chosen), ensembles, members, pairs_each, random)
-    for w in weights.values():
-        w.requires_grad_(True)
-    per_epoch = math.ceil(rows.shape[1] / settings.batch_size)
-    steps = math.ceil(settings.epochs * per_epoch)
+    steps = steps_of(settings, rows.shape[1])
     if wrong := [step for step in snapshots if not 0 <= step <= steps]:
         raise ValueError(f"snapshots: expected steps from 0 to {steps}, the last, got {wrong[0]}")
-    optimizer = _optimizer(list(weights.values()), settings)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _factor(settings, steps))
+    optimizer = _optimizer([w.requires_grad_(True) for w in weights.values()], settings)
+    schedule = LambdaLR(optimizer, _factor(settings, steps))
     kept: dict[int, Heads] = {}
-    for step in progress(range(steps), description):
+    for step, batch in batches(rows, settings, random, description):
         if step in snapshots:
             kept[step] = _grid(kind, weights, ensembles)
-        if step % per_epoch == 0:  # every group's pairs in an order of its own
-            order = rows.gather(1, torch.rand(rows.shape, generator=random).argsort(1))
-        start = step % per_epoch * settings.batch_size
-        batch = order[:, start : start + settings.batch_size]
         loss = additive_loss(_gaps(weights, chosen, rejected, batch))
         if kind == "anchored":
-            loss = loss + _pull(weights, anchors, settings.anchor / rows.shape[1])
+            distances = [((w - anchors[name]) ** 2).sum() for name, w in weights.items()]
+            loss = loss + 0.5 * settings.anchor / rows.shape[1] * torch.stack(distances).sum()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
@@ -158,12 +134,34 @@ def train_heads(
     return heads, kept | ({steps: heads} if steps in snapshots else {})
 
 
+def _grid(kind: HeadKind, weights: dict[str, Tensor], ensembles: int) -> Heads:
+    copies = {name: w.detach().clone() for name, w in weights.items()}
+    return Heads(kind, {name: w.unflatten(0, (ensembles, -1)) for name, w in copies.items()})
+
+
 def additive_loss(gaps: Tensor) -> Tensor:
     """Return the sum over heads of the Bradley-Terry loss of each, a mean over its pairs (Appendix B).
 
     The gaps (heads, pairs) say how far each head puts the chosen response above the rejected one.
     """
     return -functional.logsigmoid(gaps).mean(1).sum()
+
+
+def steps_of(settings: HeadTraining, pairs: int) -> int:
+    """Return how many steps a training takes; the last batch of an epoch may be smaller."""
+    return math.ceil(settings.epochs * math.ceil(pairs / settings.batch_size))
+
+
+def batches(
+    rows: Tensor, settings: HeadTraining, random: torch.Generator, description: str
+) -> Iterator[tuple[int, Tensor]]:
+    """Yield step and batch (groups, pairs of it); each epoch has the rows (groups, pairs) in a new order."""
+    size = settings.batch_size
+    for step in progress(range(steps_of(settings, rows.shape[1])), description):
+        at = step % math.ceil(rows.shape[1] / size)
+        if at == 0:
+            order = rows.gather(1, torch.rand(rows.shape, generator=random).argsort(1))
+        yield step, order[:, at * size : (at + 1) * size]
 
 
 def _gaps(weights: dict[str, Tensor], chosen: Tensor, rejected: Tensor, batch: Tensor) -> Tensor:
@@ -188,8 +186,8 @@ def _check(
         raise ValueError(f"kind: expected one of {', '.join(KINDS)}, got {kind!r}")
     if ensembles < 1 or members < 2:
         raise ValueError(f"ensembles, members: expected at least 1 and 2, got {ensembles} and {members}")
-    if pairs_each is not None and pairs_each < 1:
-        raise ValueError(f"pairs_each: expected at least 1, got {pairs_each}")
+    if pairs_each is not None:
+        count("pairs_each", pairs_each)
 
 
 def _fresh(kind: HeadKind, heads: int, width: int, random: torch.Generator) -> dict[str, Tensor]:
@@ -228,10 +226,10 @@ def _rows_of_groups(
 
 def _parts(row: Tensor, members: int, part: int, random: torch.Generator) -> Tensor:
     """Deal one ensemble's data out to its members: every five heads share a division into fifths."""
-    dealt = []
-    for _ in range(math.ceil(members / PARTS)):
+    dealt: list[Tensor] = []
+    while len(dealt) < members:
         mixed = row[torch.randperm(len(row), generator=random)]
-        dealt += list(mixed[: part * PARTS].split(part))
+        dealt += mixed[: part * PARTS].split(part)
     return torch.stack(dealt[:members])
 
 
@@ -242,20 +240,10 @@ def _factor(settings: HeadTraining, steps: int) -> Callable[[int], float]:
     return lambda step: 0.5 * (1 + math.cos(math.pi * step / steps))
 
 
-def _optimizer(weights: list[Tensor], settings: HeadTraining) -> torch.optim.Optimizer:
+def _optimizer(weights: list[Tensor], settings: HeadTraining) -> Optimizer:
     options: dict[str, Any] = {"lr": settings.learning_rate, "weight_decay": settings.weight_decay}
     if settings.optimizer == "paged_adamw_32bit":
         from bitsandbytes.optim import PagedAdamW32bit  # loads its kernels when imported
 
         return PagedAdamW32bit(weights, **options)
-    return torch.optim.AdamW(weights, **options, fused=True)
-
-
-def _pull(weights: dict[str, Tensor], anchors: dict[str, Tensor], strength: float) -> Tensor:
-    distances = [((weights[name] - anchors[name]) ** 2).sum() for name in weights]
-    return 0.5 * strength * torch.stack(distances).sum()
-
-
-def _grid(kind: HeadKind, weights: dict[str, Tensor], ensembles: int) -> Heads:
-    copies = {name: w.detach().clone() for name, w in weights.items()}
-    return Heads(kind, {name: w.unflatten(0, (ensembles, -1)) for name, w in copies.items()})
+    return AdamW(weights, **options, fused=True)

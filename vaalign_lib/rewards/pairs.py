@@ -1,6 +1,5 @@
 """Pairs of a file or the hub for a backbone: what it can read of them, divided into parts."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +15,10 @@ SHARES = (0.6, 0.1)  # of the prompts: to learn from, for the temperature; the r
 def real_pairs(
     seed: int, pairs: str, evaluation: str, limits: dict[str, int], backbone: str, max_length: int
 ) -> tuple[pd.DataFrame, dict[str, int]]:
-    """Read pairs from files or the hub.
+    """Read pairs from files or the hub, and divide them by prompt.
 
-    Args:
-        seed: of the division.
-        pairs: to learn from; also to look at, divided by prompt, if `evaluation` is empty.
-        evaluation: pairs to look at; what has one of their prompts is not learned from.
-        limits: pairs of a part, at most.
-        backbone: is to read them; what it cannot tell apart, or not read whole, is left out.
-        max_length: tokens of prompt and response together.
+    Without `evaluation`, pairs to look at, these are a part of `pairs`; what has one of their prompts is not
+    learned from. What the backbone cannot tell apart, or not read whole, is left out. `limits` are of a part.
 
     Returns:
         The pairs with their `part`, and how many were not taken, by reason.
@@ -59,6 +53,6 @@ def real_pairs(
     return table, left_out
 
 
-def write_real_pairs(folder: Path, hashes: Sequence[Any], **arguments: Any) -> None:
+def write_real_pairs(folder: Path, hashes: Any, **arguments: Any) -> None:
     """Write the pairs of `real_pairs`; `hashes`, of the files and folders, are for the key alone."""
     write_pairs(folder, *real_pairs(**arguments))

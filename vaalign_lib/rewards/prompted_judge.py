@@ -1,7 +1,7 @@
 """Judges that answer with an interval: any model behind an OpenAI-compatible endpoint (Appendix C).
 
-Every judgement is recorded as it arrives and never asked for again. With `replay_only` nothing is
-asked at all. Keys come from the environment and go nowhere else.
+Every judgement is recorded as it arrives and never asked for again. Keys come from the environment and go
+nowhere else.
 """
 
 import asyncio
@@ -9,6 +9,7 @@ import hashlib
 import logging
 import math
 import os
+import random
 import uuid
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,27 +22,26 @@ from urllib.parse import urlsplit
 
 import numpy as np
 import openai
-import tenacity
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 from vaalign_lib.jobs import bar
 from vaalign_lib.rewards.base import Interval, IntervalSource, PolicyIndex
 from vaalign_lib.rewards.endpoint import RefusalError, Reply, StopError, TransientError, client_of, completion
 from vaalign_lib.rewards.judgements import LEASE, JudgementStore, Record, RecordError
-from vaalign_lib.rewards.replies import ReplyError, parse_interval, shortened
+from vaalign_lib.rewards.replies import ReplyError, parse_interval
 from vaalign_lib.store import FinalError
 
-RANGES = (100, 50, 20, 10)  # those of Table 4 and Figure 7
 REPLIES = 2  # to one text that are paid for at most: one that is no interval is asked for once more
 REFUSED = "refusal"  # how the failure begins of a text that asking again would not help
 KEPT = 10_000  # characters of a reply
 TOLD = 5.0  # seconds; longer waits are warned of
 _BATCH = 32  # texts that a process claims at a time
+_LEAST = {"highest": 2, "workers": 1, "attempts": 1, "replies": 1, "reply_tokens": 1}
 _LOG = logging.getLogger(__name__)
 
 
 class JudgementError(FinalError):
-    """Judgements that are missing: not recorded, or failed."""
+    """Judgements that are missing: they failed, or cannot be asked for."""
 
 
 def judge_prompt(text: str, highest: int = 100) -> str:
@@ -62,50 +62,27 @@ def _template() -> Template:
 
 @dataclass(frozen=True)
 class PromptedJudge(IntervalSource):
-    """One judge: a model at an endpoint, asked with the paper's prompt.
-
-    Attributes:
-        store: where judgements are recorded.
-        model: its name at the endpoint.
-        base_url: of an OpenAI-compatible endpoint; None means OpenAI's.
-        key_variable: the environment variable that holds the key.
-        highest: R, the upper end of the rewards.
-        temperature: of the judge's sampling.
-        workers: requests at a time.
-        attempts: requests for one text, at most.
-        replies: replies to one text that are no interval, at most.
-        reply_tokens: of a reply, at most; models that reason aloud need more.
-        longest_wait: seconds between two attempts, at most; a longer Retry-After is respected, up to
-            `vaalign_lib.rewards.endpoint.PATIENCE`.
-        request_seconds: for a whole answer.
-        replay_only: never call out; what is not recorded is an error.
-        allow_failures: give NaN for texts without an interval instead of an error.
-        refusals_say_nothing: give a text that the judge refuses the whole scale, the widest interval
-            there is, and do not ask for it again. `vaalign_lib.rewards.endpoint` says what a refusal is.
-    """
+    """One judge: a model at an endpoint, asked with the paper's prompt; `store` has what it said."""
 
     store: JudgementStore
     model: str
-    base_url: str | None = None
-    key_variable: str = "OPENAI_API_KEY"
-    highest: int = 100
+    base_url: str | None = None  # None means OpenAI's
+    key_variable: str = "OPENAI_API_KEY"  # the environment variable that holds the key
+    highest: int = 100  # R, the upper end of the rewards
     temperature: float = 0.0
-    workers: int = 8
-    attempts: int = 8
-    replies: int = REPLIES
-    reply_tokens: int = 64
-    longest_wait: float = 60.0
-    request_seconds: float = 60.0
-    replay_only: bool = False
-    allow_failures: bool = False
-    refusals_say_nothing: bool = False
+    workers: int = 8  # requests at a time
+    attempts: int = 8  # requests for one text, at most
+    replies: int = REPLIES  # to one text that are no interval, at most
+    reply_tokens: int = 64  # at most; models that reason aloud need more
+    longest_wait: float = 60.0  # seconds between two attempts, if the endpoint does not ask for more
+    request_seconds: float = 60.0  # for a whole answer
+    allow_failures: bool = False  # give NaN for texts without an interval instead of an error
+    refusals_say_nothing: bool = False  # give a refused text the whole scale, and do not ask for it again
 
     def __post_init__(self) -> None:
-        least = {"highest": 2, "workers": 1, "attempts": 1, "replies": 1, "reply_tokens": 1}
         for name, value in vars(self).items():
-            whole = isinstance(value, int) and not isinstance(value, bool)
-            if name in least and not (whole and value >= least[name]):
-                raise ValueError(f"{name}: expected a whole number from {least[name]}, got {value!r}")
+            if name in _LEAST and not (type(value) is int and value >= _LEAST[name]):
+                raise ValueError(f"{name}: expected a whole number from {_LEAST[name]}, got {value!r}")
             if name in ("temperature", "longest_wait", "request_seconds") and not (
                 isinstance(value, int | float) and 0 <= value < math.inf
             ):
@@ -117,21 +94,7 @@ class PromptedJudge(IntervalSource):
         if self.request_seconds == 0:
             raise ValueError("request_seconds: expected more than 0")
         if self.base_url is not None:
-            check_base_url(self.base_url)
-
-    def _key_of_endpoint(self) -> str:
-        key = os.environ.get(self.key_variable, "")
-        if not key:
-            raise JudgementError(
-                f"{self.model}: set the environment variable {self.key_variable} to your key, "
-                "or use replay_only"
-            )
-        if not (key.isascii() and key.isprintable()) or " " in key:
-            raise JudgementError(
-                f"{self.model}: the environment variable {self.key_variable} holds no key: there are "
-                "spaces, line ends or letters beyond ASCII in it; set it again"
-            )
-        return key
+            _check_base_url(self.base_url)
 
     def key(self, text: str) -> str:
         """Return the key of a text's judgement: model, temperature, prompt; not the endpoint."""
@@ -139,31 +102,16 @@ class PromptedJudge(IntervalSource):
         return hashlib.sha256(asked.encode()).hexdigest()
 
     def records(self, texts: Sequence[str]) -> dict[str, Record]:
-        """Return the record of every text, by text; asks for those that are not recorded yet.
-
-        A text that occurs several times is asked for once. One that failed before is asked for again.
-
-        Raises:
-            JudgementError: with `replay_only`, if a text is not recorded.
+        """Return the record of every text, by text; asks once for those that are not recorded yet, and again
+        for those that failed before.
         """
-        keys = {text: self.key(text) for text in dict.fromkeys(texts)}
-        first: dict[str, str] = {}  # texts may differ in what is not sent
-        for text, key in keys.items():
-            first.setdefault(key, text)
-        known = {text: self._recorded(key) for key, text in first.items()}
-        missing = [text for text, one in known.items() if not self._is_answered(one)]
-        if self.replay_only:
-            absent = [text for text in missing if known[text] is None]
-            if absent:
-                raise JudgementError(
-                    f"{self.store.path}: {len(absent)} of {len(known)} texts have no judgement by "
-                    f"{self.model} with R = {self.highest}; the first: {shortened(absent[0])}"
-                )
-            missing = []
-        if missing:
-            known.update(self._ask_all(missing))
-        answers = {text: known[first[key]] for text, key in keys.items()}
-        return {text: one for text, one in answers.items() if one is not None}
+        keys = {text: self.key(text) for text in texts}
+        sent = {key: text for text, key in keys.items()}  # texts may differ in what is not sent
+        recorded = {key: self._recorded(key) for key in sent}
+        known = {key: one for key, one in recorded.items() if one is not None and self._is_answered(one)}
+        if missing := {key: text for key, text in sent.items() if key not in known}:
+            known |= self._ask_all(missing)
+        return {text: known[key] for text, key in keys.items()}
 
     def judge(self, prompts: Sequence[str], responses: Sequence[str], policy: PolicyIndex) -> Interval:
         """Judge responses: prompt and response are put to the judge as one text.
@@ -174,19 +122,24 @@ class PromptedJudge(IntervalSource):
         """
         texts = [f"{p}\n{r}" for p, r in zip(prompts, responses, strict=True)]
         found = self.records(texts)
-        failed = [one for one in found.values() if one.failure and not self._settled(one)]
+        failed = [one for one in found.values() if one.failure and not self._is_settled(one)]
         if failed and not self.allow_failures:
             raise JudgementError(
                 f"{self.model}: {len(failed)} of {len(found)} texts got no interval; the first: "
                 f"{failed[0].failure}. With allow_failures they are left out as NaN"
             )
         whole = (1.0, float(self.highest))
-        bounds = [whole if self._settled(one) else (one.a, one.b) for one in map(found.__getitem__, texts)]
+        records = [found[text] for text in texts]
+        bounds = [whole if self._is_settled(one) else (one.a, one.b) for one in records]
         return Interval(np.array(bounds, dtype=float))
 
-    def _settled(self, record: Record) -> bool:
+    def _is_settled(self, record: Record) -> bool:
         """Whether a text was refused and is not to be asked for again."""
         return self.refusals_say_nothing and record.failure.startswith(REFUSED)
+
+    def _is_answered(self, record: Record, since: str = "") -> bool:
+        """Whether a text need not be asked for; `since`: nor where it failed after that date."""
+        return not record.failure or self._is_settled(record) or bool(since and record.date >= since)
 
     def _recorded(self, key: str) -> Record | None:
         record = self.store.get(key)
@@ -196,17 +149,15 @@ class PromptedJudge(IntervalSource):
             )
         return record
 
-    def _is_answered(self, record: Record | None, since: str = "") -> bool:
-        """Whether a text need not be asked for; `since`: nor where it failed after that date."""
-        if record is None:
-            return False
-        return not record.failure or self._settled(record) or bool(since and record.date >= since)
-
-    # --- asking ---
-
-    def _ask_all(self, texts: list[str]) -> dict[str, Record]:
-        """Ask in a thread with a loop of its own, for notebooks run one already."""
-        asking = _Asking(self, texts, self._key_of_endpoint())
+    def _ask_all(self, texts: dict[str, str]) -> dict[str, Record]:
+        """Ask for texts by key, in a thread with a loop of its own, for notebooks run one already."""
+        secret = os.environ.get(self.key_variable, "")
+        if not (secret and secret.isascii() and secret.isprintable()) or " " in secret:
+            raise JudgementError(
+                f"{self.model}: set the environment variable {self.key_variable} to your key, without "
+                "spaces, line ends and letters beyond ASCII"
+            )
+        asking = _Asking(self, texts, secret)
         loop = asyncio.new_event_loop()
         with ThreadPoolExecutor(1) as thread:
             running = thread.submit(loop.run_until_complete, asking.run())
@@ -219,8 +170,7 @@ class PromptedJudge(IntervalSource):
             finally:
                 thread.shutdown(wait=True)
                 loop.close()
-        failed = [one.failure for one in asking.found.values() if one.failure]
-        if failed:
+        if failed := [one.failure for one in asking.found.values() if one.failure]:
             told = (self.model, len(failed), len(texts), failed[0])
             _LOG.warning("%s: %d of %d texts got no interval; the first: %s", *told)
         return asking.found
@@ -229,31 +179,23 @@ class PromptedJudge(IntervalSource):
         self, text: str, reply: Reply, interval: tuple[float, float] | None, failure: str
     ) -> Record:
         """Return what is kept of an answer."""
+        text_hash = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+        said = (reply.served[:200], reply.text[:KEPT], failure)
+        served, reply_text, failure = (one.encode("utf-8", "backslashreplace").decode() for one in said)
         a, b = interval or (None, None)
-        kept = [part.encode("utf-8", "backslashreplace").decode() for part in (reply.served, failure)]
-        return Record(
-            key=self.key(text),
-            text_hash=hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest(),
-            model_asked=self.model,
-            model_served=kept[0][:200],
-            reply=reply.text[:KEPT].encode("utf-8", "backslashreplace").decode(),
-            a=a,
-            b=b,
-            failure=kept[1],
-            date=_now(),
-        )
+        return Record(self.key(text), text_hash, self.model, served, reply_text, a, b, failure, _now())
 
 
 @dataclass
 class _Asking:
     """One call's questions: `workers` at a time, each text claimed before it is asked for.
 
-    Of the `texts` that nobody has an answer to yet, those that are claimed are `ready`; `found` holds records
-    by text, filled as they come; `stop` is set when no further text is to be asked for.
+    Of the `texts` by key, `waiting` are neither claimed, which are `ready`, nor answered, which are `found`;
+    `stop` is set when no further text is to be asked for.
     """
 
     judge: PromptedJudge
-    texts: list[str]
+    texts: dict[str, str]
     secret: str = field(repr=False)
     found: dict[str, Record] = field(default_factory=dict)
     ready: list[str] = field(default_factory=list)
@@ -262,6 +204,9 @@ class _Asking:
     owner: str = field(default_factory=lambda: uuid.uuid4().hex)
     since: str = field(default_factory=lambda: _now())
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    def __post_init__(self) -> None:
+        self.waiting = list(self.texts)
 
     async def run(self) -> None:
         """Ask until every text has a record, or something stops it."""
@@ -285,10 +230,10 @@ class _Asking:
 
     async def _work(self, client: openai.AsyncOpenAI, progress: Any) -> None:
         try:
-            while (text := await self._next(progress)) is not None:
-                record = await self._ask(client, text)
+            while (key := await self._next(progress)) is not None:
+                record = await self._ask(client, self.texts[key])
                 await asyncio.to_thread(self.judge.store.put, record)
-                self.found[text] = record
+                self.found[key] = record
                 progress.update()
         except BaseException:
             self.stop.set()  # the others finish what they asked
@@ -301,20 +246,20 @@ class _Asking:
                 await asyncio.to_thread(self.judge.store.renew, self.owner)
 
     async def _next(self, progress: Any) -> str | None:
-        """Return a text that is claimed and has no answer, None when there is none left."""
+        """Return the key of a text that is claimed and has no answer, None when there is none left."""
+        store = self.judge.store
         async with self.lock:
-            while self.texts and not self.ready and not self.stop.is_set():
-                batch, self.texts = self.texts[:_BATCH], self.texts[_BATCH:]
-                keys = {self.judge.key(text): text for text in batch}
-                mine = await asyncio.to_thread(self.judge.store.claim, list(keys), self.owner)
-                for key, text in keys.items():
-                    record = self.judge.store.get(key)  # another process may have been first
+            while self.waiting and not self.ready and not self.stop.is_set():
+                batch, self.waiting = self.waiting[:_BATCH], self.waiting[_BATCH:]
+                mine = await asyncio.to_thread(store.claim, batch, self.owner)
+                for key in batch:
+                    record = store.get(key)  # another process may have been first
                     if record is not None and self.judge._is_answered(record, self.since):
-                        self.found[text] = record
+                        self.found[key] = record
                         progress.update()
                     else:
-                        (self.ready if key in mine else self.texts).append(text)
-                if self.texts and not self.ready:
+                        (self.ready if key in mine else self.waiting).append(key)
+                if self.waiting and not self.ready:
                     await self._sleep(0.1)  # others ask for these
             return self.ready.pop(0) if self.ready and not self.stop.is_set() else None
 
@@ -324,59 +269,38 @@ class _Asking:
 
     async def _ask(self, client: openai.AsyncOpenAI, text: str) -> Record:
         """Ask for one text until there is an interval, a refusal, or no more to be tried."""
-        judge, replies, unfit = self.judge, [Reply()], 0
+        judge, reply, unfit = self.judge, Reply(), 0
+        messages = [{"role": "user", "content": judge_prompt(text, judge.highest)}]
+        sampling = {"temperature": judge.temperature, "max_tokens": judge.reply_tokens}
+        for attempt in range(1, judge.attempts + 1):
+            interval, failure, wait = None, "", 0.0
+            try:
+                reply = await completion(
+                    client, judge.request_seconds, model=judge.model, messages=messages, **sampling
+                )
+                self._compare(reply.served)
+                interval = parse_interval(reply.text, judge.highest)
+                break
+            except RefusalError as error:
+                failure = f"{REFUSED}: {error}, in attempt {attempt}"
+                break
+            except ReplyError as error:
+                unfit += 1
+                interval = error.interval  # asked twice and still sure
+                failure = "" if interval else f"{error}, in attempt {attempt}"
+            except TransientError as error:
+                failure, wait = f"{error}, in attempt {attempt}", self._wait(error, attempt)
+            except StopError as error:
+                raise self._stopped(error) from None
+            if unfit == judge.replies or attempt == judge.attempts or self.stop.is_set():
+                break
+            await self._sleep(wait)
+        return judge.record_of(text, reply, interval, failure.replace(self.secret, "***"))
 
-        def again(error: BaseException) -> bool:
-            nonlocal unfit
-            unfit += isinstance(error, ReplyError)
-            return isinstance(error, TransientError) or (
-                isinstance(error, ReplyError) and unfit < judge.replies
-            )
-
-        async def attempt() -> tuple[float, float]:
-            answer = await completion(
-                client,
-                judge.request_seconds,
-                model=judge.model,
-                messages=[{"role": "user", "content": judge_prompt(text, judge.highest)}],
-                temperature=judge.temperature,
-                max_tokens=judge.reply_tokens,
-            )
-            replies.append(answer)
-            self._compare(replies[-1].served)
-            return parse_interval(replies[-1].text, judge.highest)
-
-        retrying = tenacity.AsyncRetrying(
-            retry=tenacity.retry_if_exception(again),
-            wait=self._wait,
-            stop=lambda state: self.stop.is_set() or state.attempt_number >= judge.attempts,
-            sleep=self._sleep,
-            reraise=True,
-        )
-        interval: tuple[float, float] | None = None
-        failure = ""
-        try:
-            interval = await retrying(attempt)
-        except ReplyError as error:
-            interval = error.interval  # asked twice and still sure
-            failure = "" if interval else str(error)
-        except RefusalError as error:
-            failure = f"{REFUSED}: {error}"
-        except TransientError as error:
-            failure = str(error)
-        except StopError as error:
-            raise self._stopped(error) from None
-        if failure:
-            failure = f"{failure}, in attempt {retrying.statistics['attempt_number']}"
-        return judge.record_of(text, replies[-1], interval, failure.replace(self.secret, "***"))
-
-    def _wait(self, state: tenacity.RetryCallState) -> float:
+    def _wait(self, error: TransientError, attempt: int) -> float:
         """Wait longer after every failure, and at least as long as the endpoint asks."""
-        error = state.outcome.exception() if state.outcome else None
-        if not isinstance(error, TransientError):
-            return 0.0
-        backoff = tenacity.wait_random_exponential(multiplier=0.5, max=self.judge.longest_wait)
-        wait = max(error.wait, backoff(state))
+        backoff = random.uniform(0, min(self.judge.longest_wait, 0.5 * 2 ** min(attempt - 1, 30)))
+        wait = max(error.wait, backoff)
         told = str(error).replace(self.secret, "***")
         level = logging.WARNING if wait >= TOLD else logging.INFO
         _LOG.log(level, "%s: %s; asked again in %.3g seconds", self.judge.model, told, wait)
@@ -395,15 +319,13 @@ class _Asking:
         if not served or served in self.served:
             return
         self.served.add(served)
-        asked = self.judge.model.lower().rpartition("/")[2]
-        if asked not in served.lower():
+        if self.judge.model.lower().rpartition("/")[2] not in served.lower():
             _LOG.warning("%s: the endpoint answers as %r", self.judge.model, served)
         elif len(self.served) > 1:
             _LOG.warning("%s: answered by %s", self.judge.model, ", ".join(sorted(self.served)))
 
 
-def check_base_url(url: str) -> None:
-    """Check that a URL names an endpoint."""
+def _check_base_url(url: str) -> None:
     try:
         parts = urlsplit(url)
         sound = parts.scheme in ("http", "https") and parts.hostname and (parts.port or 1) > 0

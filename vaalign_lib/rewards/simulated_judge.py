@@ -1,7 +1,6 @@
 """Stand-ins for the paper's prompted judges in the embedded world, and judges that stay themselves.
 
-A stand-in answers with the interval that has the mean and the variance of the world's annotators, on a
-scale from 1 to R. Three of them differ in level and in how widely they answer. None is a language model.
+None is a language model.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,21 +19,16 @@ UNIT = 0.12  # of the scale's length per standard deviation of the gold reward
 
 @dataclass(frozen=True)
 class SimulatedJudge(IntervalSource):
-    """A judge that speaks for the annotators of an embedded world, by intervals.
-
-    Attributes:
-        level: by how much of the scale it judges higher than the middle.
-        width: its interval's standard deviation in units of the annotators'.
-        highest: R, the upper end of the scale.
-        stretch: of the widths around their mean over the corpus; 1 leaves them as they are.
+    """A judge that speaks for the annotators of an embedded world: its interval on a scale from 1 to R, the
+    `highest`, has their mean and variance.
     """
 
     world: World
     name: str
-    level: float = 0.0
-    width: float = 1.0
+    level: float = 0.0  # by how much of the scale it judges higher than the middle
+    width: float = 1.0  # its interval's standard deviation in units of the annotators'
     highest: float = 100.0
-    stretch: float = 1.0
+    stretch: float = 1.0  # of the widths around their mean over the corpus
 
     def __post_init__(self) -> None:
         number("highest", self.highest, above=1)
@@ -59,40 +53,31 @@ class SimulatedJudge(IntervalSource):
 
 def stand_ins(world: World, highest: float = 100.0, stretch: float = 1.0) -> dict[str, SimulatedJudge]:
     """Return the three stand-ins by name; the names say for which judge of the paper each stands."""
-    settings = {
-        "stand-in for Gemini 1.5 Flash": (0.0, 1.0),
-        "stand-in for Gemini 2.0 Flash": (0.08, 1.5),
-        "stand-in for DeepSeek V3": (-0.05, 0.7),
-    }
     return {
         name: SimulatedJudge(world, name, level, width, highest, stretch)
-        for name, (level, width) in settings.items()
+        for name, level, width in (
+            ("stand-in for Gemini 1.5 Flash", 0.0, 1.0),
+            ("stand-in for Gemini 2.0 Flash", 0.08, 1.5),
+            ("stand-in for DeepSeek V3", -0.05, 0.7),
+        )
     }
 
 
 @dataclass(frozen=True)
 class PersistentJudges:
-    """One judge per policy, drawn once: the `independent` protocol for intervals.
+    """One judge per policy, drawn once: the `independent` protocol for a source's intervals.
 
     Judge j's reward for a text lies at the quantile Phi(Z_j(text)) of the interval. Z_j is a Gaussian
     field with mean 0 and variance 1 at every text, smooth over text features (random Fourier features of
     the squared-exponential kernel), so over judges the reward is U[a, b] with variance (b - a)^2 / 12,
-    and one judge rates like texts alike. The paper's own protocol, a fresh draw for every query, is the
-    source without this wrapper.
-
-    Attributes:
-        source: gives the intervals.
-        features: of texts.
-        seed: of the population.
-        length_scale: distance of features over which a judge's taste changes.
-        frequencies: of the Fourier features.
+    and one judge rates like texts alike.
     """
 
     source: RewardSource
     features: Features
     seed: int
-    length_scale: float = 2.0
-    frequencies: int = 256
+    length_scale: float = 2.0  # distance of features over which a judge's taste changes
+    frequencies: int = 256  # of the Fourier features
 
     def __post_init__(self) -> None:
         number("length_scale", self.length_scale, above=0)
