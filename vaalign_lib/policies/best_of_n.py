@@ -1,7 +1,6 @@
-"""What choosing among a reference policy's responses can gain: best-of-n and the exponential tilt.
+"""What choosing among a reference policy's responses gains, without training: best-of-n and exponential tilt.
 
-Needs no training: rewards of N responses to each prompt, (prompts, samples), stand for the reference policy
-there. A proxy chooses, gold counts.
+Rewards of N responses to each prompt, (prompts, samples), stand for it; a proxy chooses, gold counts.
 """
 
 from itertools import product
@@ -33,14 +32,11 @@ def best_of_n_weights(samples: int, n: int) -> Array:
     """
     if not 1 <= n <= samples:
         raise ValueError(f"n: expected 1 to {samples}, got {n}")
-    rank = np.arange(samples)
-    possible = rank >= n - 1
-    log = np.full(samples, -np.inf)
-    log[possible] = _log_choose(rank[possible], n - 1) - _log_choose(np.array(samples), n)
-    return np.exp(log)
+    return np.exp(_log_choose(np.arange(samples), n - 1) - _log_choose(np.array(samples), n))
 
 
 def _log_choose(total: NDArray[np.int64], part: int) -> Array:
+    """Return ln C(total, part), -inf where there are fewer than `part`."""
     return np.asarray(gammaln(total + 1) - gammaln(part + 1) - gammaln(total - part + 1))
 
 
@@ -101,8 +97,7 @@ def gains(
         for (how, (chosen, reached, kl)), one in product(results.items(), dict.fromkeys(category)):
             here = category == one
             gain = (reached - base)[here]
-            error = gain.std(ddof=1) / np.sqrt(here.sum())
             means = kl[here].mean(), chosen[here].mean(), gain.mean()
-            rows.append((name, str(one), *how, *means, error))
+            rows.append((name, str(one), *how, *means, gain.std(ddof=1) / np.sqrt(here.sum())))
     names = ["proxy", "category", "method", "setting", "kl", "proxy_gain", "gain", "error"]
     return pd.DataFrame(rows, columns=names)

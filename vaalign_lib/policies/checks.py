@@ -1,9 +1,6 @@
 """What a policy may be made of: model, adapters, tokenizer and prompts, checked before the first step.
 
-A model is a causal one of a known architecture, whose rotary positions do not depend on the length of a
-text, with every weight at hand in safetensors. Adapters are plain LoRA: they start as no change, act on
-linear layers below the output, and of peft's settings only those of `LORA` may differ from peft's
-defaults; each other one would change the base, train something beside the adapters, or be dropped.
+Adapters are plain LoRA: they start as no change, and act on linear layers below the output.
 """
 
 from collections.abc import Sequence
@@ -24,6 +21,8 @@ from vaalign_lib.profiles import Sampling
 
 ARCHITECTURES = ("gpt2", "qwen2", "mistral", "llama")
 BY_LENGTH = ("dynamic", "longrope")  # rotations that a longer text changes for its first tokens as well
+# Of peft's settings only these may differ from its defaults; each other one would change the base, train
+# something beside the adapters, or be dropped.
 LORA = {"r", "lora_alpha", "lora_dropout", "target_modules", "exclude_modules", "layers_to_transform",
         "layers_pattern", "rank_pattern", "alpha_pattern", "use_rslora", "fan_in_fan_out",
         "task_type", "peft_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision",
@@ -53,23 +52,17 @@ def configuration_of(name: str | Path) -> PretrainedConfig:
         StackError: it is not at hand, or no policy can be made of such a model.
     """
     if (Path(name) / "adapter_config.json").is_file():
-        raise StackError(
-            f"source: {name} holds adapters, no whole model; merge them into their base with peft's "
-            "merge_and_unload(), save that, and name its folder"
-        )
+        told = "holds adapters, no whole model; save what peft's merge_and_unload() makes and name that"
+        raise StackError(f"source: {name} {told}")
     if Path(name).is_dir() and not any(Path(name).glob("*.safetensors")):
-        raise StackError(
-            f"source: {name} holds no weights in safetensors (pytorch_model.bin is not read); save the "
-            "model with save_pretrained()"
-        )
+        told = "holds no weights in safetensors (pytorch_model.bin is not read); use save_pretrained()"
+        raise StackError(f"source: {name} {told}")
     ask_hub(name)
     try:
         config = AutoConfig.from_pretrained(name)
     except (OSError, ValueError) as error:
-        raise StackError(
-            f"source: {name} is not at hand (expected a folder with config.json, or a name on the hub): "
-            f"{first_line(error)}"
-        ) from None
+        told = "is not at hand (expected a folder with config.json, or a name on the hub)"
+        raise StackError(f"source: {name} {told}: {first_line(error)}") from None
     check_config(config)
     return config
 
@@ -89,29 +82,23 @@ def check_config(config: PretrainedConfig) -> None:
 def check_model(model: PreTrainedModel) -> None:
     """Refuse models that were changed before, and those without an output layer."""
     check_config(model.config)
-    kind = type(model).__name__
-    if any(isinstance(one, BaseTunerLayer) for one in model.modules()):
-        raise StackError(
-            f"source: this {kind} has adapters already; merge them with peft's merge_and_unload() first"
-        )
-    stacked = {type(one).__name__ for one in model.modules() if "Stacked" in type(one).__name__}
-    if stacked:
+    kind, layers = type(model).__name__, list(model.modules())
+    if any(isinstance(one, BaseTunerLayer) for one in layers):
+        raise StackError(f"source: this {kind} has adapters already; take peft's merge_and_unload() of it")
+    if stacked := {type(one).__name__ for one in layers if "Stacked" in type(one).__name__}:
         raise StackError(f"source: this {kind} is a stack already, of {', '.join(sorted(stacked))}")
     if model.get_output_embeddings() is None:
         raise StackError(f"source: expected a causal language model, {kind} has no output layer")
 
 
 def check_lora(lora: Any) -> None:
-    """Refuse settings of adapters beyond plain LoRA; see the module."""
+    """Refuse settings of adapters beyond plain LoRA (see `LORA`), and numbers out of their range."""
     if type(lora) is not LoraConfig:
         raise StackError(f"lora: expected peft's LoraConfig, got {type(lora).__name__}")
     plain = LoraConfig()
     for name in (one.name for one in fields(LoraConfig) if one.name not in LORA):
         if (value := getattr(lora, name)) != (usual := getattr(plain, name)):
-            raise StackError(
-                f"lora: {name}={value!r} is beyond plain LoRA (it changes the base, trains something "
-                f"beside the adapters or would be dropped); expected {usual!r}"
-            )
+            raise StackError(f"lora: {name}={value!r} is beyond plain LoRA; expected {usual!r}")
     for alpha in (lora.lora_alpha, *(lora.alpha_pattern or {}).values()):
         if not (isfinite(alpha) and alpha > 0):
             raise StackError(f"lora: expected a finite lora_alpha above 0, got {alpha}")
@@ -124,19 +111,15 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig
     if not isinstance(tokenizer, PreTrainedTokenizerBase):
         raise ValueError(f"tokenizer: expected one of transformers, got {type(tokenizer).__name__}")
     if tokenizer.eos_token_id is None:
-        raise ValueError(
-            "tokenizer: it has no eos_token, without which no response ends; set tokenizer.eos_token"
-        )
+        raise ValueError("tokenizer: without an eos_token no response ends; set tokenizer.eos_token")
     _check_token("its eos_token", end_id(tokenizer), config)
     _check_token("its pad_token", pad_id(tokenizer), config)
 
 
 def _check_token(what: str, token: int, config: PretrainedConfig) -> None:
     if token >= config.vocab_size:
-        raise ValueError(
-            f"tokenizer: {what} is token {token}, outside of the model's vocabulary of "
-            f"{config.vocab_size}; take the model's own tokenizer"
-        )
+        told = f"outside of the model's vocabulary of {config.vocab_size}; take the model's own tokenizer"
+        raise ValueError(f"tokenizer: {what} is token {token}, {told}")
 
 
 def checked_prompts(
@@ -152,9 +135,8 @@ def checked_prompts(
 
 def check_room(longest: int, config: PretrainedConfig, sampling: Sampling) -> None:
     """Refuse prompts of so many tokens if they leave no room for a response (ValueError)."""
-    known = config.max_position_embeddings
-    if longest + sampling.max_new_tokens > known:
+    if longest + sampling.max_new_tokens > config.max_position_embeddings:
         raise ValueError(
-            f"prompts: the longest has {longest} tokens; with {sampling.max_new_tokens} of a response "
-            f"they are more than the {known} positions that this model can tell apart"
+            f"prompts: the longest has {longest} tokens, too many with {sampling.max_new_tokens} of a "
+            f"response for the {config.max_position_embeddings} positions that this model can tell apart"
         )

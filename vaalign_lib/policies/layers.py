@@ -17,19 +17,16 @@ class StackedLinear(nn.Module):
     (N, out) or None.
     """
 
-    def __init__(self, weight: nn.Parameter, bias: Tensor | None, inputs_first: bool) -> None:
+    def __init__(self, weight: nn.Parameter, bias: nn.Parameter | None, inputs_first: bool) -> None:
         super().__init__()
-        self.weight = weight
-        self.bias = None if bias is None else nn.Parameter(bias)
-        self.inputs_first = inputs_first
+        self.weight, self.bias, self.inputs_first = weight, bias, inputs_first
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Map (N * rows, ..., in) to (N * rows, ..., out)."""
         weight = self.weight if self.inputs_first else self.weight.transpose(1, 2)
         rows = inputs.reshape(weight.shape[0], -1, weight.shape[1])  # (N, rows, in)
-        out = (
-            torch.bmm(rows, weight) if self.bias is None else torch.baddbmm(self.bias[:, None], rows, weight)
-        )
+        bias = None if self.bias is None else self.bias[:, None]
+        out = torch.bmm(rows, weight) if bias is None else torch.baddbmm(bias, rows, weight)
         return out.view(*inputs.shape[:-1], weight.shape[2])
 
 
@@ -43,12 +40,10 @@ class StackedEmbedding(nn.Module):
     def forward(self, ids: Tensor) -> Tensor:
         """Look up (N * rows, tokens) in (N * rows, tokens, width)."""
         size, words, width = self.weight.shape
-        if ids.shape[0] % size:
-            raise ValueError(
-                f"ids: expected a multiple of {size} rows, policy by policy, got {ids.shape[0]}; "
-                "give position_ids for every row"
-            )
-        first = torch.arange(size, device=ids.device).repeat_interleave(ids.shape[0] // size)
+        if (rows := ids.shape[0]) % size:
+            told = f"expected a multiple of {size} rows, policy by policy, got {rows}"
+            raise ValueError(f"ids: {told}; give position_ids for every row")
+        first = torch.arange(size, device=ids.device).repeat_interleave(rows // size)
         table = self.weight.reshape(size * words, width)
         return functional.embedding(ids + words * first[:, None], table)
 
@@ -56,11 +51,9 @@ class StackedEmbedding(nn.Module):
 class StackedNorm(nn.Module):
     """N layer norms, or root-mean-square norms where there is no bias; weight and bias (N, width)."""
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, epsilon: float) -> None:
+    def __init__(self, weight: nn.Parameter, bias: nn.Parameter | None, epsilon: float) -> None:
         super().__init__()
-        self.weight = nn.Parameter(weight)
-        self.bias = None if bias is None else nn.Parameter(bias)
-        self.epsilon = epsilon
+        self.weight, self.bias, self.epsilon = weight, bias, epsilon
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Normalize (N * rows, tokens, width) over its last dimension."""
@@ -96,15 +89,10 @@ class StackedLora(nn.Module):
         size, width, _ = self.down.shape
         rows = inputs.reshape(size, -1, width).to(self.down.dtype)
         if self.dropout and self.generators is not None:
-            rows = rows * self._masks(rows)
+            drawn = [torch.rand(rows.shape[1:], generator=one, device=one.device) for one in self.generators]
+            rows = rows * ((torch.stack(drawn) >= self.dropout).to(rows) / (1 - self.dropout))
         change = torch.bmm(torch.bmm(rows, self.down), self.up)
         return out + (self.scaling * change).view(out.shape).to(out.dtype)
-
-    def _masks(self, rows: Tensor) -> Tensor:
-        """Return zeros and 1 / (1 - p), drawn for each policy from its own generator."""
-        assert self.generators is not None
-        drawn = [torch.rand(rows.shape[1:], generator=one, device=one.device) for one in self.generators]
-        return (torch.stack(drawn) >= self.dropout).to(rows) / (1 - self.dropout)
 
 
 def stacked(layer: nn.Module, size: int, known: dict[int, nn.Parameter]) -> nn.Module | None:
@@ -113,31 +101,26 @@ def stacked(layer: nn.Module, size: int, known: dict[int, nn.Parameter]) -> nn.M
     `known` holds stacked weights by the identity of the original, so that tied layers stay tied. A layer of
     an unknown kind is refused (TypeError).
     """
-    own = dict(layer.named_parameters(recurse=False))
+    own: dict[str, Tensor] = dict(layer.named_parameters(recurse=False))
     if not own:
         return None
+    root_mean_square = type(layer).__name__ in ("MistralRMSNorm", "Qwen2RMSNorm", "LlamaRMSNorm")
+    norm = root_mean_square or (isinstance(layer, nn.LayerNorm) and "bias" in own)
+    if not (norm or isinstance(layer, nn.Linear | Conv1D | nn.Embedding)):
+        kind = type(layer).__name__
+        raise TypeError(f"a stack knows linear layers, embeddings, layer and RMS norms, not {kind}")
 
-    def copies(name: str) -> Tensor | None:
-        weight = own.get(name)
-        return None if weight is None else weight.detach().repeat(size, *[1] * weight.dim())
+    def copies(weight: Tensor) -> nn.Parameter:
+        return nn.Parameter(weight.detach().repeat(size, *[1] * weight.dim()))
 
-    weight = known.get(id(own.get("weight")))
-    if weight is None:
-        weight = known[id(own.get("weight"))] = nn.Parameter(copies("weight"))  # type: ignore[arg-type]
-    if isinstance(layer, nn.Linear):
-        return StackedLinear(weight, copies("bias"), inputs_first=False)
-    if isinstance(layer, Conv1D):
-        return StackedLinear(weight, copies("bias"), inputs_first=True)
+    if id(own["weight"]) not in known:
+        known[id(own["weight"])] = copies(own["weight"])
+    weight, bias = known[id(own["weight"])], copies(own["bias"]) if "bias" in own else None
+    if norm:
+        return StackedNorm(weight, bias, getattr(layer, "variance_epsilon" if root_mean_square else "eps"))
     if isinstance(layer, nn.Embedding):
         return StackedEmbedding(weight)
-    if isinstance(layer, nn.LayerNorm) and layer.bias is not None:
-        return StackedNorm(weight, copies("bias"), layer.eps)
-    if type(layer).__name__ in ("MistralRMSNorm", "Qwen2RMSNorm", "LlamaRMSNorm"):
-        return StackedNorm(weight, None, float(layer.variance_epsilon))  # type: ignore[arg-type]
-    raise TypeError(
-        f"a stack knows linear layers, embeddings and norms, not {type(layer).__name__}; "
-        "the architectures GPT-2, Qwen2, Mistral and Llama have no others"
-    )
+    return StackedLinear(weight, bias, inputs_first=isinstance(layer, Conv1D))
 
 
 def stacked_lora(layer: LoraLayer, size: int, generators: list[torch.Generator]) -> StackedLora:
@@ -156,7 +139,7 @@ def stacked_lora(layer: LoraLayer, size: int, generators: list[torch.Generator])
     return StackedLora(adapter.base_layer, *start, adapter.scaling["default"], dropout)
 
 
-NAME = "vaalign"
+ATTENTION = "vaalign"
 
 
 def attention(
@@ -177,11 +160,10 @@ def attention(
     rows, heads, queries, width = query.shape
     plain = attention_mask is None or attention_mask.is_floating_point()
     if queries > 1 or query.is_cuda or torch.is_grad_enabled() or not plain:
-        out, _ = sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **options)
-        return out, None
+        options["scaling"] = scaling
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **options)[0], None
     grouped = query.view(rows, key.shape[1], -1, width)  # the heads of one key head as its queries
-    scores = grouped @ key.transpose(2, 3)
-    scores = scores * (width**-0.5 if scaling is None else scaling)
+    scores = grouped @ key.transpose(2, 3) * (width**-0.5 if scaling is None else scaling)
     if attention_mask is not None:
         scores = scores + attention_mask
     out = scores.softmax(-1, dtype=torch.float32).to(value.dtype) @ value
@@ -203,5 +185,5 @@ def layer_masks(config: PretrainedConfig, mask: Tensor) -> Tensor | dict[str, Te
     return {"full_attention": mask, "sliding_attention": windowed}
 
 
-AttentionInterface.register(NAME, attention)
-AttentionMaskInterface.register(NAME, sdpa_mask)
+AttentionInterface.register(ATTENTION, attention)
+AttentionMaskInterface.register(ATTENTION, sdpa_mask)

@@ -1,20 +1,14 @@
 """Reference policies: trained from scratch in the embedded world, and frozen beside a stack."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import Dataset
 from torch import Tensor
-from transformers import (
-    AutoModelForCausalLM,
-    Cache,
-    PretrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 from trl import SFTConfig, SFTTrainer
 
 from vaalign_lib.data.world.tokenizer import world_tokenizer
@@ -29,53 +23,34 @@ from vaalign_lib.models import (
     train_quietly,
 )
 from vaalign_lib.policies.checks import check_model
-from vaalign_lib.policies.layers import layer_masks
-from vaalign_lib.policies.sampling import Sequences, response_states, token_log_probabilities
-from vaalign_lib.policies.stack import PolicyStack, arithmetic, last_states, mixed_precision
+from vaalign_lib.policies.sampling import Sequences, Writer, response_states, token_log_probabilities
+from vaalign_lib.policies.stack import PolicyStack
 from vaalign_lib.profiles import Precision
 
 PIECE, NUMBERS = 512, 2**28  # rows of one pass at most, and numbers that it keeps
 
 
-class ReferencePolicy:
+class ReferencePolicy(Writer):
     """One frozen policy: a model of its own, or the base under a stack of adapters."""
 
     def __init__(self, source: PreTrainedModel | PolicyStack, precision: Precision = "float32") -> None:
         """Take a model, with a precision of its products, or a stack of adapters, with its own."""
+        self._bare: Callable[[], AbstractContextManager[None]] = nullcontext
         if isinstance(source, PolicyStack):
-            with source.without_adapters():  # which refuses full weights
+            self.model, self.precision, self._bare = source.model, source.precision, source.without_adapters
+            with self._bare():  # which refuses full weights
                 pass
         elif isinstance(source, PreTrainedModel):
             check_model(source)
+            self.model, self.precision = source.eval(), precision
         else:
             raise ValueError(f"reference: expected a model or a stack, got {type(source).__name__}")
-        self._stack = source if isinstance(source, PolicyStack) else None
-        self.model = source.model if isinstance(source, PolicyStack) else source.eval()
-        self.precision = source.precision if isinstance(source, PolicyStack) else precision
-        self.dtype = arithmetic(self.model, self.precision)
-
-    @property
-    def config(self) -> PretrainedConfig:
-        return self.model.config
 
     @contextmanager
-    def _alone(self) -> Iterator[None]:
-        """Let it compute without adapters, in its precision."""
-        bare = nullcontext() if self._stack is None else self._stack.without_adapters()
-        with bare, mixed_precision(self.model.device, self.precision):
+    def computing(self) -> Iterator[None]:
+        """Compute in the precision, without adapters and gradients."""
+        with self._bare(), torch.no_grad(), super().computing():
             yield
-
-    @torch.no_grad()
-    def hidden(self, ids: Tensor, mask: Tensor, positions: Tensor, cache: Cache | None = None) -> Tensor:
-        """Return the last hidden states (rows, tokens, width); see `PolicyStack.hidden`."""
-        with self._alone():
-            return last_states(self.model, ids, mask, positions, cache)
-
-    @torch.no_grad()
-    def logits(self, hidden: Tensor) -> Tensor:
-        """Return (rows, tokens, words) in float32."""
-        with self._alone():
-            return self.model.get_output_embeddings()(hidden).float()
 
     @torch.no_grad()
     def log_probabilities(self, batch: Sequences, temperature: float, states: Tensor | None = None) -> Tensor:
@@ -87,31 +62,23 @@ class ReferencePolicy:
         for rows in _pieces(batch, batch.responses.shape[1] * self.config.vocab_size):
             piece = batch[rows]
             state = response_states(self, piece) if states is None else states[rows]
-            logits = self.logits(state)
-            found.append(token_log_probabilities(logits, piece.responses, temperature))
+            found.append(token_log_probabilities(self.logits(state), piece.responses, temperature))
         return torch.cat(found)
 
-    @torch.no_grad()
+    @torch.no_grad()  # also what is made of embeddings, which checkpointing lets require gradients
     def all_states(self, batch: Sequences, layers: Sequence[int] | None = None) -> tuple[Tensor, ...]:
         """Return the hidden states of layers before each token of the responses, each (R, T, width).
 
         Layers are in rising order, 0 being the embeddings, by default all; the last one comes last.
         """
         tokens, every = batch.responses.shape[1], range(self.config.num_hidden_layers + 1)
-        chosen = every if layers is None else layers
-        pieces = []
-        with self._alone():
-            for rows in _pieces(batch, len(every) * batch.ids.shape[1] * self.config.hidden_size):
-                piece = batch[rows]
-                out = self.model.base_model(
-                    input_ids=piece.ids,
-                    attention_mask=layer_masks(self.config, piece.mask),
-                    position_ids=piece.positions,
-                    use_cache=False,
-                    output_hidden_states=True,
-                )
-                states = (*out.hidden_states[:-1], out.last_hidden_state)
-                pieces.append([states[layer][:, -tokens:].clone() for layer in chosen])
+        options, pieces = {"use_cache": False, "output_hidden_states": True}, []
+        for rows in _pieces(batch, len(every) * batch.ids.shape[1] * self.config.hidden_size):
+            piece = batch[rows]
+            out = self.outputs(piece.ids, piece.mask, piece.positions, **options)
+            states = (*out.hidden_states[:-1], out.last_hidden_state)
+            chosen = every if layers is None else layers
+            pieces.append([states[layer][:, -tokens:].clone() for layer in chosen])
         return tuple(torch.cat(layer) for layer in zip(*pieces, strict=True))
 
 
@@ -162,16 +129,9 @@ def write_reference(
 
 def quiet_training() -> dict[str, Any]:
     """Return what all trainings of tiny models share: on the CPU, no checkpoints, no reports."""
-    return {
-        "use_cpu": True,
-        "bf16": False,
-        "activation_checkpointing": False,
-        "save_strategy": "no",
-        "report_to": "none",
-        "disable_tqdm": True,
-        "logging_steps": 50,
-        "dataloader_pin_memory": False,
-    }
+    off = dict.fromkeys(("bf16", "activation_checkpointing", "dataloader_pin_memory"), False)
+    quiet = {"save_strategy": "no", "report_to": "none", "disable_tqdm": True, "logging_steps": 50}
+    return {"use_cpu": True, **off, **quiet}
 
 
 def _supervised(tokenizer: PreTrainedTokenizerBase, prompts: list[str], responses: list[str]) -> Dataset:
@@ -204,9 +164,8 @@ def sample(
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         for start in range(0, len(rows), batch_size):
-            batch = tokenizer.pad(
-                {"input_ids": rows[start : start + batch_size]}, padding_side="left", return_tensors="pt"
-            ).to(model.device)
+            part = {"input_ids": rows[start : start + batch_size]}
+            batch = tokenizer.pad(part, padding_side="left", return_tensors="pt").to(model.device)
             written = model.generate(
                 **batch,
                 do_sample=True,
@@ -216,6 +175,5 @@ def sample(
                 max_new_tokens=max_new_tokens,
                 pad_token_id=tokenizer.pad_token_id,
             )
-            new = written[:, batch["input_ids"].shape[1] :].tolist()
-            responses += response_texts(tokenizer, new)
+            responses += response_texts(tokenizer, written[:, batch["input_ids"].shape[1] :].tolist())
     return responses

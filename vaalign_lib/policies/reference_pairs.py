@@ -35,15 +35,13 @@ def write_embedded_pairs(
     world = World(seed)
     random = world.rng("pairs")
     parts = np.repeat(PARTS, (train, held_out, evaluation))
-    texts = pd.DataFrame({"prompt": world.prompts(len(parts), random)})
-    for side in ("first", "second"):
-        texts[side] = _mixed_responses(world, reference, texts["prompt"].tolist(), random)
-    tables = [
-        embedded_pairs(
-            world, rows["prompt"].tolist(), rows["first"].tolist(), rows["second"].tolist(), random
-        ).assign(part=part)
-        for part, rows in texts.groupby(parts, sort=False)
-    ]
+    prompts = world.prompts(len(parts), random)
+    first, second = (_mixed_responses(world, reference, prompts, random) for _ in range(2))
+    texts = np.array([prompts, first, second], dtype=object)  # (3, pairs)
+    tables = []
+    for part in dict.fromkeys(parts):
+        asked, left, right = texts[:, parts == part].tolist()
+        tables.append(embedded_pairs(world, asked, left, right, random).assign(part=part))
     equal = sum(table.attrs["identical"] for table in tables)
     write_pairs(folder, pd.concat(tables, ignore_index=True), {"two equal responses": equal})
 

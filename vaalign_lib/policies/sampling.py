@@ -4,33 +4,68 @@ Rows are laid out policy by policy: R = N * B of them, of prompts of P and respo
 """
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
-from transformers import Cache, PretrainedConfig, PreTrainedTokenizerBase
+from transformers import Cache, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.cache_utils import StaticLayer
 
 from vaalign_lib.models import pad_id, prompt_ids
-from vaalign_lib.profiles import Sampling
+from vaalign_lib.policies.layers import layer_masks
+from vaalign_lib.profiles import Precision, Sampling
 
 
-class Writer(Protocol):
-    """A policy or a stack of them, as `PolicyStack` has it."""
+class Writer:
+    """A policy or a stack of them: a model whose products are computed in a precision."""
+
+    model: PreTrainedModel
+    precision: Precision
 
     @property
-    def config(self) -> PretrainedConfig: ...
+    def config(self) -> PretrainedConfig:
+        return self.model.config
 
     @property
-    def dtype(self) -> torch.dtype: ...
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
 
-    def hidden(self, ids: Tensor, mask: Tensor, positions: Tensor, cache: Cache | None = None) -> Tensor: ...
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the numbers between layers."""
+        held: torch.dtype = self.model.get_output_embeddings().weight.dtype
+        return torch.bfloat16 if self.precision == "bfloat16" else held
 
-    def logits(self, hidden: Tensor) -> Tensor: ...
+    def computing(self) -> AbstractContextManager[Any]:
+        """Return the context in which products have the precision."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16")
+
+    def hidden(self, ids: Tensor, mask: Tensor, positions: Tensor, cache: Cache | None = None) -> Tensor:
+        """Return the last hidden states (R, tokens, width) of ids and positions (R, tokens).
+
+        The mask (R, 1, tokens, tokens seen) is added to the attention scores; the cache grows.
+        """
+        options: Any = {"past_key_values": cache, "use_cache": cache is not None}
+        states: Tensor = self.outputs(ids, mask, positions, **options).last_hidden_state
+        return states
+
+    def outputs(self, ids: Tensor, mask: Tensor, positions: Tensor, **options: Any) -> Any:
+        """Return what the model below its output layer makes of ids; see `hidden`."""
+        masks = layer_masks(self.config, mask)
+        with self.computing():
+            return self.model.base_model(
+                input_ids=ids, attention_mask=masks, position_ids=positions, **options
+            )
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Return (R, tokens, words) in float32."""
+        with self.computing():
+            return self.model.get_output_embeddings()(hidden).float()
 
 
 @dataclass(frozen=True)
@@ -97,8 +132,9 @@ class Sequences:
 
 def sequences(prompts: Prompts, responses: Tensor, dtype: torch.dtype) -> Sequences:
     """Join prompts and responses; padding after the end is seen by nothing that counts."""
-    ids = torch.cat((prompts.ids, responses[:, :-1]), dim=1)  # (R, P + T - 1)
-    real = torch.cat((prompts.real, torch.ones_like(responses[:, :-1], dtype=torch.bool)), dim=1)
+    before = responses[:, :-1]
+    ids = torch.cat((prompts.ids, before), dim=1)  # (R, P + T - 1)
+    real = torch.cat((prompts.real, torch.ones_like(before, dtype=torch.bool)), dim=1)
     return Sequences(ids, _scores(_behind(real), dtype), _positions(real), responses)
 
 
@@ -137,18 +173,13 @@ def token_log_probabilities(logits: Tensor, tokens: Tensor, temperature: float) 
 def rollout(
     stack: Writer, prompts: Prompts, uniforms: Tensor, settings: Sampling, end: int, pad: int
 ) -> Rollout:
-    """Let every policy answer its prompts.
+    """Let every policy answer its prompts (R, P); `uniforms` (R, max_new_tokens) in [0, 1) draw the tokens.
 
-    Args:
-        stack: N policies.
-        prompts: policy by policy (R, P).
-        uniforms: in [0, 1), one for each token (R, max_new_tokens).
-        settings: of the sampling.
-        end: the id of the token that ends a response.
-        pad: the id that follows it.
+    A response ends with the token `end`, which `pad` follows.
     """
     (rows, width), most = prompts.ids.shape, settings.max_new_tokens
-    cache = _cache(stack.config, width + most)
+    layers = stack.config.get_text_config().num_hidden_layers
+    cache = Cache(layers=[_FilledLayer(width + most) for _ in range(layers)])
     seen = torch.cat((prompts.real, prompts.real.new_ones(rows, most)), dim=1)  # (R, P + T)
     later, positions = _scores(seen[:, None], stack.dtype), _positions(seen)
     mask = _scores(_behind(prompts.real), stack.dtype)
@@ -168,16 +199,10 @@ def rollout(
             break
         place = width + step
         state = stack.hidden(token[:, None], later[..., : place + 1], positions[:, place : place + 1], cache)
-    tokens, real, chosen, entropy, hidden = (
-        _fill(torch.stack(part, 1), most) for part in zip(*written, strict=True)
-    )  # (R, T) each, hidden (R, T, width)
+    missing = [tuple(map(torch.zeros_like, written[0]))] * (most - len(written))  # shapes are always the same
+    parts = (torch.stack(part, 1) for part in zip(*written, *missing, strict=True))
+    tokens, real, chosen, entropy, hidden = parts  # (R, T) each, hidden (R, T, width)
     return Rollout(prompts, torch.where(real, tokens, pad), real, chosen, hidden, entropy)
-
-
-def _fill(values: Tensor, width: int) -> Tensor:
-    """Append zeros up to a width: shapes must not depend on when the last policy stopped."""
-    missing = values.new_zeros(values.shape[0], width - values.shape[1], *values.shape[2:])
-    return torch.cat((values, missing), dim=1)
 
 
 def _draw(logits: Tensor, uniforms: Tensor, settings: Sampling, barred: int | None) -> Tensor:
@@ -204,9 +229,9 @@ def check_finite(values: Tensor, index: Sequence[int] | NDArray[np.int64], when:
     """Refuse to go on with a policy whose numbers (R, ...) are not finite in float32 (ValueError)."""
     held = values.reshape(len(index), -1).isfinite().all(1).tolist()
     if not all(held):
+        told = f"policy {index[held.index(False)]}, {when}: its numbers are no longer finite in float32"
         raise ValueError(
-            f"policy {index[held.index(False)]}, {when}: its numbers are no longer finite in float32; "
-            "take a lower learning rate, max_grad_norm, or rewards and variances nearer to 1"
+            f"{told}; take a lower learning rate, max_grad_norm, or smaller rewards and variances"
         )
 
 
@@ -223,8 +248,3 @@ class _FilledLayer(StaticLayer):
         self.keys[:, :, start : self.filled] = key_states
         self.values[:, :, start : self.filled] = value_states
         return self.keys[:, :, : self.filled], self.values[:, :, : self.filled]
-
-
-def _cache(config: PretrainedConfig, tokens: int) -> Cache:
-    layers = config.get_text_config().num_hidden_layers
-    return Cache(layers=[_FilledLayer(tokens) for _ in range(layers)])

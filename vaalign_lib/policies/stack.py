@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import torch
 from peft import LoraConfig, get_peft_model
@@ -15,14 +15,12 @@ from torch import Tensor, nn
 from transformers import (
     AutoModelForCausalLM,
     BitsAndBytesConfig,
-    Cache,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from vaalign_lib.policies import layers as attention
 from vaalign_lib.policies.checks import (
     StackError,
     check_config,
@@ -32,7 +30,8 @@ from vaalign_lib.policies.checks import (
     first_line,
     whole,
 )
-from vaalign_lib.policies.layers import StackedLora, stacked, stacked_lora
+from vaalign_lib.policies.layers import ATTENTION, StackedLora, stacked, stacked_lora
+from vaalign_lib.policies.sampling import Writer
 from vaalign_lib.profiles import Precision
 from vaalign_lib.store import spared_folder
 
@@ -42,10 +41,9 @@ FOUR_BIT = BitsAndBytesConfig(
     bnb_4bit_use_double_quant=True,
     bnb_4bit_quant_type="nf4",
 )
-ACTIVATIONS = {"gelu_new": "gelu_pytorch_tanh"}  # the same function, in one operation
 
 
-class PolicyStack:
+class PolicyStack(Writer):
     """N policies: full weights, or low-rank adapters over one shared base.
 
     Every policy starts as a copy of one model, the reference policy. Rows of token ids are laid out
@@ -81,7 +79,7 @@ class PolicyStack:
                 memory for a third more time.
         """
         self.size = whole("size", size, 1)
-        self.lora, self.precision = lora, precision
+        self.lora, self.precision, self.gradient_checkpointing = lora, precision, gradient_checkpointing
         dtype = dtype or (torch.bfloat16 if four_bit else torch.float32)
         _check_numbers(dtype, device, precision)
         if lora is not None:
@@ -91,84 +89,60 @@ class PolicyStack:
         self.model = _load(source, four_bit, dtype, device)
         check_model(self.model)
         self.model.requires_grad_(False)
-        self.model.set_attn_implementation(attention.NAME)
+        self.model.set_attn_implementation(ATTENTION)
         if lora is None:
-            _stack_all(self.model, size)
+            known: dict[int, nn.Parameter] = {}
+            for name, layer in list(self.model.named_modules()):
+                if (stack := stacked(layer, size, known)) is not None:
+                    self.model.set_submodule(name, stack)
         else:
             own = range(size) if seeds is None else seeds
             if len(own) != size:
                 raise StackError(f"seeds: expected {size}, got {len(own)}")
-            generators = [torch.Generator().manual_seed(seed) for seed in own]
-            self.model = _stack_adapters(self.model, lora, size, generators)
+            self.model = _stack_adapters(self.model, lora, size, _generators(own, "cpu"))
         self.model.to(device).eval()  # dropout of the base would come from a generator of all
-        self.gradient_checkpointing = gradient_checkpointing
         if gradient_checkpointing:
             options = {"use_reentrant": False, "context_fn": self._as_before}
             self.model.activation_checkpointing_enable(options)
 
-    @property
-    def device(self) -> torch.device:
-        return next(self.model.parameters()).device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return arithmetic(self.model, self.precision)
-
-    @property
-    def config(self) -> PretrainedConfig:
-        return self.model.config
-
     def parameters(self) -> dict[str, nn.Parameter]:
         """Return what is trained, by name, each (N, ...); what is tied appears once."""
         return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
-
-    def hidden(self, ids: Tensor, mask: Tensor, positions: Tensor, cache: Cache | None = None) -> Tensor:
-        """Return the last hidden states (R, tokens, width) of ids and positions (R, tokens), R = N * rows.
-
-        The mask (R, 1, tokens, tokens seen) is added to the attention scores; the cache grows.
-        """
-        with mixed_precision(self.device, self.precision):
-            return last_states(self.model, ids, mask, positions, cache)
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        """Return (R, tokens, words) in float32."""
-        with mixed_precision(self.device, self.precision):
-            return self.model.get_output_embeddings()(hidden).float()
 
     @contextmanager
     def without_adapters(self) -> Iterator[None]:
         """Make every policy the reference policy for a while; for adapters only."""
         if self.lora is None:
             raise StackError("policies of full weights hold no reference; load one beside them")
-        for layer in self._adapters():
-            layer.adapted = False
+        self._let("adapted", False)
         try:
             yield
         finally:
-            for layer in self._adapters():
-                layer.adapted = True
+            self._let("adapted", True)
 
     @contextmanager
     def updating(self, seeds: Sequence[int]) -> Iterator[None]:
         """Let dropout, with a seed for each policy, and checkpointing act for a while."""
-        generators = [torch.Generator(self.device).manual_seed(seed) for seed in seeds]
-        self._let(generators, self.gradient_checkpointing)
+        self._let("generators", _generators(seeds, self.device))
+        self._checkpoint(self.gradient_checkpointing)
         try:
             yield
         finally:
-            self._let(None, False)
+            self._let("generators", None)
+            self._checkpoint(False)
 
-    def _let(self, generators: list[torch.Generator] | None, checkpointing: bool) -> None:
+    def _let(self, name: str, value: Any) -> None:
         for layer in self._adapters():
-            layer.generators = generators
+            setattr(layer, name, value)
+
+    def _checkpoint(self, active: bool) -> None:
         for block in self.model.modules():
             if isinstance(block, GradientCheckpointingLayer):
-                block.training = checkpointing  # the block alone: what is inside would begin to drop out
+                block.training = active  # the block alone: what is inside would begin to drop out
 
     def _as_before(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
         """Return contexts of a block's first computation and of its second, with the same dropout."""
-        layers = self._adapters()
-        generators = (layers[0].generators if layers else None) or []
+        generators = next((layer.generators for layer in self._adapters()), None) or []
         states = [one.get_state() for one in generators]
 
         @contextmanager
@@ -201,35 +175,15 @@ class PolicyStack:
         weights = {name: p.detach()[policy].cpu().contiguous() for name, p in self.parameters().items()}
         with spared_folder(Path(folder)) as partial:
             if self.lora is None:
-                _write_model(self.model.config, weights, partial)
+                _write_model(self.config, weights, partial)
             else:
-                _write_adapter(self.lora, self.model.config, weights, partial)
+                _write_adapter(self.lora, self.config, weights, partial)
             if tokenizer is not None:
                 tokenizer.save_pretrained(partial)
 
 
-def mixed_precision(device: torch.device, precision: Precision) -> torch.autocast:
-    """Return the context in which products are computed in a precision."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
-
-
-def arithmetic(model: PreTrainedModel, precision: Precision) -> torch.dtype:
-    """Return the type of a model's numbers between its layers."""
-    return torch.bfloat16 if precision == "bfloat16" else model.get_output_embeddings().weight.dtype
-
-
-def last_states(
-    model: PreTrainedModel, ids: Tensor, mask: Tensor, positions: Tensor, cache: Cache | None
-) -> Tensor:
-    """Return a model's last hidden states (rows, tokens, width); see `PolicyStack.hidden`."""
-    out = model.base_model(
-        input_ids=ids,
-        attention_mask=attention.layer_masks(model.config, mask),
-        position_ids=positions,
-        past_key_values=cache,
-        use_cache=cache is not None,
-    )
-    return out.last_hidden_state
+def _generators(seeds: Sequence[int], device: str | torch.device) -> list[torch.Generator]:
+    return [torch.Generator(device).manual_seed(seed) for seed in seeds]
 
 
 def _set_states(generators: Sequence[torch.Generator], states: Sequence[Tensor]) -> None:
@@ -251,24 +205,18 @@ def _check_numbers(dtype: torch.dtype, device: str | torch.device, precision: st
         raise StackError(f"device: {device} cannot be used here: {first_line(error)}") from None
 
 
-def _load(
-    source: str | Path | PretrainedConfig | PreTrainedModel,
-    four_bit: bool,
-    dtype: torch.dtype,
-    device: str | torch.device,
-) -> PreTrainedModel:
-    if four_bit and not isinstance(source, str | Path):
-        raise StackError(f"four_bit: expected a name or folder to quantize, got {type(source).__name__}")
+def _load(source: Any, four_bit: bool, dtype: torch.dtype, device: str | torch.device) -> PreTrainedModel:
+    kind, named = type(source).__name__, isinstance(source, str | Path)
+    if four_bit and not named:
+        raise StackError(f"four_bit: expected a name or folder to quantize, got {kind}")
     if isinstance(source, PreTrainedModel):
         return source
     if isinstance(source, PretrainedConfig):
         check_config(source)
         return AutoModelForCausalLM.from_config(_quick(source), dtype=dtype)
-    if not isinstance(source, str | Path):
-        raise StackError(
-            "source: expected a name, a folder, a configuration or a causal model of transformers, got "
-            f"{type(source).__name__}"
-        )
+    if not named:
+        expected = "a name, a folder, a configuration or a causal model of transformers"
+        raise StackError(f"source: expected {expected}, got {kind}")
     config = _quick(configuration_of(source))
     try:
         model, found = AutoModelForCausalLM.from_pretrained(
@@ -281,15 +229,11 @@ def _load(
             quantization_config=FOUR_BIT if four_bit else None,
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise StackError(
-            f"source: {source} cannot be loaded (from safetensors; pytorch_model.bin is not read): "
-            f"{first_line(error)}"
-        ) from None
+        told = "cannot be loaded (from safetensors; pytorch_model.bin is not read)"
+        raise StackError(f"source: {source} {told}: {first_line(error)}") from None
     if lacking := sorted(found["missing_keys"]):  # they would be drawn at random
-        raise StackError(
-            f"source: {source} lacks {lacking[0]} ({len(lacking)} weights in all): it was not saved as a "
-            "causal language model"
-        )
+        told = f"lacks {lacking[0]} ({len(lacking)} weights in all)"
+        raise StackError(f"source: {source} {told}: it was not saved as a causal language model")
     for layer in model.modules():  # their layout for inference is misread by passes with gradients
         if hasattr(layer, "support_avx512bf16_for_cpu"):
             layer.support_avx512bf16_for_cpu = False
@@ -297,18 +241,10 @@ def _load(
 
 
 def _quick(config: PretrainedConfig) -> PretrainedConfig:
-    """Name the quicker of two equal activations."""
-    current = getattr(config, "activation_function", None)
-    if current in ACTIVATIONS:
-        config.activation_function = ACTIVATIONS[current]
+    """Name the quicker of two equal activations: the same function, in one operation."""
+    if getattr(config, "activation_function", None) == "gelu_new":
+        config.activation_function = "gelu_pytorch_tanh"
     return config
-
-
-def _stack_all(model: PreTrainedModel, size: int) -> None:
-    known: dict[int, nn.Parameter] = {}
-    for name, layer in list(model.named_modules()):
-        if (stack := stacked(layer, size, known)) is not None:
-            model.set_submodule(name, stack)
 
 
 def _stack_adapters(
@@ -345,8 +281,7 @@ def _write_model(config: PretrainedConfig, weights: dict[str, Tensor], folder: P
 def _write_adapter(
     lora: LoraConfig, config: PretrainedConfig, weights: dict[str, Tensor], folder: Path
 ) -> None:
-    names = {"down": "lora_A", "up": "lora_B"}
-    renamed = {}
+    names, renamed = {"down": "lora_A", "up": "lora_B"}, {}
     for name, weight in weights.items():
         layer, _, part = name.rpartition(".")
         renamed[f"base_model.model.{layer}.{names[part]}.weight"] = weight.T.contiguous()
