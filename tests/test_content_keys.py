@@ -60,13 +60,13 @@ def keys(folder, tmp_path):
     started = SMOKE.model_copy(update={"reference": reference})
     real = SMOKE.policies.model_copy(update={"data": f"{named}/{PROMPTS}"})
     store, book = RunStore(tmp_path / "store"), run.notebooks()[2]
-    setting = [run.notebook_key(book, SMOKE, 0, tmp_path, {name: named}) for name in ("backbone", "results")]
+    setting = [run.notebook_key(book, SMOKE, 0, {name: named}) for name in ("backbone", "results")]
     return {
         "--set backbone": setting[0],
         "--set results": setting[1],
         "a stack's true reward": policies.settings_key(judged, 0, Condition("gpt2", "ensemble")),
         "what a stack starts from": policies.settings_key(started, 0, Condition("gpt2", "judge-a")),
-        "a notebook's profile": run.notebook_key(book, judged, 0, tmp_path),
+        "a notebook's profile": run.notebook_key(book, judged, 0),
         "pairs made with a reference": store.place("pairs", keys, {}, {"reference": folder}).name,
         "a reward model": recorded_config(
             RewardStudy(store, SMOKE, data=None, data_folder=tmp_path, backbone=named)

@@ -29,6 +29,7 @@ from pydantic import (
 from vaalign_lib.store import PROFILES, RunStore, content_of
 
 PUBLISHED_PROFILE = "embedded"  # its figures and tables are committed
+LARGEST_SEED = 2**31 - 1  # of a study; numpy's legacy generator, which trl seeds, ends at 2**32 - 1
 LARGEST_FILE = 100_000  # bytes
 LARGEST_CONTENT = 10_000  # values, those that an alias stands for counted each time
 SHOWN_PROBLEMS = 4  # of a profile, in one line

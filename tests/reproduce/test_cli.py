@@ -6,8 +6,10 @@ import sys
 
 import pytest
 
+from vaalign_lib.data.pairs import DataError
 from vaalign_lib.reproduce import cli
 from vaalign_lib.reproduce.cli import main
+from vaalign_lib.reproduce.run import State, notebooks
 from vaalign_lib.store import RESULTS, ROOT, locked
 
 
@@ -70,6 +72,15 @@ def test_status_and_report_of_an_empty_folder(tmp_path, capsys):
     assert (tmp_path / "report.html").is_file() and (tmp_path / "scoreboard.json").is_file()
 
 
+def test_publishing_data_that_cannot_be_read_is_told_in_a_line(tmp_path, capsys, monkeypatch):
+    def refuse(*_):
+        raise DataError("pairs.jsonl:3: no prompt")
+
+    monkeypatch.setattr("vaalign_lib.experiments.results.publish_runs", refuse)
+    assert main(["publish", "--profile", "smoke", "--run-dir", str(tmp_path)]) == 2
+    assert capsys.readouterr().err == "vaalign: pairs.jsonl:3: no prompt\n"
+
+
 def test_drawing_from_results_keeps_away_from_trained_runs(tmp_path, capsys):
     (tmp_path / "store").mkdir()
     assert main(["reproduce", "--from-results", "--run-dir", str(tmp_path)]) == 2
@@ -105,8 +116,9 @@ def test_status_and_refusals_need_no_torch(tmp_path):
 
 def test_only_publishing_writes_into_the_tree(tmp_path, capsys, monkeypatch):
     """What is finished is copied when `publish` is said, and by nothing else."""
-    finished, written = cli.notebooks()[:2], []
-    monkeypatch.setattr(cli, "is_done", lambda notebook, *_: notebook in finished)
+    finished, written = notebooks()[:2], []
+    states = [State(one, {}, one in finished) for one in notebooks()]
+    monkeypatch.setattr(cli, "states", lambda *_: states)
     monkeypatch.setattr(cli, "publish", lambda folder: [cli.ROOT / "figures" / f"{folder.name}.png"])
     monkeypatch.setattr(cli, "write_into_readme", written.append)
     options = ["--profile", "smoke", "--run-dir", str(tmp_path)]

@@ -1,5 +1,6 @@
 """The report: every item with a verdict, offline, from what the notebooks recorded."""
 
+import html
 import json
 import re
 
@@ -9,7 +10,7 @@ from vaalign_lib.papers.printed import FURTHER_ITEMS, ITEMS, UnknownRuleError, r
 from vaalign_lib.profiles import load_profile
 from vaalign_lib.reproduce.notebook import start
 from vaalign_lib.reproduce.report import scoreboard, write_report
-from vaalign_lib.reproduce.run import _record, notebook_key, notebooks
+from vaalign_lib.reproduce.run import _record, banner, notebook_key, notebooks
 from vaalign_lib.statistics.tests import Estimate
 
 
@@ -30,7 +31,7 @@ def test_an_empty_run_lists_every_item_as_not_yet(tmp_path):
 
 def finished(tmp_path, key=None):
     profile, book = load_profile("smoke"), notebooks()[0]
-    _record(tmp_path / "01_bandit", key or notebook_key(book, profile, 0, tmp_path), 1.0, {})
+    _record(tmp_path / "01_bandit", key or notebook_key(book, profile, 0), 1.0, {})
 
 
 def begin(tmp_path):
@@ -64,6 +65,16 @@ def test_unfinished_and_outdated_notebooks_do_not_count(tmp_path):
         rows = {row["id"]: row for row in json.loads((tmp_path / "scoreboard.json").read_text())}
         assert rows["figure3.frequency"]["verdict"] == "not yet"
         assert ("Outdated, so left out: 01_bandit" in page) == outdated
+
+
+def test_only_the_shipped_profile_has_no_banner(tmp_path):
+    told = "numbers here are not the study's"
+    shipped, smoke = load_profile("embedded"), load_profile("smoke")
+    for profile in (smoke, smoke.model_copy(update={"name": "embedded"}), load_profile("extended")):
+        page = write_report(profile, tmp_path).read_text()
+        assert f"Profile {profile.name}: {profile.description}." in page and told in html.unescape(page)
+        assert page.index("not the study") < page.index("<h1>")
+    assert banner(shipped) == "" and told not in html.unescape(write_report(shipped, tmp_path).read_text())
 
 
 def test_a_finding_without_a_rule_is_refused():

@@ -30,12 +30,11 @@ run.save_figure(figure, "{name}_line", item="Figure 2", caption="A line.")
 """
 
 
-def write_notebook(folder, name, *cells, needs=()):
+def write_notebook(folder, name, *cells):
     parameters = new_code_cell(PARAMETERS)
     parameters.metadata["tags"] = ["parameters"]
     body = [new_code_cell(cell.format(name=name)) for cell in (START, *cells)]
     notebook = new_notebook(cells=[new_markdown_cell("# A notebook with $x^2$"), parameters, *body])
-    notebook.metadata["vaalign"] = {"needs": list(needs)}
     notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "x", "language": "python"}
     nbformat.write(notebook, folder / f"{name}.ipynb")
 
@@ -118,19 +117,17 @@ def test_the_notebook_runs_here_whatever_else_is_installed(study, tmp_path, monk
 def test_a_failure_is_reported_and_contained(study, tmp_path):
     write_notebook(study, "01_good", FIGURE)
     write_notebook(study, "02_bad", "figure = 1", 'raise RuntimeError("the {name} broke")')
-    write_notebook(study, "03_needs_bad", "1", needs=["02"])
-    write_notebook(study, "04_independent", "1")
+    write_notebook(study, "03_independent", "1")
     states, outcomes = run(tmp_path)
-    assert states == ["done", "failed", "skipped", "done"]
+    assert states == ["done", "failed", "done"]
     assert "RuntimeError: the 02_bad broke" in outcomes[1].message
-    assert outcomes[2].message == "needs 02_bad"
     failed = tmp_path / "run" / "02_bad.failed"
     assert (failed / EXECUTED).is_file() and (failed / PAGE).is_file()
     assert not (tmp_path / "run" / "02_bad").exists()
     states_now = {name: state for name, state, _ in status(load_profile("smoke"), tmp_path / "run")}
-    assert states_now["02_bad"] == "failed" and states_now["03_needs_bad"] == "missing"
+    assert states_now == {"01_good": "done", "02_bad": "failed", "03_independent": "done"}
     write_notebook(study, "02_bad", "1")
-    assert run(tmp_path)[0] == ["kept", "done", "done", "kept"]
+    assert run(tmp_path)[0] == ["kept", "done", "kept"]
     assert not failed.exists()
 
 
@@ -143,14 +140,13 @@ def test_a_dead_kernel_is_a_failure_like_another(study, tmp_path):
     assert (tmp_path / "run" / "01_dies.failed" / EXECUTED).is_file()
 
 
-def test_needed_notebooks_are_demanded_and_decide_the_key(study, tmp_path):
+def test_each_record_is_read_once(study, tmp_path, monkeypatch):
     write_notebook(study, "01_first", "1")
-    write_notebook(study, "02_second", "1", needs=["01"])
-    states, outcomes = run(tmp_path, only="02")
-    assert states == ["skipped"] and outcomes[0].message == "needs 01_first"
-    assert run(tmp_path)[0] == ["done", "done"]
-    write_notebook(study, "01_first", "2")
-    assert run(tmp_path)[0] == ["done", "done"]  # the second one's input has changed
+    assert run(tmp_path)[0] == ["done"]
+    read = []
+    monkeypatch.setattr(module, "read_record", lambda folder: read.append(folder.name) or read_record(folder))
+    (state,) = module.states(load_profile("smoke"), tmp_path / "run")
+    assert state.current and state.settings == {} and read == ["01_first"]
 
 
 def test_only_the_shipped_profile_in_its_own_folder_is_published(tmp_path):
@@ -190,7 +186,7 @@ def test_publishing_copies_only_what_changed(tmp_path):
     (source / "tables").mkdir()
     (source / "figures" / "a.png").write_bytes(b"1")
     (source / "tables" / "t.md").write_bytes(b"2")
-    targets = (tmp_path / "figures", tmp_path / "results")
+    targets = (tmp_path / "figures", tmp_path / "results", tmp_path / "pages")
     assert len(publish(source, *targets)) == 2
     assert publish(source, *targets) == []
     (source / "figures" / "a.png").write_bytes(b"3")
@@ -272,7 +268,7 @@ def test_from_results_draws_what_can_be_drawn_and_takes_the_rest(study, tmp_path
     drawn = {"profile_source": "smoke", "run_dir": tmp_path / "drawn", "from_results": True}
     assert [one.state for one in reproduce(load_profile("smoke"), **drawn)] == ["skipped", "done"]
     for name in ("01_trains", "02_draws"):
-        publish(tmp_path / "run" / name, tmp_path / "figures", tmp_path / "results")
+        publish(tmp_path / "run" / name, *(tmp_path / one for one in ("figures", "results", "pages")))
     (tmp_path / "drawn" / "results-only").mkdir()  # the first would fail if it ran
     assert [one.state for one in reproduce(load_profile("smoke"), **drawn)] == ["taken", "done"]
     for name in ("01_trains", "02_draws"):
@@ -293,7 +289,7 @@ def test_published_rows_of_other_profiles_belong_to_a_notebooks_inputs(study, tm
 
     def keys():
         smoke = load_profile("smoke")
-        return [module.notebook_key(book, smoke, 0, tmp_path) for book in module.notebooks()]
+        return [module.notebook_key(book, smoke, 0) for book in module.notebooks()]
 
     before = keys()
     for profile in ("smoke", "extended"):

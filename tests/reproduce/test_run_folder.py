@@ -47,6 +47,7 @@ FOREIGN = {
     "a report of others": ("report.html",),
     "a store beside others' files": ("store/x", "letter.txt"),
     "a plan of others": (".plan", "store/x"),
+    "a folder named as a notebook's": ("01_taxes/2024.ods",),
 }
 
 

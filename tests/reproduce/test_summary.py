@@ -7,13 +7,12 @@ from pydantic import ValidationError
 
 from vaalign_lib.papers.printed import rules
 from vaalign_lib.reproduce.report import (
-    BEGIN,
-    END,
     README,
     VERDICTS,
     Line,
-    markdown,
-    published_rows,
+    marks,
+    page_list,
+    readme_parts,
     scoreboard,
     settings,
     summary,
@@ -60,20 +59,32 @@ def test_lines_are_about_rules_that_exist_once_each_and_figures_that_are_made():
         Line(rule="figure9", text="")
 
 
-def test_the_readme_holds_the_published_summary():
-    """Rewrite it with `vaalign reproduce`."""
+def test_the_readme_holds_what_is_published():
+    """Rewrite it with `vaalign publish`."""
     text = README.read_text(encoding="utf-8")
-    assert text.split(BEGIN)[1].split(END)[0].strip() == markdown(published_rows()).strip()
+    for name, part in readme_parts().items():
+        begin, end = marks(name)
+        assert text.split(begin)[1].split(end)[0].strip() == part.strip()
     assert text.count("| `vaalign reproduce --only") >= len(settings().lines)
 
 
 def test_writing_changes_only_what_is_between_the_marks(tmp_path):
-    readme = tmp_path / "README.md"
-    readme.write_text(f"before\n{BEGIN}\nOUTDATED\n{END}\nafter\n")
-    assert write_into_readme(published_rows(), readme)
+    readme, parts = tmp_path / "README.md", readme_parts() | {"pages": "- a page\n"}
+    blocks = ["\nOUTDATED\n".join(marks(name)) for name in parts]
+    readme.write_text("\n".join(["before", blocks[0], "between", blocks[1], "after\n"]))
+    assert write_into_readme(parts, readme)
     text = readme.read_text()
     assert text.startswith("before\n") and text.endswith("\nafter\n") and "OUTDATED" not in text
-    assert not write_into_readme(published_rows(), readme)
+    assert "- a page" in text.partition("\nbetween\n")[2]
+    assert not write_into_readme(parts, readme)
     readme.write_text("no marks")
     with pytest.raises(ValueError, match="once each"):
-        write_into_readme(published_rows(), readme)
+        write_into_readme(parts, readme)
+
+
+def test_pages_are_listed_by_their_headings(tmp_path):
+    assert page_list(tmp_path) == ""
+    (tmp_path / "02_b.md").write_text("# 02 · The second\n\ntext\n")
+    (tmp_path / "01_a.md").write_text("# 01 · The first\n")
+    lines = page_list(tmp_path).splitlines()
+    assert lines[-2:] == ["- [01 · The first](pages/01_a.md)", "- [02 · The second](pages/02_b.md)"]

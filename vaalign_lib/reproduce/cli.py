@@ -12,10 +12,10 @@ from typing import Any, NoReturn
 from pydantic import ValidationError
 
 from vaalign_lib.papers.printed import UnknownRuleError
-from vaalign_lib.profiles import PUBLISHED_PROFILE, Profile, ProfileError, Study, load_profile
-from vaalign_lib.reproduce.report import published_rows, write_into_readme, write_report
-from vaalign_lib.reproduce.run import is_done, is_published, notebooks, publish, reproduce, select, status
-from vaalign_lib.reproduce.run_folder import UsageError, check, opened, read_record
+from vaalign_lib.profiles import LARGEST_SEED, PUBLISHED_PROFILE, Profile, ProfileError, Study, load_profile
+from vaalign_lib.reproduce.report import readme_parts, write_into_readme, write_report
+from vaalign_lib.reproduce.run import is_published, publish, reproduce, select, states, status
+from vaalign_lib.reproduce.run_folder import UsageError, check, opened
 from vaalign_lib.store import NOTEBOOKS, ROOT, RUNS, PlanError, RunDirectoryBusyError, RunStore, content_key
 
 _WITH_MODELS = ("03_ensemble_disagreement", "04_ppo_runs", "05_statistics")
@@ -129,6 +129,7 @@ def _workers(options: argparse.Namespace) -> int:
 
 
 def _publish(options: argparse.Namespace, profile: Profile, run_dir: Path) -> int:
+    from vaalign_lib.data.pairs import DataError
     from vaalign_lib.experiments.conditions import plan
     from vaalign_lib.experiments.results import PUBLISHED, publish_runs
 
@@ -136,22 +137,20 @@ def _publish(options: argparse.Namespace, profile: Profile, run_dir: Path) -> in
         raise UsageError("--seed: only results of seed 0 are published")
     runs = plan(profile.policies.runs)
     with opened(run_dir):
-        names = publish_runs(Study(RunStore(run_dir / "store"), profile, options.seed), runs)
-        done = [
-            one
-            for one in notebooks()
-            if is_done(one, profile, options.seed, run_dir)
-            and not (read_record(run_dir / one.name) or {}).get("settings")
-        ]
+        try:
+            names = publish_runs(Study(RunStore(run_dir / "store"), profile, options.seed), runs)
+        except DataError as error:
+            raise PlanError(str(error)) from None
+        done = [one.notebook.name for one in states(profile, run_dir) if one.current and not one.settings]
         files = []
         if is_published(profile, run_dir, options.seed):
-            files = [path for notebook in done for path in publish(run_dir / notebook.name)]
-            write_into_readme(published_rows())
+            files = [path for name in done for path in publish(run_dir / name)]
+            write_into_readme(readme_parts())
     for name in (*names, *(path.relative_to(ROOT) for path in files)):
         print(f"  {name}")
     print(
         f"{len(names)} of {len(runs)} stacks are new or changed in {PUBLISHED / profile.name}; "
-        f"{len(files)} figures, tables and findings of {len(done)} finished notebooks"
+        f"{len(files)} figures, tables, findings and pages of {len(done)} finished notebooks"
     )
     return 0
 
@@ -216,6 +215,12 @@ def _setting(text: str) -> tuple[str, str]:
     return name, str(path.resolve()) if path.is_file() or (path.exists() and "/" in value) else value
 
 
+def _seed(text: str) -> int:
+    if (seed := _WHOLE(text)) > LARGEST_SEED:
+        raise argparse.ArgumentTypeError(f"expected a whole number of at most {LARGEST_SEED}, got {text}")
+    return int(seed)
+
+
 _WHOLE = _matching(r"\d+", "a whole number of at least 0", int)
 _FOLDER = _matching(r"[^\0]*[^\0\s][^\0]*", "the name of a folder", Path)
 _FLAG = {"action": "store_true"}
@@ -225,7 +230,7 @@ _OPTIONS: dict[str, dict[str, Any]] = {
         "help": "embedded (default), extended, smoke, paper, or a YAML file",
     },
     "--run-dir": {"metavar": "DIR", "type": _FOLDER, "help": "run folder (default: runs/<profile>)"},
-    "--seed": {"type": _WHOLE, "default": 0, "help": "of the whole study (default: 0)"},
+    "--seed": {"type": _seed, "default": 0, "help": "of the whole study (default: 0)"},
     "--only": {"metavar": "01,02", "help": "numbers or names of notebooks (default: all)"},
     "--workers": {"type": _WHOLE, "default": 0, "help": "stacks at a time (default: one per core)"},
     "--dask": {"metavar": "ADDRESS", "type": _address, "help": "train on a cluster, as tcp://host:8786"},
@@ -242,7 +247,7 @@ _OPTIONS: dict[str, dict[str, Any]] = {
 _OF_RUNS = ["--only", "--workers", "--dask", "--force", "--set", "--from-results"]
 _COMMANDS = {  # what it does, its options beside the first three
     _reproduce: ("execute the notebooks and write the report", _OF_RUNS),
-    _publish: ("copy what is finished to figures/, data/results/ and the README's summary", []),
+    _publish: ("copy what is finished to figures/, data/results/, pages/ and the README", []),
     _plan: ("show what a reproduction would train, how long it takes, what is missing for it", ["--workers"]),
     _report: ("write report.html and scoreboard.json from what is there", []),
     _status: ("show what is done, what is missing, and how long it took", []),

@@ -42,6 +42,9 @@ _OF_MATH = (
     "largeop linethickness lspace mathsize mathvariant maxsize minsize movablelimits notation rowspacing "
     "rspace scriptlevel separator stretchy symmetric voffset width xmlns"
 )
+_BANNER = (
+    '<p style="margin: 0; padding: .6rem 1rem; background: #e69f00; color: #000"><strong>{}</strong></p>'
+)
 _ATTRIBUTES = {"*": _ANYWHERE, "a": ["href", "title"], **{name: _OF_MATH.split() for name in _MATH.split()}}
 
 
@@ -100,19 +103,24 @@ def _without_foreign_output(notebook: nbformat.NotebookNode) -> nbformat.Noteboo
     return copy
 
 
-def write_page(notebook: nbformat.NotebookNode, path: Path, title: str) -> None:
-    """Write an executed notebook as one self-contained HTML file."""
+def write_page(notebook: nbformat.NotebookNode, path: Path, title: str, banner: str = "") -> None:
+    """Write an executed notebook as one self-contained HTML file, below a banner if it has one."""
     exporter = OfflineHTMLExporter(  # type: ignore[no-untyped-call]
         mathjax_url="", require_js_url="", jquery_url="", mermaid_js_url=""
     )
     shown = _without_foreign_output(notebook)
     page, _ = exporter.from_notebook_node(shown, resources={"metadata": {"name": title}})
     page = re.sub(r"<script\b.*?</script>", "", page, flags=re.DOTALL)  # nbconvert's own
-    write_atomically(path, page.replace("<head>", f"<head>{POLICY.strip()}", 1))
+    page = page.replace("<head>", f"<head>{POLICY.strip()}", 1)
+    if banner:
+        page = re.sub(
+            r"<body\b[^>]*>", lambda body: f"{body[0]}{_BANNER.format(html.escape(banner))}", page, count=1
+        )
+    write_atomically(path, page)
 
 
 def execute(
-    notebook: Path, folder: Path, parameters: dict[str, Any], run_dir: Path, label: str
+    notebook: Path, folder: Path, parameters: dict[str, Any], run_dir: Path, label: str, banner: str = ""
 ) -> str | None:
     """Execute a notebook with papermill into a folder; return the error in a few lines, if any."""
     target = folder / EXECUTED
@@ -120,7 +128,9 @@ def execute(
     literal = [re.sub("([{}])", r"\1\1", str(path)) for path in (notebook, target)]
     paths = {"run_dir": str(run_dir), "figures_dir": str(folder / "figures")}
     error = None
-    logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # what tasks of an ended kernel say when collected
+    logging.getLogger("asyncio").setLevel(
+        logging.CRITICAL
+    )  # what tasks of an ended kernel say when collected
     with _InnerBars() as bars, TemporaryDirectory() as nobody:
         try:
             papermill.execute_notebook(
@@ -146,7 +156,7 @@ def execute(
         executed = nbformat.read(target if target.is_file() else notebook, as_version=4)
         _without_bars(executed.cells)
         nbformat.write(executed, target)
-        write_page(executed, folder / PAGE, title=notebook.stem)
+        write_page(executed, folder / PAGE, notebook.stem, banner)
     except Exception as failure:
         error = error or f"page: {type(failure).__name__}: {_shortened(str(failure))}"
     return error
@@ -166,8 +176,8 @@ class _ThisInterpreter(AsyncKernelManager):
         await super()._async_launch_kernel(kernel_cmd, **options)
 
 
-def _shortened(text: str, lines: int = 5) -> str:
-    return "\n    ".join(text.strip().splitlines()[:lines])
+def _shortened(text: str) -> str:
+    return "\n    ".join(text.strip().splitlines()[:5])
 
 
 class _InnerBars(AbstractContextManager["_InnerBars"]):

@@ -25,7 +25,7 @@ from pandas.io.formats.style import Styler
 
 from vaalign_lib.jobs import check_workers, default_workers
 from vaalign_lib.papers.printed import Finding, printed_text, rule_of, rules, verdict
-from vaalign_lib.profiles import Profile, Study, load_profile
+from vaalign_lib.profiles import LARGEST_SEED, Profile, Study, load_profile
 from vaalign_lib.statistics.tests import Estimate, rounded
 from vaalign_lib.store import RUNS, RunStore, write_atomically
 
@@ -231,8 +231,10 @@ def start(
         ProfileError, ValueError: a parameter is not allowed.
     """
     loaded = load_profile(profile)
-    if not isinstance(seed, int) or seed < 0:
-        raise ValueError(f"seed: expected a whole number of at least 0, got {seed!r}")
+    if not isinstance(seed, int) or not 0 <= seed <= LARGEST_SEED:
+        raise ValueError(
+            f"seed: expected a whole number of at least 0 and at most {LARGEST_SEED}, got {seed!r}"
+        )
     check_workers(workers, least=0)
     logging.basicConfig(level=logging.WARNING)
     _show_texts_as_texts()

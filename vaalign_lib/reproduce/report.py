@@ -26,8 +26,7 @@ from vaalign_lib.papers.printed import (
 )
 from vaalign_lib.profiles import Profile
 from vaalign_lib.reproduce.execute import FINDINGS, PAGE
-from vaalign_lib.reproduce.run import is_done, notebooks
-from vaalign_lib.reproduce.run_folder import read_record
+from vaalign_lib.reproduce.run import PAGES, banner, states
 from vaalign_lib.store import DATA, RESULTS, ROOT, write_atomically
 
 VERDICTS = {  # heading by verdict, in their order
@@ -39,7 +38,6 @@ VERDICTS = {  # heading by verdict, in their order
     "not determinable": "Not determinable",
 }
 README = ROOT / "README.md"
-BEGIN, END = "<!-- summary, written by vaalign publish -->", "<!-- end of the summary -->"
 
 
 class _Strict(BaseModel):
@@ -182,16 +180,37 @@ def markdown(rows: Sequence[Row]) -> str:
     return settings().stand_ins + "\n\n" + "\n".join(lines) + "\n"
 
 
-def write_into_readme(rows: Sequence[Row], readme: Path = README) -> bool:
-    """Put the summary between its two marks in the README; return whether that changed it."""
-    text = readme.read_text(encoding="utf-8")
-    if text.count(BEGIN) != 1 or text.count(END) != 1:
-        raise ValueError(f"{readme}: expected the lines {BEGIN!r} and {END!r} once each")
-    block = f"{BEGIN}\n{markdown(rows)}{END}"
-    changed = re.sub(f"{re.escape(BEGIN)}.*?{re.escape(END)}", lambda _: block, text, flags=re.DOTALL)
-    if changed != text:
-        write_atomically(readme, changed)
-    return changed != text
+def page_list(folder: Path = PAGES) -> str:
+    """Return a line of Markdown for every page that is published, with its heading."""
+    first = {
+        path: path.read_text(encoding="utf-8").partition("\n")[0] for path in sorted(folder.glob("*.md"))
+    }
+    lines = [f"- [{one.lstrip('# ')}](pages/{path.name})\n" for path, one in first.items()]
+    return "".join(["Every notebook with its results:\n\n", *lines] if lines else [])
+
+
+def readme_parts() -> dict[str, str]:
+    """Return what `vaalign publish` writes into the README, by the name in its marks."""
+    return {"summary": markdown(published_rows()), "pages": page_list()}
+
+
+def marks(name: str) -> tuple[str, str]:
+    """Return the lines of the README between which a part of it stands."""
+    return f"<!-- {name}, written by vaalign publish -->", f"<!-- end of the {name} -->"
+
+
+def write_into_readme(parts: Mapping[str, str], readme: Path = README) -> bool:
+    """Put each part between its two marks in the README; return whether that changed it."""
+    before = text = readme.read_text(encoding="utf-8")
+    for name, part in parts.items():
+        begin, end = marks(name)
+        if text.count(begin) != 1 or text.count(end) != 1:
+            raise ValueError(f"{readme}: expected the lines {begin!r} and {end!r} once each")
+        head, _, rest = text.partition(begin)
+        text = f"{head}{begin}\n{part}{end}{rest.partition(end)[2]}"
+    if text != before:
+        write_atomically(readme, text)
+    return text != before
 
 
 # --- the page -----------------------------------------------------------------------------------------
@@ -202,18 +221,19 @@ def write_report(profile: Profile, run_dir: Path, seed: int = 0) -> Path:
 
     A notebook counts if it ran with the cells, library, inputs and seed of now; outdated ones are named.
     """
-    finished = [book for book in notebooks() if read_record(run_dir / book.name) is not None]
-    current = [book for book in finished if is_done(book, profile, seed, run_dir)]
-    records = [_read(run_dir / book.name / FINDINGS) for book in current]
+    found = states(profile, run_dir, seed)
+    current = [one.notebook.name for one in found if one.current]
+    records = [_read(run_dir / name / FINDINGS) for name in current]
     rows, figures = scoreboard(records), _figures(records, run_dir)
     content = json.dumps([row.model_dump() for row in rows], indent=1)
     write_atomically(run_dir / "scoreboard.json", content + "\n")
-    pages = {book.name: f"{book.name}/{PAGE}" for book in current if (run_dir / book.name / PAGE).is_file()}
+    pages = {name: f"{name}/{PAGE}" for name in current if (run_dir / name / PAGE).is_file()}
     environment = Environment(
         loader=PackageLoader("vaalign_lib.reproduce"), autoescape=select_autoescape(["html", "jinja"])
     )
     page = environment.get_template("report.html.jinja").render(
         profile=profile,
+        banner=banner(profile),
         summary=summary(rows),
         stand_ins=settings().stand_ins,
         headline=[one for name in settings().figures for one in figures if one["name"] == name],
@@ -221,7 +241,7 @@ def write_report(profile: Profile, run_dir: Path, seed: int = 0) -> Path:
         counts=Counter(row.verdict for row in rows),
         notebooks=[record["notebook"] for record in records],
         taken=[record["notebook"] for record in records if record.get("taken")],
-        outdated=[book.name for book in finished if book not in current],
+        outdated=[one.notebook.name for one in found if one.record and not one.current],
         claims=len(rows),
     )
     write_atomically(run_dir / "report.html", page)

@@ -19,6 +19,7 @@ from vaalign_lib.jobs import check_workers
 from vaalign_lib.profiles import PUBLISHED_PROFILE, Profile, load_profile, local_files
 from vaalign_lib.reproduce import execute
 from vaalign_lib.reproduce.execute import EXECUTED, FINDINGS
+from vaalign_lib.reproduce.pages import markdown_page
 from vaalign_lib.reproduce.run_folder import RECORD, UsageError, make_way, opened, read_record, remove
 from vaalign_lib.store import (
     DATA,
@@ -38,6 +39,7 @@ from vaalign_lib.store import (
     write_record,
 )
 
+PAGES = ROOT / "pages"
 FROM_RESULTS = "from_results"  # of notebooks that can be drawn from published results; True in JupyterLab
 COMMON_PARAMETERS = ("profile", "seed", "run_dir", "figures_dir", "workers", FROM_RESULTS)
 
@@ -59,14 +61,7 @@ class Notebook:
     @cached_property
     def content(self) -> dict[str, Any]:
         """The notebook's JSON."""
-        content: dict[str, Any] = json.loads(self.path.read_text(encoding="utf-8"))
-        return content
-
-    @property
-    def needs(self) -> list["Notebook"]:
-        """The notebooks whose findings this one reads, by its metadata."""
-        numbers = self.content["metadata"].get("vaalign", {}).get("needs", [])
-        return [book for book in notebooks() if book.number in numbers]
+        return dict(json.loads(self.path.read_text(encoding="utf-8")))
 
     @property
     def parameters(self) -> list[str]:
@@ -133,13 +128,9 @@ def _check_settings(notebook: Notebook, settings: Mapping[str, str]) -> None:
 
 
 def notebook_key(
-    notebook: Notebook, profile: Profile, seed: int, run_dir: Path, settings: Mapping[str, str] | None = None
+    notebook: Notebook, profile: Profile, seed: int, settings: Mapping[str, str] | None = None
 ) -> str:
-    """Return the key of a notebook's run.
-
-    It covers the cells, the library, the inputs, profile, seed and packages, and the keys of the
-    notebooks that this one needs.
-    """
+    """Return the key of a notebook's run: of its cells, the library, inputs, profile, seed and packages."""
     inputs = [path for path in sorted(DATA.rglob("*")) if path.is_file() and RESULTS not in path.parents]
     published = sorted((RESULTS / "runs").glob("*/*.parquet")) if notebook.reads_results else []
     others = [path for path in published if path.parent.name != profile.name]
@@ -151,29 +142,73 @@ def notebook_key(
         profile=profile.model_dump(),
         models_and_data=local_files(profile),
         seed=seed,
-        needs=[(read_record(run_dir / book.name) or {}).get("key") for book in notebook.needs],
         settings={name: content_of(value) for name, value in (settings or {}).items()},
         packages=package_versions() | {"matplotlib": importlib.metadata.version("matplotlib")},
     )
 
 
-def is_done(notebook: Notebook, profile: Profile, seed: int, run_dir: Path) -> bool:
-    """Whether the notebook ran to its end with the inputs that it would have now."""
-    record = read_record(run_dir / notebook.name)
-    return record is not None and _is_current(record, notebook, profile, seed, run_dir)
+@dataclass(frozen=True)
+class State:
+    """What a run folder has of a notebook.
+
+    Attributes:
+        record: of its last run that ended well, if its files are as they were.
+        current: whether it would have the same inputs now, with the settings it had then.
+    """
+
+    notebook: Notebook
+    record: Mapping[str, Any] | None
+    current: bool
+
+    @property
+    def settings(self) -> Mapping[str, str]:
+        """Its own parameters, if it ran."""
+        return (self.record or {}).get("settings", {})
 
 
-def _is_current(
-    record: Mapping[str, Any], notebook: Notebook, profile: Profile, seed: int, run_dir: Path
-) -> bool:
-    """Whether a notebook would have the same inputs now, with the settings it had then."""
-    return record["key"] == notebook_key(notebook, profile, seed, run_dir, record.get("settings"))
+def states(profile: Profile, run_dir: Path, seed: int = 0) -> list[State]:
+    """Return what a run folder has of every notebook; each record is read, with its files, once."""
+    found = []
+    for notebook in notebooks():
+        record = read_record(run_dir / notebook.name)
+        key = record and notebook_key(notebook, profile, seed, record.get("settings"))
+        found.append(State(notebook, record, record is not None and record["key"] == key))
+    return found
+
+
+def status(profile: Profile, run_dir: Path, seed: int = 0) -> list[tuple[str, str, str]]:
+    """Return a row for every notebook: name, state, and when it finished or why not."""
+    rows = []
+    for one in states(profile, run_dir, seed):
+        name, failed = one.notebook.name, run_dir / f"{one.notebook.name}.failed"
+        if failed.is_dir():
+            rows.append((name, "failed", f"see {failed / EXECUTED}"))
+        elif one.record is None:
+            rows.append((name, "missing", ""))
+        else:
+            note = f"{one.record['seconds']:.0f} s, {one.record['finished']}"
+            rows.append((name, "done" if one.current else "outdated", note))
+    return rows
+
+
+def is_shipped(profile: Profile) -> bool:
+    """Whether a profile is, in name and sizes, the one whose results are published."""
+    return profile.name == PUBLISHED_PROFILE and profile == load_profile(PUBLISHED_PROFILE)
 
 
 def is_published(profile: Profile, run_dir: Path, seed: int) -> bool:
     """Whether a run's figures and tables may be committed: the shipped profile's, in its own folder."""
-    shipped = profile.name == PUBLISHED_PROFILE and profile == load_profile(PUBLISHED_PROFILE)
-    return shipped and seed == 0 and run_dir == (RUNS / PUBLISHED_PROFILE).resolve()
+    return is_shipped(profile) and seed == 0 and run_dir == (RUNS / PUBLISHED_PROFILE).resolve()
+
+
+def banner(profile: Profile) -> str:
+    """Return what a report and pages open with whose numbers are not the study's, else nothing."""
+    if is_shipped(profile):
+        return ""
+    return (
+        f"Profile {profile.name}: {profile.description}. The numbers here are not the study's, which are "
+        f"those of profile {PUBLISHED_PROFILE} as it is shipped."
+    )
 
 
 # --- running ------------------------------------------------------------------------------------------
@@ -209,21 +244,20 @@ def reproduce(
     for notebook in chosen:
         _check_settings(notebook, settings)
     outcomes: list[NotebookOutcome] = []
+    own = settings | ({FROM_RESULTS: "True"} if from_results else {})  # what decides the result
     with opened(run_dir):
         for position, notebook in enumerate(chosen, start=1):
             label = f"[{position}/{len(chosen)}] {notebook.name}"
-            own = settings | ({FROM_RESULTS: "True"} if from_results else {})  # what decides the result
-            key = notebook_key(notebook, profile, seed, run_dir, own)
-            blocking = [book.name for book in notebook.needs if not is_done(book, profile, seed, run_dir)]
+            key, record = notebook_key(notebook, profile, seed, own), read_record(run_dir / notebook.name)
             if from_results and not notebook.reads_results:
                 outcome = _take(notebook, key, run_dir, own)
-            elif blocking:
-                outcome = NotebookOutcome(notebook.name, "skipped", message=f"needs {', '.join(blocking)}")
+            elif record is not None and record["key"] == key and not (force or from_results):
+                outcome = NotebookOutcome(notebook.name, "kept", record["seconds"])
             else:
                 parameters = {"profile": profile_source, "seed": seed, "workers": workers, **settings}
                 if notebook.reads_results:
                     parameters[FROM_RESULTS] = from_results
-                outcome = _run(notebook, key, parameters, own, run_dir, label, force or from_results)
+                outcome = _run(notebook, parameters, run_dir, label, banner(profile), key, own)
             outcomes.append(outcome)
             tqdm.write(f"{label}: {outcome}", file=sys.stderr)
     return outcomes
@@ -231,22 +265,19 @@ def reproduce(
 
 def _run(
     notebook: Notebook,
-    key: str,
     parameters: dict[str, Any],
-    settings: Mapping[str, str],
     run_dir: Path,
     label: str,
-    force: bool,
+    banner: str,
+    key: str,
+    settings: Mapping[str, str],
 ) -> NotebookOutcome:
     folder, failed = run_dir / notebook.name, run_dir / f"{notebook.name}.failed"
-    record = read_record(folder)
-    if record is not None and record["key"] == key and not force:
-        return NotebookOutcome(notebook.name, "kept", record["seconds"])
     partial = run_dir / f".{notebook.name}.partial"
     started = time.perf_counter()
     try:
         partial.mkdir(parents=True)
-        error = execute.execute(notebook.path, partial, parameters, run_dir, label)
+        error = execute.execute(notebook.path, partial, parameters, run_dir, label, banner)
         seconds = time.perf_counter() - started
         _record(partial, key, seconds, settings)
         place = folder if error is None else failed
@@ -292,38 +323,25 @@ def _take(notebook: Notebook, key: str, run_dir: Path, settings: Mapping[str, st
     return NotebookOutcome(notebook.name, "taken")
 
 
-def publish(folder: Path, figures: Path = FIGURES, results: Path = RESULTS) -> list[Path]:
-    """Copy what a finished notebook made to where it is committed; return what changed."""
-    targets = {"figures": figures, "tables": results, "runs": results / "runs" / PUBLISHED_PROFILE}
-    copies = {
-        path: target / path.name
-        for source, target in targets.items()
+def publish(
+    folder: Path, figures: Path = FIGURES, results: Path = RESULTS, pages: Path = PAGES
+) -> list[Path]:
+    """Copy what a finished notebook made to where it is committed, with its page; return what changed."""
+    contents = {
+        target / path.name: path.read_bytes()
+        for source, target in (("figures", figures), ("tables", results))
         for path in sorted((folder / source).glob("*"))
     }
     if (folder / FINDINGS).is_file():
-        copies[folder / FINDINGS] = results / "findings" / f"{folder.name}.json"
+        contents[results / "findings" / f"{folder.name}.json"] = (folder / FINDINGS).read_bytes()
+    if (folder / EXECUTED).is_file():
+        contents[pages / f"{folder.name}.md"] = markdown_page(folder).encode()
     changed = {
-        target: path.read_bytes()
-        for path, target in copies.items()
-        if not target.is_file() or target.read_bytes() != path.read_bytes()
+        target: content
+        for target, content in contents.items()
+        if not target.is_file() or target.read_bytes() != content
     }
     for target, content in changed.items():
         target.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(target, content)
     return list(changed)
-
-
-def status(profile: Profile, run_dir: Path, seed: int = 0) -> list[tuple[str, str, str]]:
-    """Return a row for every notebook: name, state, and when it finished or why not."""
-    rows = []
-    for notebook in notebooks():
-        record, failed = read_record(run_dir / notebook.name), run_dir / f"{notebook.name}.failed"
-        if failed.is_dir():
-            rows.append((notebook.name, "failed", f"see {failed / EXECUTED}"))
-        elif record is None:
-            rows.append((notebook.name, "missing", ""))
-        else:
-            current = _is_current(record, notebook, profile, seed, run_dir)
-            note = f"{record['seconds']:.0f} s, {record['finished']}"
-            rows.append((notebook.name, "done" if current else "outdated", note))
-    return rows

@@ -72,7 +72,9 @@ def check(folder: Path) -> Path:
 def _known(path: Path) -> bool:
     """Whether an earlier version, which left no mark, wrote this."""
     if path.is_symlink() or not path.is_file():
-        return _FOLDERS.fullmatch(path.name) is not None and path.is_dir()
+        if not _FOLDERS.fullmatch(path.name) or not path.is_dir():
+            return False
+        return not re.fullmatch(_BOOK, path.name) or (path / RECORD).is_file() or not any(path.iterdir())
     content = _FILES.get(path.name)
     return bool(content and content.fullmatch(path.read_bytes())) or bool(_FILE_LEFT.fullmatch(path.name))
 
