@@ -1,12 +1,11 @@
 """Profiles: how large the study runs. A YAML file each, validated; it says sizes, never behaviour.
 
-What cannot run is refused when a profile is loaded, before anything starts: a value of another kind or
-out of its bounds, a file that is not there, a part that is left out. Bounds are generous; what lies
-beyond them is a slip of the hand.
+What cannot run is refused when a profile is loaded. Bounds are generous: what lies beyond is a slip.
 """
 
 import json
 import math
+import os
 import re
 import reprlib
 from contextlib import suppress
@@ -26,7 +25,7 @@ from pydantic import (
     model_validator,
 )
 
-from vaalign_lib.store import PROFILES, RunStore, content_of
+from vaalign_lib.store import PROFILES, RunStore, content_of, is_hub_name
 
 PUBLISHED_PROFILE = "embedded"  # its figures and tables are committed
 LARGEST_SEED = 2**31 - 1  # of a study; numpy's legacy generator, which trl seeds, ends at 2**32 - 1
@@ -35,17 +34,9 @@ LARGEST_CONTENT = 10_000  # values, those that an alias stands for counted each 
 SHOWN_PROBLEMS = 4  # of a profile, in one line
 OURS = ("embedded", "tiny", "tiny-gemma", "gold")  # what these name is made here
 TINY_TOKENS = 64  # of prompt and response together, that a tiny policy can tell apart
-_HUB_NAME = re.compile(r"(\w[\w.-]{0,95}/)?\w[\w.-]{0,95}(@[\w.-]+)?", re.ASCII)
-_FILE_NAME = re.compile(
-    r".*\.(jsonl?|ndjson|[ct]sv|xlsx|parquet|arrow|txt|gz|zst|bz2|xz|zip|tar|safetensors|bin|pt|gguf)",
-    re.IGNORECASE,
-)
 _LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-LINEAR = {  # layers that can have adapters, by architecture
-    "gpt2": ("c_attn", "c_fc", "c_proj"),
-    "qwen2": _LAYERS,
-    "mistral": _LAYERS,
-}
+# layers that can have adapters, by architecture
+LINEAR = {"gpt2": ("c_attn", "c_fc", "c_proj"), "qwen2": _LAYERS, "mistral": _LAYERS}
 
 
 class ProfileError(ValueError):
@@ -87,8 +78,8 @@ def _named(word: str, kind: Literal["file", "folder"]) -> AfterValidator:
             return value
         if value in OURS:
             raise ValueError(f"{expected}, got {value!r}, which is made here for something else")
-        path, on_hub = (info.context or {}).get("folder", Path()) / value, _is_hub_name(value)
-        if not value or not _exists(path):
+        path, on_hub = (info.context or {}).get("folder", Path()) / value, is_hub_name(value)
+        if not value or not os.path.exists(path):  # noqa: PTH110 - nor if the name is too long for a path
             if not on_hub or (kind == "file" and "/" not in value):
                 said = str(path) if value and not on_hub else value
                 raise ValueError(f"{expected}; there is no such {kind}: {said!r:.200}")
@@ -102,31 +93,18 @@ def _named(word: str, kind: Literal["file", "folder"]) -> AfterValidator:
     return AfterValidator(check)
 
 
-def _is_hub_name(value: str) -> bool:
-    return bool(_HUB_NAME.fullmatch(value)) and not _FILE_NAME.fullmatch(value)
-
-
-def _exists(path: Path) -> bool:
-    with suppress(OSError, ValueError):  # a name that is too long, or holds a zero
-        return path.exists()
-    return False
-
-
 def _is_url(value: str) -> str:
     try:
         HttpUrl(value)
     except ValidationError:
-        raise ValueError(
-            f"expected the URL of an endpoint, such as http://localhost:8000/v1, got {value!r:.200}"
-        ) from None
+        expected = "expected the URL of an endpoint, such as http://localhost:8000/v1"
+        raise ValueError(f"{expected}, got {value!r:.200}") from None
     return value
 
 
 def _of_all_three(value: dict[str, Any]) -> dict[str, Any]:
     if set(value) != set(LINEAR):
-        raise ValueError(
-            f"expected all of {', '.join(LINEAR)} and no other, got {', '.join(value) or 'none'}"
-        )
+        raise ValueError(f"expected all of {', '.join(LINEAR)} and no other, got {', '.join(value)}")
     return value
 
 
@@ -143,6 +121,9 @@ def _multiple(whole: str, *parts: str) -> Any:
 
 
 Data = Annotated[str, _named("embedded", "file")]
+PolicyModel = Annotated[str, _named("tiny", "folder")]
+Backbone = Annotated[str, _named("tiny-gemma", "folder")]
+TrueReward = Annotated[str, _named("gold", "folder")]
 ByArchitecture = AfterValidator(_of_all_three)
 
 
@@ -159,9 +140,7 @@ class Bandit(Section):
 class Theorems(Section):
     """Notebook 02."""
 
-    draws: Annotated[int, Field(ge=1000, le=10**7)] = Field(
-        description="draws of the estimates per probability"
-    )
+    draws: Annotated[Draws, Field(ge=1000)] = Field(description="draws of the estimates per probability")
     instances: Instances = Field(description="random problems per search or scatter plot")
     settings: Instances = Field(description="random settings per distribution of Figure 4's ratio")
 
@@ -179,9 +158,7 @@ class RewardData(Section):
 class Reference(Section):
     """The policies that all others start from, and what the corpus of the tiny ones is."""
 
-    models: Annotated[dict[str, Annotated[str, _named("tiny", "folder")]], ByArchitecture] = Field(
-        description="architecture: `tiny`, or a name or path"
-    )
+    models: Annotated[dict[str, PolicyModel], ByArchitecture] = Field(description="`tiny`, or a name or path")
     width: PolicyWidth = Field(description="of the hidden states of the tiny ones")
     responses: Count = Field(description="of the supervised corpus")
     epochs: Epochs
@@ -203,9 +180,7 @@ class Pretrained(Section):
 class RewardModel(Section):
     """Stage 1, Table 5: one reward model with one head."""
 
-    backbone: Annotated[str, _named("tiny-gemma", "folder")] = Field(
-        description="`tiny-gemma`, or a model's name or path"
-    )
+    backbone: Backbone = Field(description="`tiny-gemma`, or a model's name or path")
     width: RewardWidth = Field(description="of the hidden states of `tiny-gemma`")
     batch_size: Count = Field(description="effective, over all steps of accumulation")
     device_batch_size: Count = Field(description="of one forward pass")
@@ -260,17 +235,14 @@ class Sampling(Section):
 
     @model_validator(mode="after")
     def _can_end(self) -> "Sampling":
-        if self.min_new_tokens > self.max_new_tokens:
-            raise ValueError(
-                f"min_new_tokens {self.min_new_tokens} must not be above max_new_tokens "
-                f"{self.max_new_tokens}: no response could end"
-            )
+        least, most = self.min_new_tokens, self.max_new_tokens
+        if least > most:
+            text = f"min_new_tokens {least} must not be above max_new_tokens {most}: no response could end"
+            raise ValueError(text)
         return self
 
 
 class AdaptiveKL(Section):
-    """The controller of the KL coefficient."""
-
     target: Positive = Field(description="nats per response")
     horizon: Positive = Field(description="responses")
 
@@ -376,9 +348,8 @@ class Evaluation(Section):
 class Matching(Section):
     """How the variance-aware penalty is found that leaves as much KL as vanilla's."""
 
-    factors: Annotated[list[Positive], Field(min_length=1, max_length=100)] = Field(
-        description="of vanilla's coefficient, tried in a pilot stack"
-    )
+    # of vanilla's coefficient, tried in a pilot stack
+    factors: Annotated[list[Positive], Field(min_length=1, max_length=100)]
     tolerance: Positive = 0.03  # of the KL, relative
     attempts: Count = 4  # stacks that may be trained
 
@@ -402,9 +373,7 @@ class Policies(Section):
     """The policies that are trained, and what they are asked."""
 
     count: Annotated[int, Field(ge=1, le=10_000)] = Field(description="of each method; 80")
-    runs: Annotated[list[RunGroup], Field(min_length=1)] = Field(
-        description="which are trained; see `vaalign_lib.experiments.conditions.GROUPS`"
-    )
+    runs: Annotated[list[RunGroup], Field(min_length=1)]  # see `experiments.conditions.GROUPS`
     data: Data = "embedded"  # where prompts come from: `embedded`, a file, or a hub data set
     judges: dict[JudgeName, Judge] = {}  # by name, judge-a to judge-c; simulated ones where there are none
     prompts: Count = Field(description="prompts that training draws from, at most")
@@ -426,10 +395,8 @@ class Policies(Section):
             if self.judges:
                 raise ValueError("judges: in the embedded world they are simulated; name data too")
             return self
-        if groups := self.asking("simulated"):
-            raise ValueError(
-                f"runs: {', '.join(groups)} need simulated judges, which only data: embedded has"
-            )
+        if groups := ", ".join(self.asking("simulated")):
+            raise ValueError(f"runs: {groups} need simulated judges, which only data: embedded has")
         asked = ("judge-a", "judge-b", "judge-c") if self.asking("three_judges") else ("judge-b",)
         if absent := [name for name in asked if name not in self.judges]:
             raise ValueError(f"judges: the runs ask {', '.join(absent)}, which have no model here")
@@ -464,9 +431,7 @@ class Profile(Section):
     ensembles: Ensembles
     policies: Policies
     trl: TrlComparison = TrlComparison()
-    true_reward: Annotated[str, _named("gold", "folder")] = Field(
-        description="`gold` in the embedded world, or a model's name or path"
-    )
+    true_reward: TrueReward = Field(description="`gold` in the embedded world, or a model's name or path")
 
     @property
     def sources(self) -> dict[str, str]:
@@ -482,30 +447,24 @@ class Profile(Section):
 
     @model_validator(mode="after")
     def _policies_can_be_trained(self) -> "Profile":
-        matched = self.policies.asking("matched")
+        matched = ", ".join(sorted(self.policies.asking("matched")))
         for name, training in self.policies.training.items():
-            where, lora = f"policies.training.{name}", training.lora
-            targets = lora.target_modules if lora else None
+            where, targets = f"policies.training.{name}", training.lora and training.lora.target_modules
             known = LINEAR.get(_architecture_of(self.reference.models[name], name))
             if known and isinstance(targets, list) and (unknown := set(targets) - set(known)):
-                raise ValueError(
-                    f"{where}.lora.target_modules: expected all-linear, or of {', '.join(known)}, got "
-                    f"{', '.join(sorted(unknown))}"
-                )
+                expected = f"expected all-linear, or of {', '.join(known)}"
+                got = ", ".join(sorted(unknown))
+                raise ValueError(f"{where}.lora.target_modules: {expected}, got {got}")
             if matched and not training.ppo.init_kl_coef:
                 raise ValueError(
-                    f"{where}.ppo.init_kl_coef: expected more than 0, for runs "
-                    f"{', '.join(sorted(matched))} multiply it until policies leave as much KL"
+                    f"{where}.ppo.init_kl_coef: expected more than 0, for runs {matched} multiply it until "
+                    "policies leave as much KL"
                 )
-        return self
-
-    @model_validator(mode="after")
-    def _sizes_fit(self) -> "Profile":
-        count, known = self.policies.count, self.ensembles.independent
-        if count > known and (groups := self.policies.asking("own_ensembles")):
+        count, ensembles = self.policies.count, self.ensembles.independent
+        if count > ensembles and (groups := ", ".join(sorted(self.policies.asking("own_ensembles")))):
             raise ValueError(
-                f"ensembles.independent: expected at least policies.count, {count}, got {known}: in runs "
-                f"{', '.join(sorted(groups))} every policy has its own"
+                f"ensembles.independent: expected at least policies.count, {count}, got {ensembles}: in runs "
+                f"{groups} every policy has its own"
             )
         written = self.policies.sampling.max_new_tokens
         if "tiny" in self.reference.models.values() and written >= TINY_TOKENS:
@@ -608,13 +567,12 @@ def _read(path: Path) -> Any:
         if _values(node, {}) > LARGEST_CONTENT:
             raise ValueError(f"aliases make more than {LARGEST_CONTENT:,} values of it")
         return loader.construct_document(node)
-    except yaml.MarkedYAMLError as error:
-        line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
-        raise ProfileError(f"{path}: not valid YAML: {line}{error.problem}") from None
     except RecursionError:
-        raise ProfileError(f"{path}: nested too deeply") from None
+        problem = "nested too deeply"
     except (yaml.YAMLError, ValueError) as error:
-        raise ProfileError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+        mark, problem = getattr(error, "problem_mark", None), str(getattr(error, "problem", error))
+        problem = " ".join([*([f"line {mark.line + 1}:"] if mark else []), *problem.split()])
+    raise ProfileError(f"{path}: not valid YAML: {problem}")
 
 
 def _values(node: yaml.Node, known: dict[yaml.Node, int]) -> int:
@@ -656,14 +614,11 @@ def _listed(error: ValidationError) -> str:
 
 
 def _explain(problem: Any) -> str:
-    """Say which key is wrong, what it held and what is allowed."""
-    where = ".".join(str(part) for part in problem["loc"])
+    where, section = ".".join(map(str, problem["loc"])), _section_at(problem["loc"][:-1])
     if problem["type"] == "extra_forbidden":
-        section = _section_at(problem["loc"][:-1])
         return f"{where}: unknown key; allowed here: {', '.join(section.model_fields)}"
-    if problem["type"] == "missing" and isinstance(problem["loc"][-1], str):
-        field = _section_at(problem["loc"][:-1]).model_fields[str(problem["loc"][-1])]
-        return f"{where}: missing; expected {field.description or 'a value'}"
+    if problem["type"] == "missing" and isinstance(key := problem["loc"][-1], str):
+        return f"{where}: missing; expected {section.model_fields[key].description or 'a value'}"
     if problem["type"] == "value_error":
         return f"{where}: {problem['ctx']['error']}".removeprefix(": ")
     return f"{where}: {problem['msg'].lower()}, got {reprlib.repr(problem['input'])}"
@@ -672,10 +627,7 @@ def _explain(problem: Any) -> str:
 def _section_at(location: tuple[str | int, ...]) -> type[Section]:
     section: type[Section] = Profile
     for part in location:
-        if str(part) not in section.model_fields:
-            continue  # a key of a dictionary of sections
-        annotation = section.model_fields[str(part)].annotation
-        kinds = (annotation, *get_args(annotation))
-        sections = [one for one in kinds if isinstance(one, type) and issubclass(one, Section)]
-        section = sections[0] if sections else section
+        if field := section.model_fields.get(str(part)):  # else a key of a dictionary of sections
+            kinds = [one for one in (field.annotation, *get_args(field.annotation)) if isinstance(one, type)]
+            section = next((one for one in kinds if issubclass(one, Section)), section)
     return section

@@ -1,7 +1,6 @@
 """The run store: what was computed is kept under a key of what determines it, and never computed twice.
 
-Nothing is written in place: a file or folder appears under its name only when it is complete. Checkpoints
-let long work go on after a kill. The notebooks, inputs and results belong to a checkout of the project.
+Nothing is written in place: a file or folder appears under its name only when it is complete.
 """
 
 import ast
@@ -31,6 +30,9 @@ import xxhash
 if TYPE_CHECKING:
     from torch import Tensor
 
+Config = Mapping[str, Any]
+Inputs = Mapping[str, Path] | None
+Writer = Callable[..., Any]
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = ROOT / "notebooks"
 DATA = ROOT / "data"
@@ -38,12 +40,16 @@ PROFILES = DATA / "profiles"
 RESULTS = DATA / "results"
 FIGURES = ROOT / "figures"
 RUNS = ROOT / "runs"
-PACKAGE = Path(__file__).resolve().parent
-# rooms that compute no result
-UNKEYED = {"store", "jobs", "profiles", "papers", "figures", "experiments", "reproduce"}
+PACKAGE = ROOT / "vaalign_lib"
+UNKEYED = {"store", "jobs", "profiles", "papers", "figures", "experiments", "reproduce"}  # compute no result
 RECORD = "run.json"  # of a finished folder
 WAIT = 30.0  # seconds in which the worker of a killed process notices that it is alone, and ends
 KEPT = 2  # checkpoints of a run
+_HUB_NAME = re.compile(r"(\w[\w.-]{0,95}/)?\w[\w.-]{0,95}(@[\w.-]+)?", re.ASCII)
+_FILE_NAME = re.compile(
+    r".*\.(jsonl?|ndjson|[ct]sv|xlsx?|ya?ml|parquet|arrow|txt|gz|zst|bz2|xz|zip|tar|safetensors|bin|pt|gguf)",
+    re.IGNORECASE,
+)
 _UNFINISHED = re.compile(r"\..+\.[a-z0-9_]{8}\.unfinished")  # in the middle as tempfile names
 _CHECKPOINT = re.compile(r"step-(\d+)-([0-9a-f]{16})\.safetensors")
 _NUMERICAL = "numpy scipy pandas statsmodels torch transformers trl peft accelerate bitsandbytes"
@@ -86,10 +92,9 @@ class DiskFullError(OSError):
 
 def write_atomically(path: Path, content: bytes | str) -> None:
     """Write a file so that readers see the old content or the new, also after a crash."""
-    data = content.encode() if isinstance(content, str) else content
-    with unfinished(path, _new_file) as temporary:
+    with unfinished(path) as temporary:
         with temporary.open("wb") as file:
-            file.write(data)
+            file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
         temporary.chmod(0o644)
@@ -99,7 +104,7 @@ def write_atomically(path: Path, content: bytes | str) -> None:
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
     """Yield an empty folder that takes the place of `path` when the block ends without an error."""
-    with unfinished(path, tempfile.mkdtemp) as temporary:
+    with unfinished(path, folder=True) as temporary:
         yield temporary
         for file in temporary.rglob("*"):
             if file.is_file():
@@ -112,26 +117,19 @@ def _make_folder(path: Path) -> None:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
-        raise NotADirectoryError(
-            f"{path} cannot be a folder, for there is a file; name another one"
-        ) from None
-
-
-def _new_file(**place: Any) -> str:
-    descriptor, path = tempfile.mkstemp(**place)
-    os.close(descriptor)
-    return path
+        text = f"{path} cannot be a folder, for there is a file; name another one"
+        raise NotADirectoryError(text) from None
 
 
 @contextmanager
-def unfinished(path: Path, make: Callable[..., str] = _new_file) -> Iterator[Path]:
+def unfinished(path: Path, folder: bool = False) -> Iterator[Path]:
     """Yield a new file or folder beside `path`, which goes when the block ends unless it was moved.
 
     Its name says that it is ours, a lock that its writer lives; see `remove_unfinished`.
     """
     _make_folder(path.parent)
     with _full_disk_named(path.parent):
-        temporary, held = _claimed(partial(make, dir=path.parent, prefix=f".{path.name}."))
+        temporary, held = _claimed(folder, dir=path.parent, prefix=f".{path.name}.", suffix=".unfinished")
         try:
             yield temporary
         finally:
@@ -139,22 +137,23 @@ def unfinished(path: Path, make: Callable[..., str] = _new_file) -> Iterator[Pat
             _remove(temporary)
 
 
-def _claimed(make: Callable[..., str]) -> tuple[Path, int]:
-    """Return a new unfinished file or folder and the descriptor that holds its lock."""
+def _claimed(folder: bool, **place: Any) -> tuple[Path, int]:
+    """Return a new file or folder and the descriptor that holds its lock."""
     while True:
-        temporary = Path(make(suffix=".unfinished"))
-        held = os.open(temporary, os.O_RDONLY)
+        if folder:
+            name = tempfile.mkdtemp(**place)
+            held = os.open(name, os.O_RDONLY)
+        else:
+            held, name = tempfile.mkstemp(**place)
         with suppress(OSError):  # a file system without locks: it is never taken for a leftover
             fcntl.flock(held, fcntl.LOCK_EX)
-        if temporary.exists():  # nobody took it for a leftover before it was locked
-            return temporary, held
+        if Path(name).exists():  # nobody took it for a leftover before it was locked
+            return Path(name), held
         os.close(held)
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Remove what killed processes left unfinished in a folder: what has a name of `unfinished`, if its
-    writer lives no more.
-    """
+    """Remove what killed processes left in a folder: what is named by `unfinished` and has no lock."""
     for path in folder.glob(".*.unfinished"):
         if _UNFINISHED.fullmatch(path.name) and not path.is_symlink():
             with suppress(OSError):
@@ -191,18 +190,15 @@ def _full_disk_named(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def spared_folder(path: Path) -> Iterator[Path]:
-    """Yield a folder to write into for the user: an empty one itself, else a new one in the place of `path`.
-
-    Raises:
-        FileExistsError: `path` holds something that is not written anew, and stays as it is.
+    """Yield a folder to write into for the user: an empty one itself, else a new one in the place of `path`,
+    if all that stands there is written anew.
     """
     if path.is_dir() and not any(path.iterdir()):
         yield path
         return
     with new_folder(path) as partial:
         yield partial
-        kept = {one.name for one in path.glob("*")} - {one.name for one in partial.glob("*")}
-        if kept:
+        if kept := {one.name for one in path.glob("*")} - {one.name for one in partial.glob("*")}:
             raise FileExistsError(f"folder: {path} holds other things ({min(kept)}); name a new one")
 
 
@@ -224,23 +220,16 @@ def replace_folder(source: Path, target: Path) -> None:
 
 @contextmanager
 def locked(run_dir: Path, wait: float = 0) -> Iterator[None]:
-    """Keep other processes out of a run folder; one may still need it for some seconds.
-
-    Raises:
-        RunDirectoryBusyError: another process holds it.
-    """
+    """Keep other processes out of a run folder; one may still need it for some seconds."""
     _make_folder(run_dir)
-    lock = filelock.FileLock(run_dir / ".lock")
     try:
-        lock.acquire(timeout=wait)
+        held = filelock.FileLock(run_dir / ".lock").acquire(timeout=wait)
     except filelock.Timeout:
         raise RunDirectoryBusyError(
             f"{run_dir} is in use by another process; wait for it, or choose another --run-dir"
         ) from None
-    try:
+    with held:
         yield
-    finally:
-        lock.release()
 
 
 # --- keys -------------------------------------------------------------------------------------------
@@ -285,10 +274,17 @@ def content_of(name: str | Path) -> str | dict[str, str]:
     path, hashed = Path(name), _hash.get() or file_hash
     if path.is_file():
         return hashed(path.resolve())
-    if not name or not path.is_dir():
-        return str(name)
-    files = sorted(one for one in path.rglob("*") if one.is_file())
-    return {one.relative_to(path).as_posix(): hashed(one.resolve()) for one in files}
+    return _files(path, hashed) if name and path.is_dir() else str(name)
+
+
+def _files(folder: Path, hashed: Callable[[Path], str]) -> dict[str, str]:
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): hashed(path.resolve()) for path in paths}
+
+
+def is_hub_name(name: str) -> bool:
+    """Whether this is a name on the Hugging Face hub, with `@split` if any, rather than a file's."""
+    return bool(_HUB_NAME.fullmatch(name)) and not _FILE_NAME.fullmatch(name)
 
 
 def source_hashes(*modules: str) -> dict[str, str]:
@@ -312,11 +308,18 @@ def source_hashes(*modules: str) -> dict[str, str]:
 def _code_of(path: Path, text: str) -> tuple[str, list[str]]:
     """Return the hash of a module's code and the names of what it imports from the library."""
     tree = ast.parse(text)
-    imported = _imported(tree, path)
+    names: list[str] = []
     for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            if node.level:
+                raise ValueError(f"{path}:{node.lineno}: the library imports by full names only")
+            names += [str(node.module), *(f"{node.module}.{alias.name}" for alias in node.names)]
+        elif isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             documented = ast.get_docstring(node, clean=False) is not None
             node.body = node.body[documented:] or [ast.Pass()]
+    imported = [name for name in names if name.startswith(f"{PACKAGE.name}.")]
     return hashlib.sha256(ast.unparse(tree).encode()).hexdigest(), imported
 
 
@@ -328,18 +331,6 @@ def _module_path(name: str) -> Path | None:
     return None
 
 
-def _imported(tree: ast.Module, path: Path) -> list[str]:
-    names = []
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            names += [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.level:
-            raise ValueError(f"{path}:{node.lineno}: the library imports by full names only")
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            names += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-    return [name for name in names if name.split(".")[0] == PACKAGE.name]
-
-
 def package_versions() -> dict[str, str]:
     """Return the versions of the packages that compute numbers."""
     return {name: importlib.metadata.version(name) for name in _NUMERICAL.split()}
@@ -348,19 +339,13 @@ def package_versions() -> dict[str, str]:
 # --- records ----------------------------------------------------------------------------------------
 
 
-def write_record(folder: Path, content: Mapping[str, Any], name: str = RECORD) -> None:
+def write_record(folder: Path, content: Config, name: str = RECORD) -> None:
     """Write the record of a finished folder: what is given, a checksum of every file, and its own."""
-    paths = sorted(path for path in folder.rglob("*") if path.is_file())
-    files = {path.relative_to(folder).as_posix(): file_hash(path) for path in paths}
-    write_atomically(folder / name, sealed(dict(content) | {"files": files}))
+    write_atomically(folder / name, sealed(dict(content) | {"files": _files(folder, file_hash)}))
 
 
 def read_record(folder: Path, name: str = RECORD) -> dict[str, Any]:
-    """Return the record of a folder whose files are all as they were when it was written.
-
-    Raises:
-        DamagedError: the record or a file is missing or is not what was written.
-    """
+    """Return the record of a folder; raise `DamagedError` if a file of it is not as it was written."""
     record = unsealed(folder / name)
     for file, digest in record["files"].items():
         if not (folder / file).is_file():
@@ -377,18 +362,13 @@ def sealed(record: Mapping[str, Any]) -> str:
 
 
 def unsealed(path: Path) -> dict[str, Any]:
-    """Return what `sealed` has made a file of.
-
-    Raises:
-        DamagedError: there is no file, or it is not as it was written.
-    """
+    """Return what `sealed` has made a file of; raise `DamagedError` if it is not as it was written."""
     if not path.is_file():
         raise DamagedError(f"{path} is missing")
     content, length = path.read_bytes(), len(_seal(b""))
     if content[-length:] != _seal(content[:-length]):
         raise DamagedError(f"{path} is damaged: it does not fit the checksum at its end")
-    record: dict[str, Any] = json.loads(content)
-    return record
+    return dict(json.loads(content))
 
 
 def _seal(body: bytes) -> bytes:
@@ -412,47 +392,29 @@ class RunStore:
         """Open a store; one that reads only raises `NotKeptError` where something would be computed."""
         self.root, self.reads_only = root, reads_only
 
-    def table(
-        self,
-        name: str,
-        compute: Callable[..., pd.DataFrame],
-        config: Mapping[str, Any],
-        inputs: Mapping[str, Path] | None = None,
-    ) -> pd.DataFrame:
-        """Return the tidy table compute(**config, **inputs), from the store if it was computed before."""
+    def table(self, name: str, compute: Callable[..., pd.DataFrame], config: Config) -> pd.DataFrame:
+        """Return the tidy table compute(**config), from the store if it was computed before."""
 
         def write(folder: Path, **arguments: Any) -> None:
             compute(**arguments).to_parquet(folder / "table.parquet")
 
-        folder = self.place(name, compute, config, inputs)
-        return pd.read_parquet(self._filled(folder, write, config, inputs) / "table.parquet")
+        folder = self.place(name, compute, config)
+        return pd.read_parquet(self._filled(folder, write, config) / "table.parquet")
 
     def folder(
-        self,
-        name: str,
-        write: Callable[..., None],
-        config: Mapping[str, Any],
-        inputs: Mapping[str, Path] | None = None,
-        code: Sequence[str] = (),
+        self, name: str, write: Writer, config: Config, inputs: Inputs = None, code: Sequence[str] = ()
     ) -> Path:
         """Return a folder that write(folder, **config, **inputs) has filled, now or before."""
         return self._filled(self.place(name, write, config, inputs, code), write, config, inputs)
 
     def resumable(
-        self,
-        name: str,
-        write: Callable[..., None],
-        config: Mapping[str, Any],
-        inputs: Mapping[str, Path] | None = None,
-        code: Sequence[str] = (),
+        self, name: str, write: Writer, config: Config, inputs: Inputs = None, code: Sequence[str] = ()
     ) -> Path:
         """Return a folder that write(folder, scratch, **config) has filled, now or before.
 
         What the function keeps in `scratch` survives when it is killed, and is there when it is called
-        again; it goes when the folder is complete. One process at a time works on a folder.
-
-        Raises:
-            RunDirectoryBusyError: another process is at it, and stays at it for a while.
+        again; it goes when the folder is complete. One process at a time works on a folder: another waits
+        for a while, then raises `RunDirectoryBusyError`.
         """
         folder = self.place(name, write, config, inputs, code)
         scratch = self.root / f"{folder.name}.scratch"
@@ -467,22 +429,14 @@ class RunStore:
         return folder
 
     def place(
-        self,
-        name: str,
-        function: Callable[..., Any],
-        config: Mapping[str, Any],
-        inputs: Mapping[str, Path] | None = None,
-        code: Sequence[str] = (),
+        self, name: str, function: Writer, config: Config, inputs: Inputs = None, code: Sequence[str] = ()
     ) -> Path:
         """Return the folder of a result, whether it is there or not."""
-        root = self.root.resolve()
+        ours, found = self.root.resolve(), (inputs or {}).items()
         key = content_key(
             function=f"{function.__module__}.{function.__qualname__}",
             config=config,
-            inputs={
-                argument: path.name if path.parent.resolve() == root else content_of(path)
-                for argument, path in (inputs or {}).items()
-            },
+            inputs={k: path.name if path.parent.resolve() == ours else content_of(path) for k, path in found},
             source=source_hashes(*(code or (function.__module__,))),
             packages=package_versions(),
         )
@@ -492,13 +446,7 @@ class RunStore:
         """Return what is known about a folder's making: config, seconds, bytes, and its files' hashes."""
         return unsealed(folder / RECORD)
 
-    def _filled(
-        self,
-        folder: Path,
-        write: Callable[..., None],
-        config: Mapping[str, Any],
-        inputs: Mapping[str, Path] | None = None,
-    ) -> Path:
+    def _filled(self, folder: Path, write: Writer, config: Config, inputs: Inputs = None) -> Path:
         if self._lacks(folder):
             remove_unfinished(self.root)
             started = time.perf_counter()
@@ -542,11 +490,7 @@ class Checkpoints:
         self.folder = folder
 
     def save(self, step: int, state: Mapping[str, "Tensor"]) -> Path:
-        """Write the state after a step, then drop all but the newest.
-
-        Raises:
-            DiskFullError: there is no room; what was saved before is still there.
-        """
+        """Write the state after a step, then drop all but the newest; where that fails, none is dropped."""
         from safetensors.torch import save_file
 
         with unfinished(self.folder / "step") as temporary:
@@ -566,10 +510,8 @@ class Checkpoints:
         for _, name, path in self._found():
             if file_hash(path)[:16] == name:
                 return load_file(path)
-            text = f"{path} is damaged (its content does not fit its checksum)"
-            warnings.warn(
-                f"{text}; going back to the checkpoint before it", CorruptCheckpointWarning, stacklevel=2
-            )
+            text = f"{path} is damaged: it does not fit its checksum; going back to the checkpoint before it"
+            warnings.warn(text, CorruptCheckpointWarning, stacklevel=2)
             path.unlink()
         return None
 
