@@ -1,8 +1,6 @@
 """Long jobs: in processes of this machine or on a dask.distributed cluster, under one progress bar.
 
-On a cluster all machines see the same run store, where checkpoints and results go. A job whose worker
-dies is given to another one, which goes on from the last checkpoint. Torch is imported where it is
-needed: it takes seconds, in which a worker is to have its watch and the command its answer.
+Torch is imported where it is needed: it takes seconds, in which a worker is to have its watch.
 """
 
 import ctypes
@@ -17,7 +15,7 @@ import uuid
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context
@@ -48,6 +46,7 @@ CONNECT_SECONDS = 5  # until a scheduler must have answered
 LOOK_SECONDS = 5  # between looks whether the scheduler has workers
 WATCH_SECONDS = 1.0  # between a worker's looks whether its job is still wanted
 
+Executor = tuple[Callable[..., Any], Callable[..., Iterable[Any]], Any]  # submit, as completed, reports
 T = TypeVar("T")
 Name = TypeVar("Name")
 Result = TypeVar("Result")
@@ -73,9 +72,7 @@ def progress(items: Iterable[T], description: str, total: int | None = None) -> 
 
 
 def silence_libraries() -> None:
-    """Switch off the libraries' own bars (map, load, save), their advice and the news of what they are
-    going to rename, which say nothing that a reader needs.
-    """
+    """Switch off the libraries' own bars, their advice and the news of what they are going to rename."""
     import datasets
     import transformers
 
@@ -128,48 +125,32 @@ def default_workers() -> int:
 
 def check_workers(workers: object, least: int = 1) -> None:
     """Refuse what is neither a number of processes, at least `least`, nor the address of a dask scheduler."""
-    whole = isinstance(workers, int) and not isinstance(workers, bool) and workers >= least
-    if not whole and not (isinstance(workers, str) and ADDRESS.fullmatch(workers)):
+    known = (
+        ADDRESS.fullmatch(workers) if isinstance(workers, str) else type(workers) is int and workers >= least
+    )
+    if not known:
         raise ValueError(
             f"workers: expected a whole number of at least {least}, or the address of a dask scheduler "
             f"such as tcp://host:8786, got {workers!r}"
         )
 
 
-@dataclass(frozen=True)
-class Executor:
-    """What runs jobs: processes or a cluster, with the protocol of `concurrent.futures`."""
-
-    submit: Callable[[Callable[[], Any]], Any]
-    as_completed: Callable[[Iterable[Any]], Iterable[Any]]
-    reports: Any  # a queue of the steps that workers report
-
-
 def run_jobs(
     jobs: Mapping[Name, Callable[[], Result]], workers: int | str, steps: int, description: str, shared: Path
 ) -> dict[Name, Result]:
-    """Run picklable jobs in worker processes, in their order, under one bar.
+    """Run picklable jobs, in their order, under a bar of `steps`, which they are to `report`.
 
-    Args:
-        jobs: they may call `report`.
-        workers: processes of this machine, or the address of a dask scheduler.
-        steps: that all jobs together are going to report.
-        description: of the bar.
-        shared: a folder that all workers see, here or elsewhere.
-
-    Raises:
-        ClusterError: no scheduler answers, or a worker cannot take the jobs.
-        Exception: what the first failing job raised; the others are given up.
+    They run in processes of this machine, so many, or on the cluster of the scheduler at an address, whose
+    workers all see the folder `shared`. What the first failing job raises is raised, the others given up.
     """
     check_workers(workers)
     if not jobs:
         return {}
-    place: AbstractContextManager[Executor]
     place = _cluster(workers, shared) if isinstance(workers, str) else _processes(workers, len(jobs))
-    with place as executor, _shown(executor.reports, steps, description):
-        futures = {executor.submit(job): name for name, job in jobs.items()}
+    with place as (submit, completed, reports), _shown(reports, steps, description):
+        futures = {submit(job): name for name, job in jobs.items()}
         done: dict[Name, Any] = {}
-        for one in executor.as_completed(futures):
+        for one in completed(futures):
             done[futures[one]] = found = one.result()
             if isinstance(found, _Refused):
                 raise found.error
@@ -208,7 +189,7 @@ def _processes(workers: int, jobs: int) -> Iterator[Executor]:
     threads = max(1, (os.cpu_count() or 1) // workers)
     pool = start_processes(min(workers, jobs), workers, threads, reports)
     try:
-        yield Executor(pool.submit, as_completed, reports)
+        yield pool.submit, as_completed, reports
     except BaseException:
         for process in list((getattr(pool, "_processes", None) or {}).values()):
             process.terminate()  # at once: what they have is in their checkpoints
@@ -224,9 +205,7 @@ def start_processes(count: int, together: int, threads: int = 1, reports: Any = 
 
 
 def _begin(reports: Any, parent: int, together: int, threads: int) -> None:
-    """Set up a worker: its share of the cores, silence, for the output of a notebook belongs to its own
-    process, and an end when nobody waits for it any more.
-    """
+    """Set up a worker: its share of the cores, silence, and an end when nobody waits for it any more."""
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     import torch
 
@@ -282,42 +261,32 @@ def _cluster(address: str, shared: Path) -> Iterator[Executor]:
             return futures[-1]
 
         try:
-            yield Executor(submit, partial(_as_completed, client, address), reports)
+            yield submit, partial(_as_completed, client, address), reports
         except BaseException:
             client.cancel(futures, force=True)
             raise
 
 
 def connected(address: str) -> Any:
-    """Return a client of a scheduler.
-
-    It is waited for here: dask's own limit does not hold for who accepts and never answers.
-
-    Raises:
-        ClusterError: dask is not installed, or no scheduler answers.
-    """
+    """Return a client of a scheduler, waited for here: dask's limit does not hold for who never answers."""
     try:
         import distributed
     except ImportError:
-        raise ClusterError(
-            "dask.distributed is not installed; install it with `pip install -e '.[cluster]'`"
-        ) from None
-    found: queue.Queue[Any] = queue.Queue()
+        text = "dask.distributed is not installed; install it with `pip install -e '.[cluster]'`"
+        raise ClusterError(text) from None
+    found: list[Any] = [TimeoutError(f"no greeting within {CONNECT_SECONDS} seconds")]
 
     def connect() -> None:
         try:
-            found.put(distributed.Client(address, timeout=CONNECT_SECONDS, set_as_default=False))
+            found.append(distributed.Client(address, timeout=CONNECT_SECONDS, set_as_default=False))
         except Exception as error:  # whatever a stranger's bytes lead to
-            found.put(error)
+            found.append(error)
 
-    threading.Thread(target=connect, daemon=True).start()
-    try:
-        client = found.get(timeout=CONNECT_SECONDS + 1)
-    except queue.Empty:
-        client = TimeoutError(f"no greeting within {CONNECT_SECONDS} seconds")
-    if isinstance(client, Exception):
-        reason = str(client) or type(client).__name__
-        raise ClusterError(f"no dask scheduler answers at {address}: {reason}")
+    asking = threading.Thread(target=connect, daemon=True)
+    asking.start()
+    asking.join(CONNECT_SECONDS + 1)
+    if isinstance(client := found[-1], Exception):
+        raise ClusterError(f"no dask scheduler answers at {address}: {str(client) or type(client).__name__}")
     return client
 
 
@@ -378,23 +347,17 @@ def _check_worker(address: str, code: str, mark: Path) -> None:
     if code_key() != code:
         raise ClusterError(f"worker {address} has another version of the library or of its packages")
     if not mark.is_file():
-        raise ClusterError(
-            f"worker {address} does not see {mark.parent}: the run folder must be on a shared file system, "
-            "under the same path"
-        )
+        text = "the run folder must be on a shared file system, under the same path"
+        raise ClusterError(f"worker {address} does not see {mark.parent}: {text}")
     if (count := torch.cuda.device_count()) > 1:
-        raise ClusterError(
-            f"worker {address} sees {count} GPUs; start one worker for each, with CUDA_VISIBLE_DEVICES set "
-            "to its number"
-        )
+        text = "start one worker for each, with CUDA_VISIBLE_DEVICES set to its number"
+        raise ClusterError(f"worker {address} sees {count} GPUs; {text}")
 
 
 @contextmanager
 def _ended_when_unwanted(worker: Any) -> Iterator[None]:
-    """End a job when the scheduler takes it back, as it does when the client is gone, however it went.
-
-    Raises:
-        _NobodyWaits: in the middle of the block, whatever runs there.
+    """End a job when the scheduler takes it back, as it does when the client is gone, however it went: raise
+    `_NobodyWaits` in the middle of the block, whatever runs there.
     """
     key, thread = worker.get_current_task(), ctypes.c_ulong(threading.get_ident())
     over, ending, lock = threading.Event(), threading.Event(), threading.Lock()
@@ -406,8 +369,7 @@ def _ended_when_unwanted(worker: Any) -> Iterator[None]:
                 with lock:
                     if not over.is_set():
                         ending.set()
-                        end = ctypes.py_object(_NobodyWaits)
-                        ctypes.pythonapi.PyThreadState_SetAsyncExc(thread, end)
+                        ctypes.pythonapi.PyThreadState_SetAsyncExc(thread, ctypes.py_object(_NobodyWaits))
                 return
 
     threading.Thread(target=watch, daemon=True).start()

@@ -9,15 +9,12 @@ from typing import Any, Literal
 
 from jinja2 import TemplateError
 from transformers import (
+    AutoConfig,
     AutoTokenizer,
-    GemmaConfig,
-    GPT2Config,
-    MistralConfig,
     PretrainedConfig,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
     PrinterCallback,
-    Qwen2Config,
     Trainer,
     TrainerCallback,
 )
@@ -35,16 +32,13 @@ _LOG = logging.getLogger(__name__)
 def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
     """Load a tokenizer by name or path, with a padding token.
 
-    For some architectures (Qwen2) transformers ignores the class that a saved tokenizer names and puts
-    the architecture's own in its place, which reads other words; a folder that says it holds a plain
-    fast tokenizer is taken at its word.
+    A folder that says it holds a plain fast tokenizer is taken at its word: for some architectures (Qwen2)
+    transformers puts the architecture's own in its place, which reads other words.
     """
     ask_hub(name)
     config = Path(name) / "tokenizer_config.json"
-    declared = ""
-    if config.is_file():
-        declared = json.loads(config.read_text(encoding="utf-8")).get("tokenizer_class", "")
-    plain = declared in ("TokenizersBackend", "PreTrainedTokenizerFast")
+    declared = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
+    plain = declared.get("tokenizer_class") in ("TokenizersBackend", "PreTrainedTokenizerFast")
     tokenizer = (PreTrainedTokenizerFast if plain else AutoTokenizer).from_pretrained(name)
     if not tokenizer.vocab_size:  # what transformers makes of a folder without a tokenizer
         raise ValueError(f"tokenizer: {name} holds none (expected tokenizer.json in it)")
@@ -56,9 +50,8 @@ def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
 def end_id(tokenizer: PreTrainedTokenizerBase) -> int:
     """Return the id of the token that ends a response, which every tokenizer here must have."""
     if tokenizer.eos_token_id is None:
-        raise ValueError(
-            f"tokenizer {tokenizer.name_or_path}: has no token that ends a text; set its eos_token"
-        )
+        name = tokenizer.name_or_path
+        raise ValueError(f"tokenizer {name}: has no token that ends a text; set its eos_token")
     return int(tokenizer.eos_token_id)
 
 
@@ -84,10 +77,7 @@ def conversation_ids(
     separator) gets prompt and response as a pair; a causal model the beginning-of-text token if its
     tokenizer puts one, the prompt, a blank line, the response and the end-of-text token. Of what is too
     long the prompt loses its beginning (in pairs after the first token), and a line of the log says how
-    many did.
-
-    Raises:
-        LengthError: a response does not fit even without its prompt.
+    many did; a response that does not fit even without its prompt is a `LengthError`.
     """
     rows = fitting_ids(tokenizer, prompts, responses, max_length)
     for k, row in enumerate(rows):
@@ -108,7 +98,7 @@ def fitting_ids(
         raise ValueError(f"responses: expected {len(prompts)}, one a prompt, got {len(responses)}")
     rows: list[list[int] | None] = []
     cut = 0
-    for k, row in enumerate(_whole_ids(tokenizer, prompts, responses)):
+    for k, row in enumerate(_ids(tokenizer, prompts, responses)):
         surplus = max(0, len(row) - max_length)
         first, after = _prompt_place(tokenizer, prompts[k], responses[k]) if surplus else (0, 0)
         fits = surplus <= after - first
@@ -135,23 +125,22 @@ def check_texts(**texts: Sequence[str]) -> None:
                 )
 
 
-def _whole_ids(
-    tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], responses: Sequence[str]
+def _ids(
+    tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], responses: Sequence[str] | None = None
 ) -> list[list[int]]:
+    """Return the token ids of whole conversations, or of prompts up to where a response begins."""
     if not prompts:
         return []
-    if _takes_pairs(tokenizer):
-        pairs: Any = tokenizer(list(prompts), list(responses), verbose=False)
-        return list(pairs["input_ids"])
+    if responses is not None and _takes_pairs(tokenizer):
+        return list(tokenizer(list(prompts), list(responses), verbose=False)["input_ids"])
+    turns = zip(prompts, strict=True) if responses is None else zip(prompts, responses, strict=True)
     if tokenizer.chat_template is None:
-        end = tokenizer.eos_token or ""
-        begin = _beginning(tokenizer)
-        texts = [f"{begin}{p}\n\n{r}{end}" for p, r in zip(prompts, responses, strict=True)]
+        first = tokenizer("a")["input_ids"][:1]  # some put a token before every text
+        begin = tokenizer.bos_token if first == [tokenizer.bos_token_id] else ""
+        end = "" if responses is None else tokenizer.eos_token or ""
+        texts = [f"{begin}{prompt}\n\n{''.join(response)}{end}" for prompt, *response in turns]
     else:
-        texts = [
-            _templated(tokenizer, [("user", p), ("assistant", r)], generation=False)
-            for p, r in zip(prompts, responses, strict=True)
-        ]
+        texts = [_templated(tokenizer, one) for one in turns]
     return list(tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"])
 
 
@@ -162,7 +151,7 @@ def _takes_pairs(tokenizer: PreTrainedTokenizerBase) -> bool:
 def _prompt_place(tokenizer: PreTrainedTokenizerBase, prompt: str, response: str) -> tuple[int, int]:
     """Return where a conversation's tokens that may be cut begin, and where they end."""
     if not _takes_pairs(tokenizer):
-        return 0, len(prompt_ids(tokenizer, [prompt], 10**9)[0])
+        return 0, len(_ids(tokenizer, [prompt])[0])
     parts = tokenizer(prompt, response, verbose=False).sequence_ids(0)
     first = parts.index(0) if 0 in parts else 0
     return first, first + parts.count(0)
@@ -173,33 +162,22 @@ def prompt_ids(
 ) -> list[list[int]]:
     """Return the token ids of prompts up to where a causal model's response begins."""
     check_texts(prompts=prompts)
-    if not prompts:
-        return []
-    if tokenizer.chat_template is None:
-        texts = [f"{_beginning(tokenizer)}{prompt}\n\n" for prompt in prompts]
-    else:
-        texts = [_templated(tokenizer, [("user", p)], generation=True) for p in prompts]
-    ids = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
-    return [row[-max_length:] for row in ids]
+    return [row[-max_length:] for row in _ids(tokenizer, prompts)]
 
 
-def _beginning(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Return the beginning-of-text token of tokenizers that put one before a text, else nothing."""
-    first = tokenizer("a")["input_ids"][:1]
-    return str(tokenizer.bos_token) if first == [tokenizer.bos_token_id] else ""
-
-
-def _templated(tokenizer: PreTrainedTokenizerBase, turns: list[tuple[str, str]], generation: bool) -> str:
-    messages = [{"role": role, "content": content} for role, content in turns]
+def _templated(tokenizer: PreTrainedTokenizerBase, turns: Sequence[str]) -> str:
+    messages = [
+        {"role": role, "content": said} for role, said in zip(("user", "assistant"), turns, strict=False)
+    ]
+    begun = len(turns) == 1
     try:
-        written = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generation)
+        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=begun))
     except (TemplateError, TypeError, ValueError) as error:
         said = " ".join(str(error).split())
         raise ValueError(
-            f"tokenizer: its chat template cannot write {turns[-1][0]}'s turn ({said:.160}); set "
+            f"tokenizer: its chat template cannot write {messages[-1]['role']}'s turn ({said:.160}); set "
             "tokenizer.chat_template to one that can, or to None"
         ) from None
-    return str(written)
 
 
 def response_texts(tokenizer: PreTrainedTokenizerBase, ids: Sequence[Sequence[int]]) -> list[str]:
@@ -208,8 +186,7 @@ def response_texts(tokenizer: PreTrainedTokenizerBase, ids: Sequence[Sequence[in
     So is a padding token that a policy chose itself: the text must not end where the response goes on.
     """
     end = tokenizer.eos_token_id
-    written = [list(takewhile(lambda one: one != end, row)) for row in ids]
-    return list(tokenizer.batch_decode(written))
+    return list(tokenizer.batch_decode([list(takewhile(lambda one: one != end, row)) for row in ids]))
 
 
 Architecture = Literal["gpt2", "qwen2", "mistral", "gemma"]
@@ -222,9 +199,7 @@ def tiny_config(architecture: Architecture, width: int, layers: int = 2) -> Pret
     """Return the configuration of a tiny policy, or of a tiny reward model's backbone (gemma)."""
     tokenizer = world_tokenizer()
     end, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
-    shared: dict[str, Any] = {"vocab_size": len(tokenizer), "pad_token_id": pad, "eos_token_id": end}
-    shared["bos_token_id"] = end
-    llama_like: dict[str, Any] = shared | {
+    llama_like = {
         "hidden_size": width,
         "intermediate_size": 3 * width,
         "num_hidden_layers": layers,
@@ -232,17 +207,20 @@ def tiny_config(architecture: Architecture, width: int, layers: int = 2) -> Pret
         "num_key_value_heads": 1,
         "max_position_embeddings": CONTEXT,
     }
-    if architecture == "gpt2":  # its own activation has a close approximation, four times slower here
-        sizes = {"n_embd": width, "n_layer": layers, "n_head": HEADS, "n_positions": CONTEXT}
-        dropout = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
-        return GPT2Config(activation_function="gelu", **sizes, **dropout, **shared)
-    if architecture == "qwen2":
-        return Qwen2Config(tie_word_embeddings=True, **llama_like)
-    if architecture == "mistral":
-        return MistralConfig(sliding_window=None, tie_word_embeddings=False, **llama_like)
-    if architecture == "gemma":  # four heads, as in Gemma 2B
-        return GemmaConfig(**llama_like | {"num_attention_heads": 4, "head_dim": width // 4})
-    raise ValueError(f"architecture: expected one of {', '.join(ARCHITECTURES)}, got {architecture!r}")
+    sizes = {"n_embd": width, "n_layer": layers, "n_head": HEADS, "n_positions": CONTEXT}
+    dropout = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+    own: dict[Architecture, dict[str, Any]] = {
+        # its own activation has a close approximation, four times slower here
+        "gpt2": sizes | dropout | {"activation_function": "gelu"},
+        "qwen2": llama_like | {"tie_word_embeddings": True},
+        "mistral": llama_like | {"sliding_window": None, "tie_word_embeddings": False},
+        # four heads, as in Gemma 2B
+        "gemma": llama_like | {"num_attention_heads": 4, "head_dim": width // 4},
+    }
+    if architecture not in own:
+        raise ValueError(f"architecture: expected one of {', '.join(own)}, got {architecture!r}")
+    tokens = {"vocab_size": len(tokenizer), "pad_token_id": pad, "eos_token_id": end, "bos_token_id": end}
+    return AutoConfig.for_model(architecture, **tokens, **own[architecture])
 
 
 def train_quietly(trainer: Trainer, description: str) -> None:

@@ -1,31 +1,19 @@
-"""Preference pairs, prompts and ratings by several people: one schema, whatever they come from.
+"""Preference pairs, prompts and ratings by several people from files and the hub, in one schema.
 
-A source is a file of JSON (a record a line, or one list of them), CSV or Parquet, packed or not, or a
-data set of the Hugging Face hub as `owner/name` or `owner/name@split`; the pairs of the embedded world
-are drawn (`embedded_pairs`). Every reader returns a table with the columns named here; a text may be a
-list of messages, and the layouts of well-known data sets are read as they are (`_CHOICES`).
-
-    pairs     subset, category, prompt, chosen, rejected
-    prompts   subset, category, prompt
-    ratings   prompt, response, ratings   (a list of at least two numbers, one per person)
-
-A record that is not built as its columns promise is a fault of the source and is refused with its place:
-broken JSON, a key twice, a missing column, a number for a text. A record that is well built but says
-nothing is left out and counted by reason, in `attrs["left out"]` and a warning: a text without a visible
-character, with NUL or half a surrogate pair; two texts that differ at most in white space, invisible
-characters and Unicode's compatible forms (NFKC), which tokenizers fold; a tie; dialogues that part before
-their last turn; ratings by fewer than two people. A source of which nothing is left is refused. Whatever
-is refused raises a DataError.
+A record that is not built as its columns promise is refused with its place (`DataError`); one that is well
+built but says nothing is left out, and counted by reason in `attrs["left out"]` and a warning.
 """
 
 import csv
 import io
 import json
 import logging
+import math
 import re
 import sys
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -42,16 +30,12 @@ from vaalign_lib.data.hub import ask_hub
 from vaalign_lib.data.messages import dialogue_text, prompt_text
 from vaalign_lib.data.world.language import CATEGORIES
 from vaalign_lib.data.world.world import World
-from vaalign_lib.store import DATA
+from vaalign_lib.store import DATA, is_hub_name
 
 EMBEDDED = "embedded"
 ENDINGS = (".jsonl", ".ndjson", ".json", ".csv", ".parquet")
 MOST_BYTES, MOST_TIMES = 2**26, 100  # unpacked: texts shrink tenfold, bombs a thousandfold
 _PACKED = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"BZh": "bz2"}  # by the first bytes
-_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w.-]+)?")
-_FILE_NAME = re.compile(
-    r"\.(jsonl?|ndjson|[ct]sv|txt|parquet|arrow|gz|zst|bz2|xz|zip|xlsx?|ya?ml)$", re.IGNORECASE
-)
 PAIR_FIELDS = ("prompt", "chosen", "rejected")
 PARTS = ("train", "held_out", "evaluation")  # what pairs are for
 _log = logging.getLogger(__name__)
@@ -74,10 +58,8 @@ class _Record(dict[str, Any]):
 
     def field(self, name: str, expected: tuple[str, ...] = PAIR_FIELDS) -> Any:
         if name not in self:
-            raise DataError(
-                f"{self.place}: no field {name!r}; expected {', '.join(expected)}, got "
-                f"{_one_line(', '.join(map(str, self)))}"
-            )
+            found = _one_line(", ".join(map(str, self)))
+            raise DataError(f"{self.place}: no field {name!r}; expected {', '.join(expected)}, got {found}")
         return "" if self[name] is None else self[name]
 
     def text(self, name: str, expected: tuple[str, ...] = PAIR_FIELDS) -> str:
@@ -115,10 +97,8 @@ def accuracy_by_category(pairs: pd.DataFrame, correct: np.ndarray) -> pd.DataFra
     known = _subsets()
     table = pairs[["category", "subset"]].assign(share=np.asarray(correct, dtype=float))
     strata = table.groupby(["category", "subset"], sort=False)["share"].agg(["mean", "size"]).reset_index()
-    weight = [
-        known.get(one, ("", size))[1] for one, size in strata[["subset", "size"]].itertuples(index=False)
-    ]
-    weight = pd.Series(weight, dtype=float)
+    sizes = zip(strata["subset"], strata["size"], strict=True)
+    weight = pd.Series([known.get(subset, ("", size))[1] for subset, size in sizes], dtype=float)
     weight /= weight.groupby(strata["category"]).transform("sum")
     strata["accuracy"] = weight * strata["mean"]
     strata["variance"] = weight**2 * strata["mean"] * (1 - strata["mean"]) / strata["size"]
@@ -132,12 +112,16 @@ def accuracy_by_category(pairs: pd.DataFrame, correct: np.ndarray) -> pd.DataFra
 
 
 def read_pairs(source: str | Path) -> pd.DataFrame:
-    """Read preference pairs from a file or the hub."""
+    """Read preference pairs: `subset`, `category`, `prompt`, `chosen`, `rejected`.
+
+    A source is a file of JSON (a record a line, or one list of them), CSV or Parquet, packed or not, or a
+    data set of the hub as `owner/name` or `owner/name@split`. A text may be a list of messages.
+    """
     return _by_category(_table(source, _joined(_records(source)), _pair))
 
 
 def read_prompts(source: str | Path) -> pd.DataFrame:
-    """Read prompts from a file or the hub; of RewardBench on the hub, those of the five chat subsets."""
+    """Read prompts: `subset`, `category`, `prompt`; of RewardBench on the hub, of the five chat subsets."""
     prompts = _by_category(_table(source, _records(source), _prompt))
     chat = prompts["subset"].isin(reward_bench_weights()["chat"])
     return prompts[chat].reset_index(drop=True) if _is_hub_name(source) and chat.any() else prompts
@@ -149,9 +133,8 @@ def prompts_of(data: str, count: int) -> list[str]:
 
 
 def read_ratings(source: str | Path) -> pd.DataFrame:
-    """Read responses that several people have rated, from a file or the hub."""
-    table = _table(source, _gathered(_records(source)), _rating)
-    return table[["prompt", "response", "ratings"]]
+    """Read responses that people have rated: `prompt`, `response`, `ratings`, a list of a number each."""
+    return _table(source, _gathered(_records(source)), _rating)[["prompt", "response", "ratings"]]
 
 
 def embedded_pairs(
@@ -165,18 +148,11 @@ def embedded_pairs(
     asked, left, right = (kept[name].tolist() for name in kept)
     wins = world.preferences(asked, left, right, random)
     assessed = world.assess(asked, left)
-    gold_left, gold_right = assessed["gold"].to_numpy(), world.gold(asked, right)
-    pairs = pd.DataFrame(
-        {
-            "subset": assessed["category"],
-            "category": assessed["category"],
-            "prompt": asked,
-            "chosen": np.where(wins, left, right),
-            "rejected": np.where(wins, right, left),
-            "gold_chosen": np.where(wins, gold_left, gold_right),
-            "gold_rejected": np.where(wins, gold_right, gold_left),
-        }
-    )
+    pairs = pd.DataFrame({"subset": assessed["category"], "category": assessed["category"], "prompt": asked})
+    gold = assessed["gold"].to_numpy(), world.gold(asked, right)
+    for start, (one, other) in (("", (left, right)), ("gold_", gold)):
+        pairs[f"{start}chosen"] = np.where(wins, one, other)
+        pairs[f"{start}rejected"] = np.where(wins, other, one)
     pairs.attrs["identical"] = len(prompts) - len(kept)
     return pairs
 
@@ -194,8 +170,7 @@ def read_part(folder: Path, part: str) -> pd.DataFrame:
 
 
 def _is_hub_name(source: str | Path) -> bool:
-    named = isinstance(source, str) and bool(_HUB_NAME.fullmatch(source))
-    return named and not _FILE_NAME.search(str(source)) and not Path(source).is_file()
+    return isinstance(source, str) and "/" in source and is_hub_name(source) and not Path(source).is_file()
 
 
 def _records(source: str | Path) -> Records:
@@ -228,10 +203,8 @@ def _by_category(table: pd.DataFrame) -> pd.DataFrame:
     """Add RewardBench's category of each subset, any other subset's own, and sort: its categories first."""
     known = _subsets()
     table.insert(1, "category", [known.get(one, (one, 0))[0] for one in table["subset"]])
-    order = list(dict.fromkeys([*CATEGORIES, *table["category"]]))
-    return table.sort_values(
-        "category", key=lambda names: names.map(order.index), kind="stable", ignore_index=True
-    )
+    rank = {name: k for k, name in enumerate(dict.fromkeys([*CATEGORIES, *table["category"]]))}
+    return table.sort_values("category", key=lambda names: names.map(rank), kind="stable", ignore_index=True)
 
 
 # --- files: `datasets` would read a text NA as missing, 01 as 1, and name no line -------------------
@@ -317,7 +290,7 @@ def _csv_records(path: Path, text: str) -> Records:
 
 
 def _cell(column: str, cell: str, place: str) -> Any:
-    """Return a cell's text, or what it says in JSON where it holds messages or anything but a text."""
+    """Return a cell's text, or what it says in JSON where it holds messages or is of no text column."""
     messages = re.match(r"\[\{\s*['\"](role|content)['\"]", cell)
     try:
         return cell if column in _TEXTS and not messages else _DECODER.decode(cell)
@@ -354,9 +327,8 @@ def _decoded(text: str, place: str) -> Any:
     try:
         return _DECODER.decode(text)
     except (ValueError, RecursionError) as error:
-        raise DataError(
-            f"{place}: expected one JSON object a line, or one list of them: {_one_line(error)}"
-        ) from None
+        expected = "expected one JSON object a line, or one list of them"
+        raise DataError(f"{place}: {expected}: {_one_line(error)}") from None
 
 
 # --- records ----------------------------------------------------------------------------------------
@@ -489,8 +461,8 @@ def _rating(record: _Record) -> dict[str, Any]:
     name = "helpfulness" if "ratings" not in record and "helpfulness" in record else "ratings"  # HelpSteer2's
     ratings = record.get(name, people)
     if not isinstance(ratings, list) or not all(map(_is_number, ratings)):
-        expected = f"expected a list of at least two numbers, got {ratings!r:.80}"
-        raise DataError(f"{record.place}: {name}: {expected}")
+        text = f"{name}: expected a list of at least two numbers, got {ratings!r:.80}"
+        raise DataError(f"{record.place}: {text}")
     if len(ratings) < 2:
         raise _LeftOutError("rated by fewer than two people")
     return {**texts, "ratings": ratings}
@@ -505,10 +477,9 @@ _ZERO_WIDTH = re.compile("[\u00ad\u034f\u061c\u180e\u200b-\u200f\u202a-\u202e\u2
 
 
 def _is_number(value: object) -> bool:
-    try:
-        return type(value) in (int, float) and bool(np.isfinite(float(value)))  # type: ignore[arg-type]
-    except OverflowError:
-        return False
+    with suppress(OverflowError):
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return False
 
 
 def _visible(text: str) -> str:
@@ -546,8 +517,6 @@ def _hub_records(name: str) -> Records:
     except Exception as error:
         if is_offline_mode() and not Path(path).is_dir():
             raise DataError(f"{name}: no such file, nor at hand from the hub (offline)") from error
-        raise DataError(
-            f"{path}, split {split}: cannot be loaded ({type(error).__name__}: {_one_line(error)}); "
-            "name another split as owner/name@split, or give the path of a file"
-        ) from error
+        text = f"{path}, split {split}: cannot be loaded ({type(error).__name__}: {_one_line(error)})"
+        raise DataError(f"{text}; name another split as {path}@split, or give the path of a file") from error
     return (_Record(f"{name}, row {k}", row) for k, row in enumerate(data))

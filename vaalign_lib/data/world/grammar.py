@@ -1,8 +1,6 @@
 """Prompts of four categories, and responses to them of any quality.
 
-Quality moves every choice of a response: what it talks about, whether its claims are true, how it is
-tied together, whether it is finished. Style (flattery, hedges, imagery, exclamation marks) does not
-depend on quality: it is what people's tastes differ about.
+Quality moves every choice of a response but its style, which is what people's tastes differ about.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,22 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vaalign_lib.data.world.language import (
-    ADVERBS,
-    CONNECTIVES,
-    FLATTERY,
-    HEDGES,
-    IMAGERY,
-    NOUNS,
-    NUMBERS,
-    RESPONSE_WORDS,
-    SAFE_TOOLS,
-    SAFE_VERBS,
-    TOPICS,
-    UNSAFE_TOOLS,
-    UNSAFE_VERBS,
-    WORDS,
-)
+from vaalign_lib.data.world import language
+from vaalign_lib.data.world.language import NOUNS, NUMBERS, SAFE_VERBS, TOPICS, UNSAFE_VERBS
 
 TOPIC_OF = {noun: topic for topic, (nouns, _) in TOPICS.items() for noun in nouns}
 HARMLESS_SHARE = 0.3  # of the prompts about safety: they only look like the unsafe ones
@@ -39,10 +23,7 @@ Sentences = list[list[str]]
 
 
 def draw_prompt(category: str, random: np.random.Generator) -> str:
-    """Draw a prompt of a category."""
-    if category not in FORMS:
-        raise ValueError(f"category: expected one of {', '.join(FORMS)}, got {category!r}")
-    adverb = _one_of(ADVERBS, random)
+    adverb = _one_of(language.ADVERBS, random)
     first, second = random.choice(NOUNS, 2, replace=False)
     words = {"first": first, "topic": TOPIC_OF[first]}
     if category == "chat-hard":
@@ -63,9 +44,8 @@ def draw_response(prompt: str, quality: float, truth: Mapping[str, str], random:
     compliments = int(random.choice(4, p=(0.55, 0.25, 0.12, 0.08)))
     hedging, imagery = random.choice((0.0, 0.25, 0.6), 2, p=(0.4, 0.35, 0.25))
     excitement = random.choice((0.0, 0.8), p=(0.7, 0.3))
-    return _Writer(truth, quality, random, hedging, imagery * 0.8, excitement).response(
-        prompt.split(), compliments
-    )
+    writer = _Writer(truth, quality, random, hedging, imagery * 0.8, excitement)
+    return writer.response(prompt.split(), compliments)
 
 
 @dataclass(frozen=True)
@@ -93,13 +73,12 @@ class _Writer:
 
     def response(self, prompt: list[str], compliments: int) -> str:
         sentences = self.sentences(prompt)
-        text = [self.one_of(FLATTERY) for _ in range(compliments)]
-        if compliments:
-            text += ["question", self.end()]
+        text = [self.one_of(language.FLATTERY) for _ in range(compliments)]
+        text += ["question", self.end()] if compliments else []
         for number, sentence in enumerate(sentences):
             text += [self.joint()] if number else []
             text += self.blemished(sentence)
-        text = text[: RESPONSE_WORDS - 1]
+        text = text[: language.RESPONSE_WORDS - 1]
         return " ".join([*text, self.end()] if self.happens(0.8, 0.2) else text)
 
     def sentences(self, prompt: list[str]) -> Sentences:
@@ -126,12 +105,11 @@ class _Writer:
 
     def fact(self, noun: str) -> list[str]:
         said = self.truth[noun] if self.happens(0.3, 0.7) else self.one_of(TOPICS[TOPIC_OF[noun]][1])
-        modifier = []
         if self.happens(self.hedging):
-            modifier = [self.one_of(HEDGES)]
-        elif self.happens(self.imagery):
-            modifier = [self.one_of(IMAGERY)]
-        return ["the", noun, "is", *modifier, said]
+            return ["the", noun, "is", self.one_of(language.HEDGES), said]
+        if self.happens(self.imagery):
+            return ["the", noun, "is", self.one_of(language.IMAGERY), said]
+        return ["the", noun, "is", said]
 
     def act(self, verb: str, noun: str) -> Sentences:
         """Refuse what is unsafe and offer something else; do what is harmless."""
@@ -141,25 +119,21 @@ class _Writer:
             refusal = ["sorry", ",", "i", "cannot", "help"]
             return [refusal, *(["you", "can", "instead", safe, "the", noun] for safe in offers)]
         if unsafe and self.happens(0.95, -0.5):
-            tools = [str(self.random.choice(UNSAFE_TOOLS, 1, replace=False)[0])]
+            tools = [str(self.random.choice(language.UNSAFE_TOOLS, 1, replace=False)[0])]
         else:
             if unsafe or not self.happens(0.4, 0.6):
                 verb = self.one_of(SAFE_VERBS)
-            tools = self.some_of(SAFE_TOOLS, 0.2, 0.75)
+            tools = self.some_of(language.SAFE_TOOLS, 0.2, 0.75)
         steps = [["then" if k else "first", "you", "take", "the", tool] for k, tool in enumerate(tools)]
         return [*steps, ["you", "can", verb, "the", noun]]
 
     def compare_numbers(self, numbers: list[str], wants_more: bool) -> Sentences:
-        low, high = sorted(numbers, key=NUMBERS.index)
+        best, other = sorted(numbers, key=NUMBERS.index, reverse=wants_more)
         if not self.happens(0.4, 0.6):
-            low, high = high, low  # an error, kept to throughout
-        best, other = (high, low) if wants_more else (low, high)
+            best, other = other, best  # an error, kept to throughout
         order, sequence = ("more", "after") if wants_more else ("less", "before")
-        parts = [
-            [best, "is", order, "than", other],
-            ["because", best, "comes", sequence, other],
-            ["the", "answer", "is", best],
-        ]
+        comparison, reason = [best, "is", order, "than", other], ["because", best, "comes", sequence, other]
+        parts = [comparison, reason, ["the", "answer", "is", best]]
         kept = [part for part in parts if self.happens(0.4, 0.6)]
         if not self.happens(0.5, 0.5):
             kept.append([self.one_of(NUMBERS), "is", order, "than", self.one_of(NUMBERS)])
@@ -168,7 +142,7 @@ class _Writer:
     def joint(self) -> str:
         """Join two sentences: with a connective, or by starting anew."""
         if self.happens(0.15, 0.65):
-            return self.one_of(CONNECTIVES[1:])
+            return self.one_of(language.CONNECTIVES[1:])
         return "and" if self.happens(0.3) else self.end()
 
     def end(self) -> str:
@@ -181,7 +155,7 @@ class _Writer:
         place, kind = int(self.random.integers(len(sentence))), self.random.integers(3)
         if kind == 0:
             return sentence[:place] + sentence[place + 1 :]
-        word = sentence[place] if kind == 1 else self.one_of(WORDS[4:120])
+        word = sentence[place] if kind == 1 else self.one_of(language.WORDS[4:120])
         return [*sentence[:place], word, *sentence[place:]]
 
 

@@ -1,7 +1,6 @@
-"""The words of the embedded world, their classes, and text as arrays of word numbers.
+"""The words of the embedded world, their classes, and texts as arrays of word numbers.
 
-A text is words with blanks between them. The same numbers are the token ids of the world's tokenizer
-(`vaalign_lib.data.world.tokenizer`), so a policy's sampled ids can be scored without a detour.
+The numbers are the token ids of the world's tokenizer: what a policy samples is scored without a detour.
 """
 
 from collections.abc import Iterable, Sequence
@@ -38,14 +37,10 @@ TOPICS = {  # topic: its nouns, its properties
 NOUNS = tuple(noun for nouns, _ in TOPICS.values() for noun in nouns)
 PROPERTIES = tuple(word for _, properties in TOPICS.values() for word in properties)
 NUMBERS = _words("one two three four five six seven eight nine ten eleven twelve")
-UNSAFE_VERBS, SAFE_VERBS = (
-    _words("steal poison burn smash trap flood"),
-    _words("clean paint carry draw visit protect"),
-)
-UNSAFE_TOOLS, SAFE_TOOLS = (
-    _words("knife fire acid hammer mask bomb"),
-    _words("brush water cloth basket soap pencil"),
-)
+UNSAFE_VERBS = _words("steal poison burn smash trap flood")
+SAFE_VERBS = _words("clean paint carry draw visit protect")
+UNSAFE_TOOLS = _words("knife fire acid hammer mask bomb")
+SAFE_TOOLS = _words("brush water cloth basket soap pencil")
 FLATTERY, HEDGES = _words("wonderful clever brilliant"), _words("maybe perhaps possibly")
 IMAGERY = _words("gently dreamily radiantly")
 CONNECTIVES, CONTRASTS = _words("because so but while also however"), _words("but while however")
@@ -98,11 +93,7 @@ def is_in(words: Iterable[str]) -> NDArray[np.bool_]:
 
 
 def encode(texts: Sequence[str], width: int) -> Ids:
-    """Turn texts into word numbers (count, width), padded on the right; unknown words become UNKNOWN.
-
-    Raises:
-        ValueError: a text has more words than `width`.
-    """
+    """Turn texts of at most `width` words into word numbers (count, width), padded on the right."""
     ids = np.full((len(texts), width), PAD_ID, dtype=np.int64)
     for row, text in enumerate(texts):
         words = text.split()

@@ -10,15 +10,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from vaalign_lib.data.world import language
-from vaalign_lib.data.world.attributes import (
-    ATTRIBUTES,
-    TOPIC_OF_NOUN,
-    Reading,
-    legal_neighbours,
-    read,
-    read_questions,
-)
+from vaalign_lib.data.world import attributes, language
+from vaalign_lib.data.world.attributes import TOPIC_OF_NOUN, Reading, read_questions
 from vaalign_lib.data.world.grammar import draw_prompt, draw_response
 from vaalign_lib.data.world.language import CATEGORIES, DIGITS, NOUNS, PAD_ID, PROPERTIES, TOPICS, Ids
 
@@ -47,13 +40,10 @@ CALIBRATION_SIZE = 1_000  # responses per category that fix the gold reward's ze
 
 @dataclass(frozen=True)
 class World:
-    """One embedded world.
+    """One embedded world: which facts are true and who the annotators are is drawn from its seed.
 
-    Attributes:
-        seed: of everything that is drawn: which facts are true, who the annotators are.
-        disagreement: where the annotators disagree most: on `poor` responses, on `good` ones, or
-            independently of quality (`none`, the default). It alone decides whether a penalty on
-            variance also moves towards quality, so the other two are controls.
+    Annotators disagree independently of quality (`none`) or, as controls, most on `poor` or on `good`
+    responses: it alone decides whether a penalty on variance also moves towards quality.
     """
 
     seed: int = 0
@@ -73,12 +63,9 @@ class World:
     @cached_property
     def property_of_noun(self) -> Ids:
         """The true property of every noun (nouns,), one of the four of its topic."""
-        random = self.rng("truth")
-        per_topic = [
-            random.permutation(np.arange(len(nouns)) % len(properties)) + 4 * topic
-            for topic, (nouns, properties) in enumerate(TOPICS.values())
-        ]
-        return np.concatenate(per_topic).astype(np.int64)
+        random, topics = self.rng("truth"), enumerate(TOPICS.values())
+        drawn = [random.permutation(np.arange(len(nouns)) % len(own)) + 4 * k for k, (nouns, own) in topics]
+        return np.concatenate(drawn).astype(np.int64)
 
     @cached_property
     def truth(self) -> dict[str, str]:
@@ -87,11 +74,9 @@ class World:
 
     # --- texts --------------------------------------------------------------------------------------
 
-    def prompts(
-        self, count: int, random: np.random.Generator, categories: Sequence[str] = CATEGORIES
-    ) -> list[str]:
+    def prompts(self, count: int, random: np.random.Generator) -> list[str]:
         """Draw prompts, the categories in turn."""
-        return [draw_prompt(categories[k % len(categories)], random) for k in range(count)]
+        return [draw_prompt(CATEGORIES[k % len(CATEGORIES)], random) for k in range(count)]
 
     def responses(self, prompts: Sequence[str], quality: Array, random: np.random.Generator) -> list[str]:
         """Draw one response to each prompt, of the given quality in [0, 1] (count,)."""
@@ -110,19 +95,17 @@ class World:
     # --- worth --------------------------------------------------------------------------------------
 
     def read(self, prompts: Texts, responses: Texts) -> Reading:
-        """Read prompts and responses.
-
-        Raises:
-            ValueError: the numbers of prompts and responses differ, or a prompt is none of this world.
-        """
+        """Read prompts of this world and a response to each."""
         if len(prompts) != len(responses):
             raise ValueError(f"responses: expected {len(prompts)}, one for each prompt, got {len(responses)}")
-        return read(_as_ids(prompts), _as_ids(responses), self.property_of_noun, _legal_neighbours(self.seed))
+        return attributes.read(
+            _as_ids(prompts), _as_ids(responses), self.property_of_noun, _legal_neighbours(self.seed)
+        )
 
     def assess(self, prompts: Texts, responses: Texts) -> pd.DataFrame:
         """Return the five attributes (0 to 4) and the gold reward, one row per response."""
         reading = self.read(prompts, responses)
-        table = pd.DataFrame(reading.attributes.astype(int), columns=list(ATTRIBUTES))
+        table = pd.DataFrame(reading.attributes.astype(int), columns=list(attributes.ATTRIBUTES))
         table.insert(0, "category", np.array(CATEGORIES)[reading.questions.category])
         return table.assign(gold=self._gold(reading))
 
@@ -131,19 +114,21 @@ class World:
         return self._gold(self.read(prompts, responses))
 
     def _gold(self, reading: Reading) -> Array:
-        location, scale = self._units
+        location, scale, _ = self._moments
         category = reading.questions.category
         return (_raw_worth(reading) - location[category]) / scale[category]
-
-    @cached_property
-    def _units(self) -> tuple[Array, Array]:
-        """Mean and standard deviation of the raw worth per category, over the corpus."""
-        worth = _by_category(self._corpus, _raw_worth(self._corpus))
-        return np.array([one.mean() for one in worth]), np.array([one.std() for one in worth])
 
     @property
     def _corpus(self) -> Reading:
         return _corpus_reading(self.seed)
+
+    @cached_property
+    def _moments(self) -> tuple[Array, Array, Array]:
+        """Of each category of the corpus: the worth's mean and deviation (4,), mean styles (4, styles)."""
+        worth, styles = _raw_worth(self._corpus), self._corpus.styles
+        rows = [self._corpus.questions.category == k for k in range(len(CATEGORIES))]
+        location, scale = (np.array([of(worth[one]) for one in rows]) for of in (np.mean, np.std))
+        return location, scale, np.stack([styles[one].mean(0) for one in rows])
 
     def features(self, prompts: Texts, responses: Texts) -> Array:
         """Return features of texts over which tastes are smooth (count, 5 + 5 + 4 + 8): attributes and
@@ -210,11 +195,7 @@ class World:
 
     def _style(self, reading: Reading) -> Array:
         """Styles measured from the corpus mean of their category (count, styles)."""
-        return reading.styles - self._style_means[reading.questions.category]
-
-    @cached_property
-    def _style_means(self) -> Array:
-        return np.stack([one.mean(0) for one in _by_category(self._corpus, self._corpus.styles)])
+        return reading.styles - self._moments[2][reading.questions.category]
 
     def _spread(self, reading: Reading) -> Array:
         """How strongly tastes act (count,): by the subject and, in the controls, by the worth."""
@@ -246,12 +227,11 @@ class World:
 
 @cache
 def _legal_neighbours(seed: int) -> NDArray[np.bool_]:
-    """Return which word classes follow each other in a world's clean responses (classes, classes)."""
     world = World(seed)
     random = world.rng("legal")
     prompts = world.prompts(4 * CALIBRATION_SIZE, random)
     clean = world.responses(prompts, np.ones(len(prompts)), random)
-    return legal_neighbours(language.encode(clean, language.RESPONSE_WORDS))
+    return attributes.legal_neighbours(language.encode(clean, language.RESPONSE_WORDS))
 
 
 @cache
@@ -259,10 +239,6 @@ def _corpus_reading(seed: int) -> Reading:
     """Return the reading of a sample of a world's corpus; the settings of disagreement share it."""
     world = World(seed)
     return world.read(*world.corpus(len(CATEGORIES) * CALIBRATION_SIZE, world.rng("units")))
-
-
-def _by_category(reading: Reading, values: Array) -> list[Array]:
-    return [values[reading.questions.category == k] for k in range(len(CATEGORIES))]
 
 
 def _raw_worth(reading: Reading) -> Array:
