@@ -34,10 +34,7 @@ from vaalign_lib.store import content_key, content_of
 
 @dataclass(frozen=True)
 class RewardStudy(Study):
-    """The data of notebook 03 and how to get everything that follows from it.
-
-    Folders and heads stay the same as long as it lives, whatever happens to the code meanwhile.
-    """
+    """The data of notebook 03 and all that follows; folders and heads stay the same as long as it lives."""
 
     data: pd.DataFrame = field(kw_only=True)
     data_folder: Path = field(kw_only=True)
@@ -81,8 +78,8 @@ class RewardStudy(Study):
         return pd.read_parquet(self.reward_model / "log.parquet")
 
     def features(self, part: str) -> dict[str, Tensor]:
-        """Return what heads see of a part's pairs: `chosen`, `rejected` (pairs, width), and the stage-1
-        scores `chosen_score`, `rejected_score` (pairs,).
+        """Return what heads see of a part's pairs, `chosen` and `rejected` (pairs, width), and the scores
+        of stage 1, `chosen_score` and `rejected_score` (pairs,).
         """
         return load_file(self._features(part) / "features.safetensors")
 
@@ -112,10 +109,9 @@ class RewardStudy(Study):
         keep_first: bool = False,
         repeat: int = 0,
     ) -> tuple[Heads, dict[int, Heads]]:
-        """Return trained heads and copies of them on the way, the same for the same arguments.
+        """Return heads and copies of them, as `train_heads` does, the same ones for the same arguments.
 
-        See `train_heads`; `keep_first` puts the head of stage 1 in the first place, each `repeat` draws
-        weights and samples of its own.
+        `keep_first` puts the head of stage 1 in the first place, each `repeat` is a draw of its own.
         """
         options: dict[str, Any] = {"kind": kind, "ensembles": ensembles, "pairs_each": pairs_each}
         key = content_key(
@@ -172,14 +168,8 @@ def settings_of(profile: Profile, backbone: str) -> RewardModel:
 def prepare(
     study: Study, *, reference: Path | None, pairs: str = "", evaluation: str = "", backbone: str = ""
 ) -> RewardStudy:
-    """Read or draw the pairs.
-
-    Args:
-        study: store, profile and seed.
-        reference: a reference policy's folder; embedded data needs one.
-        pairs: `embedded`, a file or a hub data set; like `backbone`, empty means the profile's.
-        evaluation: the same; empty with `pairs` given means a part of these.
-        backbone: a name or path.
+    """Read the pairs of a file or a hub data set, or draw `embedded` ones, which need a reference policy's
+    folder. What is empty is the profile's; without `evaluation`, `pairs` that are given are divided.
     """
     sizes = study.profile.reward_data
     evaluation = evaluation or ("" if pairs else sizes.evaluation)
@@ -222,14 +212,8 @@ def reward_source(
     variance_of: VarianceOf = "member",
     repeat: int = 0,
 ) -> RewardSource:
-    """Return an ensemble as the source of rewards that policies are trained with.
-
-    Args:
-        study: with its reward model.
-        kind: of heads, of which `paper` is the paper's recipe; or `backbones`, separate small ones.
-        independent: an ensemble for every policy, each with pairs of its own, instead of one for all.
-        variance_of: a single member's variance, as in the paper, or that of the mean.
-        repeat: number of the whole draw of heads.
+    """Return an ensemble as the source of rewards that policies are trained with: heads of a kind, or
+    separate small `backbones`; `independent` is one for every policy, with pairs of its own.
     """
     shared: dict[str, Any] = {"truth": true_reward(study), "variance_of": variance_of}
     if kind == "backbones":

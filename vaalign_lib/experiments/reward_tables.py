@@ -31,8 +31,8 @@ from vaalign_lib.rewards.calibration import (
     rank_correlation,
     sample_variance,
 )
-from vaalign_lib.rewards.classifier import TINY, reader
-from vaalign_lib.rewards.heads import HeadKind, Heads
+from vaalign_lib.rewards.classifier import SIDES, TINY, reader
+from vaalign_lib.rewards.heads import HeadKind, Heads, steps_of
 from vaalign_lib.rewards.simulated_judge import PersistentJudges, SimulatedJudge
 from vaalign_lib.statistics.arrays import Array
 from vaalign_lib.statistics.tests import Estimate, proportion
@@ -79,7 +79,12 @@ Kinds = Mapping[str, Mapping[str, Scores]]  # by kind of ensemble and part of th
 
 def scores_of_heads(heads: Heads, features: Mapping[str, Tensor]) -> Scores:
     """Return what the first ensemble of a grid of heads says about pairs."""
-    return Scores(*(heads.scores(features[side])[0].T.double().numpy() for side in ("chosen", "rejected")))
+    return Scores(*(_scored(heads, features[side]) for side in SIDES))
+
+
+def _scored(heads: Heads, features: Tensor) -> Array:
+    """Return the scores of features by the first ensemble of a grid (responses, members)."""
+    return np.asarray(heads.scores(features)[0].T.double().numpy())
 
 
 def ensembles_of(study: RewardStudy) -> dict[str, Heads]:
@@ -99,8 +104,7 @@ def all_kinds(study: RewardStudy) -> dict[str, dict[str, Scores]]:
     if study.backbone == TINY:  # separate backbones are trained in the tiny architecture only
         found = {part: study.backbones(part) for part in features}
         scores[BACKBONES] = {
-            part: Scores(f["chosen"].double().numpy(), f["rejected"].double().numpy())
-            for part, f in found.items()
+            part: Scores(*(f[side].double().numpy() for side in SIDES)) for part, f in found.items()
         }
     return scores
 
@@ -112,13 +116,11 @@ def accuracy_table(study: RewardStudy) -> pd.DataFrame:
     """Return how often the reward model of stage 1 ranks pairs as labelled, and as the gold reward."""
     pairs, features = study.part("evaluation"), study.features("evaluation")
     gap = (features["chosen_score"] - features["rejected_score"]).double().numpy()
-    labels = {"labels": (gap > 0, np.ones(len(gap), dtype=bool))}
+    tables = [accuracy_by_category(pairs, gap > 0).assign(against="labels")]
     if study.embedded:
-        labels["gold reward"] = ranked_rightly(gap, pairs)
-    tables = [
-        accuracy_by_category(pairs[counted], correct[counted]).assign(against=against)
-        for against, (correct, counted) in labels.items()
-    ]
+        correct, counted = ranked_rightly(gap, pairs)
+        table = accuracy_by_category(pairs[counted], correct[counted])
+        tables.append(table.assign(against="gold reward"))
     return pd.concat(tables, ignore_index=True)
 
 
@@ -134,10 +136,7 @@ def ranked_rightly(gap: Array, pairs: pd.DataFrame) -> tuple[NDArray[np.bool_], 
 
 
 def figure_8_table(study: RewardStudy, scores: Scores) -> pd.DataFrame:
-    """Return the variances of Figure 8, a row per pair: `category`, `accepted`, `difference`, `share`.
-
-    `difference_ratio_fresh` and `accepted_fresh` leave out the first model, the head of stage 1.
-    """
+    """Return the variances of Figure 8, a row per pair; `..._fresh` are without the first, stage 1's."""
     return pd.DataFrame(
         {
             "category": study.part("evaluation")["category"],
@@ -151,13 +150,10 @@ def figure_8_table(study: RewardStudy, scores: Scores) -> pd.DataFrame:
 
 
 def steps_table(study: RewardStudy, points: int = 10) -> tuple[pd.DataFrame, dict[int, Heads]]:
-    """Return variances along training for the paper's recipe and for longer training with larger steps.
-
-    Returns:
-        A row per recipe and step, and the heads of the paper's recipe by step.
+    """Return variances along training for the paper's recipe and for longer training with larger steps, a
+    row per recipe and step, and the heads of the paper's recipe by step.
     """
     features, sizes = study.features("evaluation"), study.profile.ensembles
-    pairs = len(study.part("train"))
     recipes: dict[str, tuple[HeadKind, HeadTraining, bool]] = {
         PAPER: ("paper", sizes.paper, True),
         "same data, larger steps": ("paper", sizes.trained, False),
@@ -165,31 +161,23 @@ def steps_table(study: RewardStudy, points: int = 10) -> tuple[pd.DataFrame, dic
     }
     rows, copies = [], {}
     for recipe, (kind, settings, keep_first) in recipes.items():
-        last = int(np.ceil(settings.epochs * np.ceil(pairs / settings.batch_size)))
+        last = steps_of(settings, len(study.part("train")))
         steps = sorted({0, *np.geomspace(1, last, points).astype(int).tolist(), last})
         _, copies[recipe] = study.heads(kind, settings, snapshots=steps, keep_first=keep_first)
         for step, heads in copies[recipe].items():
             scores = scores_of_heads(heads, features)
             gaps = torch.as_tensor(scores.chosen - scores.rejected)
-            rows.append(
-                {
-                    "recipe": recipe,
-                    "step": step,
-                    "accepted": np.median(sample_variance(scores.chosen)),
-                    "difference": np.median(scores.gap_variance),
-                    "loss": float(-torch.nn.functional.logsigmoid(gaps).mean()),
-                }
-            )
-    return pd.DataFrame(rows), copies[PAPER]
+            variances = np.median(sample_variance(scores.chosen)), np.median(scores.gap_variance)
+            rows.append([recipe, step, *variances, float(-torch.nn.functional.logsigmoid(gaps).mean())])
+    columns = ["recipe", "step", "accepted", "difference", "loss"]
+    return pd.DataFrame(rows, columns=columns), copies[PAPER]
 
 
 def kinds_table(study: RewardStudy, kinds: Kinds) -> pd.DataFrame:
     """Return what tells the kinds apart, a row each.
 
-    Columns: `relative_variance` (median variance of accepted responses over the variance of the mean
-    reward), `difference_ratio` (median), `accuracy` and, where there is a gold reward,
-    `rank_correlation` of squared error and variance and `temperature`; else `label_loss` without and
-    with the variances.
+    `relative_variance` is the median variance of accepted responses over that of the mean reward. Errors are
+    of the gold reward; where there is none, `label_loss` is without and with the variances.
     """
     pairs, held_out = study.part("evaluation"), study.part("held_out")
     rows = []
@@ -240,10 +228,10 @@ def gold_errors(
 
 def dropping_table(study: RewardStudy, kinds: Kinds) -> pd.DataFrame:
     """Return accuracy once the pairs of largest variance are left out, a row per kind and share."""
-    tables = []
+    pairs, tables = study.part("evaluation"), []
     for kind, parts in kinds.items():
         scores = parts["evaluation"]
-        correct, counted = ranked_rightly(scores.gap, study.part("evaluation"))
+        correct, counted = ranked_rightly(scores.gap, pairs)
         table = accuracy_after_dropping(correct[counted], scores.gap_variance[counted])
         tables.append(table.assign(kind=kind))
     return pd.concat(tables, ignore_index=True)
@@ -253,24 +241,20 @@ def dropping_table(study: RewardStudy, kinds: Kinds) -> pd.DataFrame:
 
 
 def independent_gaps(heads: Heads, features: Mapping[str, Tensor]) -> Array:
-    """Return every head's score of the chosen minus the rejected response (ensembles, members, pairs).
-
-    Differences, for Bradley-Terry labels leave an ensemble's zero point open.
+    """Return every head's score of the chosen minus the rejected response (ensembles, members, pairs), for
+    Bradley-Terry labels leave an ensemble's zero point open.
     """
     gaps = heads.scores(features["chosen"]) - heads.scores(features["rejected"])
     return gaps.double().numpy()
 
 
 def spread_errors(gaps: Array) -> tuple[Array, Array]:
-    """Return how far ensembles trained independently are from the mean of all, with what each says about
-    itself, from gaps (ensembles, members, pairs).
-
-    Pair k is judged by ensemble k modulo their number, so that a row rests on one ensemble. The
-    deviation is enlarged by sqrt(E / (E - 1)), for the mean contains the ensemble itself.
+    """Return how far independent ensembles are from the mean of all, with what each says about itself, from
+    gaps (ensembles, members, pairs). Pair k is judged by ensemble k modulo their number E; the deviation is
+    enlarged by sqrt(E / (E - 1)), for the mean contains the ensemble itself.
     """
     ensembles, _, pairs = gaps.shape
-    mean = gaps.mean(1)
-    rows = np.arange(pairs)
+    mean, rows = gaps.mean(1), np.arange(pairs)
     one = rows % ensembles
     error = (mean - mean.mean(0))[one, rows] * np.sqrt(ensembles / (ensembles - 1))
     variance = gaps.var(1, ddof=1)[one, rows]
@@ -286,13 +270,10 @@ def spread_correlations(gaps: Array) -> Array:
 
 
 def calibration_tables(errors: Mapping[str, Questions]) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
-    """Return error by deviation, coverage, and temperatures, before and after the repair.
-
-    For each question its `held_out` errors and variances fit the temperature of its `evaluation` ones.
+    """Return error by deviation and coverage of each question's `evaluation` errors, before and after the
+    repair by a temperature that the `held_out` ones fit; and these temperatures.
     """
-    bins: list[pd.DataFrame] = []
-    covered: list[pd.DataFrame] = []
-    temperatures = []
+    bins, covered, temperatures = [], [], []
     for against, parts in errors.items():
         temperature = fit_temperature(*parts["held_out"])
         deviations, variances = parts["evaluation"]
@@ -300,14 +281,11 @@ def calibration_tables(errors: Mapping[str, Questions]) -> tuple[pd.DataFrame, p
         row = {"against": against, "temperature": temperature, "rank_correlation": found.value}
         temperatures.append(row | {"low": found.low, "high": found.high})
         for repaired, factor in ((False, 1.0), (True, temperature**2)):
-            for tables, measure in ((bins, error_by_deviation), (covered, coverage)):
-                table = measure(deviations, factor * variances)  # type: ignore[operator]
-                tables.append(table.assign(against=against, repaired=repaired))
-    return (
-        pd.concat(bins, ignore_index=True),
-        pd.concat(covered, ignore_index=True),
-        pd.DataFrame(temperatures),
-    )
+            told = {"against": against, "repaired": repaired}
+            bins.append(error_by_deviation(deviations, factor * variances).assign(**told))
+            covered.append(coverage(deviations, factor * variances).assign(**told))
+    tables = [pd.concat(one, ignore_index=True) for one in (bins, covered)]
+    return tables[0], tables[1], pd.DataFrame(temperatures)
 
 
 def members_calibration(
@@ -346,12 +324,10 @@ def reference_table(world: World, references: Mapping[str, Path], count: int, se
     for architecture, folder in references.items():
         for temperature in (1.0, TEMPERATURE):
             answers = sample_reference(folder, prompts, seed, temperature)
-            table = world.assess(prompts, answers).groupby("category", sort=False)
-            rows.append(
-                table.mean(numeric_only=True)
-                .assign(gold_sd=table["gold"].std(), policy=f"{architecture}-like, T = {temperature:g}")
-                .reset_index()
-            )
+            table, policy = world.assess(prompts, answers), f"{architecture}-like, T = {temperature:g}"
+            groups = table.groupby("category", sort=False)
+            means = groups.mean(numeric_only=True).assign(gold_sd=groups["gold"].std(), policy=policy)
+            rows.append(means.reset_index())
     return pd.concat(rows, ignore_index=True)
 
 
@@ -369,11 +345,9 @@ def selection_table(
     answers = sample_reference(reference, asked, seed)
     features, single = study.read(asked, answers)
     proxies = {"gold reward": world.gold(asked, answers), "reward model": single.double().numpy()}
-    for name, heads in ensembles.items():
-        proxies[name] = heads.scores(features)[0].mean(0).double().numpy()
+    proxies |= {name: heads.scores(features)[0].mean(0).double().numpy() for name, heads in ensembles.items()}
     everyone = np.zeros(len(asked), dtype=np.int64)
-    for name, judge in judges.items():
-        proxies[name] = judge.judge(asked, answers, everyone).midpoint()
+    proxies |= {name: one.judge(asked, answers, everyone).midpoint() for name, one in judges.items()}
     category = world.assess(prompts, answers[:: sizes.samples])["category"].to_numpy()
     shaped = {name: values.reshape(sizes.prompts, sizes.samples) for name, values in proxies.items()}
     ns = tuple(n for n in (1, 2, 4, 8, 16, 32, 64) if n <= sizes.samples)
@@ -383,9 +357,8 @@ def selection_table(
 def persistence_table(
     judge: SimulatedJudge, prompts: Sequence[str], responses: Sequence[str], judges: int, queries: int
 ) -> pd.DataFrame:
-    """Return the variance over judges of each text's mean reward, asked `queries` times.
-
-    A fresh judge draws anew for every query, so its mean forgets; a persistent one answers alike.
+    """Return the variance over judges of each text's mean reward, asked `queries` times: of fresh ones, which
+    draw anew for every query, and of persistent ones, which answer alike.
     """
     persistent = PersistentJudges(judge, judge.world.features, seed=judge.world.seed)
     random = np.random.default_rng(0)
@@ -410,7 +383,7 @@ def novelty_table(
     rows = []
     for name, heads in ensembles.items():
         scores = kinds[name]["evaluation"]
-        outside = np.median(sample_variance(heads.scores(features)[0].T.double().numpy()))
+        outside = np.median(sample_variance(_scored(heads, features)))
         inside, unit = np.median(sample_variance(scores.chosen)), scores.reward_variance
         rows.append({"kind": name, "inside": inside / unit, "outside": outside / unit})
     return pd.DataFrame(rows)
@@ -433,7 +406,7 @@ def ratings_table(
     people = np.array([np.var(row, ddof=1) for row in ratings["ratings"]])
     tables, told = [], []
     for name, heads in ensembles.items():
-        models = sample_variance(heads.scores(features)[0].T.double().numpy())
+        models = sample_variance(_scored(heads, features))
         found = rank_correlation(np.sqrt(people), models)
         told.append(f"ρ = {found.value:+.2f} [{found.low:+.2f}, {found.high:+.2f}], n = {found.count}")
         tables.append(pd.DataFrame({"kind": name, "models": models, "people": people}))

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
@@ -15,38 +16,35 @@ ONE, OTHER = style.SERIES[:2]
 
 
 def world_disagreement(table: pd.DataFrame) -> Figure:
-    """Annotators' variance against the gold reward, in the three settings.
-
-    `table`: a row per response and setting: `setting`, `gold`, `variance`, `correlation` (Spearman).
+    """Annotators' variance against the gold reward in three settings, from a row per response and setting:
+    `setting`, `gold`, `variance`, `correlation` (Spearman).
     """
     names = {"none": "on no kind", "poor": "on poor responses", "good": "on good responses"}
+    told = []
     with style.canvas(7.4, 3.6, table["setting"].nunique(), sharey=True) as (figure, panels):
         for axes, (setting, rows) in zip(panels, table.groupby("setting", sort=False), strict=True):
             style.scatter_medians(axes, rows, "gold", "variance", 10, ONE)
             axes.set(yscale="log", ylim=(2e-3, 60), xlabel="gold reward, corpus SDs")
-            axes.set_title(f"Disagreement\n{names.get(str(setting), setting)}")
+            axes.set_title(f"Disagreement\n{names[setting]}")
             style.note(axes, f"ρ = {rows['correlation'].iloc[0]:+.2f}, n = {len(rows)}")
+            told.append(f"{rows['correlation'].iloc[0]:+.2f} ({names[setting]})")
         panels[0].set_ylabel("annotators' variance")
-        found = table.groupby("setting", sort=False)["correlation"].first()
-        told = ", ".join(f"{value:+.2f} ({names.get(str(key), key)})" for key, value in found.items())
-        style.headline(
-            figure, f"Rank correlation of disagreement and gold reward: {told}. Lines: medians of tenths."
-        )
+        found = f"Rank correlation of disagreement and gold reward: {', '.join(told)}."
+        style.headline(figure, f"{found} Lines: medians of tenths.")
     return figure
 
 
 def selection_gains(table: pd.DataFrame, method: str = "best of n") -> Figure:
-    """Gold gained by choosing among the reference's responses, against KL, by category.
-
-    `table`: of `vaalign_lib.policies.best_of_n.gains`; `method`: which rows.
+    """Gold gained by choosing among the reference's responses, against KL, by category, from those rows of
+    `vaalign_lib.policies.best_of_n.gains` that are of a method.
     """
     table = table[table["method"] == method]
     proxies = list(dict.fromkeys(table["proxy"]))
-    categories = list(dict.fromkeys(table["category"]))
+    categories = table.groupby("category", sort=False)
     with style.grid(len(categories), 2, 6.8, 2.6, sharex=True, sharey=True) as (figure, panels):
-        for axes, category in zip(panels, categories, strict=True):
+        for axes, (category, rows) in zip(panels, categories, strict=True):
             for k, proxy in enumerate(proxies):  # thinner and thinner, so that equal lines show below
-                one = table[(table["category"] == category) & (table["proxy"] == proxy)]
+                one = rows[rows["proxy"] == proxy]
                 width, colour = 1.2 * 1.5 ** (len(proxies) - 1 - k), style.SERIES[k % len(style.SERIES)]
                 axes.plot(one["kl"], one["gain"], color=colour, linewidth=width, label=proxy)
                 axes.errorbar(one["kl"], one["gain"], 1.96 * one["error"], fmt="none", color=colour, lw=1)
@@ -61,10 +59,8 @@ def selection_gains(table: pd.DataFrame, method: str = "best of n") -> Figure:
 
 
 def reward_model(log: pd.DataFrame, accuracy: pd.DataFrame, threshold: float) -> Figure:
-    """Stage 1: its loss, and how often it ranks a pair rightly.
-
-    `log`: `step`, `loss`; `accuracy`: a row per category and judge: `category`, `against`, `accuracy`,
-    `low`, `high`; `threshold`: the loss at which training would stop.
+    """Stage 1: its loss, which would stop training at the threshold, and how often it ranks a pair rightly:
+    a row per `category` and judge, `against`, with `accuracy`, `low`, `high`.
     """
     names, judges = (list(dict.fromkeys(accuracy[column])) for column in ("category", "against"))
     with style.canvas(7.6, 3.9, 2) as (figure, (left, right)):
@@ -83,18 +79,15 @@ def reward_model(log: pd.DataFrame, accuracy: pd.DataFrame, threshold: float) ->
         style.percent(right.xaxis)
         span = accuracy.groupby("against", sort=False)["accuracy"].agg(["min", "max"]).iterrows()
         told = "; ".join(f"{row['min']:.0%} to {row['max']:.0%} against {judge}" for judge, row in span)
-        style.headline(
-            figure, f"Pairs ranked rightly, by category: {told}. Loss at the end {log['loss'].iloc[-1]:.2f}."
-        )
+        end = f"Loss at the end {log['loss'].iloc[-1]:.2f}."
+        style.headline(figure, f"Pairs ranked rightly, by category: {told}. {end}")
         style.legend_outside(figure, right, len(judges))
     return figure
 
 
 def figure_1(scores: pd.DataFrame, spread: float) -> Figure:
-    """Figure 1: the scores of ten reward models for one prompt and its two responses.
-
-    `scores`: a row per model: `model`, `chosen`, `rejected`; `spread`: standard deviation of the mean
-    reward over all responses, as a scale.
+    """Figure 1: the scores of ten reward models for one prompt and its two responses, a row each: `model`,
+    `chosen`, `rejected`; beside the standard deviation of the mean reward over all responses, the `spread`.
     """
     with style.canvas(6.4, 4.0) as (figure, (axes,)):
         axes.vlines(scores["model"], scores["rejected"], scores["chosen"], color="0.7", linewidth=2, zorder=1)
@@ -116,50 +109,50 @@ def figure_1(scores: pd.DataFrame, spread: float) -> Figure:
 
 
 def figure_8(table: pd.DataFrame, printed: str) -> Figure:
-    """Figure 8: variances over ten models, of accepted responses (top) and of differences (bottom).
-
-    `table`: a row per pair: `category`, `accepted`, `difference` (variances); `printed`: what the paper
-    says of the same variances.
+    """Figure 8: variances over ten models, of accepted responses (top) and of differences (bottom), from a
+    row per pair: `category`, `accepted`, `difference`; above them what the paper printed.
     """
-    categories = list(dict.fromkeys(table["category"]))
-    with style.canvas(2.0 * len(categories) + 0.4, 4.9, len(categories), 2) as (figure, panels):
-        for k, axes in enumerate(panels):
-            row, category = divmod(k, len(categories))
-            quantity, colour = (("accepted", ONE), ("difference", OTHER))[row]
-            values = table.loc[table["category"] == categories[category], quantity]
-            axes.hist(values, bins=list(np.linspace(0, table[quantity].quantile(0.995), 31)), color=colour)
-            axes.axvline(values.median(), color="black", linewidth=1.2)
-            axes.axvline(values.mean(), color="black", linewidth=1.2, linestyle=":")
-            style.note(axes, f"median {values.median():.3g}\nmean {values.mean():.3g}\nn = {len(values)}")
-            axes.set(title="" if row else categories[category], ylabel="" if category else "pairs")
-            axes.set_xlabel(("variance,\naccepted response", "variance,\ndifference")[row])
-            axes.xaxis.set_major_locator(MaxNLocator(3))
-        medians = table.groupby("category")["accepted"].median()
-        found = (
-            f"Ten heads, the paper's recipe: medians {medians.min():.3g} to {medians.max():.3g} (accepted)."
-        )
-        style.headline(figure, f"{found}\n{printed}")
+    categories = table.groupby("category", sort=False)
+    count, medians = len(categories), categories["accepted"].median()
+    with style.canvas(2.0 * count + 0.4, 4.9, count, 2) as (figure, panels):
+        for k, (category, rows) in enumerate(categories):
+            for axes, quantity, colour, name in (
+                (panels[k], "accepted", ONE, "accepted response"),
+                (panels[count + k], "difference", OTHER, "difference"),
+            ):
+                values, edges = rows[quantity], np.linspace(0, table[quantity].quantile(0.995), 31)
+                axes.hist(values, bins=list(edges), color=colour)
+                for value, line in ((values.median(), "-"), (values.mean(), ":")):
+                    axes.axvline(value, color="black", linewidth=1.2, linestyle=line)
+                style.note(axes, f"median {values.median():.3g}\nmean {values.mean():.3g}\nn = {len(values)}")
+                axes.set(xlabel=f"variance,\n{name}", ylabel="" if k else "pairs")
+                axes.xaxis.set_major_locator(MaxNLocator(3))
+            panels[k].set_title(str(category))
+        told = f"medians {medians.min():.3g} to {medians.max():.3g} (accepted)."
+        style.headline(figure, f"Ten heads, the paper's recipe: {told}\n{printed}")
     return figure
 
 
-def variance_steps(table: pd.DataFrame) -> Figure:
-    """Variance between heads against training steps.
+def _lines(axes: Axes, table: pd.DataFrame, group: str, x: str, y: str, size: float) -> None:
+    """Draw a line with marks for each group, in the order in which they come."""
+    for k, (name, rows) in enumerate(table.groupby(group, sort=False)):
+        look: Any = {"color": style.SERIES[k], "markersize": size, "label": name}
+        axes.plot(rows[x], rows[y], f"{style.MARKERS[k]}-", **look)
 
-    `table`: a row per recipe and step: `recipe`, `step`, `accepted`, `difference` (median variances),
-    `loss` (mean over pairs and heads).
+
+def variance_steps(table: pd.DataFrame) -> Figure:
+    """Variance between heads against training steps, from a row per `recipe` and `step`: `accepted`,
+    `difference` (median variances), `loss` (mean over pairs and heads).
     """
-    columns = {"accepted": "median variance,\naccepted", "difference": "median variance,\ndifference"}
-    columns |= {"loss": "loss of\nthe heads"}
+    table = table.assign(step=table["step"].clip(lower=0.7))  # none before the first, on a logarithmic axis
     with style.canvas(7.6, 3.8, 3) as (figure, panels):
-        for axes, (column, title) in zip(panels, columns.items(), strict=True):
-            for k, (recipe, rows) in enumerate(table.groupby("recipe", sort=False)):
-                steps = rows["step"].clip(lower=0.7)
-                axes.plot(
-                    steps, rows[column], f"{style.MARKERS[k]}-", ms=4, color=style.SERIES[k], label=recipe
-                )
-            axes.set(xscale="log", xlabel="step", title=title)
-            if column != "loss":
-                axes.set_yscale("log")
+        for axes, column, title, scale in (
+            (panels[0], "accepted", "median variance,\naccepted", "log"),
+            (panels[1], "difference", "median variance,\ndifference", "log"),
+            (panels[2], "loss", "loss of\nthe heads", "linear"),
+        ):
+            _lines(axes, table, "recipe", "step", column, 4)
+            axes.set(xscale="log", xlabel="step", title=title, yscale=scale)
         ends_of = table.groupby("recipe", sort=False)["difference"].agg(["first", "last"])
         left = ", ".join(f"{row['last'] / row['first']:.2g} ({name})" for name, row in ends_of.iterrows())
         style.headline(figure, f"Share of the difference's median variance left after training: {left}")
@@ -168,10 +161,8 @@ def variance_steps(table: pd.DataFrame) -> Figure:
 
 
 def disagreement_kinds(table: pd.DataFrame, columns: Mapping[str, str]) -> Figure:
-    """Draw the kinds of disagreement side by side.
-
-    `table`: a row per kind: `kind`, and for each column its value with `<column>_low`, `<column>_high`
-    where there is an interval; `columns`: names of columns and their titles.
+    """Draw columns, by name and title, of the kinds of disagreement side by side: a row per `kind`, with
+    `<column>_low` and `<column>_high` where there is an interval.
     """
     with style.canvas(8.0, 0.36 * len(table) + 1.7, len(columns), sharey=True) as (figure, panels):
         places = style.lines_of(panels[0], table["kind"].tolist())
@@ -185,60 +176,49 @@ def disagreement_kinds(table: pd.DataFrame, columns: Mapping[str, str]) -> Figur
                 axes.xaxis.set_major_locator(MaxNLocator(3))
             if column.startswith("rank"):
                 axes.axvline(0, color="black", linewidth=0.8)
-        low, high = (table.loc[table["relative_variance"].agg(end)] for end in ("idxmin", "idxmax"))
+        ends = [table.loc[table["relative_variance"].agg(end)] for end in ("idxmin", "idxmax")]
+        told = " to ".join(f"{row['relative_variance']:.2g} ({row['kind']})" for row in ends)
+        ranked = f"{table['accuracy'].min():.0%} to {table['accuracy'].max():.0%}. Lines: 95% intervals."
         style.headline(
-            figure,
-            f"Variance between heads: {low['relative_variance']:.2g} ({low['kind']}) to "
-            f"{high['relative_variance']:.2g} ({high['kind']}) of the reward's; pairs ranked rightly "
-            f"{table['accuracy'].min():.0%} to {table['accuracy'].max():.0%}. Lines: 95% intervals.",
+            figure, f"Variance between heads: {told} of the reward's; pairs ranked rightly {ranked}"
         )
     return figure
 
 
 def calibration(bins: pd.DataFrame, covered: pd.DataFrame) -> Figure:
-    """Errors beside predicted deviations, and coverage; before and after the temperature.
-
-    `bins`: rows of `error_by_deviation` with `against` and `repaired`; `covered`: rows of `coverage` with
-    `against` and `repaired`.
+    """Errors beside predicted deviations, and coverage, before and after the temperature: rows of
+    `error_by_deviation` and `coverage` with `against` and `repaired`.
     """
+    looks = ((False, ONE, "as predicted"), (True, OTHER, "times one temperature"))
     questions, told = list(dict.fromkeys(bins["against"])), []
     with style.grid(2 * len(questions), 2, 6.8, 2.7) as (figure, panels):
         for question, left, right in zip(questions, panels[::2], panels[1::2], strict=True):
-            mine = bins[bins["against"] == question]
+            mine, shares = bins[bins["against"] == question], covered[covered["against"] == question]
             line = mine[["predicted", "error"]].to_numpy()
-            left.plot(*[[0.8 * line.min(), 1.2 * line.max()]] * 2, color=style.REFERENCE, lw=0.8, ls="--")
-            right.plot([0.4, 1], [0.4, 1], color=style.REFERENCE, linewidth=0.8, linestyle="--")
-            share = {}
-            for repaired, colour, name in (
-                (False, ONE, "as predicted"),
-                (True, OTHER, "times one temperature"),
-            ):
+            for axes, ends in ((left, [0.8 * line.min(), 1.2 * line.max()]), (right, [0.4, 1])):
+                axes.plot(ends, ends, color=style.REFERENCE, linewidth=0.8, linestyle="--")
+            for repaired, colour, name in looks:
                 rows = mine[mine["repaired"] == repaired]
-                reach = style.spans(rows, "error")
-                left.errorbar(
-                    rows["predicted"], rows["error"], reach, fmt="o-", color=colour, ms=4, label=name
-                )
-                rows = covered[(covered["against"] == question) & (covered["repaired"] == repaired)]
+                look: Any = {"fmt": "o-", "color": colour, "markersize": 4, "label": name}
+                left.errorbar(rows["predicted"], rows["error"], style.spans(rows, "error"), **look)
+                rows = shares[shares["repaired"] == repaired]
                 style.band(right, rows, "nominal", "actual", colour, marker="o", markersize=4)
-                share[name] = rows.loc[rows["nominal"].idxmax()]
             style.plain_log(left, "xy")
-            before, after = share.values()
+            nominal = shares["nominal"].max()
+            widest = shares[shares["nominal"] == nominal].set_index("repaired")["actual"]
             left.set(xlabel="predicted SD", ylabel="error, RMS", title=f"Errors against {question}")
             right.set(xlabel="nominal coverage", ylabel="actual coverage", ylim=(0, 1.02))
-            right.set_title(
-                f"{before['nominal']:.0%} intervals cover {before['actual']:.0%}, then {after['actual']:.0%}"
-            )
-            told.append(f"{before['actual']:.0%} of {question}, {after['actual']:.0%} after one temperature")
-        style.headline(figure, f"Intervals of {before['nominal']:.0%} cover {'; '.join(told)}")
+            right.set_title(f"{nominal:.0%} intervals cover {widest[False]:.0%}, then {widest[True]:.0%}")
+            told.append(f"{widest[False]:.0%} of {question}, {widest[True]:.0%} after one temperature")
+        style.headline(figure, f"Intervals of {nominal:.0%} cover {'; '.join(told)}")
         style.legend_outside(figure, panels[0], 2)
     return figure
 
 
 def ensemble_spread(table: pd.DataFrame, correlation: str) -> Figure:
-    """Draw what ensembles say about themselves beside how independent ensembles differ.
-
-    `table`: a row per response: `within` (variance of single members), `between` (variance of the mean over
-    ensembles), `members`; `correlation`: the rank correlation, in words.
+    """Draw what ensembles say about themselves beside how independent ones differ, a row per response:
+    `within` (variance of single members), `between` (of the mean over ensembles), `members`; with their
+    correlation in words.
     """
     members = int(table["members"].iloc[0])
     with style.canvas(5.4, 4.6) as (figure, (axes,)):
@@ -256,45 +236,29 @@ def ensemble_spread(table: pd.DataFrame, correlation: str) -> Figure:
 
 
 def accuracy_after_dropping(table: pd.DataFrame) -> Figure:
-    """Accuracy once the pairs of largest variance are left out, by kind.
-
-    `table`: rows of `accuracy_after_dropping` with `kind`.
-    """
+    """Accuracy once the pairs of largest variance are left out, a row per `dropped` share and `kind`."""
     with style.canvas(6.6, 4.4) as (figure, (axes,)):
-        for k, (kind, rows) in enumerate(table.groupby("kind", sort=False)):
-            axes.plot(
-                rows["dropped"],
-                rows["accuracy"],
-                f"{style.MARKERS[k]}-",
-                color=style.SERIES[k],
-                ms=5,
-                label=kind,
-            )
+        _lines(axes, table, "kind", "dropped", "accuracy", 5)
         axes.set(xlabel="share of most uncertain pairs left out", ylabel="pairs ranked rightly")
         style.percent(axes.xaxis)
         style.percent(axes.yaxis)
-        half = style.spans(table, "accuracy").max()
-        style.note(
-            axes, f"95% intervals: up to ±{100 * half:.1f} points, n = {table['count'].max()}", "lower left"
-        )
-        first, last = (
-            table[table["dropped"] == end] for end in (table["dropped"].min(), table["dropped"].max())
-        )
-        change = last.set_index("kind")["accuracy"] - first.set_index("kind")["accuracy"]
+        half, most = style.spans(table, "accuracy").max(), table["dropped"].max()
+        told = f"95% intervals: up to ±{100 * half:.1f} points, n = {table['count'].max()}"
+        style.note(axes, told, "lower left")
+        shares = table.pivot(index="kind", columns="dropped", values="accuracy")
+        change = 100 * (shares[most] - shares[table["dropped"].min()])
         style.headline(
             figure,
-            f"Leaving out {table['dropped'].max():.0%}, the most uncertain pairs, changes accuracy by "
-            f"{100 * change.min():+.1f} to {100 * change.max():+.1f} points",
+            f"Leaving out {most:.0%}, the most uncertain pairs, changes accuracy by "
+            f"{change.min():+.1f} to {change.max():+.1f} points",
         )
         style.legend_outside(figure, axes, 3)
     return figure
 
 
 def judges(intervals: Mapping[str, Array], persistence: pd.DataFrame) -> Figure:
-    """Draw simulated judges: middles and widths of their intervals; fresh and persistent rewards.
-
-    `intervals`: bounds (responses, 2) by judge; `persistence`: a row per text: `interval` ((b - a)^2 / 12),
-    `fresh` and `persistent` (variance over judges of their mean reward of that text, asked repeatedly).
+    """Draw simulated judges: middles and widths of their intervals (responses, 2), by judge; and a row per
+    text of `interval` ((b - a)^2 / 12), `fresh`, `persistent` (variance over judges of their mean reward).
     """
     with style.canvas(8.0, 3.9, 3) as (figure, (left, middle, right)):
         for k, (name, bounds) in enumerate(intervals.items()):
@@ -312,9 +276,7 @@ def judges(intervals: Mapping[str, Array], persistence: pd.DataFrame) -> Figure:
         right.set(xlabel="(b − a)² / 12", ylabel="variance of a judge's mean", xscale="log", yscale="log")
         right.set_title("Variance over judges")
         right.legend(loc="upper left")
-        ratio = {
-            one: (persistence[one] / persistence["interval"]).median() for one in ("persistent", "fresh")
-        }
+        ratio = persistence.div(persistence["interval"], axis=0).median()
         style.headline(
             figure,
             "Variance over judges of a mean of repeated answers, in units of (b − a)² / 12 (median): "
@@ -325,9 +287,8 @@ def judges(intervals: Mapping[str, Array], persistence: pd.DataFrame) -> Figure:
 
 
 def novelty(table: pd.DataFrame) -> Figure:
-    """Variance on the world's responses and on strings of digits, by kind of ensemble.
-
-    `table`: a row per kind: `kind`, `inside`, `outside` (median variances over the rewards' variance).
+    """Median variance over the rewards' variance on the world's responses, `inside`, and on strings of
+    digits, `outside`, a row per `kind` of ensemble.
     """
     with style.canvas(6.4, 0.36 * len(table) + 1.9) as (figure, (axes,)):
         places = style.lines_of(axes, table["kind"].tolist())
@@ -347,10 +308,8 @@ def novelty(table: pd.DataFrame) -> Figure:
 
 
 def human_disagreement(table: pd.DataFrame, correlations: Sequence[str], people: str) -> Figure:
-    """Variance between reward models beside variance between people.
-
-    `table`: a row per response and kind: `kind`, `models`, `people` (variances); `correlations`: a line of
-    text for each kind; `people`: who they are.
+    """Variance between reward models, `models`, beside that between people, a row per response and `kind`;
+    with a line about the correlation for each kind, and who the people are.
     """
     with style.canvas(7.2, 4.0, table["kind"].nunique(), sharey=True) as (figure, panels):
         groups = table.groupby("kind", sort=False)
@@ -360,8 +319,7 @@ def human_disagreement(table: pd.DataFrame, correlations: Sequence[str], people:
             axes.set_yscale("symlog", linthresh=0.1)  # people may agree: a variance of zero
             axes.set(xlabel="variance between models", title=f"{kind}\n{text}", ylim=(0, None))
         panels[0].set_ylabel(f"variance between {people}")
-        told = "; ".join(
-            f"{text.split(' [')[0]} ({kind})" for (kind, _), text in zip(groups, correlations, strict=True)
-        )
+        kinds = zip(table["kind"].unique(), correlations, strict=True)
+        told = "; ".join(f"{text.split(' [')[0]} ({kind})" for kind, text in kinds)
         style.headline(figure, f"Models' variance beside that of {people}: {told}. Lines: means of eighths.")
     return figure
