@@ -39,21 +39,18 @@ def variance_forest(table: pd.DataFrame, primary: Sequence[bool], pooled: Estima
                 at = (places - 0.17)[chosen]
                 style.forest(axes, table[chosen], at, "ratio", colour, fmt="D", label=name)
         _printed(axes, table, places + 0.17, "f_printed")
-        found = (
-            f"of {len(table)} comparisons vanilla varies more in {((table['ratio_low'] > 1) & sure).sum()}, "
-        )
-        found += f"less in {((table['ratio_high'] < 1) & sure).sum()} (95% interval without 1)."
+        more, less = ((beyond & sure).sum() for beyond in (table["ratio_low"] > 1, table["ratio_high"] < 1))
+        found = f"of {len(table)} comparisons vanilla varies more in {more}, less in {less} "
+        found += "(95% interval without 1)."
         if pooled is not None:
             axes.axvspan(pooled.low, pooled.high, color=style.AWARE, alpha=0.12, linewidth=0)
             place = places[(table["group"] == PRIMARY).to_numpy()].max() + 1  # beside the group's name
-            row = pd.DataFrame([{"ratio": pooled.value, "low": pooled.low, "high": pooled.high}])
-            big = {"fmt": "D", "markersize": 7, "label": "its stacks pooled"}
-            style.forest(axes, row, np.array([place]), "ratio", "black", **big)
+            row, at = pd.DataFrame([pooled.columns("ratio")]), np.array([place])
+            style.forest(axes, row, at, "ratio", "black", fmt="D", markersize=7, label="its stacks pooled")
             interval = f"{pooled.value:.2f} [{pooled.low:.2f}, {pooled.high:.2f}]"
             found = f"Primary endpoint: vanilla's training variance is {interval} times as large;\n{found}"
         style.octaves(axes)
-        axes.set_xlim(0.1, 20)  # longer lines leave the panel
-        axes.set_xlabel("variance, vanilla : variance-aware")
+        axes.set(xlim=(0.1, 20), xlabel="variance, vanilla : variance-aware")  # longer lines leave the panel
         style.headline(figure, found[0].upper() + found[1:])
         style.legend_outside(figure, axes, 2)
         return figure
@@ -86,39 +83,24 @@ def _comparisons(axes: Axes, table: pd.DataFrame, primary: Sequence[bool]) -> tu
     group = regime.map(REGIMES).where(~table["main"], PAPER).where(~pd.Series(primary, table.index), PRIMARY)
     order = [PAPER, PRIMARY, *REGIMES.values()]
     table = table.assign(group=pd.Categorical(group, order)).sort_values(["group", "row"], kind="stable")
-    words = dict.fromkeys(REGIMES, "") | {
-        "shared source": "one source",
-        "independent source": "a source each",
-    }
+    words = dict.fromkeys(REGIMES, "")
+    words |= {"shared source": "one source", "independent source": "a source each"}
     names = []
     for row in table.to_dict("records"):
         parts = row["condition"].split(", ")
         if row["group"] in (PAPER, PRIMARY):
             parts = parts[2:]  # what the group's name says
-        names.append(", ".join(filter(None, [_pair(row), *(words.get(part, part) for part in parts)])))
+        policy = row["policy"].split("-like")[0]
+        source = row["reward_model"].removeprefix("stand-in for ").split(" on ")[0]
+        names.append(", ".join(filter(None, [policy, source, *(words.get(part, part) for part in parts)])))
     return table, style.lines_of(axes, names, table["group"].tolist())
-
-
-def _pair(row: Mapping[str, object]) -> str:
-    """Return policy and source of rewards in short."""
-    policy = str(row["policy"]).split("-like")[0]
-    source = str(row["reward_model"]).removeprefix("stand-in for ").split(" on ")[0]
-    return f"{policy}, {source}"
 
 
 def _printed(axes: Axes, table: pd.DataFrame, places: np.ndarray, name: str) -> None:
     chosen = table[name].notna().to_numpy()
     if chosen.any():
-        style.forest(
-            axes,
-            table[chosen],
-            places[chosen],
-            name,
-            style.PRINTED,
-            fmt="x",
-            linewidth=1,
-            label="the paper's",
-        )
+        look = {"fmt": "x", "linewidth": 1, "label": "the paper's"}
+        style.forest(axes, table[chosen], places[chosen], name, style.PRINTED, **look)
 
 
 def printed_statistics(table: pd.DataFrame) -> Figure:
@@ -170,16 +152,13 @@ def policies_needed(table: pd.DataFrame, policies: int) -> Figure:
         axes.hlines(places, 10, table["needed"], color=colours, linewidth=2)
         axes.scatter(table["needed"], places, color=colours, s=30, zorder=3)
         for place, needed, power in zip(places, table["needed"], table["power"], strict=True):
-            axes.text(
-                needed * 1.15, place, f"{needed}; power of {policies}: {power:.0%}", va="center", fontsize=9
-            )
+            text = f"{needed}; power of {policies}: {power:.0%}"
+            axes.text(needed * 1.15, place, text, va="center", fontsize=9)
         axes.axvline(policies, color="black", linewidth=0.8, linestyle=":")
         style.log_ticks(axes, "x", (10, 30, policies, 300, 1000), lambda tick: f"{tick:g}")
-        axes.set_xlim(10, 12000)
-        axes.set_xlabel("policies of each method for 80% power (one-sided z test, 5%)")
-        style.headline(
-            figure, f"{policies} policies see {seen.sum()} of {len(table)} printed differences with 80% power"
-        )
+        axes.set(xlim=(10, 12000), xlabel="policies of each method for 80% power (one-sided z test, 5%)")
+        found = f"{seen.sum()} of {len(table)} printed differences"
+        style.headline(figure, f"{policies} policies see {found} with 80% power")
         return figure
 
 
@@ -191,27 +170,21 @@ def risk_measures(table: pd.DataFrame, measures: Mapping[str, str]) -> Figure:
     wide = table[table["measure"].isin(measures)]
     names = list(dict.fromkeys(zip(wide["row"], wide["condition"], strict=True)))
     with style.canvas(7.6, 0.42 * len(names) + 1.9, len(measures), sharey=True) as (figure, panels):
-        places = style.lines_of(panels[0], [f"{row},\n{_short(text)}" for row, text in names])
-        place_of, better = dict(zip(names, places, strict=True)), {}
+        short = [text.replace(" source", "").replace(", matched KL", "") for _, text in names]
+        lines = [f"{row},\n{text}" for (row, _), text in zip(names, short, strict=True)]
+        place_of, better = dict(zip(names, style.lines_of(panels[0], lines), strict=True)), []
         for axes, (measure, title) in zip(panels, measures.items(), strict=True):
+            one = wide[wide["measure"] == measure]
             for (method, name), shift in zip(style.METHODS.items(), (0.13, -0.13), strict=True):
-                rows = wide[(wide["measure"] == measure) & (wide["method"] == method)]
+                rows = one[one["method"] == method]
                 at = np.array([place_of[pair] for pair in zip(rows["row"], rows["condition"], strict=True)])
                 style.forest(axes, rows, at + shift, "value", style.POLICY_COLOURS[name], label=name)
-            sides = (
-                wide[wide["measure"] == measure].set_index(["row", "condition", "method"])["value"].unstack()
-            )
-            better[measure] = (sides["variance_aware"] > sides["vanilla"]).sum()
+            sides = one.set_index(["row", "condition", "method"])["value"].unstack()
+            better.append(f"{(sides['variance_aware'] > sides['vanilla']).sum()} ({title})")
             axes.axvline(0, color="black", linewidth=0.8)
             axes.set_title(fill(title, 20))
             axes.grid(axis="y", visible=False)
-        counts = ", ".join(f"{count} ({measures[name]})" for name, count in better.items())
-        style.headline(
-            figure, f"Variance-aware policies are better in, of {len(names)}: {counts}. 95% intervals."
-        )
+        found = f"of {len(names)}: {', '.join(better)}. 95% intervals."
+        style.headline(figure, f"Variance-aware policies are better in, {found}")
         style.legend_outside(figure, panels[0], 2)
         return figure
-
-
-def _short(condition: str) -> str:
-    return condition.replace(" source", "").replace(", matched KL", "")

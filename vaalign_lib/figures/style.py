@@ -51,20 +51,13 @@ _STYLE: Any = {
 
 
 @contextmanager
-def matplotlib_of_its_own(settings: Any) -> Iterator[None]:
-    """Start from matplotlib's defaults and these settings, not from the user's matplotlibrc."""
-    with mpl.rc_context():
-        mpl.rcdefaults()
-        mpl.rcParams.update(settings)
-        yield
-
-
-@contextmanager
 def canvas(
     width: float, height: float, columns: int = 1, rows: int = 1, **grid: Any
 ) -> Iterator[tuple[Figure, list[Axes]]]:
-    """Yield an empty figure and its axes, row by row, under the house's style alone."""
-    with matplotlib_of_its_own(_STYLE):
+    """Yield an empty figure and its axes, row by row, in the house's style, not the user's matplotlibrc."""
+    with mpl.rc_context():
+        mpl.rcdefaults()
+        mpl.rcParams.update(_STYLE)
         figure = Figure(figsize=(width, height), layout="constrained")
         yield figure, list(figure.subplots(rows, columns, squeeze=False, **grid).flat)
 
@@ -98,14 +91,11 @@ def times(number: float) -> str:
 def note(axes: Axes, text: str, corner: str = "upper right", colour: str = "black", line: float = 0) -> None:
     """Write a sample size or an interval into a corner of a panel, `line` lines away from its edge."""
     vertical, side = corner.split()
-    height = 0.98 if vertical == "upper" else 0.02
-    step = (-1.25 if vertical == "upper" else 1.25) * SMALL * line
-    place: Any = {"xycoords": "axes fraction", "textcoords": "offset points", "fontsize": SMALL}
+    height, va, away = (0.98, "top", -1.25) if vertical == "upper" else (0.02, "bottom", 1.25)
+    place: Any = {"xycoords": "axes fraction", "textcoords": "offset points", "ha": side, "va": va}
     background = {"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 0.8}
-    axes.annotate(
-        text, (0.99 if side == "right" else 0.01, height), (0, step), color=colour, ha=side,
-        va="top" if vertical == "upper" else "bottom", bbox=background, **place,
-    )  # fmt: skip
+    at, offset = (0.99 if side == "right" else 0.01, height), (0, away * SMALL * line)
+    axes.annotate(text, at, offset, color=colour, fontsize=SMALL, bbox=background, **place)
 
 
 def label(axes: Axes, x: float, y: float, text: str, colour: str, **place: Any) -> None:
@@ -121,7 +111,7 @@ def ends(table: pd.DataFrame, value: str) -> tuple[Array, Array]:
     centre = table[value].to_numpy(dtype=float)
     if low not in table:
         return centre, centre
-    return tuple(np.where(table[end].isna(), centre, table[end]) for end in (low, high))  # type: ignore[return-value]
+    return np.where(table[low].isna(), centre, table[low]), np.where(table[high].isna(), centre, table[high])
 
 
 def spans(table: pd.DataFrame, value: str) -> Array:
@@ -145,21 +135,18 @@ def forest(axes: Axes, table: pd.DataFrame, places: Array, value: str, colour: s
 
 def lines_of(axes: Axes, names: Sequence[str], groups: Sequence[str] | None = None) -> Array:
     """Name a line for each row from the top down, a bold one above each new group; return the places."""
-    places: list[float] = []
-    ticks: list[str] = []
-    heads = set()
+    lines: list[tuple[str, bool]] = []  # text, and whether it names a group
     for k, name in enumerate(names):
         if groups is not None and (k == 0 or groups[k] != groups[k - 1]):
-            heads.add(len(ticks))
-            ticks.append(groups[k])
-        places.append(-float(len(ticks)))
-        ticks.append(name)
-    axes.set_yticks(-np.arange(len(ticks)), ticks, fontsize=SMALL)
-    axes.set_ylim(0.6 - len(ticks), 0.6)
-    for k, text in enumerate(axes.get_yticklabels()):
-        text.set_fontweight("bold" if k in heads else "normal")
+            lines.append((groups[k], True))
+        lines.append((name, False))
+    places = -np.arange(float(len(lines)))
+    axes.set_yticks(places, [text for text, _ in lines], fontsize=SMALL)
+    axes.set_ylim(0.6 - len(lines), 0.6)
+    for tick, (_, head) in zip(axes.get_yticklabels(), lines, strict=True):
+        tick.set_fontweight("bold" if head else "normal")
     axes.grid(axis="y", visible=False)
-    return np.array(places)
+    return places[[not head for _, head in lines]]
 
 
 def legend_outside(figure: Figure, axes: Axes, columns: int, **settings: Any) -> None:

@@ -1,6 +1,7 @@
 """One function per figure of notebooks 01 and 02: tidy data in, a matplotlib Figure out."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -36,11 +37,8 @@ def bandit_arms(bandit: Bandit, estimates: Array) -> Figure:
     """
     shown = typical_reversed_estimates(bandit, estimates)
     arms = np.arange(1, bandit.rewards.size + 1)
-    policies = {
-        "reference": bandit.reference,
-        "vanilla": bandit.vanilla(shown[None])[0],
-        "variance-aware": bandit.variance_aware(shown[None])[0],
-    }
+    policies = {"reference": bandit.reference, "vanilla": bandit.vanilla(shown)}
+    policies["variance-aware"] = bandit.variance_aware(shown)
     with style.canvas(7.4, 3.7, 2) as (figure, (left, right)):
         spread = 1.96 * np.asarray(bandit.deviations)
         left.errorbar(arms, shown, spread, fmt="o", color=style.SERIES[0], capsize=6, markersize=8)
@@ -49,32 +47,28 @@ def bandit_arms(bandit: Bandit, estimates: Array) -> Figure:
         style.label(left, arms[0], bandit.rewards[0], "true reward", style.TRUTH, offset=(10, 0))
         left.set(xlabel="arm", ylabel="reward", xticks=arms, xlim=(0.6, arms[-1] + 0.5))
         left.set_title("Estimates in fully reversed order")
-        _policy_bars(right, policies)
-        right.set_title("Policies from these estimates")
+        _policy_bars(right, policies, "Policies from these estimates")
         right.legend(loc="upper right")
         returns = ", ".join(f"{policy @ bandit.rewards:.2f} ({name})" for name, policy in policies.items())
         style.headline(figure, f"True returns where the estimates mislead: {returns}")
     return figure
 
 
-def _policy_bars(axes: Axes, policies: Mapping[str, Array]) -> None:
-    arms, width = np.arange(1, len(next(iter(policies.values()))) + 1), 0.8 / len(policies)
+def _policy_bars(axes: Axes, policies: Mapping[str, Array], title: str) -> None:
+    arms, width = np.arange(1, policies["reference"].size + 1), 0.8 / len(policies)
     for k, (name, policy) in enumerate(policies.items()):
         place = arms + (k - (len(policies) - 1) / 2) * width
         bars = axes.bar(place, policy, 0.92 * width, color=style.POLICY_COLOURS[name], label=name)
         if len(policies) <= 3:
             axes.bar_label(bars, [f"{p:.2f}" for p in policy], fontsize=8, padding=1)
     axes.axhline(0, color="black", linewidth=0.6)
-    axes.set(xlabel="arm", ylabel="probability", xticks=arms)
+    axes.set(title=title, xlabel="arm", ylabel="probability", xticks=arms)
     axes.grid(axis="x", visible=False)
     axes.margins(y=0.12)
 
 
 def bandit_returns(
-    bandit: Bandit,
-    samples: Mapping[str, tuple[Array, Array]],
-    printed: tuple[float, float],
-    width: float = 7.6,
+    bandit: Bandit, samples: Mapping[str, tuple[Array, Array]], printed: Sequence[float], width: float = 7.6
 ) -> Figure:
     """Figure 3: the distribution of the true return of both policies over draws of the estimates.
 
@@ -83,36 +77,29 @@ def bandit_returns(
     """
     tail = 0.002 if bandit.form == "free" else 0.0  # the closed form's returns have long tails
     limits = np.array([np.quantile(v, [tail, 1 - tail]) for pair in samples.values() for v in pair])
-    edges = np.linspace(limits[:, 0].min(), limits[:, 1].max(), 51)
+    edges, base = np.linspace(limits[:, 0].min(), limits[:, 1].max(), 51), bandit.base_return
     with style.canvas(width, 3.9, len(samples), sharex=True, sharey=True) as (figure, panels):
         for axes, (title, returns) in zip(panels, samples.items(), strict=True):
-            risks = [proportion(values <= bandit.base_return) for values in returns]
-            for name, values in zip(PAIR, returns, strict=True):
-                style.shares(axes, values, edges, style.POLICY_COLOURS[name])
-            for k, (name, risk, paper) in enumerate(zip(PAIR, risks, printed, strict=True)):
-                text = f"{100 * risk.value:.2f}% [{100 * risk.low:.2f}, {100 * risk.high:.2f}]"
-                style.note(
-                    axes,
-                    f"{name}: {text}, paper {100 * paper:g}%",
-                    "upper left",
-                    style.POLICY_COLOURS[name],
-                    k,
-                )
-            axes.axvline(bandit.base_return, color=style.REFERENCE, linewidth=2, ymax=0.8)
+            found = []
+            for k, (name, values, paper) in enumerate(zip(PAIR, returns, printed, strict=True)):
+                colour, risk = style.POLICY_COLOURS[name], proportion(values <= base)
+                style.shares(axes, values, edges, colour)
+                found.append(f"{100 * risk.value:.2f}%")
+                interval = f"{found[k]} [{100 * risk.low:.2f}, {100 * risk.high:.2f}]"
+                style.note(axes, f"{name}: {interval}, paper {100 * paper:g}%", "upper left", colour, k)
+            axes.axvline(base, color=style.REFERENCE, linewidth=2, ymax=0.8)
             axes.set(title=title, xlabel="return $\\pi^\\top r^*$ under the true rewards")
             style.percent(axes.yaxis)
             axes.yaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
         top = 1.35 * panels[0].get_ylim()[1]
         panels[0].set(ylabel="share of draws", ylim=(0, top))
-        base = f"base policy\n{bandit.base_return:.4f}"
-        style.label(
-            panels[0], bandit.base_return, 0.72 * top, base, style.REFERENCE, offset=(-4, 0), ha="right"
-        )
+        place = {"offset": (-4, 0), "ha": "right"}
+        style.label(panels[0], base, 0.72 * top, f"base policy\n{base:.4f}", style.REFERENCE, **place)
+        said = " and ".join(f"{100 * paper:g}%" for paper in printed)
         style.headline(
             figure,
-            f"Below the base policy in {100 * risks[0].value:.2f}% of the draws (vanilla) and "
-            f"{100 * risks[1].value:.2f}% (variance-aware); the paper: {100 * printed[0]:g}% and "
-            f"{100 * printed[1]:g}%",
+            f"Below the base policy in {found[0]} of the draws (vanilla) and {found[1]} (variance-aware); "
+            f"the paper: {said}",
         )
     return figure
 
@@ -126,29 +113,27 @@ def bandit_forms(
     share of the draws in fully reversed order that leave the variance-aware policy above the base policy
     (NaN if there is no such draw); `printed`: the paper's two risks; `ranges`: what rounds to each of them.
     """
-    with style.canvas(7.6, 3.9, 3, sharey=True) as (figure, panels):
+    with style.canvas(7.6, 3.9, 3, sharey=True) as (figure, (*panels, last)):
         rows = style.lines_of(panels[0], [SHORT_FORMS[form] for form in table["form"]])
         reach = pd.Series(True, index=table.index)
-        for axes, column, name, paper, (low, high) in zip(
-            panels, ("vanilla", "aware"), PAIR, printed, ranges, strict=False
-        ):
+        columns = zip(panels, ("vanilla", "aware"), PAIR, printed, ranges, strict=True)
+        for axes, column, name, paper, (low, high) in columns:
             axes.axvspan(low, high, color=style.PRINTED, alpha=0.25, linewidth=0)
             style.forest(axes, table, rows, column, style.POLICY_COLOURS[name], capsize=3)
-            reach &= (style.ends(table, column)[0] <= high) & (style.ends(table, column)[1] >= low)
+            ends = style.ends(table, column)
+            reach &= (ends[0] <= high) & (ends[1] >= low)
             axes.set_title(f"risk, {name}\n(shaded: rounds to {100 * paper:g}%)")
             style.percent(axes.xaxis, 1 if paper > 0.1 else 3)
             axes.xaxis.set_major_locator(MaxNLocator(3))
             axes.margins(x=0.1)
         gained = table["reversed_gain"]
-        panels[2].barh(rows, gained.fillna(0), color=style.AWARE, height=0.55)
+        last.barh(rows, gained.fillna(0), color=style.AWARE, height=0.55)
+        inside = {"colour": "white", "ha": "right", "offset": (-4, 0)}
         for row, value in zip(rows, gained, strict=True):
-            inside = value > 0.7
-            style.label(
-                panels[2], value if inside else 0, row, f"{100 * value:.1f}%", "white" if inside else "black",
-                ha="right" if inside else "left", offset=(-4, 0) if inside else (4, 0),
-            )  # fmt: skip
-        panels[2].set(title="variance-aware gains on\nreversed estimates", xlim=(0, 1), xticks=[0, 0.5, 1])
-        style.percent(panels[2].xaxis)
+            place = inside if value > 0.7 else {"colour": "black", "ha": "left"}
+            style.label(last, value if value > 0.7 else 0, row, f"{100 * value:.1f}%", **place)
+        last.set(title="variance-aware gains on\nreversed estimates", xlim=(0, 1), xticks=[0, 0.5, 1])
+        style.percent(last.xaxis)
         style.headline(
             figure,
             f"Both risks can round to the printed ones in {reach.sum()} of {len(table)} forms; most reversed "
@@ -173,12 +158,10 @@ def bandit_shift(table: pd.DataFrame) -> Figure:
         axes.axvline(0, color=style.REFERENCE, linewidth=1, linestyle=":")
         axes.set(xlabel="constant added to all rewards", ylabel="risk of underperforming", ylim=(-0.03, 1.0))
         style.percent(axes.yaxis)
-        risks = table.groupby("form")["risk"].agg(["min", "max"])
-        spans = [
-            f"{SHORT_FORMS[form].split(': ')[-1]} {risks['min'][form]:.1%} to {risks['max'][form]:.1%}"
-            for form in ("printed", "exact")
-        ]
-        style.headline(figure, f"Risk over zero points of the rewards: {'; '.join(spans)}")
+        low, high = (table.groupby("form")["risk"].agg(end) for end in ("min", "max"))
+        names = {"printed": "as printed", "exact": "true optimum"}
+        spans = "; ".join(f"{name} {low[form]:.1%} to {high[form]:.1%}" for form, name in names.items())
+        style.headline(figure, f"Risk over zero points of the rewards: {spans}")
     return figure
 
 
@@ -191,25 +174,26 @@ def lower_bound_probabilities(table: pd.DataFrame) -> Figure:
         for axes, count in zip(panels, arms, strict=True):
             low, high = theory.lower_bound(count, betas), theory.upper_bound(betas)
             axes.fill_between(betas, low, high, color=style.TRUTH, alpha=0.18, linewidth=0)
-            axes.plot(betas, low, color=style.TRUTH, label=r"sharp: $F_n(\beta^2)$, $\Phi(\beta)$")
-            axes.plot(betas, high, color=style.TRUTH)
-            axes.plot(
-                betas, theory.printed_bound(count, betas), "--", color=style.PRINTED, label="as printed"
-            )
-            axes.plot(
-                betas, theory.proof_bound(count, betas), "-.", color=style.GRPO, label="as the proof gives it"
-            )
+            for values, line, colour, text in (
+                (low, "-", style.TRUTH, r"sharp: $F_n(\beta^2)$, $\Phi(\beta)$"),
+                (high, "-", style.TRUTH, None),
+                (theory.printed_bound(count, betas), "--", style.PRINTED, "as printed"),
+                (theory.proof_bound(count, betas), "-.", style.GRPO, "as the proof gives it"),
+            ):
+                axes.plot(betas, values, line, color=colour, label=text)
             for colour, signal in zip(greys, signals, strict=True):
                 one = table[(table["arms"] == count) & (table["signal"] == signal)]
                 text = rf"simulated, $|r^*|={signal:g}\sigma$"
                 axes.plot(one["beta"], one["probability"], ".", color=colour, label=text)
             axes.set(xscale="log", xlabel=r"$\beta$", title="1 arm" if count == 1 else f"{count} arms")
         panels[0].set_ylabel("probability of the inequality")
-        broken = {name: (table["high"] < table[name]).sum() for name in ("printed", "proof", "sharp_lower")}
+        printed, proof, sharp = (
+            (table["high"] < table[n]).sum() for n in ("printed", "proof", "sharp_lower")
+        )
         style.headline(
             figure,
-            f"Of {len(table)} simulated probabilities, {broken['printed']} lie below the printed bound, "
-            f"{broken['proof']} below the proof's, {broken['sharp_lower']} below the sharp one (95%)",
+            f"Of {len(table)} simulated probabilities, {printed} lie below the printed bound, "
+            f"{proof} below the proof's, {sharp} below the sharp one (95%)",
         )
         style.legend_outside(figure, panels[0], 3)
     return figure
@@ -234,9 +218,9 @@ def box_solution(table: pd.DataFrame, truth: float) -> Figure:
             text = rf"$\hat R={arm['estimate']:+.1f}$, $\sigma={arm['deviation']:.1f}$"
             right.plot(group["beta"], group["d"], color=colour, linewidth=2, label=text)
             corner = group.loc[group["d"].abs() > group["d"].abs().max() - 1e-6, "beta"].max()
-            leaves[f"{abs(arm['estimate']) / arm['deviation'] ** 2:.1f}"] = corner
+            leaves[corner] = f"{abs(arm['estimate']) / arm['deviation'] ** 2:.1f}"
         right.set(xlabel="$\\beta$", ylabel="$d_i$", title="Solution")
-        order = ", ".join(sorted(leaves, key=lambda name: leaves[name]))
+        order = ", ".join(leaves[corner] for corner in sorted(leaves))
         zero = values.loc[values["value"] < 1e-9, "beta"].min()
         style.headline(
             figure,
@@ -314,25 +298,22 @@ def trust_regions(
     """
     x, y = _ternary(simplex_grid())
     noisy = int(np.argmax(variances))
+    colours = (style.VANILLA, style.PESSIMIST, style.AWARE, style.EXACT)
     with style.canvas(6.2, 4.8) as (figure, (axes,)):
-        corners = _ternary(np.eye(3))
-        axes.plot([*corners[0], corners[0][0]], [*corners[1], corners[1][0]], color="black", linewidth=1)
-        for colour, (name, value) in zip(
-            (style.VANILLA, style.PESSIMIST, style.AWARE, style.EXACT), regions.items(), strict=True
-        ):
+        axes.plot(*_ternary(np.eye(3)[[0, 1, 2, 0]]), color="black", linewidth=1)
+        for colour, (name, value) in zip(colours, regions.items(), strict=True):
             axes.tricontour(x, y, value, levels=[1.0], colors=[colour], linewidths=2)
             text = f"{name}: {optima[name][noisy]:.2f}"
             axes.plot(*_ternary(optima[name]), "o", color=colour, markersize=7, mec="white", label=text)
         centre = _ternary(np.ones(3) / 3)
         axes.plot(*centre, "+", color=style.REFERENCE, ms=12, mew=2, label=f"reference: {1 / 3:.2f}")
-        for k, (cx, cy) in enumerate(zip(*corners, strict=True)):
+        for k, (cx, cy) in enumerate(zip(*_ternary(np.eye(3)), strict=True)):
             text = f"arm {k + 1}\n$\\hat R={estimates[k]:g}$, $\\sigma^2={variances[k]:g}$"
             style.label(axes, cx, cy, text, "black", offset=(0, 18 if cy > 0 else -18), ha="center")
         axes.set(aspect="equal", xlim=(-0.2, 1.2), ylim=(-0.16, 1.04))
         axes.axis("off")
         axes.legend(loc="upper left", bbox_to_anchor=(0.68, 0.9), title=f"probability of arm {noisy + 1}")
-        kept = sorted((policy[noisy], name) for name, policy in optima.items())
-        (low, quiet), (high, loud) = kept[0], kept[-1]
+        (low, quiet), *_, (high, loud) = sorted((policy[noisy], name) for name, policy in optima.items())
         style.headline(figure, f"The noisy arm keeps {low:.2f} ({quiet}) to {high:.2f} ({loud})")
     return figure
 
@@ -361,12 +342,10 @@ def risk_frontier(
     """
     with style.canvas(8.0, 3.8, 3) as (figure, (left, *others)):
         for level in shown:
-            for name, path in frontier[frontier["level"] == level].groupby("policy"):
-                path = path.sort_values("step")
-                left.plot(path["risk"], path["gain"], ".-", color=style.POLICY_COLOURS[str(name)])
-            style.label(
-                left, path["risk"].iloc[-1], path["gain"].iloc[-1], f"noise {level:g}", "black", offset=(4, 6)
-            )
+            paths = frontier[frontier["level"] == level].sort_values("step")
+            _curves(left, paths, "risk", "gain", ".-")
+            risk, gain = paths.loc[paths["policy"] == PAIR[1], ["risk", "gain"]].iloc[-1]
+            style.label(left, risk, gain, f"noise {level:g}", "black", offset=(4, 6))
         left.set(xlabel="risk of underperforming", ylabel="mean gain over the reference")
         left.set_title("Small step to greedy")
         style.percent(left.xaxis)
@@ -392,6 +371,12 @@ def risk_frontier(
     return figure
 
 
+def _curves(axes: Axes, table: pd.DataFrame, x: str, y: str, line: str = "-", **look: Any) -> None:
+    """Draw a line for every policy, in its colour."""
+    for name, group in table.groupby("policy", sort=False):
+        axes.plot(group[x], group[y], line, color=style.POLICY_COLOURS[str(name)], label=name, **look)
+
+
 def constrained_policies(policies: Mapping[str, Array], estimates: Array, shifts: pd.DataFrame) -> Figure:
     """Theorem 2.7: the policies at one constraint value, and what a constant does to them.
 
@@ -399,12 +384,9 @@ def constrained_policies(policies: Mapping[str, Array], estimates: Array, shifts
     probability: of the first arm, at fixed beta.
     """
     with style.canvas(7.6, 4.0, 2) as (figure, (left, right)):
-        _policy_bars(left, policies)
-        left.set_title("At the same $\\mathrm{E}[\\sigma^2 \\ln(\\pi/\\pi_0)]$")
-        for name, group in shifts.groupby("policy", sort=False):
-            width = 4 if name == "GRPO fixed point" else 2  # PPO's is the same line
-            colour = style.POLICY_COLOURS[str(name)]
-            right.plot(group["shift"], group["probability"], color=colour, linewidth=width)
+        _policy_bars(left, policies, "At the same $\\mathrm{E}[\\sigma^2 \\ln(\\pi/\\pi_0)]$")
+        _curves(right, shifts, "shift", "probability", linewidth=2)
+        right.lines[list(shifts["policy"].unique()).index("GRPO fixed point")].set_linewidth(4)  # as PPO's
         right.set(xlabel="constant added to all rewards", ylabel="probability of the noisy arm")
         right.set(title="Shift test at fixed $\\beta$", ylim=(-0.03, 1.03))
         means = ", ".join(f"{policy @ estimates:.2f} ({name})" for name, policy in policies.items())
@@ -456,9 +438,7 @@ def weighted_divergence(path: pd.DataFrame, limits: pd.DataFrame) -> Figure:
             at = path.iloc[len(path) * 2 // 3]
             style.label(left, at["share"], at[column], text, colour, offset=offset, ha="right")
         left.set(xlabel="from the reference (0) to\nthe penalty's minimizer (1)", ylabel="penalty")
-        for name, group in limits.groupby("policy", sort=False):
-            colour = style.POLICY_COLOURS[str(name)]
-            right.plot(group["beta"], np.maximum(group["kl"], 1e-9), color=colour, linewidth=2, label=name)
+        _curves(right, limits.assign(kl=limits["kl"].clip(lower=1e-9)), "beta", "kl", linewidth=2)
         right.set(xscale="log", yscale="log", ylim=(1e-6, 3), xlabel="$\\beta$")
         right.set_ylabel("$\\mathrm{KL}(\\pi\\,\\|\\,\\pi_0)$ (nats)")
         last = limits.sort_values("beta").groupby("policy")["kl"].last()
@@ -488,9 +468,8 @@ def figure_4(
             axes.set_ylim(0, 1.2 * axes.get_ylim()[1])
             ratio = ratios[name]
             interval = f"ratio {ratio.value:.2f} [{ratio.low:.2f}, {ratio.high:.2f}], paper {printed[name]:g}"
-            axes.set_title(f"Variances from {name}")
-            style.note(axes, interval, "upper right")
-            axes.set_xlabel("gain over the reference policy")
+            style.note(axes, interval)
+            axes.set(title=f"Variances from {name}", xlabel="gain over the reference policy")
             style.percent(axes.yaxis)
         places[0].set_ylabel("share of draws")
         found = " and ".join(f"{ratio.value:.2f}" for ratio in ratios.values())
@@ -556,17 +535,15 @@ def matched_kl(summary: pd.DataFrame, target: float) -> Figure:
     with style.canvas(8.0, 4.2, 3) as (figure, panels):
         for axes, (column, title) in zip(panels, titles.items(), strict=True):
             for name, group in summary.groupby("policy", sort=False):
-                style.band(
-                    axes, group, "level", column, style.POLICY_COLOURS[str(name)], linewidth=2, label=name
-                )
+                colour = style.POLICY_COLOURS[str(name)]
+                style.band(axes, group, "level", column, colour, linewidth=2, label=name)
             axes.axhline(float(column == "variance"), color=style.VANILLA, linewidth=1.5, label="vanilla")
             axes.set(xlabel="noise level", title=title)
             style.log_ticks(axes, "x", [0.1, 0.25, 0.5, 1, 2, 4], lambda tick: f"{tick:g}")
         panels[1].set_ylim(0, None)
         style.percent(panels[2].yaxis)
-        last = summary[
-            (summary["level"] == summary["level"].max()) & (summary["policy"] == "PPO fixed point")
-        ].iloc[0]
+        ppo = summary[summary["policy"] == "PPO fixed point"]
+        last = ppo.loc[ppo["level"].idxmax()]
         style.headline(
             figure,
             f"At KL = {target:g} nats and noise {last['level']:g}, PPO's fixed point beside vanilla: gain "
