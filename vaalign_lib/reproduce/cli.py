@@ -1,4 +1,4 @@
-"""The `vaalign` command: reproduce, plan, publish, report, status."""
+"""The `vaalign` command: reproduce, plan, check, publish, report, status."""
 
 import argparse
 import logging
@@ -155,6 +155,18 @@ def _publish(options: argparse.Namespace, profile: Profile, run_dir: Path) -> in
     return 0
 
 
+def _check(options: argparse.Namespace, profile: Profile, run_dir: Path) -> int:
+    from vaalign_lib.reproduce.check import compared, in_words
+
+    with opened(run_dir):
+        outcome = compared(states(profile, run_dir, options.seed), run_dir)
+        print(in_words(outcome))
+        if (outcome["profile"], outcome["seed"]) == (profile.name, options.seed):
+            return _report(options, profile, run_dir) or int(not outcome["as_published"])
+        print(f"report: as it was, for it is of --profile {outcome['profile']} --seed {outcome['seed']}")
+    return int(not outcome["as_published"])
+
+
 def _report(options: argparse.Namespace, profile: Profile, run_dir: Path) -> int:
     print(f"report: {write_report(profile, run_dir, options.seed)}")
     return 0
@@ -230,6 +242,12 @@ _OPTIONS: dict[str, dict[str, Any]] = {
         "help": "embedded (default), extended, smoke, paper, or a YAML file",
     },
     "--run-dir": {"metavar": "DIR", "type": _FOLDER, "help": "run folder (default: runs/<profile>)"},
+    "run_dir": {
+        "metavar": "RUN",
+        "nargs": "?",
+        "type": _FOLDER,
+        "help": "run folder (default: runs/<profile>)",
+    },
     "--seed": {"type": _seed, "default": 0, "help": "of the whole study (default: 0)"},
     "--only": {"metavar": "01,02", "help": "numbers or names of notebooks (default: all)"},
     "--workers": {"type": _WHOLE, "default": 0, "help": "stacks at a time (default: one per core)"},
@@ -247,6 +265,10 @@ _OPTIONS: dict[str, dict[str, Any]] = {
 _OF_RUNS = ["--only", "--workers", "--dask", "--force", "--set", "--from-results"]
 _COMMANDS = {  # what it does, its options beside the first three
     _reproduce: ("execute the notebooks and write the report", _OF_RUNS),
+    _check: (
+        "compare a finished run, number by number, with data/results; exit with 1 if it is not the same",
+        [],
+    ),
     _publish: ("copy what is finished to figures/, data/results/, pages/ and the README", []),
     _plan: ("show what a reproduction would train, how long it takes, what is missing for it", ["--workers"]),
     _report: ("write report.html and scoreboard.json from what is there", []),
@@ -264,7 +286,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for command, (help_text, options) in _COMMANDS.items():
         one = commands.add_parser(command.__name__.removeprefix("_"), help=help_text)
-        for option in ("--profile", "--run-dir", "--seed", *options):
+        for option in ("--profile", "run_dir" if command is _check else "--run-dir", "--seed", *options):
             one.add_argument(option, **_OPTIONS[option])
         one.set_defaults(command=command)
     return parser

@@ -26,7 +26,7 @@ from vaalign_lib.papers.printed import (
 )
 from vaalign_lib.profiles import Profile
 from vaalign_lib.reproduce.execute import FINDINGS, PAGE
-from vaalign_lib.reproduce.run import PAGES, banner, states
+from vaalign_lib.reproduce.run import PAGES, State, banner, states
 from vaalign_lib.store import DATA, RESULTS, ROOT, write_atomically
 
 VERDICTS = {  # heading by verdict, in their order
@@ -38,6 +38,7 @@ VERDICTS = {  # heading by verdict, in their order
     "not determinable": "Not determinable",
 }
 README = ROOT / "README.md"
+CHECK = "check.json"  # in the run folder: how it compares with what is published
 
 
 class _Strict(BaseModel):
@@ -106,9 +107,9 @@ def _in_words(rule: Rule) -> str:
     return text
 
 
-def published_rows() -> list[Row]:
+def published_rows(results: Path = RESULTS) -> list[Row]:
     """Return the scoreboard of the findings that are committed."""
-    return scoreboard(map(_read, sorted((RESULTS / "findings").glob("*.json"))))
+    return scoreboard(map(_read, sorted((results / "findings").glob("*.json"))))
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -234,6 +235,7 @@ def write_report(profile: Profile, run_dir: Path, seed: int = 0) -> Path:
     page = environment.get_template("report.html.jinja").render(
         profile=profile,
         banner=banner(profile),
+        check=_check(run_dir, found),
         summary=summary(rows),
         stand_ins=settings().stand_ins,
         headline=[one for name in settings().figures for one in figures if one["name"] == name],
@@ -246,6 +248,13 @@ def write_report(profile: Profile, run_dir: Path, seed: int = 0) -> Path:
     )
     write_atomically(run_dir / "report.html", page)
     return run_dir / "report.html"
+
+
+def _check(run_dir: Path, found: Sequence[State]) -> dict[str, Any] | None:
+    """Return how the run compares with what is published, if that was asked of these very notebooks."""
+    finished = {one.notebook.name: one.record["finished"] for one in found if one.record}
+    outcome = _read(run_dir / CHECK) if (run_dir / CHECK).is_file() else {}
+    return outcome if outcome.get("finished") == finished else None
 
 
 def exhibits() -> dict[str, dict[str, str]]:
