@@ -8,6 +8,7 @@ from scipy.stats import norm, t
 from vaalign_lib.experiments.conditions import METHODS
 from vaalign_lib.papers import recomputed
 from vaalign_lib.papers.printed import printed_range, printed_value
+from vaalign_lib.statistics.tests import f_test
 
 
 def test_there_are_the_seven_rows():
@@ -165,7 +166,7 @@ def test_the_trend_over_ranges_by_simulation():
 
 
 def test_degrees_of_freedom_of_a_critical_value():
-    assert recomputed.equal_degrees(recomputed.f_test(1, 80, 1, 80).critical) == pytest.approx(79)
+    assert recomputed.equal_degrees(f_test(1, 80, 1, 80).critical) == pytest.approx(79)
 
 
 @pytest.mark.parametrize("gradients", ["growing", "spike", "noise"])

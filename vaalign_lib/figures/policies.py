@@ -153,7 +153,7 @@ def range_ratios(table: pd.DataFrame, printed: Mapping[int, float]) -> Figure:
             list(printed), list(printed.values()), "x--", color=style.PRINTED, label="the paper's ratios"
         )
         style.octaves(axes, "y")
-        style.log_ticks(axes, "x", sorted(printed), lambda top: f"{top:g}")
+        style.log_ticks(axes, "x", sorted(printed))
         axes.set(xlabel="R, upper end of the range", ylabel="training variance,\nvanilla : variance-aware")
         narrow, wide = min(printed), max(printed)
         said = f"in the paper {printed[narrow]:.2f} and {printed[wide]:.2f}"

@@ -121,7 +121,7 @@ def printed_statistics(table: pd.DataFrame) -> Figure:
             rows = table[(table["item"] == title.split(":")[0]) & (table["quantity"] == quantity)]
             _recomputed(axes, rows)
             if ticks is not None:
-                style.log_ticks(axes, "x", ticks, lambda tick: f"{tick:g}")
+                style.log_ticks(axes, "x", ticks)
             axes.set_title(f"{title}; {rows['consistent'].sum()} of {len(rows)} agree")
         places[3].axvline(0.05, color="black", linewidth=0.8, linestyle=":")
         style.headline(
@@ -155,7 +155,7 @@ def policies_needed(table: pd.DataFrame, policies: int) -> Figure:
             text = f"{needed}; power of {policies}: {power:.0%}"
             axes.text(needed * 1.15, place, text, va="center", fontsize=9)
         axes.axvline(policies, color="black", linewidth=0.8, linestyle=":")
-        style.log_ticks(axes, "x", (10, 30, policies, 300, 1000), lambda tick: f"{tick:g}")
+        style.log_ticks(axes, "x", (10, 30, policies, 300, 1000))
         axes.set(xlim=(10, 12000), xlabel="policies of each method for 80% power (one-sided z test, 5%)")
         found = f"{seen.sum()} of {len(table)} printed differences"
         style.headline(figure, f"{policies} policies see {found} with 80% power")

@@ -85,9 +85,6 @@ def times(number: float) -> str:
     return f"{number:.2f}" if abs(number) < 100 else f"{number:.3g}"
 
 
-# --- the shared marks -----------------------------------------------------------------------------------
-
-
 def note(axes: Axes, text: str, corner: str = "upper right", colour: str = "black", line: float = 0) -> None:
     """Write a sample size or an interval into a corner of a panel, `line` lines away from its edge."""
     vertical, side = corner.split()
@@ -154,9 +151,6 @@ def legend_outside(figure: Figure, axes: Axes, columns: int, **settings: Any) ->
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=columns, **settings)
 
 
-# --- axes -----------------------------------------------------------------------------------------------
-
-
 def percent(axis: Axis, decimals: int | None = 0) -> None:
     """Write shares as percentages."""
     axis.set_major_formatter(PercentFormatter(1, decimals=decimals))
@@ -169,7 +163,9 @@ def plain_log(axes: Axes, which: str = "x") -> None:
         getattr(axes, f"{name}axis").set_minor_formatter(NullFormatter())
 
 
-def log_ticks(axes: Axes, which: str, ticks: Sequence[float], text: Callable[[float], str]) -> None:
+def log_ticks(
+    axes: Axes, which: str, ticks: Sequence[float], text: Callable[[float], str] = "{:g}".format
+) -> None:
     """Use a logarithmic axis with these ticks alone."""
     getattr(axes, f"set_{which}scale")("log")
     getattr(axes, f"set_{which}ticks")(ticks, [text(tick) for tick in ticks])

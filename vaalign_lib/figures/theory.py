@@ -187,13 +187,11 @@ def lower_bound_probabilities(table: pd.DataFrame) -> Figure:
                 axes.plot(one["beta"], one["probability"], ".", color=colour, label=text)
             axes.set(xscale="log", xlabel=r"$\beta$", title="1 arm" if count == 1 else f"{count} arms")
         panels[0].set_ylabel("probability of the inequality")
-        printed, proof, sharp = (
-            (table["high"] < table[n]).sum() for n in ("printed", "proof", "sharp_lower")
-        )
+        broken = {name: (table["high"] < table[name]).sum() for name in ("printed", "proof", "sharp_lower")}
         style.headline(
             figure,
-            f"Of {len(table)} simulated probabilities, {printed} lie below the printed bound, "
-            f"{proof} below the proof's, {sharp} below the sharp one (95%)",
+            f"Of {len(table)} simulated probabilities, {broken['printed']} lie below the printed bound, "
+            f"{broken['proof']} below the proof's, {broken['sharp_lower']} below the sharp one (95%)",
         )
         style.legend_outside(figure, panels[0], 3)
     return figure
@@ -493,11 +491,11 @@ def variance_ratios(table: pd.DataFrame, printed: Mapping[str, float]) -> Figure
             groups = table[table["range"] == name].groupby(["arms", "signal"])
             for k, (_, group) in enumerate(groups):
                 for column, (offset, colour, text) in columns.items():
-                    _quantile_bar(axes, k + offset, group[column], colour, "" if k else text)
+                    _quantile_bar(axes, k + offset, group[column], colour, None if k else text)
             axes.axhline(paper, color=style.PRINTED, linestyle="--")
             axes.axhline(1, color="black", linewidth=0.8)
             style.label(axes, -0.5, paper, f"paper {paper:g}", style.PRINTED, offset=(0, 6))
-            style.log_ticks(axes, "y", [0.5, 1, 2, 5, 10, 20, 50], lambda tick: f"{tick:g}")
+            style.log_ticks(axes, "y", [0.5, 1, 2, 5, 10, 20, 50])
             names = [f"{arms}\n{signal:g}" for arms, signal in groups.groups]
             axes.set(title=f"variances from {name}", xlabel="arms\nand $s$ of $r^*\\sim N(0, s^2)$")
             axes.set_xticks(range(len(names)), names)
@@ -505,17 +503,16 @@ def variance_ratios(table: pd.DataFrame, printed: Mapping[str, float]) -> Figure
         raw, equal = (table.groupby("range")[column].median() for column in columns)
         medians = "; ".join(f"{raw[name]:.2f} and {equal[name]:.2f} from {name}" for name in printed)
         each = table.groupby(["range", "arms", "signal"]).size().max()
-        style.headline(
-            figure, f"Median ratio, as it is and at equal mean gain: {medians} ({each} settings a bar)"
-        )
+        found = f"as it is and at equal mean gain: {medians} ({each} settings a bar)"
+        style.headline(figure, f"Median ratio, {found}")
         style.legend_outside(figure, panels[0], 2)
     return figure
 
 
-def _quantile_bar(axes: Axes, place: float, values: pd.Series, colour: str, text: str) -> None:
+def _quantile_bar(axes: Axes, place: float, values: pd.Series, colour: str, text: str | None) -> None:
     low, first, median, third, high = values.quantile([0.05, 0.25, 0.5, 0.75, 0.95])
     axes.plot([place] * 2, [low, high], color=colour, linewidth=1.5)
-    axes.plot([place] * 2, [first, third], color=colour, linewidth=5, label=text or None)
+    axes.plot([place] * 2, [first, third], color=colour, linewidth=5, label=text)
     axes.plot(place, median, "o", color="white", markeredgecolor=colour, markersize=5)
 
 
@@ -539,7 +536,7 @@ def matched_kl(summary: pd.DataFrame, target: float) -> Figure:
                 style.band(axes, group, "level", column, colour, linewidth=2, label=name)
             axes.axhline(float(column == "variance"), color=style.VANILLA, linewidth=1.5, label="vanilla")
             axes.set(xlabel="noise level", title=title)
-            style.log_ticks(axes, "x", [0.1, 0.25, 0.5, 1, 2, 4], lambda tick: f"{tick:g}")
+            style.log_ticks(axes, "x", [0.1, 0.25, 0.5, 1, 2, 4])
         panels[1].set_ylim(0, None)
         style.percent(panels[2].yaxis)
         ppo = summary[summary["policy"] == "PPO fixed point"]

@@ -76,9 +76,6 @@ def _scale(key: str) -> float:
     return 0.01 if published().loc[key, "unit"] == "percent" else 1.0
 
 
-# --- rules ------------------------------------------------------------------------------------------
-
-
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 

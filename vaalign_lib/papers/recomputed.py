@@ -16,22 +16,8 @@ from scipy.optimize import brentq
 from scipy.stats import f, norm
 
 from vaalign_lib.papers.printed import RANGES, printed_range, printed_value, published
+from vaalign_lib.statistics import tests
 from vaalign_lib.statistics.power import policies_for_p, policies_for_risks, risk_power
-from vaalign_lib.statistics.tests import (
-    TAILS,
-    Estimate,
-    Z,
-    around,
-    boschloo,
-    f_test,
-    holm,
-    mean_difference,
-    proportion_difference,
-    smallest_margin,
-    two_proportions,
-    variance_ratio,
-    welch,
-)
 
 POLICIES = 80  # of each method in every row
 WIDTHS = "variance of the SDs, rescaled"  # of Table 4's intervals
@@ -88,15 +74,16 @@ def _counted(*moments: float) -> tuple[float, ...]:
     return *moments[:half], POLICIES, *moments[half:], POLICIES
 
 
+def _margin_in_sds(*moments: float) -> float:
+    return tests.smallest_margin(*_counted(*moments)) / float(np.sqrt(moments[1]))
+
+
 def _variance_p(first: float, second: float) -> float:
-    return f_test(first, POLICIES, second, POLICIES).p
+    return tests.f_test(first, POLICIES, second, POLICIES).p
 
 
 def _risk_p(first: float, second: float) -> float:
-    return two_proportions(first * POLICIES, POLICIES, second * POLICIES, POLICIES).p
-
-
-# --- printed, recomputed range, verdict ---------------------------------------------------------------
+    return tests.two_proportions(first * POLICIES, POLICIES, second * POLICIES, POLICIES).p
 
 
 def audit() -> pd.DataFrame:
@@ -123,14 +110,14 @@ def _statistics() -> Iterator[tuple[str, str, str, str, float, float]]:
     for row in rows():
         variances, moments, risks = _keys(row)
         yield "Table 1", row, "F", f"table1.{row}.variance_ratio_f", *over_rounding(truediv, variances)
-        low, high = over_rounding(lambda *numbers: welch(*_counted(*numbers)).statistic, moments)
+        low, high = over_rounding(lambda *numbers: tests.welch(*_counted(*numbers)).statistic, moments)
         crosses = low < 1e-9 and high > -1e-9  # printed means may round to the same number
         smaller, larger = sorted((abs(low), abs(high)))
         yield "Table 2", row, "|t|", f"table2.{row}.t_score", 0.0 if crosses else smaller, larger
-        ends = over_rounding(lambda a, b: welch(*_counted(0, a, 0, b)).critical, variances)
+        ends = over_rounding(lambda a, b: tests.welch(*_counted(0, a, 0, b)).critical, variances)
         yield "Table 2", row, "critical t", f"table2.{row}.t_critical", *ends
         yield "Table 3", row, "p", f"table3.{row}.p_value", *over_rounding(_risk_p, risks)
-    critical = f_test(1, POLICIES, 1, POLICIES).critical
+    critical = tests.f_test(1, POLICIES, 1, POLICIES).critical
     yield "Table 1", "", "critical F", "table1.f_critical", critical, critical
     for top in RANGES:
         ends = over_rounding(truediv, _both(4, f"range-{top}", "variance"))
@@ -145,9 +132,6 @@ def _width(top: int) -> str:
     return f"table4.range-{top}.variance_of_standard_deviation"
 
 
-# --- what the printed numbers say -----------------------------------------------------------------------
-
-
 def variance_tests() -> pd.DataFrame:
     """Return the F tests of the printed variances, 80 normal returns each, a row for each of Table 1.
 
@@ -160,11 +144,12 @@ def variance_tests() -> pd.DataFrame:
     for row in rows():
         keys, *_ = _keys(row)
         first, second = _values(keys)
-        ratio, worst = variance_ratio(first, POLICIES, second, POLICIES), over_rounding(_variance_p, keys)[1]
-        found.append((row, ratio.value, ratio.low, ratio.high, _variance_p(first, second), worst))
+        ratio = tests.variance_ratio(first, POLICIES, second, POLICIES)
+        p, (_, worst) = _variance_p(first, second), over_rounding(_variance_p, keys)
+        found.append((row, ratio.value, ratio.low, ratio.high, p, worst))
     table = pd.DataFrame(found, columns=["row", "ratio", "low", "high", "p", "p_worst"])
-    kurtosis = POLICIES * np.log(table["ratio"]) ** 2 / (2 * Z**2) - 2
-    return table.assign(kurtosis=kurtosis, p_holm=holm(table["p_worst"]))
+    kurtosis = POLICIES * np.log(table["ratio"]) ** 2 / (2 * tests.Z**2) - 2
+    return table.assign(kurtosis=kurtosis, p_holm=tests.holm(table["p_worst"]))
 
 
 def mean_tests() -> pd.DataFrame:
@@ -180,9 +165,9 @@ def mean_tests() -> pd.DataFrame:
         _, keys, _ = _keys(row)
         mean, variance, other, others = _values(keys)
         numbers = _counted(other, others, mean, variance)
-        tested, gap, margin = welch(*numbers), mean_difference(*numbers), smallest_margin(*numbers)
-        in_sds = over_rounding(lambda *m: smallest_margin(*_counted(*m)) / float(np.sqrt(m[1])), keys)[1]
-        found.append((row, gap.value, gap.low, gap.high, tested.degrees, tested.p, margin, in_sds))
+        tested, gap = tests.welch(*numbers), tests.mean_difference(*numbers)
+        margins = tests.smallest_margin(*numbers), over_rounding(_margin_in_sds, keys)[1]
+        found.append((row, gap.value, gap.low, gap.high, tested.degrees, tested.p, *margins))
     names = ["row", "difference", "low", "high", "degrees", "p", "margin", "margin_in_sds"]
     table = pd.DataFrame(found, columns=names)
     return table.assign(margin_in_gains=table["margin"] / implied_references()["gain_vanilla"])
@@ -199,7 +184,7 @@ def risk_tests() -> pd.DataFrame:
     printed p.
     """
     table = pd.DataFrame([_risk_test(row) for row in rows()])
-    adjusted = {f"{name}_holm": holm(table[name]) for name in ("p", "p_worst", "p_printed", "boschloo")}
+    adjusted = {f"{name}_holm": tests.holm(table[name]) for name in ("p", "p_worst", "p_printed", "boschloo")}
     return table.assign(**adjusted)
 
 
@@ -211,16 +196,16 @@ def _risk_test(row: str) -> dict[str, Any]:
         {"row": row, "vanilla": vanilla, "variance_aware": aware}
         | {"fall": fall.value, "low": fall.low, "high": fall.high}
         | {"p": _risk_p(first, second), "p_worst": over_rounding(_risk_p, keys)[1]}
-        | {"boschloo": boschloo(vanilla, POLICIES, aware, POLICIES), "p_printed": printed}
+        | {"boschloo": tests.boschloo(vanilla, POLICIES, aware, POLICIES), "p_printed": printed}
         | {"power": risk_power(first, second, POLICIES), "needed": policies_for_risks(first, second)}
         | {"needed_for_p": policies_for_p(first, second, printed)}
     )
 
 
-def risk_fall(row: str) -> Estimate:
+def risk_fall(row: str) -> tests.Estimate:
     """Return vanilla's printed risk minus the other's, from the nearest counts, with Newcombe's interval."""
     vanilla, aware = (_nearest(key) for key in _both(3, row, "risk"))
-    return proportion_difference(vanilla, POLICIES, aware, POLICIES)
+    return tests.proportion_difference(vanilla, POLICIES, aware, POLICIES)
 
 
 def counts_of(key: str) -> dict[str, list[int]]:
@@ -289,14 +274,14 @@ def implied_error(variance: float, risk: float) -> float:
     return float(np.sqrt(variance * parts / POLICIES))
 
 
-def range_trend() -> Estimate:
+def range_trend() -> tests.Estimate:
     """Estimate the slope of the logarithm of Table 4's ratios on that of R; 80 normal returns each."""
     logs = np.log(_values(f"table4.range-{top}.variance_ratio_f" for top in RANGES))
     x = np.log(np.array(RANGES, dtype=float))
     x -= x.mean()
     lever = x / (x**2).sum()
     error = np.sqrt(4 / (POLICIES - 1) * (lever**2).sum())  # 2 / (n - 1) for each of two variances
-    return around(lever @ logs, Z * error, len(RANGES))
+    return tests.around(lever @ logs, tests.Z * error, len(RANGES))
 
 
 def widths_fit() -> bool:
@@ -310,10 +295,7 @@ def equal_degrees(critical: float) -> float:
     """Return the degrees of freedom, the same for both variances, whose 0.975 quantile of F is given."""
     if critical <= 1:
         raise ValueError(f"critical: expected a quantile above 1, got {critical}")
-    return float(brentq(lambda degrees: f.ppf(TAILS[1], degrees, degrees) - critical, 2, 1e4))
-
-
-# --- settings -------------------------------------------------------------------------------------------
+    return float(brentq(lambda degrees: f.ppf(tests.TAILS[1], degrees, degrees) - critical, 2, 1e4))
 
 
 def qwen_updates() -> int:

@@ -26,7 +26,14 @@ def numbers(
     Raises:
         ValueError: they are something else, not finite, masked, or out of the range; it begins with the name.
     """
-    array = _real(name, values)
+    try:
+        array = np.asarray(values)
+    except (TypeError, ValueError, RuntimeError) as error:  # ragged lists, tensors with gradients
+        raise ValueError(f"{name}: expected an array of real numbers: {error}") from None
+    if np.ma.is_masked(values) or array.dtype.kind not in "biuf":
+        kind = "masked ones" if np.ma.is_masked(values) else f"values of type {array.dtype}"
+        raise ValueError(f"{name}: expected real numbers, got {kind}")
+    array = np.asarray(array, dtype=float)
     if array.size < least or (axes is not None and array.ndim != axes):
         kind = {None: "an array", 0: "one number", 1: "a vector"}.get(axes, f"an array of {axes} axes")
         many = "" if axes == 0 else f" of at least {least} number{'s' * (least > 1)}"
@@ -67,14 +74,3 @@ def broadcast(**arrays: Array) -> list[Array]:
         shapes = ", ".join(f"{name} {array.shape}" for name, array in arrays.items())
         raise ValueError(f"{', '.join(arrays)}: shapes do not fit: {shapes}") from None
     return [np.broadcast_to(array, shape) for array in arrays.values()]
-
-
-def _real(name: str, values: ArrayLike) -> Array:
-    try:
-        array = np.asarray(values)
-    except (TypeError, ValueError, RuntimeError) as error:  # ragged lists, tensors with gradients
-        raise ValueError(f"{name}: expected an array of real numbers: {error}") from None
-    if np.ma.is_masked(values) or array.dtype.kind not in "biuf":
-        kind = "masked ones" if np.ma.is_masked(values) else f"values of type {array.dtype}"
-        raise ValueError(f"{name}: expected real numbers, got {kind}")
-    return np.asarray(array, dtype=float)

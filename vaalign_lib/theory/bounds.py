@@ -17,9 +17,6 @@ RiskForm = Literal["free", "sum_to_one"]
 RISK_FORMS: tuple[RiskForm, ...] = get_args(RiskForm)
 
 
-# --- Theorem 2.2 ----------------------------------------------------------------------------------
-
-
 def printed_bound(arms: ArrayLike, beta: ArrayLike) -> Array:
     """Return 1 - exp(-n / beta^2), the probability that Theorem 2.2 prints; 1 at beta 0."""
     arms, squared = _sizes(arms, beta)
@@ -131,9 +128,6 @@ def lower_bound_event(
     return box_supremum(estimates, variances, beta) <= 2 * np.abs(true_rewards).sum(-1)
 
 
-# --- Theorem 2.4 ----------------------------------------------------------------------------------
-
-
 def vanilla_risk(true_rewards: ArrayLike, variances: ArrayLike, form: RiskForm = "free") -> Array:
     """Return P(pi_1' r* <= pi_0' r*) of Equation (2)'s policy under Assumption 2.1.
 
@@ -141,12 +135,10 @@ def vanilla_risk(true_rewards: ArrayLike, variances: ArrayLike, form: RiskForm =
     r* less its mean over the arms. Neither depends on epsilon. On the simplex there is no such formula;
     up to `interior_epsilon` the risk is that of `sum_to_one`.
     """
-    rewards, variances = _risk_problem(true_rewards, variances, form, weighted=False)
-    size = _size(rewards)
-    unit = rewards / size[..., None]
+    unit, size, variances = _risk_problem(true_rewards, variances, form, weighted=False)
     with np.errstate(invalid="ignore"):  # 0 / 0 without signal
         slope = (unit**2).sum(-1) / np.sqrt((variances * unit**2).sum(-1))
-    return np.where(rewards.any(-1), norm.cdf(-size * slope), 1.0)
+    return np.where(unit.any(-1), norm.cdf(-size * slope), 1.0)
 
 
 def variance_aware_risk(true_rewards: ArrayLike, variances: ArrayLike, form: RiskForm = "free") -> Array:
@@ -155,16 +147,15 @@ def variance_aware_risk(true_rewards: ArrayLike, variances: ArrayLike, form: Ris
     `free`: Phi(-sqrt(r*' Sigma^-1 r*)), as printed in Appendix A. `sum_to_one`: the same with r* less
     its precision-weighted mean over the arms.
     """
-    rewards, variances = _risk_problem(true_rewards, variances, form, weighted=True)
-    size = _size(rewards)
-    slope = np.sqrt(((rewards / size[..., None]) ** 2 / variances).sum(-1))
-    return np.where(rewards.any(-1), norm.cdf(-size * slope), 1.0)
+    unit, size, variances = _risk_problem(true_rewards, variances, form, weighted=True)
+    slope = np.sqrt((unit**2 / variances).sum(-1))
+    return np.where(unit.any(-1), norm.cdf(-size * slope), 1.0)
 
 
 def _risk_problem(
     true_rewards: ArrayLike, variances: ArrayLike, form: str, *, weighted: bool
 ) -> tuple[Array, ...]:
-    """Check; return rewards, less their mean if probabilities sum to one, and variances.
+    """Check; return rewards, less their mean if probabilities sum to one, as units and size, and variances.
 
     Rewards that are equal but for rounding leave exactly zero: without signal the policy never moves.
     """
@@ -177,7 +168,8 @@ def _risk_problem(
         rounding = 4 * rewards.shape[-1] * np.finfo(float).eps
         equal = np.abs(rewards - centre) <= rounding * np.abs(rewards).max(-1, keepdims=True)
         rewards = np.where(equal, 0.0, rewards - centre)
-    return rewards, variances
+    size = _size(rewards)
+    return rewards / size[..., None], size, variances
 
 
 def _size(values: Array) -> Array:
