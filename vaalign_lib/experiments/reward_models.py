@@ -1,9 +1,6 @@
-r"""The experiment of notebook 03: from pairs to ensembles, each long step kept in the run store.
+"""The experiment of notebook 03: from pairs to ensembles, each long step kept in the run store.
 
-    reference policies -> responses -> pairs -> reward model -> features -> heads
-                                            \-> separate backbones
-
-On real input the pairs come from a file or the hub, and there are no reference policies and no gold.
+Pairs come from reference policies of the embedded world, or from a file or the hub, without gold rewards.
 """
 
 import json
@@ -39,8 +36,7 @@ class RewardStudy(Study):
     data: pd.DataFrame = field(kw_only=True)
     data_folder: Path = field(kw_only=True)
     backbone: str = field(kw_only=True)
-    _trained: dict[str, tuple[Heads, dict[int, Heads]]] = field(default_factory=dict, repr=False)
-    _feature_folders: dict[str, Path] = field(default_factory=dict, repr=False)
+    _kept: dict[str, Any] = field(default_factory=dict, repr=False)
 
     @property
     def embedded(self) -> bool:
@@ -84,12 +80,11 @@ class RewardStudy(Study):
         return load_file(self._features(part) / "features.safetensors")
 
     def _features(self, part: str) -> Path:
-        if part not in self._feature_folders:
+        if part not in self._kept:
             config = {"part": part, "max_length": self.settings.max_length}
             inputs = {"model": self.reward_model, "pairs": self.data_folder}
-            folder = self.store.folder(f"features-{part}", write_features, config, inputs)
-            self._feature_folders[part] = folder
-        return self._feature_folders[part]
+            self._kept[part] = self.store.folder(f"features-{part}", write_features, config, inputs)
+        return Path(self._kept[part])
 
     def read(
         self, prompts: Sequence[str], responses: Sequence[str], description: str = ""
@@ -117,20 +112,14 @@ class RewardStudy(Study):
         key = content_key(
             **options, training=settings.model_dump(), first=keep_first, at=[*snapshots], repeat=repeat
         )
-        if key not in self._trained:
-            features = self.features("train")
-            self._trained[key] = train_heads(
-                features["chosen"],
-                features["rejected"],
-                **options,
-                settings=settings,
-                seed=stack_seed(self.seed, repeat),
-                members=self.profile.ensembles.members,
-                first_head=features["head"] if keep_first else None,
-                snapshots=snapshots,
-                description=f"heads, {kind}",
-            )
-        return self._trained[key]
+        if key not in self._kept:
+            features, members = self.features("train"), self.profile.ensembles.members
+            options |= {"seed": stack_seed(self.seed, repeat), "members": members, "snapshots": snapshots}
+            options |= {"settings": settings, "first_head": features["head"] if keep_first else None}
+            options["description"] = f"heads, {kind}"
+            self._kept[key] = train_heads(features["chosen"], features["rejected"], **options)
+        heads: tuple[Heads, dict[int, Heads]] = self._kept[key]
+        return heads
 
     def backbones(self, part: str) -> dict[str, Tensor]:
         """Return the scores of separate backbones: `chosen`, `rejected` (pairs, members)."""
@@ -151,10 +140,11 @@ class RewardStudy(Study):
 
     def resources(self) -> dict[str, float]:
         """Return the seconds that running the frozen backbone and training ten heads take."""
-        seconds = self.store.record(self._features("train"))["seconds"]
+        features = self._features("train")
         started = time.perf_counter()
-        replace(self, _trained={}).heads("paper", self.profile.ensembles.paper)
-        return {"heads": time.perf_counter() - started, "features": seconds}
+        replace(self, _kept={"train": features}).heads("paper", self.profile.ensembles.paper)
+        seconds = time.perf_counter() - started
+        return {"heads": seconds, "features": self.store.record(features)["seconds"]}
 
 
 def settings_of(profile: Profile, backbone: str) -> RewardModel:
@@ -198,10 +188,8 @@ def prepare(
             "max_length": settings_of(study.profile, backbone).max_length,
         }
         folder = study.store.folder("pairs", write_real_pairs, config)
-    data = pd.read_parquet(folder / "pairs.parquet")
-    return RewardStudy(
-        study.store, study.profile, study.seed, data=data, data_folder=folder, backbone=backbone
-    )
+    pairs_of: Any = {"data": pd.read_parquet(folder / "pairs.parquet"), "data_folder": folder}
+    return RewardStudy(study.store, study.profile, study.seed, **pairs_of, backbone=backbone)
 
 
 def reward_source(
@@ -218,9 +206,7 @@ def reward_source(
     shared: dict[str, Any] = {"truth": true_reward(study), "variance_of": variance_of}
     if kind == "backbones":
         if independent or not study.embedded:
-            raise ValueError(
-                "kind: separate backbones are one ensemble for all policies of the embedded world"
-            )
+            raise ValueError("kind: backbones are one ensemble for all policies of the embedded world")
         return BackboneReward(load_backbones(study.backbones_folder), **shared)
     sizes = study.profile.ensembles
     grid = {"ensembles": sizes.independent, "pairs_each": sizes.independent_pairs}

@@ -35,7 +35,7 @@ from vaalign_lib.rewards.classifier import SIDES, TINY, reader
 from vaalign_lib.rewards.heads import HeadKind, Heads, steps_of
 from vaalign_lib.rewards.simulated_judge import PersistentJudges, SimulatedJudge
 from vaalign_lib.statistics.arrays import Array
-from vaalign_lib.statistics.tests import Estimate, proportion
+from vaalign_lib.statistics.tests import proportion
 
 _LOG = logging.getLogger(__name__)
 Questions = Mapping[str, tuple[Array, Array]]  # by part: errors, and the variances predicted for them
@@ -90,8 +90,8 @@ def _scored(heads: Heads, features: Tensor) -> Array:
 def ensembles_of(study: RewardStudy) -> dict[str, Heads]:
     """Return one ensemble of heads of every kind."""
     sizes = study.profile.ensembles
-    trained = {PAPER: study.heads("paper", sizes.paper, keep_first=True)[0]}
-    return trained | {name: study.heads(kind, sizes.trained)[0] for kind, name in TRAINED.items()}
+    paper, _ = study.heads("paper", sizes.paper, keep_first=True)
+    return {PAPER: paper} | {name: study.heads(kind, sizes.trained)[0] for kind, name in TRAINED.items()}
 
 
 def all_kinds(study: RewardStudy) -> dict[str, dict[str, Scores]]:
@@ -186,7 +186,7 @@ def kinds_table(study: RewardStudy, kinds: Kinds) -> pd.DataFrame:
         correct, counted = ranked_rightly(scores.gap, pairs)
         if study.embedded:
             errors = gold_errors(parts, held_out, pairs)
-            of_errors = _named("rank_correlation", rank_correlation(*errors["evaluation"]))
+            of_errors = rank_correlation(*errors["evaluation"]).columns("rank_correlation")
             of_errors["temperature"] = fit_temperature(*errors["held_out"])
         else:
             differing = known.gap_variance > 0  # not cut to the same tokens
@@ -201,12 +201,8 @@ def kinds_table(study: RewardStudy, kinds: Kinds) -> pd.DataFrame:
             "relative_variance": np.median(sample_variance(scores.chosen)) / scores.reward_variance,
             "difference_ratio": np.median(difference_ratio(scores.chosen, scores.rejected)),
         }
-        rows.append(row | of_errors | _named("accuracy", proportion(correct[counted])))
+        rows.append(row | of_errors | proportion(correct[counted]).columns("accuracy"))
     return pd.DataFrame(rows)
-
-
-def _named(name: str, found: Estimate) -> dict[str, float]:
-    return {name: found.value, f"{name}_low": found.low, f"{name}_high": found.high}
 
 
 def gold_errors(
@@ -294,10 +290,8 @@ def members_calibration(
     """Return the variances (pairs,) of the first members of a kind of ensemble in the gold reward's unit,
     their errors against it by deviation, and their coverage.
     """
-    asked = {
-        part: Scores(scores.chosen[:, :members], scores.rejected[:, :members])
-        for part, scores in kinds[kind].items()
-    }
+    parts = kinds[kind].items()
+    asked = {part: Scores(one.chosen[:, :members], one.rejected[:, :members]) for part, one in parts}
     errors = gold_errors(asked, study.part("held_out"), study.part("evaluation"))
     bins, covered, _ = calibration_tables({"the true reward": errors})
     return errors["evaluation"][1], bins, covered

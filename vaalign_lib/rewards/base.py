@@ -188,7 +188,7 @@ class Unit:
         """Return the unit in which these have mean 0 and deviation 1, and variances mean 1 or stay 0."""
         if len(rewards) < 2 or not (np.isfinite(rewards).all() and np.isfinite(variances).all()):
             raise ValueError(
-                f"source: expected at least two rewards, finite with their variances, got {len(rewards)}"
+                f"source: expected two or more finite rewards and variances, got {len(rewards)}"
             )
         scale = float(rewards.std())
         if not scale > SAME * float(np.abs(rewards).max()):

@@ -50,8 +50,8 @@ def coverage(errors: Array, variances: Array, levels: Sequence[float] = LEVELS) 
     for level in levels:
         number("levels", level, above=0, below=1)
         held = proportion(np.abs(errors) <= norm.ppf(0.5 + level / 2) * np.sqrt(variances))
-        rows.append({"nominal": level, "actual": held.value, "low": held.low, "high": held.high})
-    return pd.DataFrame(rows)
+        rows.append([level, held.value, held.low, held.high])
+    return pd.DataFrame(rows, columns=["nominal", "actual", "low", "high"])
 
 
 def rank_correlation(errors: Array, variances: Array) -> Estimate:
@@ -144,9 +144,7 @@ def between_ensembles(scores: Array) -> tuple[Array, Array]:
     variance over ensembles of their mean reward, (responses,) each.
     """
     if scores.ndim != 3 or min(scores.shape[:2]) < 2:
-        raise ValueError(
-            f"scores: expected (at least two ensembles, at least two members, responses), got {scores.shape}"
-        )
+        raise ValueError(f"scores: expected (at least two ensembles, two members, any), got {scores.shape}")
     return np.asarray(scores.var(1, ddof=1).mean(0)), np.asarray(scores.mean(1).var(0, ddof=1))
 
 

@@ -144,26 +144,22 @@ def with_segments(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) ->
     told = torch.tensor([example.get("token_type_ids", [])])
     if not told.any():
         return model
-    between = tokenizer.sep_token_id
-    if not _segments(torch.tensor([example["input_ids"]]), between).equal(told):
+
+    def segments(ids: Tensor) -> Tensor:
+        ends = (ids == tokenizer.sep_token_id).long()
+        return (ends.cumsum(1) > ends).long()
+
+    if not segments(torch.tensor([example["input_ids"]])).equal(told):
         raise BackboneError(f"{tokenizer.name_or_path}: its tokenizer numbers segments otherwise than BERT's")
 
     def add(_: Any, args: tuple[Any, ...], given: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        ids = given.get("input_ids", args[0] if args else None)
+        ids, mask = given.get("input_ids", args[0] if args else None), given.get("attention_mask")
         if given.get("token_type_ids") is None and ids is not None:
-            segments = _segments(ids, between)
-            mask = given.get("attention_mask")
-            given["token_type_ids"] = segments if mask is None else segments * mask
+            given["token_type_ids"] = segments(ids) if mask is None else segments(ids) * mask
         return args, given
 
     model.register_forward_pre_hook(add, with_kwargs=True)
     return model
-
-
-def _segments(ids: Tensor, between: int) -> Tensor:
-    """Return 1 where a separator came before (rows, tokens)."""
-    ends = (ids == between).long()
-    return (ends.cumsum(1) > ends).long()
 
 
 # --- training ---------------------------------------------------------------------------------------
@@ -265,12 +261,11 @@ def tokenized_pairs(tokenizer: PreTrainedTokenizerBase, pairs: pd.DataFrame, max
 
 def head_of(model: PreTrainedModel) -> nn.Linear:
     """Return the last linear layer, which turns features into the score."""
-    linear = [one for one in model.modules() if isinstance(one, nn.Linear) and one.out_features == 1]
-    if len(linear) != 1:
-        raise BackboneError(
-            f"{type(model).__name__}: expected one linear layer with one output, found {len(linear)}"
-        )
-    return linear[0]
+    found = [one for one in model.modules() if isinstance(one, nn.Linear) and one.out_features == 1]
+    if len(found) != 1:
+        kind = type(model).__name__
+        raise BackboneError(f"{kind}: expected one linear layer with one output, found {len(found)}")
+    return found[0]
 
 
 def read(
@@ -324,18 +319,14 @@ def features_and_scores(
 
 
 def _check_ids(model: PreTrainedModel, ids: Sequence[Sequence[int]]) -> None:
-    most, words = longest(model, 10**9), _words(model)
+    most, words, kind = longest(model, 10**9), _words(model), type(model).__name__
     for k, row in enumerate(ids):
+        told = f"ids: conversation {k}"
         if not 1 <= len(row) <= most:
-            raise ValueError(
-                f"ids: conversation {k} has {len(row)} tokens; expected 1 to {most}, the positions of "
-                f"{type(model).__name__}"
-            )
+            raise ValueError(f"{told} has {len(row)} tokens; expected 1 to {most}, the positions of {kind}")
         if not 0 <= min(row) <= max(row) < words:
-            raise ValueError(
-                f"ids: conversation {k} holds token {max(row)}, {type(model).__name__} knows {words}; "
-                "model and tokenizer do not belong together"
-            )
+            why = "model and tokenizer do not belong together"
+            raise ValueError(f"{told} holds token {max(row)}, {kind} knows {words}; {why}")
 
 
 def _batches_by_length(ids: Sequence[Sequence[int]]) -> list[list[int]]:

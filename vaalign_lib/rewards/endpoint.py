@@ -81,13 +81,9 @@ class Reply:
     text: str = ""
 
 
-class _Message(BaseModel):
+class _Message(BaseModel, extra="allow"):
     content: str | list[dict[str, Any]] | None = None
     refusal: str | None = None
-    reasoning_content: str | None = None
-    reasoning: str | None = None
-    reasoning_details: list[Any] | None = None
-    tool_calls: list[Any] | None = None
 
 
 class _Choice(BaseModel):
@@ -180,7 +176,8 @@ def _words(choice: _Choice) -> str:
         return _before_cut(parts)
     if parts.strip():
         return parts
-    if message.tool_calls or message.reasoning_content or message.reasoning or message.reasoning_details:
+    beside = message.model_extra or {}
+    if any(beside.get(one) for one in ("tool_calls", "reasoning_content", "reasoning", "reasoning_details")):
         raise ReplyError("expected text, got only reasoning or calls of tools")
     if reason != "stop":
         raise TransientError(f"expected text, got none and finish_reason {reason or 'missing'}")
@@ -189,10 +186,7 @@ def _words(choice: _Choice) -> str:
 
 def _before_cut(text: str) -> str:
     if not text.strip():
-        raise StopError(
-            "finish_reason length and no content: the reply's limit of tokens is spent before it begins; "
-            "raise reply_tokens"
-        )
+        raise StopError("finish_reason length before the reply begins: raise reply_tokens, its limit")
     whole, _, last = text.rpartition("\n")
     if not whole.strip() or re.search(r"\d", last):
         raise ReplyError(f"cut off by the limit of tokens, raise reply_tokens: {shortened(text)}")

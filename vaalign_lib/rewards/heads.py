@@ -4,9 +4,9 @@ AdamW works weight by weight and no gradient norm is clipped, so every head is t
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -18,15 +18,15 @@ from vaalign_lib.jobs import progress
 from vaalign_lib.profiles import HeadTraining
 from vaalign_lib.statistics.arrays import count
 
-HeadKind = Literal["paper", "order", "bootstrap", "disjoint", "anchored", "mlp"]
-KINDS: dict[HeadKind, str] = {
-    "paper": "same data in the same order, fresh weights",
-    "order": "same data, own order, fresh weights",
-    "bootstrap": "own bootstrap sample",
-    "disjoint": "own fifth of the data",
-    "anchored": "same data, drawn back to the fresh weights",
-    "mlp": "same data, small networks",
-}
+HeadKind = Literal[
+    "paper",  # same data in the same order, fresh weights
+    "order",  # same data, own order, fresh weights
+    "bootstrap",  # own bootstrap sample
+    "disjoint",  # own fifth of the data
+    "anchored",  # same data, drawn back to the fresh weights
+    "mlp",  # same data, small networks
+]
+KINDS: tuple[HeadKind, ...] = get_args(HeadKind)
 HIDDEN = 32  # units of a small network
 PARTS = 5  # disjoint parts of the data; BRME gives each of its five heads 20%
 INITIAL_DEVIATION = 0.02  # of fresh weights, as transformers draws them
@@ -117,7 +117,8 @@ def train_heads(
     if wrong := [step for step in snapshots if not 0 <= step <= steps]:
         raise ValueError(f"snapshots: expected steps from 0 to {steps}, the last, got {wrong[0]}")
     optimizer = _optimizer([w.requires_grad_(True) for w in weights.values()], settings)
-    schedule = LambdaLR(optimizer, _factor(settings, steps))
+    half_turn = math.pi if settings.scheduler == "cosine" else 0.0  # or constant
+    schedule = LambdaLR(optimizer, lambda step: 0.5 * (1 + math.cos(half_turn * step / steps)))
     kept: dict[int, Heads] = {}
     for step, batch in batches(rows, settings, random, description):
         if step in snapshots:
@@ -231,13 +232,6 @@ def _parts(row: Tensor, members: int, part: int, random: torch.Generator) -> Ten
         mixed = row[torch.randperm(len(row), generator=random)]
         dealt += mixed[: part * PARTS].split(part)
     return torch.stack(dealt[:members])
-
-
-def _factor(settings: HeadTraining, steps: int) -> Callable[[int], float]:
-    """Return the learning rate's factor at a step: half a cosine from one to zero, or constant."""
-    if settings.scheduler == "constant":
-        return lambda step: 1.0
-    return lambda step: 0.5 * (1 + math.cos(math.pi * step / steps))
 
 
 def _optimizer(weights: list[Tensor], settings: HeadTraining) -> Optimizer:

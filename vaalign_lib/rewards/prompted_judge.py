@@ -270,14 +270,12 @@ class _Asking:
     async def _ask(self, client: openai.AsyncOpenAI, text: str) -> Record:
         """Ask for one text until there is an interval, a refusal, or no more to be tried."""
         judge, reply, unfit = self.judge, Reply(), 0
-        messages = [{"role": "user", "content": judge_prompt(text, judge.highest)}]
-        sampling = {"temperature": judge.temperature, "max_tokens": judge.reply_tokens}
+        request: dict[str, Any] = {"temperature": judge.temperature, "max_tokens": judge.reply_tokens}
+        request["messages"] = [{"role": "user", "content": judge_prompt(text, judge.highest)}]
         for attempt in range(1, judge.attempts + 1):
             interval, failure, wait = None, "", 0.0
             try:
-                reply = await completion(
-                    client, judge.request_seconds, model=judge.model, messages=messages, **sampling
-                )
+                reply = await completion(client, judge.request_seconds, model=judge.model, **request)
                 self._compare(reply.served)
                 interval = parse_interval(reply.text, judge.highest)
                 break
@@ -333,9 +331,7 @@ def _check_base_url(url: str) -> None:
     except (ValueError, TypeError, AttributeError):
         sound = False
     if not sound:
-        raise ValueError(
-            f"base_url: expected a URL such as https://host/v1, without user or query, got {url!r}"
-        )
+        raise ValueError(f"base_url: expected a URL like https://host/v1 without user or query, got {url!r}")
 
 
 def _now() -> str:

@@ -1,8 +1,6 @@
-"""What a judge's reply says: two numbers, however they are written. What is doubtful is not read.
+"""What a judge's reply says: two numbers, however they are written (bold, a list, JSON, named, "out of R").
 
-A reply may be bold, fenced, a list, JSON, one line, or have text around; numbers may have their names a
-and b (or lower and upper) and stand "out of R". It is not read where anything else could be meant: other
-digits on the same line, two values of one name, signs, percent, separators of thousands.
+It is not read where anything else could be meant: other digits on the line, two values of one name, signs.
 """
 
 import json
@@ -108,11 +106,8 @@ def _json(text: str, highest: float) -> dict[str, str]:
     if isinstance(content, tuple):
         named = [[v for key, v in content if re.fullmatch(one, key, re.I)] for one in (_A, _B)]
         values = [one[0] for one in named if len(one) == 1]
-    matches = [
-        re.fullmatch(r"\s*" + _VALUE + _out_of(highest) + r"\s*", value)
-        for value in values
-        if isinstance(value, str)
-    ]
+    number = re.compile(rf"\s*{_VALUE}{_out_of(highest)}\s*")
+    matches = [number.fullmatch(value) for value in values if isinstance(value, str)]
     if len(values) != 2 or len(matches) != 2 or None in matches:
         return {}
     return {"a": matches[0][1], "b": matches[1][1]}  # type: ignore[index]
@@ -141,11 +136,8 @@ def _named(text: str, highest: float) -> dict[str, str]:
         values[name].add(float(match[3]))
         said[name] = match[3]
     rest = statement.sub(lambda match: "\0" + "\n\0" * match[0].count("\n"), text)
-    beside = [
-        line
-        for line in rest.splitlines()
-        if re.search(r"\d", line) and ("\0" in line or not re.search(r"[^\W\d_]{2}", line))
-    ]
+    numbered = [line for line in rest.splitlines() if re.search(r"\d", line)]
+    beside = any("\0" in line or not re.search(r"[^\W\d_]{2}", line) for line in numbered)
     if (beside and len(said) == 2) or max(map(len, values.values())) > 1:
         raise ReplyError(f"expected one a and one b, got {shortened(text.strip())}")
     return said
