@@ -14,19 +14,9 @@ from vaalign_lib.figures import style
 from vaalign_lib.statistics.arrays import Array
 from vaalign_lib.statistics.tests import Estimate, proportion
 from vaalign_lib.theory import bounds as theory
-from vaalign_lib.theory.bandit import Bandit, typical_reversed_estimates
+from vaalign_lib.theory.bandit import FORMS, Bandit, typical_reversed_estimates
 
 PAIR = ("vanilla", "variance-aware")
-SHORT_FORMS = {
-    "free": "Eq. (2), (3): closed form",
-    "sum_to_one": "Eq. (2), (3): sum to one",
-    "simplex": "Eq. (2), (3): distributions",
-    "printed": "Theorem 2.7: as printed",
-    "exact": "Theorem 2.7: true optimum",
-    "ppo": "fixed point of PPO, RLOO",
-    "grpo": "fixed point of GRPO",
-    "vanilla": "vanilla",
-}
 
 
 def bandit_arms(bandit: Bandit, estimates: Array) -> Figure:
@@ -114,7 +104,7 @@ def bandit_forms(
     (NaN if there is no such draw); `printed`: the paper's two risks; `ranges`: what rounds to each of them.
     """
     with style.canvas(7.6, 3.9, 3, sharey=True) as (figure, (*panels, last)):
-        rows = style.lines_of(panels[0], [SHORT_FORMS[form] for form in table["form"]])
+        rows = style.lines_of(panels[0], [FORMS[form] for form in table["form"]])
         reach = pd.Series(True, index=table.index)
         columns = zip(panels, ("vanilla", "aware"), PAIR, printed, ranges, strict=True)
         for axes, column, name, paper, (low, high) in columns:
@@ -154,7 +144,7 @@ def bandit_shift(table: pd.DataFrame) -> Figure:
             style.band(axes, group, "shift", "risk", colour, linewidth=2)
             end = group.iloc[0 if first else -1]
             place = {"offset": (8 if first else 0, 8), "ha": "left" if first else "right", "fontsize": 10}
-            style.label(axes, end["shift"], end["risk"], SHORT_FORMS[str(form)], colour, **place)
+            style.label(axes, end["shift"], end["risk"], FORMS.get(str(form), "vanilla"), colour, **place)
         axes.axvline(0, color=style.REFERENCE, linewidth=1, linestyle=":")
         axes.set(xlabel="constant added to all rewards", ylabel="risk of underperforming", ylim=(-0.03, 1.0))
         style.percent(axes.yaxis)

@@ -160,9 +160,6 @@ def bca(
     return np.asarray(statistic(*data)), np.asarray(interval.low), np.asarray(interval.high)
 
 
-# --- differences and ratios ---------------------------------------------------------------------------
-
-
 def variance_ratio(first: float, first_count: int, second: float, second_count: int) -> Estimate:
     """Estimate a ratio of variances of normal samples, with the exact interval."""
     _variances(first, first_count, second, second_count)
@@ -199,9 +196,6 @@ def mean_of(estimates: Sequence[Estimate]) -> Estimate:
         raise ValueError("estimates: expected at least one")
     value, low, high = np.mean([(one.value, one.low, one.high) for one in estimates], axis=0).tolist()
     return Estimate(value, low, high, sum(one.count for one in estimates))
-
-
-# --- tests --------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

@@ -12,13 +12,13 @@ from vaalign_lib.statistics.arrays import Array, count, number, numbers
 from vaalign_lib.store import DATA
 from vaalign_lib.theory import tabular
 
-FORMS: Mapping[str, str] = {
-    "free": "Eq. (2), (3), closed form of Appendix A (no distribution)",
-    "sum_to_one": "Eq. (2), (3) with probabilities that sum to one",
-    "simplex": "Eq. (2), (3) over distributions",
-    "printed": "Theorem 2.7 as printed",
-    "exact": "Theorem 2.7, true optimum",
-    "ppo": "fixed point of PPO and RLOO",
+FORMS = {
+    "free": "Eq. (2), (3): closed form",  # of Appendix A, no distribution
+    "sum_to_one": "Eq. (2), (3): sum to one",
+    "simplex": "Eq. (2), (3): distributions",
+    "printed": "Theorem 2.7: as printed",
+    "exact": "Theorem 2.7: true optimum",
+    "ppo": "fixed point of PPO, RLOO",
     "grpo": "fixed point of GRPO",
 }
 QUADRATIC = get_args(tabular.QuadraticForm)

@@ -39,9 +39,6 @@ def trust_region_pair(
     return vanilla, tabular.trust_region_policy(estimates, reference, radius, variances=variances, form=form)
 
 
-# --- Theorem 2.2 ----------------------------------------------------------------------------------
-
-
 def lower_bound_probabilities(
     arms: Sequence[int], betas: Sequence[float], signals: Sequence[float], draws: int, seed: int
 ) -> pd.DataFrame:
@@ -81,9 +78,6 @@ def _with_bounds(cells: list[dict[str, Any]], events: Array, draws: int) -> pd.D
     arms, beta = table["arms"], table["beta"]
     table = table.assign(printed=bounds.printed_bound(arms, beta), proof=bounds.proof_bound(arms, beta))
     return table.assign(sharp_lower=bounds.lower_bound(arms, beta), sharp_upper=bounds.upper_bound(beta))
-
-
-# --- Theorem 2.4 ----------------------------------------------------------------------------------
 
 
 def risk_formulas(instances: int, draws: int, seed: int) -> pd.DataFrame:
@@ -137,9 +131,6 @@ def simplex_search(arms: int, instances: int, draws: int, seed: int) -> pd.DataF
             | {"difference": paired.mean(), "z": paired.mean() / error}
         )
     return pd.DataFrame(rows)
-
-
-# --- Remark 2.5 -----------------------------------------------------------------------------------
 
 
 def noise_levels(
@@ -238,9 +229,6 @@ def zero_crossing(levels: Array, differences: Array) -> Array:
     return np.where(falls.any(0), places, np.nan)
 
 
-# --- Theorem 2.7 ----------------------------------------------------------------------------------
-
-
 def best_on_printed_path(estimates: Array, variances: Array, reference: Array, epsilon: float) -> Array:
     """Return the printed policy with the highest E[R-hat] that meets E[sigma^2 ln(pi / pi_0)] <= epsilon.
 
@@ -299,9 +287,6 @@ def printed_policy_gap(instances: int, shifts: Sequence[float], epsilon: float, 
     return table.assign(share_lost=1 - table["printed_gain"] / table["optimal_gain"])
 
 
-# --- Figure 4 -------------------------------------------------------------------------------------
-
-
 def trust_region_gains(
     true_rewards: Array, variances: Array, draws: int, rng: np.random.Generator, form: QuadraticForm
 ) -> tuple[Array, Array]:
@@ -342,9 +327,6 @@ def variance_ratios(
                 | {"equal_gain_ratio": ratio.value * (gains[1].mean() / gains[0].mean()) ** 2}
             )
     return pd.DataFrame(rows)
-
-
-# --- at matched KL ----------------------------------------------------------------------------------
 
 
 def families(aversion: float) -> dict[str, PolicyOf]:
