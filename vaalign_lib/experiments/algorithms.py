@@ -4,17 +4,16 @@ Each check returns what it found in words, and whether it holds. Most are about 
 eight words of known reward and variance, and a random GPT-2 that writes them.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from tokenizers import Tokenizer, models
 from torch import Tensor
-from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
-from vaalign_lib.experiments.conditions import REFERENCE, Condition
+from vaalign_lib.experiments.conditions import METHODS, REFERENCE, Condition
 from vaalign_lib.policies.reference import ReferencePolicy
 from vaalign_lib.policies.sampling import Prompts, response_states, sequences
 from vaalign_lib.policies.stack import PolicyStack
@@ -24,9 +23,18 @@ from vaalign_lib.theory.tabular import ppo_fixed_point, softmax_policy
 from vaalign_lib.training.evaluation import Evaluator
 from vaalign_lib.training.objectives import Method, Task
 from vaalign_lib.training.ppo import Trainer
+from vaalign_lib.training.trl_runs import (
+    BETA,
+    END,
+    PROMPT,
+    WORDS,
+    one_token_policy,
+    one_token_problem,
+    one_token_tokenizer,
+)
 
 Check = tuple[str, bool]
-WORDS, END, PROMPT, BETA, POLICIES = 8, 1, "3", 0.5, 4
+POLICIES, SMALLEST = 4, 0.5  # policies of a stack, and the smallest variance of a word
 NEAR = 0.05  # in total variation, to a fixed point
 ERRORS = 4  # standard errors that a mean may be off
 ONE_TOKEN = Sampling(
@@ -51,34 +59,24 @@ class OneToken:
         return judgement.midpoint()
 
 
-def _model(seed: int) -> GPT2LMHeadModel:
-    none = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
-    size = {"vocab_size": WORDS, "n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 16}
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        return GPT2LMHeadModel(GPT2Config(**size, **none, bos_token_id=END, eos_token_id=END))
-
-
 def _tokenizer() -> PreTrainedTokenizerFast:
-    words = Tokenizer(models.WordLevel({str(k): k for k in range(WORDS)}, unk_token="0"))
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, eos_token=str(END), pad_token=str(END))
+    tokenizer = one_token_tokenizer()
     tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
     return tokenizer
 
 
-def _trainer(source: RewardSource, objective: str, seed: int, **settings: float) -> Trainer:
-    batch = {"batch_size": 128, "mini_batch_size": 128, "ppo_epochs": 2}
+def _stack(seed: int, size: int = POLICIES) -> PolicyStack:
+    return PolicyStack(one_token_policy(seed), size)
+
+
+def _trained(source: RewardSource, objective: str, seed: int, iterations: int) -> Trainer:
+    batch = {"batch_size": 128, "mini_batch_size": 128, "ppo_epochs": 2, "iterations": iterations}
     ppo: dict[str, Any] = batch | {"learning_rate": 8e-3, "lam": 1.0, "cliprange": 0.4, "max_grad_norm": 1.0}
-    return Trainer(
-        PolicyStack(_model(seed), POLICIES),
-        _model(seed),
-        _tokenizer(),
-        Task([PROMPT], source),
-        Method(objective, beta=BETA, standardized=False),
-        PPO(**ppo | {"schedule": "linear"} | settings),
-        ONE_TOKEN,
-        seed=seed,
-    )
+    method = Method(objective, beta=BETA, standardized=False)
+    start, asked, settings = one_token_policy(seed), Task([PROMPT], source), PPO(**ppo, schedule="linear")
+    trainer = Trainer(_stack(seed), start, _tokenizer(), asked, method, settings, ONE_TOKEN, seed=seed)
+    trainer.train()
+    return trainer
 
 
 @torch.no_grad()
@@ -90,63 +88,42 @@ def _shares(stack: PolicyStack) -> Array:
     return logits.double().softmax(1).numpy()
 
 
-def _one_token(seed: int) -> tuple[Array, Array]:
-    random = np.random.default_rng(seed)
-    return random.normal(0, 0.4, WORDS), random.choice([0.5, 2.0], WORDS)
-
-
 def fixed_points(seed: int, iterations: int = 60) -> Check:
     """Algorithm 1: each method converges to the solution of its equation, not of the other's."""
-    middle, variance = _one_token(seed)
-    start = _shares(PolicyStack(_model(seed), 1))[0]
-    solutions = {
-        "vanilla": softmax_policy(middle, start, BETA),
-        "variance_aware": ppo_fixed_point(middle, variance, start, BETA),
-    }
-    off = pd.DataFrame(index=list(solutions), columns=list(solutions), dtype=float)
-    for objective in solutions:
-        trainer = _trainer(OneToken(middle, variance), objective, seed, iterations=iterations)
-        trainer.train()
-        ends = _shares(trainer.stack).mean(0)
-        off.loc[objective] = [0.5 * np.abs(ends - one).sum() for one in solutions.values()]
-    own, other = np.diag(off), np.diag(off.to_numpy()[:, ::-1])
+    middle, variance = one_token_problem(seed, SMALLEST)
+    start, source = _shares(_stack(seed, 1))[0], OneToken(middle, variance)
+    solutions = softmax_policy(middle, start, BETA), ppo_fixed_point(middle, variance, start, BETA)
+    ends = [_shares(_trained(source, one, seed, iterations).stack).mean(0) for one in METHODS]
+    off = np.array([[0.5 * np.abs(end - one).sum() for one in solutions] for end in ends])
+    own, other = np.diag(off), np.diag(off[:, ::-1])
     told = f"vanilla {own[0]:.3f}, variance-aware {own[1]:.3f} from its fixed point (total variation)"
-    return f"one token: {told}; {other.min():.3f} from the other's", bool(
-        (own < NEAR).all() and (own < other).all()
-    )
+    holds = bool((own < NEAR).all() and (own < other).all())
+    return f"one token: {told}; {other.min():.3f} from the other's", holds
 
 
-def _evaluated(
-    seed: int, samples: int, evaluate: Callable[[Evaluator], pd.DataFrame]
-) -> tuple[pd.DataFrame, float]:
-    """Return the evaluations of a policy, and its exact return."""
-    middle, variance = _one_token(seed)
-    task = Task([PROMPT, PROMPT], OneToken(middle, variance))
-    evaluator = Evaluator(ReferencePolicy(_model(seed)), _tokenizer(), task, ONE_TOKEN, samples, seed)
-    return evaluate(evaluator), float(_shares(PolicyStack(_model(seed), 1))[0] @ middle)
+def _evaluator(seed: int, samples: int) -> Evaluator:
+    task = Task([PROMPT, PROMPT], OneToken(*one_token_problem(seed, SMALLEST)))
+    reference = ReferencePolicy(one_token_policy(seed))
+    return Evaluator(reference, _tokenizer(), task, ONE_TOKEN, samples, seed)
 
 
-def _in_errors(table: pd.DataFrame, known: float) -> Check:
+def _in_errors(table: pd.DataFrame, seed: int) -> Check:
+    """Compare evaluations of the start of all policies with its exact return."""
+    known = float(_shares(_stack(seed, 1))[0] @ one_token_problem(seed, SMALLEST)[0])
     off = ((table["true_reward"] - known) / table["true_reward_error"]).abs().max()
-    return (
-        f"{len(table)} evaluations of a policy whose return is {known:.3f}: off by at most {off:.1f} SE",
-        off < ERRORS,
-    )
+    told = f"{len(table)} evaluations of a policy whose return is {known:.3f}: off by at most {off:.1f} SE"
+    return told, off < ERRORS
 
 
 def known_return(seed: int, samples: int = 200) -> Check:
     """Algorithm 2: policies' evaluations lie around their exact return."""
-    return _in_errors(
-        *_evaluated(
-            seed, samples, lambda one: one.policies(PolicyStack(_model(seed), POLICIES), range(POLICIES))
-        )
-    )
+    return _in_errors(_evaluator(seed, samples).policies(_stack(seed), range(POLICIES)), seed)
 
 
 def known_reference(seed: int, samples: int = 200) -> Check:
     """Algorithm 4: so do the reference's, as many as there are policies, at a KL of zero."""
-    table, known = _evaluated(seed, samples, lambda one: one.references(range(POLICIES)))
-    told, holds = _in_errors(table, known)
+    table = _evaluator(seed, samples).references(range(POLICIES))
+    told, holds = _in_errors(table, seed)
     return f"{told}, KL {table['kl'].abs().max():.1g}", holds and bool((table["kl"].abs() < 1e-6).all())
 
 
@@ -159,25 +136,18 @@ def every_stack_complete(
     finite = bool(np.isfinite(policies[names].to_numpy(dtype=float)).all())
     counts, last = policies.groupby("run")["policy"].nunique(), curves.groupby("run")["step"].max()
     training = profile.policies.training
-    ended = all(
-        last.get(one.name) == training[one.architecture].settings(one.objective).iterations for one in stacks
-    )
+    steps = {one.name: training[one.architecture].settings(one.objective).iterations for one in stacks}
+    ended = all(last.get(name) == count for name, count in steps.items())
     whole = all(counts.get(one.name) == profile.policies.count for one in planned)
-    return (
-        f"{len(stacks)} stacks of {profile.policies.count} policies trained to their end",
-        finite and ended and whole,
-    )
+    told = f"{len(stacks)} stacks of {profile.policies.count} policies trained to their end"
+    return told, finite and ended and whole
 
 
 def equal_variances(seed: int, iterations: int = 3) -> Check:
     """Algorithm 5: with variance 1 everywhere both methods' updates give the same weights, bit for bit."""
-    source = OneToken(_one_token(seed)[0], np.ones(WORDS))
-    ends = []
-    for objective in ("vanilla", "variance_aware"):
-        trainer = _trainer(source, objective, seed, iterations=iterations)
-        trainer.train()
-        ends.append(trainer.state())
-    same = all(torch.equal(one, ends[1][name]) for name, one in ends[0].items())
+    source = OneToken(one_token_problem(seed)[0], np.ones(WORDS))
+    vanilla, aware = (_trained(source, one, seed, iterations).state() for one in METHODS)
+    same = all(torch.equal(one, aware[name]) for name, one in vanilla.items())
     told = "the same" if same else "other"
     return f"variance 1 everywhere: {told} weights as vanilla's after {iterations} steps, bit for bit", same
 
@@ -191,9 +161,8 @@ def contract(source: RewardSource, prompts: Sequence[str], responses: Sequence[s
     assert isinstance(plain, Interval) and isinstance(turned, Interval)
     a, b = plain.bounds.T
     holds = plain.bounds.shape == (len(prompts), 2) and bool((a <= b).all())
-    return f"judgements {plain.bounds.shape}, lower ends first, in any order", holds and np.array_equal(
-        plain.bounds[order], turned.bounds
-    )
+    same = np.array_equal(plain.bounds[order], turned.bounds)
+    return f"judgements {plain.bounds.shape}, lower ends first, in any order", holds and same
 
 
 def mean_of_draws(judgement: Interval, random: np.random.Generator, draws: int = 2000) -> Check:
@@ -207,10 +176,8 @@ def variance_by_hand() -> Check:
     """Algorithm 8: (b - a)^2 / 12 of an interval, the sample variance (ddof=1) of an ensemble."""
     interval, members = Interval(np.array([[40.0, 70.0]])), Members(np.array([[1.0, 2.0, 6.0]]))
     found = interval.variance()[0], members.variance()[0]
-    return f"[40, 70]: {found[0]:g} = 30² / 12; scores 1, 2, 6: {found[1]:g} = (4 + 1 + 9) / 2", found == (
-        75.0,
-        7.0,
-    )
+    told = f"[40, 70]: {found[0]:g} = 30² / 12; scores 1, 2, 6: {found[1]:g} = (4 + 1 + 9) / 2"
+    return told, found == (75.0, 7.0)
 
 
 def midpoints(

@@ -1,8 +1,6 @@
 """The experiment of notebook 09: PPO of this library, RLOO and GRPO of TRL, with and without variances.
 
-It is made in the embedded world whatever the profile. All policies start from one tiny GPT-2, are asked
-the same prompts and judged by the same simulated judge, whose answers are drawn anew for every query;
-rewards and variances are in units of the reference policy's.
+It is made in the embedded world whatever the profile; rewards are in units of the reference policy's.
 """
 
 from contextlib import suppress
@@ -42,6 +40,10 @@ JUDGE = JUDGES["judge-b"]
 ALGORITHMS = ("ppo", *TRAINERS)
 # The modules whose code decides what policies become.
 CODE = ("vaalign_lib.training.trl_runs", "vaalign_lib.rewards.simulated_judge")
+NOT_OF_A_SETTING: dict[str, Any] = {  # what of a profile changes nothing in a setting's policies
+    "trl": {"seeds", "matched_kl", "one_token_steps"},
+    "policies": {"runs", "judges", "data", "matching"},
+}
 FACTORS = (0.3, 0.55, 1.0, 1.8, 3.3)  # of vanilla's coefficient, in the pilot of a search
 ATTEMPTS, TOLERANCE = 4, 0.05  # of a search, and how near its KL is to come
 VARIANTS = (  # on one token
@@ -80,11 +82,7 @@ def train_setting(study: Study, setting: Setting) -> Path:
     def write(folder: Path, **_: Any) -> None:
         write_policies(folder, setup_of(study), setting)
 
-    settings = study.profile.model_dump(include={"trl", "policies", "reference"})
-    for name in ("seeds", "matched_kl", "one_token_steps"):
-        del settings["trl"][name]
-    for name in ("runs", "judges", "data", "matching"):
-        del settings["policies"][name]
+    settings = study.profile.model_dump(include={"trl", "policies", "reference"}, exclude=NOT_OF_A_SETTING)
     settings["policies"]["training"] = settings["policies"]["training"][ARCHITECTURE]
     config = {"setting": asdict(setting), "judge": JUDGE, "seed": study.seed, "settings": settings}
     name = f"{setting.algorithm}-{setting.objective.replace('_', '-')}"
@@ -102,10 +100,8 @@ def compare(study: Study, workers: int | str) -> Trained:
     """
     reference(study, ARCHITECTURE)
     sizes = study.profile.trl
-    vanilla, aware = (
-        [Setting(algorithm, one, sizes.beta, tuple(range(sizes.seeds))) for algorithm in ALGORITHMS]
-        for one in METHODS
-    )
+    share = sizes.beta, tuple(range(sizes.seeds))
+    vanilla, aware = ([Setting(algorithm, one, *share) for algorithm in ALGORITHMS] for one in METHODS)
 
     def in_workers(jobs: list[Any]) -> Trained:
         steps = len(jobs) * sizes.seeds
@@ -114,10 +110,8 @@ def compare(study: Study, workers: int | str) -> Trained:
     if not sizes.matched_kl:
         return in_workers([partial(_trained, study, one) for one in vanilla + aware])
     known = in_workers([partial(_trained, study, one) for one in vanilla])
-    targets = [kl_of(folder) for _, folder in known]
-    return known + in_workers(
-        [partial(_matched, study, one, kl) for one, kl in zip(aware, targets, strict=True)]
-    )
+    targets = zip(aware, [kl_of(folder) for _, folder in known], strict=True)
+    return known + in_workers([partial(_matched, study, one, kl) for one, kl in targets])
 
 
 def _trained(study: Study, setting: Setting) -> tuple[Setting, Path]:
@@ -143,10 +137,10 @@ def _matched(study: Study, setting: Setting, target: float) -> tuple[Setting, Pa
 
 def table_of(found: Trained, name: str) -> pd.DataFrame:
     """Return a table of all settings, `policies` or `log`, with their algorithm, objective and beta."""
-    tables = []
-    for setting, folder in found:
-        described = {key: getattr(setting, key) for key in ("algorithm", "objective", "beta")}
-        tables.append(pd.read_parquet(folder / f"{name}.parquet").assign(**described))
+    read = [(one, pd.read_parquet(folder / f"{name}.parquet")) for one, folder in found]
+    tables = [
+        table.assign(algorithm=one.algorithm, objective=one.objective, beta=one.beta) for one, table in read
+    ]
     return pd.concat(tables, ignore_index=True)
 
 
@@ -173,11 +167,8 @@ def kl_gap(policies: pd.DataFrame) -> float:
 
 
 def one_token_ends(seed: int, steps: int, workers: int, folder: Path) -> pd.DataFrame:
-    """Train every variant on one token.
-
-    Returns:
-        A row for each variant and word: `trainer`, `word`, `reward`, `variance`, `reference`, `trained`,
-        in `expected` the variant's own solution, and all three of `SOLUTIONS`.
+    """Train every variant on one token; return a row for each variant and word, with the variant's own
+    solution in `expected`, and all three of `SOLUTIONS`.
     """
     jobs = {one: partial(one_token_shares, one, seed, steps) for one in VARIANTS}
     middle, variance = one_token_problem(seed)
@@ -196,9 +187,8 @@ def distances(ends: pd.DataFrame) -> pd.DataFrame:
     """
     rows = []
     for trainer, one in ends.groupby("trainer", sort=False):
-        apart = {name: 0.5 * (one["trained"] - one[name]).abs().sum() for name in ("expected", *SOLUTIONS)}
-        own = apart.pop("expected")
-        other = min(value for value in apart.values() if value != own)
+        own, *others = (0.5 * (one["trained"] - one[name]).abs().sum() for name in ("expected", *SOLUTIONS))
         start = 0.5 * (one["reference"] - one["expected"]).abs().sum()
+        other = min(value for value in others if value != own)
         rows.append({"trainer": trainer, "own": own, "other": other, "start": start})
     return pd.DataFrame(rows)

@@ -11,25 +11,19 @@ MARKS = {"ppo": "o", "rloo": "s", "grpo": "^"}
 
 
 def one_token(ends: pd.DataFrame) -> Figure:
-    """Draw where each trainer converged on one token, over where it was said to.
-
-    `ends`: of `trl.one_token_ends`.
-    """
+    """Draw where each trainer converged on one token, over where it was said to (of `trl.one_token_ends`)."""
     names = list(ends["trainer"].unique())
+    off = (ends["trained"] - ends["expected"]).abs().groupby(ends["trainer"]).sum() / 2
     with style.grid(len(names), 3, 6.8, 2.4, sharey=True) as (figure, panels):
         for axes, name in zip(panels, names, strict=True):
             one = ends[ends["trainer"] == name]
             axes.bar(one["word"], one["expected"], color="0.82", label="fixed point")
             axes.plot(one["word"], one["reference"], "_", color=style.REFERENCE, ms=11, label="reference")
             axes.plot(one["word"], one["trained"], "o", color=style.EXACT, ms=4.5, label="trained")
-            off = (one["trained"] - one["expected"]).abs().sum() / 2
-            axes.set(title=f"{name}\ndistance {off:.3f}", xlabel="completion", xticks=one["word"])
+            axes.set(title=f"{name}\ndistance {off[name]:.3f}", xlabel="completion", xticks=one["word"])
         panels[0].set_ylabel("probability")
-        off = (ends["trained"] - ends["expected"]).abs().groupby(ends["trainer"]).sum() / 2
-        style.headline(
-            figure,
-            f"Each trainer ends within {off.max():.3f} of its own fixed point (total variation distance)",
-        )
+        told = f"Each trainer ends within {off.max():.3f} of its own fixed point (total variation distance)"
+        style.headline(figure, told)
         style.legend_outside(figure, panels[0], 3)
         return figure
 
@@ -53,12 +47,9 @@ def comparison(log: pd.DataFrame, policies: pd.DataFrame, reference: float, wind
             axes.set(title=algorithm.upper(), xlabel="step", ylabel="reward, SDs of\nthe reference")
         for (algorithm, objective), one in policies.groupby(["algorithm", "objective"], sort=False):
             name = style.METHODS[str(objective)]
-            settings: Any = {
-                "color": style.POLICY_COLOURS[name],
-                "ms": 5.5,
-                "label": f"{str(algorithm).upper()}, {name}",
-            }
-            last.plot(one["kl"], one["gold"], MARKS[str(algorithm)], **settings)
+            settings: Any = {"color": style.POLICY_COLOURS[name], "ms": 5.5}
+            label = f"{str(algorithm).upper()}, {name}"
+            last.plot(one["kl"], one["gold"], MARKS[str(algorithm)], label=label, **settings)
         last.axhline(reference, color=style.REFERENCE, ls="--", lw=1, label="reference")
         last.set(title="as evaluated", xlabel="KL to the reference, nats", ylabel="gold, SDs of the corpus")
         gold = policies.groupby(["algorithm", "objective"])["gold"].mean().unstack() - reference
@@ -66,10 +57,7 @@ def comparison(log: pd.DataFrame, policies: pd.DataFrame, reference: float, wind
             f"{str(name).upper()} {row['vanilla']:+.2f} and {row['variance_aware']:+.2f}"
             for name, row in gold.loc[algorithms].iterrows()
         )
-        style.headline(
-            figure,
-            f"Gold gained over the reference, vanilla and variance-aware: {gains}; {count} policies of each "
-            f"(bands: smallest to largest, mean of {window} steps)",
-        )
+        told = f"{count} policies of each (bands: smallest to largest, mean of {window} steps)"
+        style.headline(figure, f"Gold gained over the reference, vanilla and variance-aware: {gains}; {told}")
         style.legend_outside(figure, last, 3)
         return figure

@@ -1,13 +1,4 @@
-"""Critics: what a stack of policies expects of a response that is not finished.
-
-Two kinds. `own_states` is after trl's value head, linear in the policy's own last hidden state, and
-its loss also trains the policy's body. `reference_states` is linear in hidden states of the
-reference policy and in their running sums, so that it remembers what was said; these features are
-constant, and nothing of the value loss reaches the policy. `benchmarks/critics.py` compares them.
-
-The states are those of all layers where these make at most `FEATURES` features, as in tiny models. Of a
-larger model they are those of its last layer and of as many others, evenly spaced, as make no more.
-"""
+"""Critics: what a stack of policies expects of a response that is not finished."""
 
 from collections.abc import Iterator
 from typing import Literal
@@ -25,6 +16,10 @@ AT_A_TIME = 2**26  # numbers in double precision, of a warm-up
 class Critic:
     """N linear value functions of features: weight (N, F) and bias (N, 1) are trained, the features'
     centre and unit (F,) are those of the reference policy's responses.
+
+    `own_states` is after trl's value head, linear in the policy's own last hidden state, and its loss also
+    trains the policy's body. `reference_states` is linear in `reference_features`, which are constant, so
+    that nothing of the value loss reaches the policy. `benchmarks/critics.py` compares them.
     """
 
     def __init__(self, kind: CriticKind, size: int, features: Tensor, mask: Tensor) -> None:
@@ -43,12 +38,9 @@ class Critic:
 
     @torch.no_grad()
     def fit(self, features: Tensor, mask: Tensor, scores: Tensor) -> float:
-        """Warm up: start with the ridge regression of scores (N, B), as every policy's objective sees them,
-        on features (B, T, F) of the tokens before them.
-
-        Returns:
-            The mean share of the scores' variance that is explained in a fifth of the responses, to which
-            it was not fitted.
+        """Start with the ridge regression of scores (N, B), as every policy's objective sees them, on the
+        features (B, T, F) of tokens before them; return the mean share of the scores' variance explained in
+        a fifth of the responses, to which it was not fitted.
         """
         held_out = torch.arange(len(mask), device=mask.device) % 5 == 4
         fitted = mask & ~held_out[:, None]  # (B, T)
@@ -90,7 +82,9 @@ def _targets(tokens: Tensor, scores: Tensor) -> Tensor:
 
 
 def layers_seen(layers: int, width: int) -> list[int]:
-    """Return which layers' states, each of so many numbers, are features; 0 are the embeddings."""
+    """Return which layers' states, each of so many numbers, are features; 0 are the embeddings. All are if
+    they make at most `FEATURES`, else the last and as many others, evenly spaced, as make no more.
+    """
     most = max(1, min(layers + 1, FEATURES // (2 * width)))
     return sorted(np.linspace(layers, 0, most).round().astype(int).tolist())
 

@@ -1,17 +1,14 @@
-"""The arithmetic of PPO as trl 0.11's PPOTrainer has it, for N policies at once.
-
-Arrays are (N, B, T): policies, responses, tokens; `mask` is True for tokens of a response with its end. What
-trl computes as one number over a batch is one number for each policy here, (N,).
-
-What differs from trl 0.11.4, all of it by intent:
-- trl's updates run in eval mode and never drop anything out, whatever `lora_dropout` says; here
-  inputs of adapters are.
-- trl clips the gradient of its first update only (`max_grad_norm` meets an iterator that is spent after
-  it); here that of every update is clipped.
-- of a pass whose mean ratio is above `ratio_threshold` trl logs losses of 0; here the log has the losses,
-  and the pass has no gradient in either.
-- the adaptive coefficient stays positive, see `adapted_coefficient`.
+"""The arithmetic of PPO as trl 0.11's PPOTrainer has it, for N policies at once: arrays are (N, B, T),
+policies by responses by tokens; `mask` is True for tokens of a response with its end; trl's means are (N,).
 """
+
+# What differs from trl 0.11.4, all of it by intent:
+# - trl's updates never drop anything out, whatever `lora_dropout` says; here inputs of adapters are.
+# - trl clips the gradient of its first update only (`max_grad_norm` meets an iterator that is spent after
+#   it); here that of every update is clipped.
+# - of a pass whose mean ratio is above `ratio_threshold` trl logs losses of 0; here the log has the losses,
+#   and the pass has no gradient in either.
+# - the adaptive coefficient stays positive, see `adapted_coefficient`.
 
 from dataclasses import dataclass
 from typing import Literal
@@ -38,10 +35,8 @@ def masked_whiten(values: Tensor, mask: Tensor) -> Tensor:
 def kl_penalty(
     log_ratio: Tensor, kind: Literal["kl", "abs", "mse", "full"], full: Tensor | None = None
 ) -> Tensor:
-    """Return the penalty of each token (N, B, T) from its log ratio, ln pi - ln pi_0.
-
-    `kl` is the log ratio itself, `abs` its size, `mse` half its square, `full` the divergence over the whole
-    vocabulary, which has to be given.
+    """Return the penalty of each token (N, B, T) from its log ratio, ln pi - ln pi_0: that itself, its size,
+    half its square, or the divergence over the whole vocabulary, which has to be given as `full`.
     """
     if kind == "full":
         if full is None:

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -54,8 +54,9 @@ def sizes_of(profile: Profile, architecture: str) -> Sizes:
     """
     where, name = f"reference.models.{architecture}", profile.reference.models[architecture]
     policies = profile.policies
-    config = tiny_config(architecture, profile.reference.width)  # type: ignore[arg-type]
-    if name not in OURS:
+    if name in OURS:
+        config = tiny_config(architecture, profile.reference.width)  # type: ignore[arg-type]
+    else:
         config = policy_configuration(where, name)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
@@ -70,10 +71,10 @@ def sizes_of(profile: Profile, architecture: str) -> Sizes:
     if policies.data != EMBEDDED:
         _told(where, check_room, prompt, config, policies.sampling)
     layers, width = config.num_hidden_layers, config.hidden_size
-    sizes = Sizes(weights, trained, layers, width, config.vocab_size, prompt)
+    sizes = weights, trained, layers, width, config.vocab_size, prompt
     if policies.critic == "own_states":
-        return sizes
-    return replace(sizes, features=2 * width * len(layers_seen(layers, width)), warm_up=policies.warm_up)
+        return Sizes(*sizes)
+    return Sizes(*sizes, 2 * width * len(layers_seen(layers, width)), policies.warm_up)
 
 
 @cache
@@ -88,17 +89,13 @@ def _longest_prompt(data: str, count: int, model: str) -> int:
 def configuration(where: str, name: str) -> PretrainedConfig:
     """Return a model's configuration, or say (PlanError) where in a profile a missing one is named."""
     ask_hub(name)
-    try:
-        return AutoConfig.from_pretrained(name)
-    except (OSError, ValueError) as error:
-        raise PlanError(f"{where}: {name} is not at hand: {first_line(error)}") from None
+    config: PretrainedConfig = _told(f"{where}: {name} is not at hand", AutoConfig.from_pretrained, name)
+    return config
 
 
 def policy_configuration(where: str, name: str) -> PretrainedConfig:
-    """Return the configuration of a model from which policies can start; its tokenizer is checked too.
-
-    Raises:
-        PlanError: it is not at hand, or no policy can start from it; see `policies.checks`.
+    """Return the configuration of a model from which policies can start, or say (PlanError) what is wrong
+    with it or its tokenizer; see `policies.checks`.
     """
     config: PretrainedConfig = _told(where, configuration_of, name)
     _told(where, check_tokenizer, _told(where, load_tokenizer, name), config)
@@ -178,7 +175,6 @@ def available_bytes(workers: int) -> int:
 
 def fitting(sizes: Sizes, training: PolicyTraining, policies: int, written: int, room: int) -> int:
     """Return how many of a number of policies fit into memory together, 0 if not even one does."""
-    held = (
-        one for one in range(policies, 0, -1) if stack_bytes(sizes, training, one, written) <= HEADROOM * room
-    )
-    return next(held, 0)
+    most = HEADROOM * room
+    fits = (one for one in range(policies, 0, -1) if stack_bytes(sizes, training, one, written) <= most)
+    return next(fits, 0)

@@ -1,17 +1,11 @@
 """PPO for a stack of policies: Algorithm 1 and its vanilla twin, N policies at a time.
 
-Each policy has its own prompts, its own random numbers, its own coefficient of the KL penalty, its own
-norm of the gradient and its own optimizer state. What is drawn for policy j in step s depends on the
-seed, j and s alone. On a CPU in float32 its result is the same bit by bit in stacks of two and more tiny
-policies, whoever the others are (the tests say of which); alone it differs by rounding, for a single
-matrix gets another kernel, and training can make that larger: GPT-2's weights by up to 1e-3. In bfloat16
-and on a GPU kernels are chosen by N, and results differ by more.
-
 Shapes: N policies, B responses of each in a step, T tokens of a response; R = N * B rows, policy by policy.
 """
 
 import time
 import warnings
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, reduce
@@ -99,6 +93,11 @@ class Trainer:
     """Trains a stack of policies; `step` is one iteration of Algorithm 1, in the order of the methods `draw`,
     `write`, `judge`, `outcome`, `shape`, `compare`, `rewards`, `advantages`, `update`.
 
+    Policies share nothing; what is drawn for policy j in step s depends on the seed, j and s alone. On a CPU
+    in float32 its result is the same bit by bit in stacks of two and more tiny policies, whoever the others
+    are; alone it differs by rounding, for a single matrix gets another kernel, and training can make that
+    larger: GPT-2's weights by up to 1e-3. In bfloat16 and on a GPU kernels are chosen by N.
+
     Attributes:
         index: the policies' global indices (N,).
         unit: of rewards and variances.
@@ -123,20 +122,11 @@ class Trainer:
         critic: CriticKind = "reference_states",
         warm_up: int = 2048,
     ) -> None:
-        """Prepare everything but the first step.
+        """Prepare everything but the first step; the stack is changed in place.
 
-        Args:
-            stack: N policies, changed in place.
-            reference: the policy they start from; None where a stack of adapters holds it.
-            tokenizer: of both.
-            task: prompts, source and gold.
-            method: objective, coefficients, learning rates.
-            settings: of PPO.
-            sampling: of the responses.
-            policies: global indices of the stack's policies, by default 0 to N - 1.
-            seed: of the study.
-            critic: see `critic`.
-            warm_up: responses of the reference policy that the critic and the unit of reward come from.
+        `reference` is the policy that all start from, None where a stack of adapters holds it; `policies` are
+        the stack's global indices, by default 0 to N - 1; the critic and the unit of reward come from so many
+        responses of the reference as `warm_up` says.
         """
         self.stack, self.tokenizer, self.task = stack, tokenizer, task
         self.method, self.settings, self.sampling = method, settings, sampling
@@ -152,16 +142,13 @@ class Trainer:
         method.check(settings)
         self.reference = ReferencePolicy(stack if reference is None else reference, stack.precision)
         if (known := self.reference.config.vocab_size) != stack.config.vocab_size:
-            raise ValueError(
-                f"reference: it has a vocabulary of {known}, the stack one of {stack.config.vocab_size}; "
-                "give the model from which the stack started"
-            )
+            told = f"it has a vocabulary of {known}, the stack one of {stack.config.vocab_size}"
+            raise ValueError(f"reference: {told}; give the model from which the stack started")
         prompts = checked_prompts(tokenizer, task.prompts, stack.config, sampling)
         self._end, self._pad = end_id(tokenizer), pad_id(tokenizer)
         self._prompts = prompts.to(stack.device)
-        self._layers = [stack.config.num_hidden_layers]
-        if critic == "reference_states":
-            self._layers = layers_seen(stack.config.num_hidden_layers, stack.config.hidden_size)
+        layers, width = stack.config.num_hidden_layers, stack.config.hidden_size
+        self._layers = layers_seen(layers, width) if critic == "reference_states" else [layers]
         self._warm_up(critic, whole("warm_up", warm_up, 2))
         self._trained = stack.parameters() | self.critic.parameters()
         self._parameters = list(self._trained.values())
@@ -198,19 +185,14 @@ class Trainer:
         if last <= self.done:
             raise ValueError(f"steps: expected steps to take, all of {self.done} are done")
         if self.settings.schedule == "linear" and last > self.settings.iterations:
-            raise ValueError(
-                f"steps: the learning rate is 0 after {self.settings.iterations} of {last} steps; give "
-                "the trainer more iterations"
-            )
+            told = f"the learning rate is 0 after {self.settings.iterations} of {last} steps"
+            raise ValueError(f"steps: {told}; give the trainer more iterations")
         log = pd.concat(list(self._steps(last)), ignore_index=True)
         final = log[log["step"] > self.done - 10].groupby("policy")["length"].mean()
         if short := final.index[final < SHORT * self.reference_length].tolist():
-            warnings.warn(
-                f"{len(short)} of {len(final)} policies write responses of less than half the reference "
-                f"policy's mean length, {self.reference_length:.1f} tokens: policies {short[:8]}",
-                LengthCollapseWarning,
-                stacklevel=2,
-            )
+            half = f"half the reference policy's mean length, {self.reference_length:.1f} tokens"
+            told = f"{len(short)} of {len(final)} policies write responses of less than {half}"
+            warnings.warn(f"{told}: policies {short[:8]}", LengthCollapseWarning, stacklevel=2)
         return log
 
     def _steps(self, last: int) -> Iterator[pd.DataFrame]:
@@ -244,24 +226,20 @@ class Trainer:
         advantages, returns = self.advantages(rewards, compared)
         log = self._measured(written.rollout, outcome, shaped, compared, returns)
         known = self.task.truths(judgement, written.asked, written.answers)  # Algorithm 9
-        log |= {name: self._rows(value, self.stack.size).mean(1) for name, value in known.items()}
+        log |= {name: self._rows(value).mean(1) for name, value in known.items()}
         log |= self.update(compared, advantages, returns, drawn)  # Algorithm 5
         check_finite(torch.stack(list(log.values()), dim=1), self.index, now)
         for weights in self._parameters:
             check_finite(torch.linalg.vector_norm(weights.detach().flatten(1), torch.inf, 1), self.index, now)
-        log["length"] = self._per_policy(written.rollout.lengths)
-        log["finished"] = self._per_policy((written.rollout.responses == self._end).any(1))
+        ended = (written.rollout.responses == self._end).any(1)
+        for name, values in {"length": written.rollout.lengths, "finished": ended}.items():
+            log[name] = values.float().view(self.stack.size, -1).mean(1)
         if (control := self.settings.adaptive_kl) is not None:
-            batch = self.settings.batch_size
-            self.beta = adapted_coefficient(
-                self.beta, log["divergence"], target=control.target, horizon=control.horizon, batch=batch
-            )
+            limits = {**control.model_dump(), "batch": self.settings.batch_size}
+            self.beta = adapted_coefficient(self.beta, log["divergence"], **limits)
         self.done += 1
         table = {name: value.double().cpu().numpy() for name, value in log.items()}
         return pd.DataFrame({"policy": self.index, "step": self.done, **table})
-
-    def _per_policy(self, values: Tensor) -> Tensor:
-        return values.float().view(self.stack.size, -1).mean(1)
 
     # --- checkpoints ----------------------------------------------------------------------------------
 
@@ -287,13 +265,12 @@ class Trainer:
             parameter.copy_(state[f"weights.{name}"])
         self.beta = state["beta"].to(self.stack.device)
         self.done = int(state["done"])
-        moments: dict[int, dict[str, Tensor]] = {}
-        for name, tensor in state.items():
-            if name.startswith("adam."):
-                _, place, moment = name.split(".")
-                moments.setdefault(int(place), {})[moment] = tensor
+        moments: dict[int, dict[str, Tensor]] = defaultdict(dict)
+        for name in (one for one in state if one.startswith("adam.")):
+            _, place, moment = name.split(".")
+            moments[int(place)][moment] = state[name]
         adam = self._optimizer.adam
-        adam.load_state_dict(adam.state_dict() | {"state": moments})
+        adam.load_state_dict(adam.state_dict() | {"state": dict(moments)})
 
     # --- random numbers and responses -----------------------------------------------------------------
 
@@ -338,22 +315,21 @@ class Trainer:
 
     def outcome(self, judgement: Judgement, drawn: Drawn) -> Outcome:
         """Return sampled reward (Algorithm 7) and variance (Algorithm 8), (N, B) in the regime's unit."""
-        strength = self.strength.repeat_interleave(self.settings.batch_size)
-        return self._outcome(judgement, drawn.rewards, strength, self.stack.size)
+        return self._outcome(judgement, drawn, self.strength)
 
-    def _outcome(self, judgement: Judgement, uniforms: Array, strength: Tensor, policies: int) -> Outcome:
-        said = self.unit.of_judgement(judgement, uniforms, strength.double().cpu().numpy())
-        return Outcome(*(self._rows(one, policies) for one in said))
+    def _outcome(self, judgement: Judgement, drawn: Drawn, strength: Tensor) -> Outcome:
+        """Return what is said of responses of as many policies as there are strengths."""
+        each = strength.repeat_interleave(len(drawn.rewards) // len(strength))
+        said = self.unit.of_judgement(judgement, drawn.rewards, each.double().cpu().numpy())
+        return Outcome(*(self._rows(one, len(strength)) for one in said))
 
-    def _rows(self, values: Array, policies: int) -> Tensor:
+    def _rows(self, values: Array, policies: int | None = None) -> Tensor:
         """Arrange what is known of responses by policy (policies, responses)."""
         held = torch.from_numpy(values).float()
         if not bool(held.isfinite().all()):
-            raise ValueError(
-                f"source: a reward or variance of {np.abs(values).max():.3g}, in the unit of training, "
-                "is not finite in float32"
-            )
-        return held.to(self.stack.device).view(policies, -1)
+            told = f"a reward or variance of {np.abs(values).max():.3g}, in the unit of training,"
+            raise ValueError(f"source: {told} is not finite in float32")
+        return held.to(self.stack.device).view(policies or self.stack.size, -1)
 
     def shape(self, outcome: Outcome) -> Shaped:
         """Return score and weight of the penalty by the method's objective (N, B)."""
@@ -367,36 +343,22 @@ class Trainer:
         joined = sequences(written.prompts, written.responses, self.stack.dtype)
         states = self.reference.all_states(joined, self._layers)
         mask = written.mask.view(self.stack.size, self.settings.batch_size, -1)  # (N, B, T)
-        old = written.log_probabilities
-        if self.stack.dtype != torch.float32:  # in few bits only a whole pass is exact
-            old = self._log_probabilities(joined)
+        old, full, rounded = written.log_probabilities, None, self.stack.dtype != torch.float32
+        if rounded or kind == "full":
+            logits = self.stack.logits(response_states(self.stack, joined))
+            if rounded:  # in few bits only a whole pass is exact
+                old = token_log_probabilities(logits, joined.responses, temperature)
+            if kind == "full":
+                policy = (logits / temperature).log_softmax(-1)
+                base = (self.reference.logits(states[-1]) / temperature).log_softmax(-1)
+                full = (policy.exp() * (policy - base)).sum(-1).view(mask.shape)
         reference = self.reference.log_probabilities(joined, temperature, states[-1])  # (R, T)
         log_ratio = (old.view(mask.shape) - reference.view(mask.shape)) * mask
-        full = self._divergence(joined, states[-1]).view(mask.shape) if kind == "full" else None
-        features = None
-        if self.critic.kind == "reference_states":
-            features = reference_features(states, written.mask)
-        return Compared(
-            joined,
-            features,
-            mask,
-            old.view(mask.shape),
-            log_ratio,
-            kl_penalty(log_ratio, kind, full) * mask,
-            self.critic.values(written.hidden if features is None else features),
-        )
-
-    def _log_probabilities(self, joined: Sequences) -> Tensor:
-        """Return what the policies think of responses' tokens, in one pass (R, T)."""
-        logits = self.stack.logits(response_states(self.stack, joined))
-        return token_log_probabilities(logits, joined.responses, self.sampling.log_probability_temperature)
-
-    def _divergence(self, joined: Sequences, reference_state: Tensor) -> Tensor:
-        """Return KL(policy || reference) of every token's distribution (R, T)."""
-        temperature = self.sampling.log_probability_temperature
-        policy = (self.stack.logits(response_states(self.stack, joined)) / temperature).log_softmax(-1)
-        reference = (self.reference.logits(reference_state) / temperature).log_softmax(-1)
-        return (policy.exp() * (policy - reference)).sum(-1)
+        constant = self.critic.kind == "reference_states"
+        features = reference_features(states, written.mask) if constant else None
+        values = self.critic.values(written.hidden if features is None else features)
+        penalty = kl_penalty(log_ratio, kind, full) * mask
+        return Compared(joined, features, mask, old.view(mask.shape), log_ratio, penalty, values)
 
     def rewards(self, shaped: Shaped, compared: Compared) -> Tensor:
         """Return every token's reward (N, B, T); what it answers for depends on the method's credit."""
@@ -457,19 +419,10 @@ class Trainer:
         temperature = self.sampling.log_probability_temperature
         new = token_log_probabilities(self.stack.logits(states), joined.responses, temperature)
         values = self.critic.values(states if compared.features is None else compared.features[rows])
-        return losses(
-            new.view(values.shape),
-            compared.log_probabilities[policy, part],
-            values,
-            compared.values[policy, part],
-            advantages[policy, part],
-            returns[policy, part],
-            compared.mask[policy, part],
-            cliprange=settings.cliprange,
-            cliprange_value=settings.cliprange_value,
-            vf_coef=settings.vf_coef,
-            ratio_threshold=settings.ratio_threshold,
-        )
+        known = compared.values, advantages, returns, compared.mask
+        limits = settings.model_dump(include={"cliprange", "cliprange_value", "vf_coef", "ratio_threshold"})
+        old = compared.log_probabilities[policy, part]
+        return losses(new.view(values.shape), old, values, *(one[policy, part] for one in known), **limits)
 
     def _descend(self) -> Tensor:
         """Clip every policy's gradient by its own norm and take a step; return the norms (N,)."""
@@ -498,20 +451,20 @@ class Trainer:
         tokens = random.random((count, self.sampling.max_new_tokens), dtype=np.float32)
         drawn = Drawn(which, tokens, random.random(count), torch.empty(0), [])
         written = self.write(self.reference, drawn)
-        mask = written.rollout.mask  # (warm-up, T)
-        self.reference_length = float(written.rollout.lengths.float().mean())
+        answers, mask = written.rollout, written.rollout.mask  # (warm-up, T)
+        self.reference_length = float(answers.lengths.float().mean())
         judges = np.arange(count) % self.task.population
         judgement = self.task.judge(written.asked, written.answers, judges)
         self.unit = Unit()
         if self.method.standardized:
             self.unit = Unit.of(judgement.sample(drawn.rewards), judgement.variance())
-        joined = sequences(written.rollout.prompts, written.rollout.responses, self.stack.dtype)
+        joined = sequences(answers.prompts, answers.responses, self.stack.dtype)
         states = self.reference.all_states(joined, self._layers)
         features = reference_features(states, mask) if kind == "reference_states" else states[-1]
         self.critic = Critic(kind, self.stack.size, features, mask)
         same = bool((self.strength == self.strength[0]).all())  # a mean of copies may round
-        strength = (self.strength[0] if same else self.strength.mean()).expand(count)
-        shaped = self.shape(self._outcome(judgement, drawn.rewards, strength, 1))
+        strength = self.strength[0] if same else self.strength.mean()
+        shaped = self.shape(self._outcome(judgement, drawn, strength[None]))
         self.mean_weight = shaped.weight.mean(1).expand(self.stack.size)
         if kind == "reference_states":  # trl's head on the policy's own states starts cold
             self.critic.fit(features, mask, shaped.score.expand(self.stack.size, -1))
@@ -531,20 +484,19 @@ class _Adam:
     def __init__(self, parameters: Sequence[nn.Parameter], rate: Tensor, betas: tuple[float, float]) -> None:
         self._parameters = list(parameters)
         rates, counts = torch.unique_consecutive(rate.cpu(), return_counts=True)
-        self._rates = rates.tolist()
-        ends = counts.cumsum(0).tolist()
-        self._slices = [slice(end - n, end) for end, n in zip(ends, counts.tolist(), strict=True)]
-        self._views = [[p.detach()[s] for p in self._parameters] for s in self._slices]
-        groups = [{"params": views} for views in self._views]
-        self.adam = torch.optim.Adam(groups, betas=betas, fused=True)
+        self._rates, self._counts = rates.tolist(), counts.tolist()
+        split = [p.detach().split(self._counts) for p in self._parameters]
+        self._views = list(zip(*split, strict=True))  # of the parameters, for each rate
+        self.adam = torch.optim.Adam([{"params": views} for views in self._views], betas=betas, fused=True)
 
     def step(self, factor: float) -> None:
         """Take a step along the parameters' gradients, at a factor of the rates, and forget them."""
         for group, rate in zip(self.adam.param_groups, self._rates, strict=True):
             group["lr"] = factor * rate
-        for part, views in zip(self._slices, self._views, strict=True):
-            for parameter, view in zip(self._parameters, views, strict=True):
-                view.grad = None if parameter.grad is None else parameter.grad[part]
+        for parameter, views in zip(self._parameters, zip(*self._views, strict=True), strict=True):
+            if parameter.grad is not None:
+                for view, gradient in zip(views, parameter.grad.split(self._counts), strict=True):
+                    view.grad = gradient
         self.adam.step()
         for tensor in chain(self._parameters, *self._views):
             tensor.grad = None

@@ -3,7 +3,7 @@
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -44,38 +44,23 @@ OPTIONS: dict[str, dict[str, Any]] = {"rloo": {}, "grpo": {"scale_rewards": "non
 
 @dataclass(frozen=True)
 class Setting:
-    """Policies of one algorithm and method, one for each seed.
+    """Policies of one algorithm and method, one for each seed."""
 
-    Attributes:
-        algorithm: `ppo` or one of `TRAINERS`.
-        objective: `vanilla` or `variance_aware`.
-        beta: of the KL penalty, as it acts (see `configured`).
-        policies: their numbers; policy k of every setting has the same random start.
-    """
-
-    algorithm: str
-    objective: str
-    beta: float
-    policies: tuple[int, ...]
+    algorithm: str  # `ppo` or one of `TRAINERS`
+    objective: str  # `vanilla` or `variance_aware`
+    beta: float  # of the KL penalty, as it acts (see `configured`)
+    policies: tuple[int, ...]  # their numbers; policy k of every setting has the same random start
 
 
 @dataclass(frozen=True)
 class Setup:
-    """What the policies of all settings share.
-
-    Attributes:
-        profile: its sizes.
-        seed: of the study.
-        start: folder of the policy that all start from.
-        task: prompts, judge and gold of training.
-        evaluation: the same of the evaluation.
-    """
+    """What the policies of all settings share."""
 
     profile: Profile
-    seed: int
-    start: Path
-    task: Task
-    evaluation: Task
+    seed: int  # of the study
+    start: Path  # folder of the policy that all start from
+    task: Task  # prompts, judge and gold of training
+    evaluation: Task  # the same of the evaluation
 
     @cached_property
     def unit(self) -> Unit:
@@ -108,11 +93,9 @@ def write_policies(folder: Path, setup: Setup, setting: Setting) -> None:
 
 def _train_ppo(setup: Setup, setting: Setting) -> tuple[pd.DataFrame, pd.DataFrame]:
     sizes, policies = setup.profile.trl, list(setting.policies)
-    batches = {"batch_size": sizes.completions, "mini_batch_size": sizes.completions, "ppo_epochs": 1}
-    method = Method(setting.objective, beta=setting.beta)
-    trainer = setup.ppo_trainer(
-        method, policies, iterations=sizes.steps, learning_rate=sizes.learning_rate, **batches
-    )
+    ppo: dict[str, Any] = dict.fromkeys(("batch_size", "mini_batch_size"), sizes.completions)
+    ppo |= {"ppo_epochs": 1, "iterations": sizes.steps, "learning_rate": sizes.learning_rate}
+    trainer = setup.ppo_trainer(Method(setting.objective, beta=setting.beta), policies, **ppo)
     log = trainer.train()[["policy", "step", "reward", "kl"]]
     report(len(policies))
     return log, setup.evaluator.policies(trainer.stack, policies)
@@ -154,21 +137,21 @@ def trl_options(profile: Profile, setting: Setting) -> dict[str, Any]:
     sizes, sampling = profile.trl, profile.policies.sampling
     return {
         "max_steps": sizes.steps,
-        "per_device_train_batch_size": sizes.completions,
-        "num_generations": sizes.generations,
-        "max_completion_length": sampling.max_new_tokens,
-        "temperature": sampling.temperature,
-        "top_k": sampling.top_k,
-        "top_p": sampling.top_p,
-        "generation_kwargs": {"min_new_tokens": sampling.min_new_tokens},
         "learning_rate": sizes.learning_rate,
         "lr_scheduler_type": "linear",
         "max_grad_norm": 1.0,
-        "beta": configured(setting.beta, setting.algorithm, sizes.generations),
-        **OPTIONS[setting.algorithm],
-        **quiet_training(),
-        "logging_steps": 1,
+        "max_completion_length": sampling.max_new_tokens,
+        "generation_kwargs": {"min_new_tokens": sampling.min_new_tokens},
+        **sampling.model_dump(include={"temperature", "top_k", "top_p"}),
+        **_groups(setting.algorithm, setting.beta, sizes.completions, sizes.generations),
+        **quiet_training() | {"logging_steps": 1},
     }
+
+
+def _groups(algorithm: str, beta: float, completions: int, generations: int) -> dict[str, Any]:
+    """Return what decides how completions to a prompt are compared, and the coefficient."""
+    sizes = {"per_device_train_batch_size": completions, "num_generations": generations}
+    return sizes | OPTIONS[algorithm] | {"beta": configured(beta, algorithm, generations)}
 
 
 def conversations(prompts: Sequence[str]) -> Dataset:
@@ -188,19 +171,12 @@ def configured(beta: float, algorithm: str, generations: int) -> float:
 
 @dataclass(frozen=True)
 class Variant:
-    """A variance-aware trainer and where it converges on one-token completions.
+    """A variance-aware trainer and where it converges on one-token completions."""
 
-    Attributes:
-        algorithm: one of `TRAINERS`.
-        penalty: of the trainer.
-        solution: the policy that it converges to, from rewards, variances, reference and beta.
-        corrected: GRPO's `use_bias_correction_kl`, TRL's default.
-    """
-
-    algorithm: str
-    penalty: Penalty
-    solution: Callable[..., Array]
-    corrected: bool = True
+    algorithm: str  # one of `TRAINERS`
+    penalty: Penalty  # of the trainer
+    solution: Callable[..., Array]  # where it converges to, from rewards, variances, reference and beta
+    corrected: bool = True  # GRPO's `use_bias_correction_kl`, TRL's default
 
     @property
     def name(self) -> str:
@@ -208,13 +184,29 @@ class Variant:
         return f"{self.algorithm.upper()}{plain}, {self.penalty}"
 
 
-WORDS, PROMPT, BETA = 8, "3", 0.5  # of the problem of one token
+WORDS, END, PROMPT, BETA = 8, 1, "3", 0.5  # of the problem of one token
 
 
-def one_token_problem(seed: int) -> tuple[Array, Array]:
+def one_token_problem(seed: int, smallest: float = 0.3) -> tuple[Array, Array]:
     """Return rewards and variances of the eight completions."""
     random = np.random.default_rng(seed)
-    return random.normal(0, 0.4, WORDS), random.choice([0.3, 2.0], WORDS)
+    return random.normal(0, 0.4, WORDS), random.choice([smallest, 2.0], WORDS)
+
+
+def one_token_policy(seed: int) -> Any:
+    """Return a random GPT-2 that writes the words."""
+    none = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
+    size = {"vocab_size": WORDS, "n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 16}
+    config = GPT2Config(**size, **none, bos_token_id=END, eos_token_id=END, pad_token_id=0)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return AutoModelForCausalLM.from_config(config)
+
+
+def one_token_tokenizer() -> PreTrainedTokenizerFast:
+    """Return a tokenizer of the words "0", "1", ...; "1" ends a response."""
+    words = Tokenizer(models.WordLevel({str(k): k for k in range(WORDS)}, unk_token="0"))
+    return PreTrainedTokenizerFast(tokenizer_object=words, eos_token=str(END), pad_token="0")
 
 
 def one_token_shares(
@@ -227,16 +219,11 @@ def one_token_shares(
         log_extra(VARIANCE, [float(variance[ids[0]]) for ids in completion_ids])
         return [float(middle[ids[0]]) for ids in completion_ids]
 
-    config, _, aware = TRAINERS[variant.algorithm]
-    options: dict[str, Any] = {} if variant.corrected else {"use_bias_correction_kl": False}
-    options |= {"per_device_train_batch_size": completions, "num_generations": generations}
-    options["beta"] = configured(BETA, variant.algorithm, generations)
-    with tempfile.TemporaryDirectory() as folder:
-        settings = _small_settings(folder, seed, steps) | OPTIONS[variant.algorithm] | options
-        trainer = _small_trainer(aware, reward, config(**settings), penalty=variant.penalty)
-        before = _shares(trainer.model)
-        train_quietly(trainer, variant.name)
-    return before, _shares(trainer.model)
+    options = _groups(variant.algorithm, BETA, completions, generations)
+    options |= {} if variant.corrected else {"use_bias_correction_kl": False}
+    kind = partial(TRAINERS[variant.algorithm][2], penalty=variant.penalty)
+    before, after = _small_training(variant.algorithm, kind, reward, seed, steps, **options)
+    return _shares(before), _shares(after)
 
 
 def equals_stock(algorithm: str) -> bool:
@@ -246,38 +233,27 @@ def equals_stock(algorithm: str) -> bool:
         log_extra(VARIANCE, [1.0] * len(completion_ids))
         return [float(sum(ids)) for ids in completion_ids]
 
-    config, *classes = TRAINERS[algorithm]
     options = {"per_device_train_batch_size": 8, "num_generations": 4, "max_completion_length": 3}
-    ends = []
-    for kind in classes:
-        with tempfile.TemporaryDirectory() as folder:
-            arguments = config(**_small_settings(folder, seed=0, steps=3) | options)
-            trainer = _small_trainer(kind, reward, arguments)
-            train_quietly(trainer, f"{algorithm} with equal variances")
-        ends.append(list(trainer.model.parameters()))
-    return all(torch.equal(one, other) for one, other in zip(*ends, strict=True))
+    ends = [_small_training(algorithm, one, reward, 0, 3, **options)[1] for one in TRAINERS[algorithm][1:]]
+    weights = (model.parameters() for model in ends)
+    return all(torch.equal(one, other) for one, other in zip(*weights, strict=True))
 
 
-def _small_settings(folder: str, seed: int, steps: int) -> dict[str, Any]:
+def _small_training(
+    algorithm: str, kind: Any, reward: Any, seed: int, steps: int, **options: Any
+) -> tuple[Any, Any]:
+    """Train the random GPT-2 of eight words by one kind of trainer; return it as it was and as it became."""
     small = {"max_completion_length": 1, "learning_rate": 1e-2, "beta": BETA, "seed": seed}
-    return quiet_training() | small | {"output_dir": folder, "max_steps": steps, "logging_steps": steps}
-
-
-def _small_trainer(kind: Any, reward: Any, arguments: Any, **options: Any) -> Any:
-    """Return a trainer of a random GPT-2 of eight words, which is saved into its output folder."""
-    folder = arguments.output_dir
-    words = Tokenizer(models.WordLevel({str(k): k for k in range(WORDS)}, unk_token="0"))
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, eos_token="1", pad_token="0")
-    none = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
-    size = {"n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 16}
-    ends = {"bos_token_id": 1, "eos_token_id": 1, "pad_token_id": 0}
-    with torch.random.fork_rng():
-        torch.manual_seed(arguments.seed)
-        config = GPT2Config(vocab_size=WORDS, **size, **none, **ends)
-        AutoModelForCausalLM.from_config(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    small |= {"max_steps": steps, "logging_steps": steps}
+    tokenizer, start = one_token_tokenizer(), one_token_policy(seed)
     data = Dataset.from_dict({"prompt": [PROMPT] * 1024})  # more than a batch takes
-    return kind(folder, reward, args=arguments, train_dataset=data, processing_class=tokenizer, **options)
+    with tempfile.TemporaryDirectory() as folder:
+        start.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        arguments = TRAINERS[algorithm][0](folder, **quiet_training() | small | options)
+        trainer = kind(folder, reward, args=arguments, train_dataset=data, processing_class=tokenizer)
+        train_quietly(trainer, f"{algorithm} on few words")
+    return start, trainer.model
 
 
 @torch.no_grad()
