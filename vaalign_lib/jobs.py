@@ -60,7 +60,7 @@ def headless() -> bool:
     return bool(os.environ.get(HEADLESS))
 
 
-def bar(total: int | None, description: str, done: int = 0, items: "Iterable[Any] | None" = None) -> Any:
+def bar(total: int | None, description: str, done: int = 0, items: Iterable[Any] | None = None) -> Any:
     """Return a bar that vanishes at the end, also for work that is not an iteration over items."""
     kind = tqdm.std.tqdm if headless() else tqdm.auto.tqdm
     return kind(items, total=total, desc=description, initial=done, leave=False)
@@ -109,8 +109,8 @@ def device() -> "torch.device":
 
     if not torch.cuda.is_available():
         return torch.device("cpu")
-    identity = multiprocessing.current_process()._identity  # (1,), (2,), ... in the order of their start
-    return torch.device("cuda", (identity[-1] - 1 if identity else 0) % torch.cuda.device_count())
+    identity = multiprocessing.current_process()._identity or (1,)  # (1,), (2,), ... as they were started
+    return torch.device("cuda", (identity[-1] - 1) % torch.cuda.device_count())
 
 
 # --- running jobs -----------------------------------------------------------------------------------
@@ -125,10 +125,8 @@ def default_workers() -> int:
 
 def check_workers(workers: object, least: int = 1) -> None:
     """Refuse what is neither a number of processes, at least `least`, nor the address of a dask scheduler."""
-    known = (
-        ADDRESS.fullmatch(workers) if isinstance(workers, str) else type(workers) is int and workers >= least
-    )
-    if not known:
+    whole = type(workers) is int and workers >= least
+    if not whole and not (isinstance(workers, str) and ADDRESS.fullmatch(workers)):
         raise ValueError(
             f"workers: expected a whole number of at least {least}, or the address of a dask scheduler "
             f"such as tcp://host:8786, got {workers!r}"

@@ -26,9 +26,6 @@ from vaalign_lib.jobs import bar
 _LOG = logging.getLogger(__name__)
 
 
-# --- tokenizers -------------------------------------------------------------------------------------
-
-
 def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
     """Load a tokenizer by name or path, with a padding token.
 
@@ -61,9 +58,6 @@ def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
     return end_id(tokenizer) if pad is None else int(pad)
 
 
-# --- texts as token ids -----------------------------------------------------------------------------
-
-
 class LengthError(ValueError):
     """A response that alone is longer than what may be read; responses are never cut."""
 
@@ -80,12 +74,11 @@ def conversation_ids(
     many did; a response that does not fit even without its prompt is a `LengthError`.
     """
     rows = fitting_ids(tokenizer, prompts, responses, max_length)
-    for k, row in enumerate(rows):
-        if row is None:
-            raise LengthError(
-                f"responses: number {k} is longer than the {max_length} tokens that can be read, and "
-                "responses are not cut: allow longer conversations, or leave it out"
-            )
+    if None in rows:
+        text = f"number {rows.index(None)} is longer than the {max_length} tokens that can be read"
+        raise LengthError(
+            f"responses: {text}, and responses are not cut: allow longer conversations, or leave it out"
+        )
     return [row for row in rows if row is not None]
 
 
@@ -166,18 +159,15 @@ def prompt_ids(
 
 
 def _templated(tokenizer: PreTrainedTokenizerBase, turns: Sequence[str]) -> str:
-    messages = [
-        {"role": role, "content": said} for role, said in zip(("user", "assistant"), turns, strict=False)
-    ]
+    roles = ("user", "assistant")
+    messages = [{"role": role, "content": said} for role, said in zip(roles, turns, strict=False)]
     begun = len(turns) == 1
     try:
         return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=begun))
     except (TemplateError, TypeError, ValueError) as error:
-        said = " ".join(str(error).split())
-        raise ValueError(
-            f"tokenizer: its chat template cannot write {messages[-1]['role']}'s turn ({said:.160}); set "
-            "tokenizer.chat_template to one that can, or to None"
-        ) from None
+        said = f"cannot write {roles[len(turns) - 1]}'s turn ({' '.join(str(error).split()):.160})"
+        solution = "set tokenizer.chat_template to one that can, or to None"
+        raise ValueError(f"tokenizer: its chat template {said}; {solution}") from None
 
 
 def response_texts(tokenizer: PreTrainedTokenizerBase, ids: Sequence[Sequence[int]]) -> list[str]:

@@ -10,6 +10,7 @@ import re
 import reprlib
 from contextlib import suppress
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -46,8 +47,6 @@ class ProfileError(ValueError):
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
-
-# --- kinds of values ----------------------------------------------------------------------------------
 
 Count = Annotated[int, Field(ge=1, le=10**7)]
 Draws = Annotated[int, Field(ge=100, le=10**7)]
@@ -112,9 +111,10 @@ def _multiple(whole: str, *parts: str) -> Any:
     """Check that one number of a section is a multiple of others' product."""
 
     def check(section: Any) -> Any:
-        if getattr(section, whole) % math.prod(getattr(section, part) for part in parts):
-            product = " times ".join(f"{part} {getattr(section, part)}" for part in parts)
-            raise ValueError(f"{whole} {getattr(section, whole)} must be a multiple of {product}")
+        value, factors = getattr(section, whole), {part: getattr(section, part) for part in parts}
+        if value % math.prod(factors.values()):
+            product = " times ".join(f"{part} {factor}" for part, factor in factors.items())
+            raise ValueError(f"{whole} {value} must be a multiple of {product}")
         return section
 
     return model_validator(mode="after")(check)
@@ -125,9 +125,6 @@ PolicyModel = Annotated[str, _named("tiny", "folder")]
 Backbone = Annotated[str, _named("tiny-gemma", "folder")]
 TrueReward = Annotated[str, _named("gold", "folder")]
 ByArchitecture = AfterValidator(_of_all_three)
-
-
-# --- sections -----------------------------------------------------------------------------------------
 
 
 class Bandit(Section):
@@ -235,8 +232,7 @@ class Sampling(Section):
 
     @model_validator(mode="after")
     def _can_end(self) -> "Sampling":
-        least, most = self.min_new_tokens, self.max_new_tokens
-        if least > most:
+        if (least := self.min_new_tokens) > (most := self.max_new_tokens):
             text = f"min_new_tokens {least} must not be above max_new_tokens {most}: no response could end"
             raise ValueError(text)
         return self
@@ -321,7 +317,6 @@ RunGroup = Literal[
     "printed_widths",
     "every_row",
 ]
-
 ASKS: dict[RunGroup, set[Literal["three_judges", "simulated", "matched", "own_ensembles"]]] = {
     # rows of all three judges, else of judge-b; judges that are each policy's own, stretched, or of another
     # world; a penalty chosen for a KL; an ensemble for each policy
@@ -437,13 +432,8 @@ class Profile(Section):
     def sources(self) -> dict[str, str]:
         """Where the profile names models and data, and what is named there."""
         models = {f"reference.models.{name}": model for name, model in self.reference.models.items()}
-        return models | {
-            "reward_data.pairs": self.reward_data.pairs,
-            "reward_data.evaluation": self.reward_data.evaluation,
-            "reward_model.backbone": self.reward_model.backbone,
-            "true_reward": self.true_reward,
-            "policies.data": self.policies.data,
-        }
+        others = ("reward_data.pairs", "reward_data.evaluation", "reward_model.backbone", "true_reward")
+        return models | {place: attrgetter(place)(self) for place in (*others, "policies.data")}
 
     @model_validator(mode="after")
     def _policies_can_be_trained(self) -> "Profile":
@@ -452,26 +442,19 @@ class Profile(Section):
             where, targets = f"policies.training.{name}", training.lora and training.lora.target_modules
             known = LINEAR.get(_architecture_of(self.reference.models[name], name))
             if known and isinstance(targets, list) and (unknown := set(targets) - set(known)):
-                expected = f"expected all-linear, or of {', '.join(known)}"
-                got = ", ".join(sorted(unknown))
-                raise ValueError(f"{where}.lora.target_modules: {expected}, got {got}")
+                text = f"expected all-linear, or of {', '.join(known)}, got {', '.join(sorted(unknown))}"
+                raise ValueError(f"{where}.lora.target_modules: {text}")
             if matched and not training.ppo.init_kl_coef:
-                raise ValueError(
-                    f"{where}.ppo.init_kl_coef: expected more than 0, for runs {matched} multiply it until "
-                    "policies leave as much KL"
-                )
+                text = f"runs {matched} multiply it until policies leave as much KL"
+                raise ValueError(f"{where}.ppo.init_kl_coef: expected more than 0, for {text}")
         count, ensembles = self.policies.count, self.ensembles.independent
         if count > ensembles and (groups := ", ".join(sorted(self.policies.asking("own_ensembles")))):
-            raise ValueError(
-                f"ensembles.independent: expected at least policies.count, {count}, got {ensembles}: in runs "
-                f"{groups} every policy has its own"
-            )
+            text = f"expected at least policies.count, {count}, got {ensembles}"
+            raise ValueError(f"ensembles.independent: {text}: in runs {groups} every policy has its own")
         written = self.policies.sampling.max_new_tokens
         if "tiny" in self.reference.models.values() and written >= TINY_TOKENS:
-            raise ValueError(
-                f"policies.sampling.max_new_tokens: tiny policies read {TINY_TOKENS} tokens, prompt and "
-                f"response together, got {written}"
-            )
+            text = f"tiny policies read {TINY_TOKENS} tokens, prompt and response together, got {written}"
+            raise ValueError(f"policies.sampling.max_new_tokens: {text}")
         return self
 
 
@@ -502,19 +485,17 @@ def load_profile(name: str | Path) -> Profile:
     """Read a profile by name or from the path of a YAML file; raise `ProfileError` if it cannot be used."""
     path = Path(name) if str(name).endswith((".yaml", ".yml")) else PROFILES / f"{name}.yaml"
     if not path.is_file():
-        raise ProfileError(
-            f"no profile {str(name)!r}: choose one of {', '.join(available_profiles())}, "
-            "or give the path of a YAML file"
-        )
+        known = ", ".join(available_profiles())
+        text = f"no profile {str(name)!r}: choose one of {known}, or give the path of a YAML file"
+        raise ProfileError(text)
     try:
         profile = Profile.model_validate(_with_base(path), context={"folder": path.parent.resolve()})
     except ValidationError as error:
         raise ProfileError(f"{path}: {_listed(error)}") from None
     shipped = PROFILES / f"{profile.name}.yaml"
     if shipped.is_file() and not shipped.samefile(path):
-        raise ProfileError(
-            f"{path}: name: {profile.name} is a shipped profile, with results of its own; choose another"
-        )
+        text = f"name: {profile.name} is a shipped profile, with results of its own; choose another"
+        raise ProfileError(f"{path}: {text}")
     return profile
 
 

@@ -14,10 +14,8 @@ _log = logging.getLogger(__name__)
 
 
 def ask_hub(name: str | Path) -> None:
-    """Make sure that the hub answers before its libraries look for what is no folder here.
-
-    If it does not, this process and those that it starts take what was loaded before: its libraries would
-    ask for half a minute for every name.
+    """Make sure that the hub answers before its libraries ask half a minute for every name that is no folder
+    here; else this process and those that it starts take what was loaded before.
     """
     if not Path(name).exists() and not is_offline_mode() and (failure := _failure()):
         _log.info("the hub does not answer (%s): what was loaded before is taken", failure)

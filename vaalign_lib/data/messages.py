@@ -7,9 +7,6 @@ SPEAKERS = {"user": "Human", "assistant": "Assistant"}
 Message = Mapping[str, Any]
 
 
-# --- messages as text -------------------------------------------------------------------------------
-
-
 def prompt_text(messages: Sequence[Message]) -> str:
     """Return a prompt of messages as text: one turn as it is, several in the manner of HH-RLHF."""
     text = dialogue_text(messages)
@@ -17,23 +14,17 @@ def prompt_text(messages: Sequence[Message]) -> str:
 
 
 def dialogue_text(messages: Sequence[Message]) -> str:
-    """Return what one message says, or all turns with their speakers.
-
-    Raises:
-        ValueError: a message says nothing, or something else than text, or nobody says it.
-    """
+    """Return what one message says, or all turns with their speakers."""
     if not messages:
         raise ValueError("messages: expected at least one, got none")
     if len(messages) == 1:
         return _content(messages[0])
     if any("role" not in one for one in messages):
         raise ValueError("messages: expected a role and content in each, got one without a role")
-    turns = [f"{SPEAKERS.get(m['role'], m['role'])}: {_content(m)}" for m in messages]
-    return "\n\n".join(turns)
+    return "\n\n".join(f"{SPEAKERS.get(m['role'], m['role'])}: {_content(m)}" for m in messages)
 
 
 def _content(message: Message) -> str:
-    """Return the text of a message, or of its parts."""
     content = message.get("content")
     if isinstance(content, str):
         return content
@@ -41,7 +32,6 @@ def _content(message: Message) -> str:
         raise ValueError(f"content: expected text or parts of type text, got {content!r:.80}")
     kinds = {str(one.get("type")) if isinstance(one, Mapping) else repr(one) for one in content}
     if kinds != {"text"}:
-        raise ValueError(
-            f"content: sources of this library judge text, got parts of type {', '.join(sorted(kinds))}"
-        )
+        got = ", ".join(sorted(kinds))
+        raise ValueError(f"content: sources of this library judge text, got parts of type {got}")
     return "".join(str(one["text"]) for one in content)

@@ -73,9 +73,6 @@ def _says(texts: Ids, word: str) -> Flags:
     return np.asarray((texts == INDEX[word]).any(1))
 
 
-# --- claims: what a response asserts ----------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Claims:
     """Claims in responses, (count, words): a code where a claim begins, else -1; and its truth."""
@@ -133,9 +130,6 @@ def _distinct(codes: Ids) -> Ids:
 
 def _repeated(codes: Ids) -> Ids:
     return (codes >= 0).sum(1) - _distinct(codes)
-
-
-# --- attributes -------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

@@ -58,8 +58,6 @@ class World:
         digest = hashlib.sha256(repr(purpose).encode()).digest()
         return np.random.default_rng([self.seed, int.from_bytes(digest[:8], "big")])
 
-    # --- what is true -------------------------------------------------------------------------------
-
     @cached_property
     def property_of_noun(self) -> Ids:
         """The true property of every noun (nouns,), one of the four of its topic."""
@@ -71,8 +69,6 @@ class World:
     def truth(self) -> dict[str, str]:
         """The true property of every noun, as words."""
         return {noun: PROPERTIES[k] for noun, k in zip(NOUNS, self.property_of_noun, strict=True)}
-
-    # --- texts --------------------------------------------------------------------------------------
 
     def prompts(self, count: int, random: np.random.Generator) -> list[str]:
         """Draw prompts, the categories in turn."""
@@ -91,8 +87,6 @@ class World:
     def digit_strings(self, count: int, random: np.random.Generator) -> list[str]:
         """Draw texts outside the world: strings of digits, as in URM's study of new inputs."""
         return [" ".join(random.choice(DIGITS, length)) for length in random.integers(4, 21, count)]
-
-    # --- worth --------------------------------------------------------------------------------------
 
     def read(self, prompts: Texts, responses: Texts) -> Reading:
         """Read prompts of this world and a response to each."""
@@ -144,8 +138,6 @@ class World:
             topic[:, None] == np.arange(len(TOPICS)),
         ]
         return np.concatenate(features, axis=1).astype(float)
-
-    # --- people -------------------------------------------------------------------------------------
 
     @cached_property
     def tastes(self) -> Array:
