@@ -125,16 +125,26 @@ def _make_folder(path: Path) -> None:
 def unfinished(path: Path, folder: bool = False) -> Iterator[Path]:
     """Yield a new file or folder beside `path`, which goes when the block ends unless it was moved.
 
-    Its name says that it is ours, a lock that its writer lives; see `remove_unfinished`.
+    Its name says that it is ours, a lock that its writer lives; see `remove_unfinished`. Of a full disk
+    `DiskFullError` tells.
     """
     _make_folder(path.parent)
-    with _full_disk_named(path.parent):
+    try:
         temporary, held = _claimed(folder, dir=path.parent, prefix=f".{path.name}.", suffix=".unfinished")
         try:
             yield temporary
         finally:
             os.close(held)
             _remove(temporary)
+    except Exception as error:
+        number = getattr(error, "errno", None)  # that of safetensors has none, only a text
+        full = number in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error)
+        if not full or isinstance(error, DiskFullError):
+            raise
+        raise DiskFullError(
+            f"{path.parent}: the disk is full; free some of it and run again: what was finished is kept, and "
+            "work goes on from the last checkpoint"
+        ) from error
 
 
 def _claimed(folder: bool, **place: Any) -> tuple[Path, int]:
@@ -170,22 +180,6 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)
-
-
-@contextmanager
-def _full_disk_named(folder: Path) -> Iterator[None]:
-    """Raise `DiskFullError`, which names the folder, in place of the system's error."""
-    try:
-        yield
-    except Exception as error:
-        number = getattr(error, "errno", None)  # that of safetensors has none, only a text
-        full = number in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error)
-        if not full or isinstance(error, DiskFullError):
-            raise
-        raise DiskFullError(
-            f"{folder}: the disk is full; free some of it and run again: what was finished is kept, and "
-            "work goes on from the last checkpoint"
-        ) from error
 
 
 @contextmanager
@@ -294,13 +288,10 @@ def source_hashes(*modules: str) -> dict[str, str]:
     """
     hashes: dict[str, str] = {}
     waiting = list(modules)
-    while waiting:
-        name = waiting.pop()
-        path = _module_path(name)
-        if name in hashes or path is None:
-            continue
-        hashes[name], imported = _code_of(path, path.read_text(encoding="utf-8"))
-        waiting += [other for other in imported if other.split(".")[1] not in UNKEYED]
+    for name in waiting:  # grows
+        if name not in hashes and (path := _module_path(name)):
+            hashes[name], imported = _code_of(path, path.read_text(encoding="utf-8"))
+            waiting += [other for other in imported if other.split(".")[1] not in UNKEYED]
     return hashes
 
 
@@ -324,11 +315,10 @@ def _code_of(path: Path, text: str) -> tuple[str, list[str]]:
 
 
 def _module_path(name: str) -> Path | None:
-    inner = PACKAGE.joinpath(*name.split(".")[1:])
-    for path in (inner.with_suffix(".py"), inner / "__init__.py"):
-        if name.split(".")[0] == PACKAGE.name and path.is_file():
-            return path
-    return None
+    package, *inner = name.split(".")
+    path = PACKAGE.joinpath(*inner)
+    files = (path.with_suffix(".py"), path / "__init__.py")
+    return next((one for one in files if package == PACKAGE.name and one.is_file()), None)
 
 
 def package_versions() -> dict[str, str]:
