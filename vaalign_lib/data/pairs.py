@@ -15,6 +15,7 @@ import unicodedata
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from functools import cache
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -216,10 +217,8 @@ def _file_records(source: str | Path) -> Records:
     if str(source) == EMBEDDED:
         raise DataError(f"{EMBEDDED}: the embedded world's texts are drawn, they are in no file")
     if not name.endswith(ENDINGS):
-        raise DataError(
-            f"{source}: expected a file ending in {', '.join(ENDINGS)} (or packed: .gz, .zst, .bz2), "
-            "or a hub data set written as owner/name"
-        )
+        expected = f"expected a file ending in {', '.join(ENDINGS)} (or packed: .gz, .zst, .bz2)"
+        raise DataError(f"{source}: {expected}, or a hub data set written as owner/name")
     if not path.is_file():
         raise DataError(f"{source}: there is no such file")
     content = _content(path)
@@ -260,16 +259,14 @@ def _check_columns(names: list[str], place: str) -> None:
 
 
 def _parquet_records(path: Path, content: bytes) -> Records:
-    row = size = 0
+    row, size = count(1), 0
     try:
         file = pq.ParquetFile(pa.BufferReader(content))
         _check_columns(file.schema_arrow.names, str(path))
         for batch in file.iter_batches(32):
             size += batch.nbytes
             _check_size(path, len(content), size)
-            for record in batch.to_pylist():
-                row += 1
-                yield _Record(f"{path}, row {row}", record)
+            yield from (_Record(f"{path}, row {next(row)}", record) for record in batch.to_pylist())
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: cannot be read as Parquet: {_one_line(error)}") from None
 
@@ -385,8 +382,7 @@ def _labelled(record: _Record) -> tuple[str, str, str]:
         raise _LeftOutError("chosen and rejected part before their last turn")
     given = record.text("prompt") if "prompt" in record or not shared else ""
     prompt = prompt_text(shared) if shared else given
-    known = [prompt, *(turn["content"] for turn in shared)]
-    if given and _folded(given) not in map(_folded, known):
+    if given and _folded(given) not in map(_folded, [prompt, *(turn["content"] for turn in shared)]):
         raise DataError(f"{record.place}: prompt: is no turn that chosen and rejected share")
     return prompt, chosen[-1]["content"], rejected[-1]["content"]
 
@@ -417,8 +413,9 @@ def _dialogue(text: str, place: str) -> list[dict[str, str]]:
     before, *parts = _TURN.split(text)
     if before.strip() or not parts:
         raise DataError(f"{place}: no field 'prompt', nor a dialogue that begins with Human:")
-    roles = ({"Human": "user", "Assistant": "assistant"}[name] for name in parts[::2])
-    return [{"role": role, "content": said.strip()} for role, said in zip(roles, parts[1::2], strict=True)]
+    roles = {"Human": "user", "Assistant": "assistant"}
+    turns = zip(parts[::2], parts[1::2], strict=True)
+    return [{"role": roles[name], "content": said.strip()} for name, said in turns]
 
 
 def _joined(records: Records) -> Records:
