@@ -67,7 +67,6 @@ def _terminate(*_: object) -> None:
 
 
 def _reproduce(options: argparse.Namespace, profile: Profile, run_dir: Path) -> int:
-    """Execute the notebooks and write the report."""
     settings = dict(options.set)
     if twice := {name for name, _ in options.set if [one for one, _ in options.set].count(name) > 1}:
         raise UsageError(f"--set: {', '.join(sorted(twice))} twice; say it once")
@@ -102,7 +101,7 @@ def _before_starting(options: argparse.Namespace, profile: Profile, run_dir: Pat
     if options.set:  # with reward models of one's own no policy is trained
         plan.check_own(dict(options.set))
     elif not options.from_results and any(one.name in _WITH_MODELS for one in select(options.only)):
-        study = Study(RunStore(run_dir / "store"), profile, options.seed)
+        study = _study(options, profile, run_dir)
         if text := plan.checked_plan(study, _workers(options)):
             print(text)
     if options.dask:
@@ -114,12 +113,15 @@ def _before_starting(options: argparse.Namespace, profile: Profile, run_dir: Pat
 def _plan(options: argparse.Namespace, profile: Profile, run_dir: Path) -> int:
     from vaalign_lib.reproduce import plan
 
-    study = Study(RunStore(run_dir / "store"), profile, options.seed)
-    text, lacks = plan.complete_plan(study, _workers(options))
+    text, lacks = plan.complete_plan(_study(options, profile, run_dir), _workers(options))
     print(text)
     if lacks:
         print(f"vaalign: this is missing: {'; '.join(lacks)}", file=sys.stderr)
     return 1 if lacks else 0
+
+
+def _study(options: argparse.Namespace, profile: Profile, run_dir: Path) -> Study:
+    return Study(RunStore(run_dir / "store"), profile, options.seed)
 
 
 def _workers(options: argparse.Namespace) -> int:
@@ -138,7 +140,7 @@ def _publish(options: argparse.Namespace, profile: Profile, run_dir: Path) -> in
     runs = plan(profile.policies.runs)
     with opened(run_dir):
         try:
-            names = publish_runs(Study(RunStore(run_dir / "store"), profile, options.seed), runs)
+            names = publish_runs(_study(options, profile, run_dir), runs)
         except DataError as error:
             raise PlanError(str(error)) from None
         done = [one.notebook.name for one in states(profile, run_dir) if one.current and not one.settings]
@@ -238,7 +240,7 @@ _FOLDER = _matching(r"[^\0]*[^\0\s][^\0]*", "the name of a folder", Path)
 _FLAG = {"action": "store_true"}
 _OPTIONS: dict[str, dict[str, Any]] = {
     "--profile": {
-        "default": "embedded",
+        "default": PUBLISHED_PROFILE,
         "help": "embedded (default), extended, smoke, paper, or a YAML file",
     },
     "--run-dir": {"metavar": "DIR", "type": _FOLDER, "help": "run folder (default: runs/<profile>)"},

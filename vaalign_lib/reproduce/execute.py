@@ -184,8 +184,9 @@ class _InnerBars(AbstractContextManager["_InnerBars"]):
     """A file that shows the progress bars which a notebook writes to its stderr, below its own line."""
 
     def __init__(self) -> None:
-        looks: dict[str, Any] = {"bar_format": "    {desc}", "position": 1, "leave": False}
-        self._bar = tqdm(total=0, file=sys.stderr, disable=None, **looks)
+        self._bar = tqdm(
+            total=0, file=sys.stderr, disable=None, bar_format="    {desc}", position=1, leave=False
+        )
 
     def __exit__(self, *_: object) -> None:
         self._bar.close()

@@ -1,8 +1,5 @@
-"""What a notebook of the study needs around its argument: sizes, random numbers, and where results go.
-
-A notebook run writes beside its figures folder: `figures/NAME.png` and `.pdf`, `tables/NAME.parquet`
-and `.md`, and `findings.json`, from which the scoreboard is made. The same results give the same
-bytes.
+"""What a notebook needs around its argument: sizes, random numbers, and where results go: `figures/NAME.png`
+and `.pdf`, `tables/NAME.parquet` and `.md`, `findings.json`. The same results give the same bytes.
 """
 
 import hashlib
@@ -38,9 +35,7 @@ class NotebookRun:
     """One run of one notebook.
 
     Attributes:
-        name: of the notebook.
         study: the run store, shared by all notebooks of a run folder, the profile and the seed.
-        run_dir: the run folder.
         figures_dir: where figures go; tables and findings go beside it.
         workers: processes of this machine for long work.
         cluster: address of a dask scheduler that takes the longest work instead; empty: none.

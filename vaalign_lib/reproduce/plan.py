@@ -42,6 +42,7 @@ from vaalign_lib.training.memory import (
 PAIR_TOKENS = 400  # of a preference pair's side, about
 EFFICIENCY = 0.3  # of a matrix product's speed that training reaches, about
 ATTEMPTS = 2  # stacks that matching a KL takes, about
+_Named = tuple[str, str, Callable[..., object]]  # where something is named, its name, what reads it
 _UNITS = (("days", 86400), ("hours", 3600), ("minutes", 60))
 
 
@@ -108,9 +109,8 @@ def _reward_model(profile: Profile) -> dict[str, float]:
 def _counts(profile: Profile, run: Condition) -> dict[str, float]:
     """Return how many policies, steps, judged responses and paid calls a run takes."""
     sizes, settings = profile.policies, profile.policies.training[run.architecture].settings(run.objective)
-    evaluated = sizes.evaluation.prompts
-    if sizes.data != EMBEDDED:
-        evaluated = _prompts(sizes.data, evaluated)
+    most = sizes.evaluation.prompts
+    evaluated = most if sizes.data == EMBEDDED else _prompts(sizes.data, most)
     attempts = ATTEMPTS if run.matched else 1
     steps = 0 if run.objective == REFERENCE else settings.iterations * attempts
     responses = evaluated * sizes.evaluation.samples * sizes.count * attempts
@@ -160,9 +160,8 @@ def flops() -> float:
 def in_words(table: pd.DataFrame, workers: int) -> str:
     """Return a plan as text: how many runs are done, a line for each that is not, and their sums."""
     left, states = table[table["state"] == "to do"], table["state"].value_counts()
-    told = f"{len(table)} runs: " + ", ".join(
-        f"{states.get(one, 0)} {one}" for one in ("done", "published", "to do")
-    )
+    counts = (f"{states.get(one, 0)} {one}" for one in ("done", "published", "to do"))
+    told = f"{len(table)} runs: {', '.join(counts)}"
     if left.empty:
         return told
     shown = left.drop(columns=["state", "seconds"]).assign(time=left["seconds"].map(_time))
@@ -224,8 +223,8 @@ def check_own(settings: Mapping[str, str]) -> None:
     """
     reads: dict[str, Callable[..., object]] = {"pairs": read_pairs, "evaluation": read_pairs}
     reads |= {"ratings": read_ratings, "backbone": configuration}
-    given = {name: value for name, value in settings.items() if value and name in reads}
-    _refuse(sorted(_lacking((f"--set {name}", value, reads[name]) for name, value in given.items())))
+    given = [(f"--set {name}", value, reads[name]) for name, value in settings.items() if name in reads]
+    _refuse(sorted(_lacking(one for one in given if one[1])))
 
 
 def _refuse(lacks: list[str]) -> None:
@@ -238,9 +237,9 @@ def _refuse(lacks: list[str]) -> None:
 
 def missing_first(profile: Profile) -> list[str]:
     """Return what policies start from and are asked that is not at hand: without it there is no plan."""
-    models = {f"reference.models.{key}": name for key, name in profile.reference.models.items()}
-    lines = _lacking((where, name, policy_configuration) for where, name in models.items())
-    return lines + _lacking([("policies.data", profile.policies.data, read_prompts)])
+    models = profile.reference.models.items()
+    named: list[_Named] = [(f"reference.models.{key}", name, policy_configuration) for key, name in models]
+    return _lacking([*named, ("policies.data", profile.policies.data, read_prompts)])
 
 
 def missing(profile: Profile, table: pd.DataFrame, run_dir: Path) -> list[str]:
@@ -251,9 +250,8 @@ def missing(profile: Profile, table: pd.DataFrame, run_dir: Path) -> list[str]:
     needed = {run.source for run in plan(profile.policies.runs) if run.name in set(left["run"])}
     found = _missing_sources(profile, needed)
     for line in left[left["together"] == 0].drop_duplicates("gigabytes").to_dict("records"):
-        found.append(
-            f"{line['run']}: one policy needs about {line['gigabytes']:.3g} GB of memory, which are not there"
-        )
+        needs = f"one policy needs about {line['gigabytes']:.3g} GB of memory"
+        found.append(f"{line['run']}: {needs}, which are not there")
     place = next(one for one in (run_dir, *run_dir.parents) if one.exists())
     free, disk = shutil.disk_usage(place).free / 1e9, left["disk"].sum()
     if disk > free:
@@ -268,7 +266,7 @@ def _missing_sources(profile: Profile, needed: set[str]) -> list[str]:
         for name, judge in profile.policies.judges.items()
         if name in needed and not os.environ.get(judge.key_variable)
     ]
-    named: list[tuple[str, str, Callable[..., object]]] = [
+    named: list[_Named] = [
         ("reward_model.backbone", profile.reward_model.backbone, configuration),
         ("true_reward", profile.true_reward, configuration),
         ("reward_data.pairs", profile.reward_data.pairs, read_pairs),
@@ -277,13 +275,11 @@ def _missing_sources(profile: Profile, needed: set[str]) -> list[str]:
     return found + (_lacking(named) if ENSEMBLE_ROW[1] in needed else [])
 
 
-def _lacking(named: Iterable[tuple[str, str, Callable[..., object]]]) -> list[str]:
-    """Return what cannot be read of models and data that are not our own: where named, name, reader."""
+def _lacking(named: Iterable[_Named]) -> list[str]:
+    """Return what cannot be read of models and data that are not our own."""
     found = []
-    for where, name, read in named:
+    for where, name, read in (one for one in named if one[1] not in OURS):
         try:
-            if name in OURS:
-                continue
             read(where, name) if read in (configuration, policy_configuration) else read(name)
         except PlanError as error:
             found.append(str(error))

@@ -75,19 +75,18 @@ def scoreboard(records: Iterable[Mapping[str, Any]]) -> list[Row]:
     """
     found = [Finding.model_validate(entry) for record in records for entry in record["findings"]]
     findings = {rule_of(one.rule).id: one for one in found}
-    return [_row(rule, findings.get(rule.id)) for rule in rules().values()]
-
-
-def _row(rule: Rule, finding: Finding | None) -> Row:
-    known = finding or Finding(rule=rule.id, reproduced="")
-    return Row(
-        **rule.model_dump(include={"item", "id", "claim", "source", "notebook"}),
-        **known.model_dump(include={"reproduced", "value", "low", "high", "count"}),
-        published=printed_text(rule),
-        place=published().loc[rule.published, "place"] if rule.published else "",
-        verdict=verdict(rule, finding),
-        rule=_in_words(rule),
-    )
+    nothing = Finding(rule="", reproduced="")
+    return [
+        Row(
+            **rule.model_dump(include={"item", "id", "claim", "source", "notebook"}),
+            **findings.get(rule.id, nothing).model_dump(exclude={"rule", "holds"}),
+            published=printed_text(rule),
+            place=published().loc[rule.published, "place"] if rule.published else "",
+            verdict=verdict(rule, findings.get(rule.id)),
+            rule=_in_words(rule),
+        )
+        for rule in rules().values()
+    ]
 
 
 def _in_words(rule: Rule) -> str:
@@ -143,7 +142,6 @@ class Summary(_Strict):
 
 
 def settings() -> Summary:
-    """Return what the summary consists of."""
     return Summary.model_validate(yaml.safe_load((DATA / "summary.yaml").read_text(encoding="utf-8")))
 
 
@@ -152,22 +150,20 @@ def summary(rows: Sequence[Row]) -> dict[str, list[dict[str, str]]]:
     their verdict; what has not been found yet is left out.
     """
     by_id = {row.id: row for row in rows}
-    found: dict[str, list[dict[str, str]]] = {heading: [] for heading in VERDICTS.values()}
-    for line in settings().lines:
-        row = by_id[line.rule]
+    found: dict[str, list[dict[str, str]]] = {}
+    for line, row in ((line, by_id[line.rule]) for line in settings().lines):
         if row.verdict in VERDICTS:
             numbers = row.model_dump(include={"value", "low", "high"})
             if line.logarithm:
                 numbers = {name: math.exp(number) for name, number in numbers.items()}
-            found[VERDICTS[row.verdict]].append(
-                {
-                    "text": line.text.format(printed=row.published),
-                    "found": line.found.format(text=row.reproduced, **numbers),
-                    "command": f"vaalign reproduce --only {row.notebook.split('_')[0]}",
-                    "item": row.item,
-                }
-            )
-    return {heading: lines for heading, lines in found.items() if lines}
+            one = {
+                "text": line.text.format(printed=row.published),
+                "found": line.found.format(text=row.reproduced, **numbers),
+                "command": f"vaalign reproduce --only {row.notebook[:2]}",
+                "item": row.item,
+            }
+            found.setdefault(VERDICTS[row.verdict], []).append(one)
+    return {heading: found[heading] for heading in VERDICTS.values() if heading in found}
 
 
 def markdown(rows: Sequence[Row]) -> str:
@@ -266,6 +262,7 @@ def exhibits() -> dict[str, dict[str, str]]:
 def _item(
     name: str, rows: Sequence[Row], figures: Sequence[Mapping[str, Any]], pages: Mapping[str, str]
 ) -> dict[str, Any]:
+    """Return what the page shows of an item."""
     mine = [row for row in rows if row.item == name]
     return {
         "name": name,

@@ -54,10 +54,6 @@ class Notebook:
     def name(self) -> str:
         return self.path.stem
 
-    @property
-    def number(self) -> str:
-        return self.name.split("_")[0]
-
     @cached_property
     def content(self) -> dict[str, Any]:
         """The notebook's JSON."""
@@ -109,19 +105,10 @@ def select(only: str | None) -> list[Notebook]:
     if only is None:
         return everything
     wanted = {part.strip() for part in only.split(",")}
-    if unknown := wanted - {name for book in everything for name in (book.number, book.name)}:
+    if unknown := wanted - {name for book in everything for name in (book.name[:2], book.name)}:
         names = ", ".join(book.name for book in everything)
         raise UsageError(f"--only: no notebook {min(unknown)!r}; there are {names}")
-    return [book for book in everything if wanted & {book.number, book.name}]
-
-
-def _check_settings(notebook: Notebook, settings: Mapping[str, str]) -> None:
-    """Refuse parameters that the notebook's cell of parameters does not have."""
-    free = [name for name in notebook.parameters if name not in COMMON_PARAMETERS]
-    for name in settings:
-        if name not in free:
-            has = ", ".join(free) or "none beside those with options of their own"
-            raise UsageError(f"--set: {notebook.name} has no parameter {name!r}; it has {has}")
+    return [book for book in everything if wanted & {book.name[:2], book.name}]
 
 
 # --- keys ---------------------------------------------------------------------------------------------
@@ -226,13 +213,12 @@ def reproduce(
     settings: Mapping[str, str] | None = None,
     from_results: bool = False,
 ) -> list[NotebookOutcome]:
-    """Execute the selected notebooks into a run folder; nothing else is written.
+    """Execute the selected notebooks, with further parameters `settings`, into a run folder alone.
 
-    `profile_source` is the name or path of the profile, handed to the notebooks, `only` their numbers or
-    names, `workers` processes (0: one per core) or the address of a dask scheduler. With `force` also what
-    ran before runs. `settings` are further parameters of the notebooks. With `from_results` nothing is
-    trained: notebooks that can are drawn from the published rows of all policies, of the others the
-    published figures, tables and findings are taken.
+    `profile_source` is the name or path that the notebooks get, `only` their numbers or names, `workers`
+    processes (0: one per core) or the address of a dask scheduler. With `force` also what ran before runs.
+    With `from_results` nothing is trained: notebooks that can are drawn from the published rows of all
+    policies, of the others the published figures, tables and findings are taken.
 
     Raises:
         RunDirectoryBusyError: another process works in the run folder.
@@ -242,7 +228,11 @@ def reproduce(
     chosen, run_dir, settings = select(only), run_dir.resolve(), dict(settings or {})
     check_workers(workers, least=0)
     for notebook in chosen:
-        _check_settings(notebook, settings)
+        free = [name for name in notebook.parameters if name not in COMMON_PARAMETERS]
+        for name in settings:
+            if name not in free:
+                has = ", ".join(free) or "none beside those with options of their own"
+                raise UsageError(f"--set: {notebook.name} has no parameter {name!r}; it has {has}")
     outcomes: list[NotebookOutcome] = []
     own = settings | ({FROM_RESULTS: "True"} if from_results else {})  # what decides the result
     with opened(run_dir):

@@ -23,7 +23,6 @@ from vaalign_lib.store import file_hash, locked, remove_unfinished, write_atomic
 
 MARK = ".vaalign"  # the file that makes a folder a run folder
 RECORD = "done.json"  # in the folder of a notebook's run: its key and the hashes of its files
-SHOWN_PLAN = ".plan"  # the key of the plan that was shown
 LEFTOVER_AGE = 24 * 3600  # seconds after which a temporary folder in the store belongs to nobody
 
 _BOOK, _RANDOM = r"\d\d_\w+", "[a-z0-9_]{8}"  # the latter as tempfile names
@@ -33,12 +32,10 @@ _STORE_LEFT = re.compile(rf"\..+-[0-9a-f]{{16}}\.(retired|{_RANDOM})")
 _FOLDERS = re.compile(rf"store|interactive|{_BOOK}(\.failed)?(\.aside-\d+)?|{_FOLDER_LEFT.pattern}")
 _FILES = {  # of earlier versions, by their content; only then may they be written again
     ".lock": re.compile(rb""),
-    SHOWN_PLAN: re.compile(rb"[0-9a-f]{16}"),
+    ".plan": re.compile(rb"[0-9a-f]{16}"),
     "report.html": re.compile(rb".*<title>Uncertainty-aware alignment: .*", re.DOTALL),
     "judgements.sqlite": re.compile(rb"SQLite format 3\0.*", re.DOTALL),
-    "judgements.sqlite-journal": re.compile(rb".*", re.DOTALL),
-    "judgements.sqlite-wal": re.compile(rb".*", re.DOTALL),
-    "judgements.sqlite-shm": re.compile(rb".*", re.DOTALL),
+    **{f"judgements.sqlite-{one}": re.compile(rb".*", re.DOTALL) for one in ("journal", "wal", "shm")},
     "scoreboard.json": re.compile(rb"\[\s*\{\s*\"item\": .*", re.DOTALL),
 }
 
