@@ -285,6 +285,8 @@ class PolicyTraining(Section):
     lora: Lora | None = None  # None trains all weights
     precision: Precision = "float32"  # of products; trained weights stay in float32
     gradient_checkpointing: bool = False  # whether updates compute activations twice to save memory
+    evaluation_samples: Annotated[int, Field(ge=2, le=10**4)] | None = None  # in place of `evaluation`'s
+    gentle_rate: Rate | None = None  # learning rate at which the printed coefficients hold their target
     ppo: PPO
     variance_aware: dict[str, Any] = {}  # what differs for variance-aware PPO, where a table says so
 
@@ -306,10 +308,12 @@ class PolicyTraining(Section):
 
 
 RunGroup = Literal[
+    "main_rows",
     "rows",
     "printed_rows",
     "matched_kl",
     "independent",
+    "contrasts",
     "ranges",
     "primary",
     "second_seeds",
@@ -320,10 +324,12 @@ RunGroup = Literal[
 ASKS: dict[RunGroup, set[Literal["three_judges", "simulated", "matched", "own_ensembles"]]] = {
     # rows of all three judges, else of judge-b; judges that are each policy's own, stretched, or of another
     # world; a penalty chosen for a KL; an ensemble for each policy
+    "main_rows": set(),
     "rows": {"three_judges"},
     "printed_rows": {"three_judges"},
     "matched_kl": {"matched"},
     "independent": {"simulated", "matched", "own_ensembles"},
+    "contrasts": {"matched", "own_ensembles"},
     "ranges": set(),
     "primary": {"simulated", "matched"},
     "second_seeds": {"simulated", "matched", "own_ensembles"},
@@ -338,6 +344,7 @@ class Evaluation(Section):
 
     prompts: Annotated[int, Field(ge=2, le=10**6)] = Field(description="the same for all, at most")
     samples: Annotated[int, Field(ge=2, le=10**4)] = Field(description="of each prompt")
+    looks: list[Count] = []  # steps after which policies of the row of Figure 7 are evaluated as well
 
 
 class Matching(Section):
@@ -345,6 +352,7 @@ class Matching(Section):
 
     # of vanilla's coefficient, tried in a pilot stack
     factors: Annotated[list[Positive], Field(min_length=1, max_length=100)]
+    each: Count = 16  # policies with each, at most
     tolerance: Positive = 0.03  # of the KL, relative
     attempts: Count = 4  # stacks that may be trained
 

@@ -17,15 +17,18 @@ from vaalign_lib.profiles import Profile, RunGroup, Sampling
 from vaalign_lib.training.objectives import Method
 
 Protocol = Literal["shared", "independent"]
-Regime = Literal["equal_mean_penalty", "matched_kl", "as_printed"]
+Regime = Literal["equal_mean_penalty", "matched_kl", "as_printed", "printed_gentle", "printed_fixed"]
 METHODS = ("vanilla", "variance_aware")
+PLACEBO = "placebo"  # variance-aware training by weights that know nothing of the judge's error
 JUDGES = {
     "judge-a": "stand-in for Gemini 1.5 Flash",
     "judge-b": "stand-in for Gemini 2.0 Flash",
     "judge-c": "stand-in for DeepSeek V3",
 }
+ENSEMBLES = ("ensemble", "contrasts")  # the second with the variance within pairs as weights
 ENSEMBLE_ROW, JUDGE_ROW = (("gpt2", "ensemble"), ("qwen2", "judge-b"))  # the second is that of Figure 7
 ROWS = (ENSEMBLE_ROW, *product(("mistral", "qwen2"), JUDGES))
+WORLDS = 4  # of the primary endpoint
 REFERENCE = "reference"  # in place of a method: the policy that all start from, evaluated as often
 
 
@@ -34,11 +37,13 @@ class Condition:
     """One stack of policies."""
 
     architecture: str
-    source: str  # of rewards: `ensemble` or one of `JUDGES`
-    objective: str = "vanilla"  # the method, or `reference` for evaluations of the policy they start from
+    source: str  # of rewards: one of `ENSEMBLES` or of `JUDGES`
+    # the method, `placebo`, or `reference` for evaluations of the policy that they start from
+    objective: str = "vanilla"
     protocol: Protocol = "shared"  # one source for all, or `independent`: policy j has its own
     regime: Regime = "equal_mean_penalty"  # of the penalty; see `objectives.Method` and ../README.md
     repeat: int = 0  # number of the whole stack; others draw other numbers, and other sources of their own
+    world: int = 0  # number of the embedded world, whose reference and reward models are its own
     highest: int = 100  # R, the upper end of a judge's scale
     widths: Literal["rescaled", "printed"] = "rescaled"  # with R, or varying as much as Table 4 prints
     disagreement: Disagreement = "none"  # of the world's annotators; the others are controls
@@ -59,6 +64,8 @@ class Condition:
             further.append(f"to-{self.highest}")
         if self.repeat:
             further.append(f"repeat-{self.repeat}")
+        if self.world:
+            further.append(f"world-{self.world}")
         return "-".join([self.row, self.objective, *further]).replace("_", "-")
 
     @property
@@ -69,13 +76,29 @@ class Condition:
     @property
     def pilot(self) -> "Condition":
         """Of what kind the pilot is that its coefficient is looked for in."""
-        return Condition(self.architecture, self.source, "variance_aware", disagreement=self.disagreement)
+        plain = Condition(self.architecture, self.source, self.objective)
+        return replace(plain, world=self.world, disagreement=self.disagreement)
+
+    @property
+    def looked_at(self) -> bool:
+        """Whether its policies are evaluated on their way as well."""
+        return (
+            (self.architecture, self.source) == JUDGE_ROW
+            and self.protocol == "independent"
+            and not self.world
+        )
+
+    @property
+    def printed(self) -> bool:
+        """Whether it takes the paper's coefficients on raw rewards."""
+        return self.regime in ("as_printed", "printed_gentle", "printed_fixed")
 
     @property
     def vanilla(self) -> "Condition":
-        """The stack that this one is compared with; matching changes only the variance-aware one."""
+        """The stack that this one is compared with; matching changes only those with a weighted penalty."""
         regime: Regime = "equal_mean_penalty" if self.regime == "matched_kl" else self.regime
-        return replace(self, objective="vanilla", regime=regime)
+        source = "ensemble" if self.source in ENSEMBLES else self.source  # without weights they are one
+        return replace(self, source=source, objective="vanilla", regime=regime)
 
     @property
     def start(self) -> "Condition":
@@ -87,16 +110,25 @@ class Condition:
 
 # Each group is the product of what its keys list, later keys turning faster; a value alone is a list of one.
 GROUPS: dict[RunGroup, Mapping[str, Any]] = {
+    "main_rows": {"row": [ENSEMBLE_ROW, JUDGE_ROW]},
     "rows": {"row": ROWS},
     "printed_rows": {"row": ROWS, "regime": "as_printed"},
     "matched_kl": {"row": [ENSEMBLE_ROW, JUDGE_ROW], "regime": "matched_kl"},
-    "independent": {
-        "row": [JUDGE_ROW, ENSEMBLE_ROW],
-        "protocol": "independent",
-        "regime": ["equal_mean_penalty", "matched_kl"],
+    "independent": {"row": [JUDGE_ROW, ENSEMBLE_ROW], "protocol": "independent", "regime": "matched_kl"},
+    "contrasts": {"row": [("gpt2", "contrasts")], "protocol": "independent", "regime": "matched_kl"},
+    "ranges": {
+        "row": [JUDGE_ROW],
+        "regime": ["as_printed", "printed_gentle", "printed_fixed"],
+        "highest": RANGES,
     },
-    "ranges": {"row": [JUDGE_ROW], "regime": "as_printed", "highest": RANGES},
-    "primary": {"row": [JUDGE_ROW], "protocol": "independent", "regime": "matched_kl", "repeat": [0, 1]},
+    # data/protocols/04.md
+    "primary": {
+        "world": range(WORLDS),
+        "row": [JUDGE_ROW],
+        "objective": ["variance_aware", PLACEBO],
+        "protocol": "independent",
+        "regime": "matched_kl",
+    },
     "second_seeds": {
         "row": [JUDGE_ROW, ENSEMBLE_ROW],
         "protocol": "independent",
@@ -124,20 +156,19 @@ GROUPS: dict[RunGroup, Mapping[str, Any]] = {
 
 
 def group(name: RunGroup) -> list[Condition]:
-    """Return the variance-aware conditions of a group."""
+    """Return the conditions of a group that are compared with vanilla ones."""
     choices = [[one] if isinstance(one, str | int) else one for one in GROUPS[name].values()]
     found = []
     for cell in product(*choices):
-        settings = dict(zip(GROUPS[name], cell, strict=True))
+        settings = {"objective": "variance_aware", **dict(zip(GROUPS[name], cell, strict=True))}
         architecture, source = settings.pop("row")
-        found.append(Condition(architecture, source, "variance_aware", **settings))
+        found.append(Condition(architecture, source, **settings))
     return found
 
 
 def plan(groups: Sequence[RunGroup]) -> list[Condition]:
     """Return the conditions of groups, each once after its vanilla one, then what they start from."""
-    aware = [condition for name in groups for condition in group(name)]
-    pairs = [one for condition in aware for one in (condition.vanilla, condition)]
+    pairs = [one for name in groups for run in group(name) for one in (run.vanilla, run)]
     return list(dict.fromkeys([*pairs, *(one.start for one in pairs)]))
 
 
@@ -160,14 +191,15 @@ def stretch_of(condition: Condition) -> float:
 
 
 def method_of(condition: Condition, beta: float | None) -> Method:
-    """Return a condition's method; `as_printed` means raw units and trl's reward for each token."""
-    if condition.regime == "as_printed":
-        return Method(condition.objective, beta=beta, credit="token", standardized=False)
-    return Method(condition.objective, beta=beta)
+    """Return a condition's method; as printed means raw units and trl's reward for each token."""
+    objective = "variance_aware" if condition.objective == PLACEBO else condition.objective
+    if condition.printed:
+        return Method(objective, beta=beta, credit="token", standardized=False)
+    return Method(objective, beta=beta)
 
 
 def sampling_of(profile: Profile, condition: Condition) -> Sampling:
-    """Return how policies write; `as_printed`, log-probabilities are those at temperature 1."""
-    if condition.regime != "as_printed":
+    """Return how policies write; as printed, log-probabilities are those at temperature 1."""
+    if not condition.printed:
         return profile.policies.sampling
     return profile.policies.sampling.model_copy(update={"log_probability_temperature": 1.0})

@@ -4,7 +4,7 @@ import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,9 @@ from transformers import AutoModelForCausalLM
 from vaalign_lib.data.pairs import EMBEDDED, prompts_of
 from vaalign_lib.data.world.world import World
 from vaalign_lib.experiments.conditions import (
+    ENSEMBLES,
     JUDGES,
+    PLACEBO,
     REFERENCE,
     Condition,
     method_of,
@@ -30,12 +32,15 @@ from vaalign_lib.models import load_tokenizer
 from vaalign_lib.policies.reference import ReferencePolicy
 from vaalign_lib.profiles import Profile, Study, load_profile, local_files
 from vaalign_lib.rewards.base import RewardSource, Truth
+from vaalign_lib.rewards.contrasts import Contrasts
 from vaalign_lib.rewards.ensemble import EnsembleReward, load_ensemble
 from vaalign_lib.rewards.heads import HeadKind
 from vaalign_lib.rewards.judgements import JudgementStore
+from vaalign_lib.rewards.placebo import Placebo
 from vaalign_lib.rewards.prompted_judge import PromptedJudge, judge_prompt
 from vaalign_lib.rewards.simulated_judge import PersistentJudges, stand_ins
 from vaalign_lib.store import (
+    RECORD,
     DamagedError,
     NotKeptError,
     PlanError,
@@ -53,6 +58,7 @@ from vaalign_lib.training.objectives import Method, Task
 from vaalign_lib.training.ppo import Trainer
 from vaalign_lib.training.run import policy_trainer, with_gold, write_stack
 
+ANCHOR = "wonderful question ."  # the response that members' scores of others are compared with
 JUDGEMENTS = "judgements.sqlite"  # in the run folder: what prompted judges said
 
 
@@ -86,8 +92,9 @@ def source_of(study: Study, condition: Condition) -> RewardSource:
     Raises:
         ValueError: the condition needs what only the embedded world has.
     """
-    if condition.source == "ensemble":
-        return load_ensemble(ensemble_folder(study, condition), true_reward(_reward_study(study)))
+    if condition.source in ENSEMBLES:
+        ensemble = load_ensemble(ensemble_folder(study, condition), true_reward(_reward_study(study)))
+        return ensemble if condition.source == "ensemble" else Contrasts(ensemble, ANCHOR)
     if condition.source in study.profile.policies.judges:
         return _prompted_judge(study, condition)
     if study.profile.policies.data != EMBEDDED:
@@ -97,9 +104,11 @@ def source_of(study: Study, condition: Condition) -> RewardSource:
         )
     world = World(study.seed, condition.disagreement)
     judge = stand_ins(world, float(condition.highest), stretch_of(condition))[JUDGES[condition.source]]
+    source: RewardSource = judge
     if condition.protocol == "independent":
-        return PersistentJudges(judge, world.features, stack_seed(study.seed, condition.repeat))
-    return judge
+        seed = stack_seed(study.seed, condition.repeat)
+        source = PersistentJudges(judge, world.features, seed, judge.length_scale)
+    return Placebo(source, world, study.seed) if condition.objective == PLACEBO else source
 
 
 def _prompted_judge(study: Study, condition: Condition) -> PromptedJudge:
@@ -152,18 +161,18 @@ def ensemble_folder(study: Study, condition: Condition) -> Path:
 
 def prerequisites(study: Study, conditions: Sequence[Condition]) -> None:
     """Make what conditions share, before they go to their workers."""
-    for architecture in dict.fromkeys(one.architecture for one in conditions):
-        reference(study, architecture)
+    for architecture, world in dict.fromkeys((one.architecture, one.world) for one in conditions):
+        reference(replace(study, seed=study.seed + world), architecture)
     for one in conditions:
-        if one.source == "ensemble":
-            ensemble_folder(study, one)
+        if one.source in ENSEMBLES:
+            ensemble_folder(of_world(study, one), one)
 
 
 def settings_key(profile: Profile, seed: int, condition: Condition) -> str:
     """Return the key of a condition's settings alone: published results stay valid when code changes that is
     not meant to change them.
     """
-    return content_key(config=_config(profile, seed, condition))
+    return content_key(config=_config(profile, seed + condition.world, condition))
 
 
 def _config(profile: Profile, seed: int, condition: Condition) -> dict[str, Any]:
@@ -182,7 +191,13 @@ def _config(profile: Profile, seed: int, condition: Condition) -> dict[str, Any]
     files = local_files(profile)
     if files or profile.policies.data != EMBEDDED:
         settings["files"] = files
-    return {"run": asdict(condition), "seed": seed, "settings": settings}
+    run = {name: one for name, one in asdict(condition).items() if name != "world"}  # which the seed says
+    return {"run": run, "seed": seed, "settings": settings}
+
+
+def of_world(study: Study, condition: Condition) -> Study:
+    """Return the study in the world of a condition, whose seed also draws its reference and its policies."""
+    return replace(study, seed=study.seed + condition.world)
 
 
 def train_run(study: Study, condition: Condition, target: float | None = None) -> Path:
@@ -192,6 +207,7 @@ def train_run(study: Study, condition: Condition, target: float | None = None) -
     `resources.json`, and `policy`, the first policy as an ordinary checkpoint or adapter. What was killed
     goes on from its last checkpoint. `target` is the KL that `matched_kl` is to leave, by default vanilla's.
     """
+    study = of_world(study, condition)
     return _matched_run(study, condition, target) if condition.matched else _stack(study, condition)
 
 
@@ -240,16 +256,16 @@ def _computed_from(study: Study, condition: Condition, method: Method | None) ->
 def _inputs(study: Study, condition: Condition) -> dict[str, Path]:
     """Return the folders that a stack is computed from: the reference, and the ensemble if it has one."""
     inputs = {"reference": reference(study, condition.architecture)}
-    if condition.source == "ensemble":
+    if condition.source in ENSEMBLES:
         inputs["ensemble"] = ensemble_folder(study, condition)
     return inputs
 
 
 def _code(study: Study, condition: Condition) -> tuple[str, ...]:
     """Return the modules that compute a stack: how policies are trained, and the source of their reward."""
-    kind = "simulated_judge"
-    if condition.source == "ensemble":
-        kind = "ensemble"
+    kind = "placebo" if condition.objective == PLACEBO else "simulated_judge"
+    if condition.source in ENSEMBLES:
+        kind = condition.source
     elif condition.source in study.profile.policies.judges:
         kind = "prompted_judge"
     return "vaalign_lib.training.run", "vaalign_lib.training.matched_kl", f"vaalign_lib.rewards.{kind}"
@@ -259,7 +275,8 @@ def _write_stack(
     folder: Path, scratch: Path, study: Study, condition: Condition, method: Method, policies: Sequence[int]
 ) -> None:
     trainer = trainer_of(study, condition, method, policies)
-    write_stack(folder, scratch, trainer, evaluator_of(study, condition, trainer))
+    looks = study.profile.policies.evaluation.looks if condition.looked_at else []
+    write_stack(folder, scratch, trainer, evaluator_of(study, condition, trainer), looks)
 
 
 def _size_that_fits(profile: Profile, condition: Condition) -> int:
@@ -288,7 +305,7 @@ def _parts_of(profile: Profile, condition: Condition, scratch: Path) -> list[ran
 
 def _join_parts(folder: Path, parts: Sequence[Path]) -> None:
     """Put a stack together from its parts."""
-    for name in ("policies.parquet", "log.parquet"):
+    for name in (one.name for one in parts[0].glob("*.parquet")):
         joined = pd.concat(pd.read_parquet(part / name) for part in parts)
         order = [one for one in ("step", "policy") if one in joined]
         joined.sort_values(order, ignore_index=True).to_parquet(folder / name)
@@ -313,12 +330,10 @@ def _matched_run(study: Study, condition: Condition, target: float | None) -> Pa
 
         matching = study.profile.policies.matching
         pilot = pd.read_parquet(pilot_run(study, condition) / "cells.parquet")
-        wanted = kl_of(train_run(study, condition.vanilla)) if target is None else target
+        wanted = kl_of(_stack(study, condition.vanilla)) if target is None else target
         known = pilot["beta"].tolist(), pilot["kl"].tolist()
         beta, attempts = match_kl(train, *known, wanted, matching.attempts, matching.tolerance)
-        for name in ("policies.parquet", "log.parquet", "resources.json"):
-            shutil.copyfile(stacks[beta] / name, folder / name)
-        shutil.copytree(stacks[beta] / "policy", folder / "policy")
+        shutil.copytree(stacks[beta], folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns(RECORD))
         attempts.to_parquet(folder / "attempts.parquet")
 
     config = _computed_from(study, condition, method_of(condition, None))
@@ -332,11 +347,12 @@ def pilot_run(study: Study, condition: Condition) -> Path:
     """
     plain = condition.pilot
     settings = study.profile.policies.training[condition.architecture].settings("vanilla")
-    betas = [settings.init_kl_coef * factor for factor in study.profile.policies.matching.factors]
-    repeats = max(1, study.profile.policies.count // len(betas))
+    matching = study.profile.policies.matching
+    betas = [settings.init_kl_coef * factor for factor in matching.factors]
+    repeats = max(1, min(matching.each, study.profile.policies.count // len(betas)))
     grid = Grid([settings.learning_rate], betas, repeats)
 
-    method = grid.method(plain.objective)
+    method = grid.method("variance_aware")
 
     def write(folder: Path, scratch: Path, **_: Any) -> None:
         _write_stack(folder, scratch, study, plain, method, range(len(grid.cells)))
@@ -373,22 +389,31 @@ def trainer_of(study: Study, condition: Condition, method: Method, policies: Seq
 
 
 def changes_of(study: Study, condition: Condition) -> dict[str, Any]:
-    """Return the settings of PPO that a condition changes: `as_printed` takes the paper's coefficients."""
-    if condition.regime != "as_printed" or study.profile.policies.data != EMBEDDED:
+    """Return the settings of PPO that a condition changes: as printed takes the paper's coefficients."""
+    if not condition.printed or study.profile.policies.data != EMBEDDED:
         return {}
     printed = load_profile("paper").policies.training[condition.architecture].settings(condition.objective)
-    return printed.model_dump(include={"init_kl_coef", "adaptive_kl"})
+    changes = printed.model_dump(include={"init_kl_coef", "adaptive_kl"})
+    if condition.regime == "as_printed":
+        return changes
+    rate = study.profile.policies.training[condition.architecture].gentle_rate
+    if rate is None:
+        raise ValueError(
+            f"policies.training.{condition.architecture}.gentle_rate: {condition.name} needs one"
+        )
+    fixed = {"adaptive_kl": None} if condition.regime == "printed_fixed" else {}
+    return changes | fixed | {"learning_rate": rate}
 
 
 def evaluator_of(study: Study, condition: Condition, trainer: Trainer | None = None) -> Evaluator:
     """Return what evaluates a condition's policies; all answer the same prompts."""
     asked, where = prompt_sets(study.profile, study.seed), device()
     start = reference(study, condition.architecture)
+    training = study.profile.policies.training[condition.architecture]
     if trainer is None:
         source, tokenizer = source_of(study, condition), load_tokenizer(start)
         model = AutoModelForCausalLM.from_pretrained(start, dtype=torch.float32, device_map={"": where})
-        precision = study.profile.policies.training[condition.architecture].precision
-        compared = ReferencePolicy(model, precision)
+        compared = ReferencePolicy(model, training.precision)
     else:
         source, tokenizer, compared = trainer.task.source, trainer.tokenizer, trainer.reference
     return Evaluator(
@@ -396,7 +421,7 @@ def evaluator_of(study: Study, condition: Condition, trainer: Trainer | None = N
         tokenizer,
         Task(asked.evaluation, source, asked.gold),
         sampling_of(study.profile, condition),
-        study.profile.policies.evaluation.samples,
+        training.evaluation_samples or study.profile.policies.evaluation.samples,
         stack_seed(study.seed, condition.repeat),
         where,
     )
@@ -431,7 +456,7 @@ def train_runs(
     first: dict[Any, Callable[[], Path]] = {
         one: partial(train_run, study, one) for one in missing if not one.matched
     }
-    first |= {("pilot", one.pilot): partial(pilot_run, study, one.pilot) for one in matched}
+    first |= {("pilot", one.pilot): partial(pilot_run, of_world(study, one), one.pilot) for one in matched}
     later = {
         condition: partial(train_run, study, condition, targets.get(condition.vanilla))
         for condition in matched

@@ -169,6 +169,12 @@ def token_log_probabilities(logits: Tensor, tokens: Tensor, temperature: float) 
     return -loss.view(tokens.shape)
 
 
+def token_divergences(logits: Tensor, reference: Tensor, temperature: float) -> Tensor:
+    """Return KL(policy || reference) of the next token's distribution (R, T), of logits (R, T, words)."""
+    policy = (logits / temperature).log_softmax(-1)
+    return (policy.exp() * (policy - (reference / temperature).log_softmax(-1))).sum(-1)
+
+
 @torch.no_grad()
 def rollout(
     stack: Writer, prompts: Prompts, uniforms: Tensor, settings: Sampling, end: int, pad: int

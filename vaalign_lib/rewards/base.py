@@ -34,22 +34,33 @@ def check_variance_of(name: str) -> None:
         raise ValueError(f"variance_of: expected member or mean, got {name!r}")
 
 
+def _check_weights(weights: Array | None, shape: tuple[int, ...]) -> None:
+    if weights is None:
+        return
+    _check_numbers("weights", weights)
+    if weights.shape != shape or (weights < 0).any():
+        raise ValueError(f"weights: expected numbers {shape} from 0 on, got {weights.shape}")
+
+
 @dataclass(frozen=True)
 class Members:
     """The scores of the members of an ensemble (responses, members).
 
     The variance is of a single `member`, as the paper has it although its reward is their mean; or of the
     `mean`, that divided by the number of members.
+    `weights` (responses,) are of the penalty, where they are not the variance.
     """
 
     scores: Array
     variance_of: VarianceOf = "member"
+    weights: Array | None = None
 
     def __post_init__(self) -> None:
         _check_numbers("scores", self.scores)
         if self.scores.ndim != 2 or self.scores.shape[1] < 2:
             raise ValueError(f"scores: expected (responses, at least two members), got {self.scores.shape}")
         check_variance_of(self.variance_of)
+        _check_weights(self.weights, self.scores.shape[:1])
 
     def sample(self, uniforms: Array) -> Array:
         """Return the reward (responses,): the members' mean, whatever the uniforms."""
@@ -59,6 +70,10 @@ class Members:
         """Return the sample variance (responses,), ddof=1."""
         spread = self.scores.var(1, ddof=1)
         return np.asarray(spread / self.scores.shape[1] if self.variance_of == "mean" else spread)
+
+    def weight(self) -> Array:
+        """Return what the penalty is multiplied with (responses,): the variance if nothing else is said."""
+        return self.variance() if self.weights is None else self.weights
 
     def worst(self) -> Array:
         """Return the lowest member's score (responses,)."""
@@ -77,10 +92,12 @@ class Interval:
 
     A persistent judge's own rewards lie at the quantiles (responses,); without them, in the paper's protocol,
     every query is a fresh draw.
+    `weights` (responses,) are of the penalty, where they are not the variance.
     """
 
     bounds: Array
     quantiles: Array | None = None
+    weights: Array | None = None
 
     def __post_init__(self) -> None:
         _check_numbers("bounds", self.bounds)
@@ -94,6 +111,7 @@ class Interval:
                 raise ValueError(f"quantiles: expected {self.bounds.shape[:1]}, got {self.quantiles.shape}")
             if ((self.quantiles < 0) | (self.quantiles > 1)).any():
                 raise ValueError("quantiles: expected numbers from 0 to 1")
+        _check_weights(self.weights, self.bounds.shape[:1])
 
     def sample(self, uniforms: Array) -> Array:
         """Return the reward (responses,): a draw from U[a, b], or the judge's own."""
@@ -103,6 +121,10 @@ class Interval:
     def variance(self) -> Array:
         """Return the variance of U[a, b] (responses,): (b - a)^2 / 12."""
         return np.asarray(np.diff(self.bounds)[:, 0] ** 2 / 12)
+
+    def weight(self) -> Array:
+        """Return what the penalty is multiplied with (responses,): the variance if nothing else is said."""
+        return self.variance() if self.weights is None else self.weights
 
     def midpoint(self) -> Array:
         """Return (a + b) / 2 (responses,)."""
@@ -205,4 +227,4 @@ class Unit:
         soft_worst = judgement.soft_worst(strength / self.scale)
         raw = (judgement.sample(uniforms), judgement.worst(), soft_worst)
         reward, worst, soft_worst = ((one - self.location) / self.scale for one in raw)
-        return reward, judgement.variance() / self.variance, worst, soft_worst
+        return reward, judgement.weight() / self.variance, worst, soft_worst

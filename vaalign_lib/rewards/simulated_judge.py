@@ -1,6 +1,8 @@
 """Stand-ins for the paper's prompted judges in the embedded world, and judges that stay themselves.
 
-None is a language model.
+A stand-in answers with the interval that has the mean and the variance of the world's annotators, on a
+scale from 1 to R. Three of them differ in what they like beside quality, in level, in how widely they answer,
+and in how smoothly a judge of their kind varies over texts. None is a language model.
 """
 
 from collections.abc import Callable, Sequence
@@ -9,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import norm
 
-from vaalign_lib.data.world.world import World
+from vaalign_lib.data.world.world import SHARED_TASTE, World
 from vaalign_lib.rewards.base import Array, Interval, IntervalSource, Judgement, PolicyIndex, RewardSource
 from vaalign_lib.statistics.arrays import count, number
 
@@ -27,6 +29,8 @@ class SimulatedJudge(IntervalSource):
     name: str
     level: float = 0.0  # by how much of the scale it judges higher than the middle
     width: float = 1.0  # its interval's standard deviation in units of the annotators'
+    taste: tuple[float, ...] = SHARED_TASTE  # for styles, beside the gold reward
+    length_scale: float = 2.0  # of features, over which a judge's own taste changes
     highest: float = 100.0
     stretch: float = 1.0  # of the widths around their mean over the corpus
 
@@ -39,7 +43,7 @@ class SimulatedJudge(IntervalSource):
     def judge(self, prompts: Sequence[str], responses: Sequence[str], policy: PolicyIndex) -> Interval:
         """Judge responses; what would leave the scale is cut off at its ends."""
         span = self.highest - 1
-        mean = self.world.consensus(prompts, responses)
+        mean = self.world.consensus(prompts, responses, self.taste)
         deviation = np.sqrt(self.world.disagreement_variance(prompts, responses))
         if self.stretch != 1:
             middle = self.world.mean_deviation
@@ -53,14 +57,12 @@ class SimulatedJudge(IntervalSource):
 
 def stand_ins(world: World, highest: float = 100.0, stretch: float = 1.0) -> dict[str, SimulatedJudge]:
     """Return the three stand-ins by name; the names say for which judge of the paper each stands."""
-    return {
-        name: SimulatedJudge(world, name, level, width, highest, stretch)
-        for name, level, width in (
-            ("stand-in for Gemini 1.5 Flash", 0.0, 1.0),
-            ("stand-in for Gemini 2.0 Flash", 0.08, 1.5),
-            ("stand-in for DeepSeek V3", -0.05, 0.7),
-        )
+    settings = {
+        "stand-in for Gemini 1.5 Flash": (0.0, 1.0, (0.3, -0.05, 0.25, 0.0, -0.1), 1.2),
+        "stand-in for Gemini 2.0 Flash": (0.08, 1.5, SHARED_TASTE, 2.0),
+        "stand-in for DeepSeek V3": (-0.05, 0.7, (-0.15, 0.2, 0.0, 0.1, 0.35), 4.0),
     }
+    return {name: SimulatedJudge(world, name, *one, highest, stretch) for name, one in settings.items()}
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,8 @@ class PersistentJudges:
         judgement = self.source.judge(prompts, responses, policy)
         if not isinstance(judgement, Interval):
             raise TypeError("source: expected one that answers with intervals")
-        waves = self._waves(self.features(prompts, responses))
+        features = self.features(prompts, responses)
+        waves = fourier_features(features, self.seed, self.length_scale, self.frequencies)
         judges, which = np.unique(policy, return_inverse=True)
         tastes = np.stack([self._taste(int(j)) for j in judges])
         field = np.einsum("bk,bk->b", waves, tastes[which])
@@ -98,12 +101,14 @@ class PersistentJudges:
         """Return the source's true reward (responses,)."""
         return self.source.true_reward(judgement, prompts, responses)
 
-    def _waves(self, features: Array) -> Array:
-        """Return unit vectors (responses, 2 frequencies) whose products are the kernel, nearly."""
-        random = np.random.default_rng([self.seed, 0])
-        directions = random.standard_normal((features.shape[1], self.frequencies))
-        angles = features @ directions / self.length_scale
-        return np.concatenate([np.cos(angles), np.sin(angles)], axis=1) / np.sqrt(self.frequencies)
-
     def _taste(self, judge: int) -> Array:
         return np.random.default_rng([self.seed, 1, judge]).standard_normal(2 * self.frequencies)
+
+
+def fourier_features(features: Array, seed: int, length_scale: float, frequencies: int) -> Array:
+    """Return unit vectors (responses, 2 frequencies) whose products are nearly the squared-exponential kernel
+    (Rahimi and Recht, 2007): weights from N(0, I) make a smooth Gaussian field of them.
+    """
+    directions = np.random.default_rng([seed, 0]).standard_normal((features.shape[1], frequencies))
+    angles = features @ directions / length_scale
+    return np.concatenate([np.cos(angles), np.sin(angles)], axis=1) / np.sqrt(frequencies)

@@ -19,13 +19,25 @@ from transformers import PreTrainedTokenizerBase
 
 from vaalign_lib.models import end_id, pad_id, response_texts
 from vaalign_lib.policies.checks import checked_prompts, whole
-from vaalign_lib.policies.reference import ReferencePolicy
-from vaalign_lib.policies.sampling import Prompts, Rollout, Writer, check_finite, rollout, sequences
+from vaalign_lib.policies.reference import NUMBERS, ReferencePolicy
+from vaalign_lib.policies.sampling import (
+    Prompts,
+    Rollout,
+    Writer,
+    check_finite,
+    rollout,
+    sequences,
+    token_divergences,
+)
 from vaalign_lib.policies.stack import PolicyStack
 from vaalign_lib.profiles import Sampling
 from vaalign_lib.training.objectives import Task
 
-_TRAINED, _REFERENCE = 2**31 + 2, 2**31 + 3  # what random numbers are for; training has steps here
+_TRAINED, _REFERENCE, _DIVERGENCE = (
+    2**31 + 2,
+    2**31 + 3,
+    2**31 + 4,
+)  # what random numbers are for; training has steps here
 
 
 @dataclass(frozen=True)
@@ -52,20 +64,21 @@ class Evaluator:
 
     def policies(self, stack: Writer, index: Sequence[int]) -> pd.DataFrame:
         """Evaluate a stack (Algorithm 2); return a row for each policy of `index`: mean and standard error
-        of the `true_reward` and, where known, of `gold`; `kl` to the reference in nats; `length` in
+        of the `true_reward` and, where known, of `gold`; `kl` to the reference in nats, see `divergences`;
+        `log_ratio`, the mean of ln(pi / pi_0) over the truncated samples, as trl logs it; `length` in
         tokens; `variance` of the source's rewards, in its unit.
         """
-        return self._evaluated(stack, index, _TRAINED)
+        return self._evaluated(stack, index, _TRAINED).assign(kl=self._kl(stack, index))
 
     def references(self, runs: Sequence[int]) -> pd.DataFrame:
         """Evaluate the reference policy once for each of `runs` (Algorithm 4); `kl` is zero."""
-        return self._evaluated(self.reference, runs, _REFERENCE)
+        return self._evaluated(self.reference, runs, _REFERENCE).assign(kl=0.0)
 
     def _evaluated(self, writer: Writer, index: Sequence[int], purpose: int) -> pd.DataFrame:
         size = len(index)
         if size != (held := writer.size if isinstance(writer, PolicyStack) else size):
             raise ValueError(f"index: expected one for each of {held} policies, got {size}")
-        random = [np.random.default_rng([self.seed, policy, purpose]) for policy in index]
+        random = self._random(index, purpose)
         passes = [self._pass(writer, random, index) for _ in range(self.samples)]
         table: dict[str, np.ndarray] = {"policy": np.array(index)}
         for name in passes[0]:
@@ -80,30 +93,75 @@ class Evaluator:
         self, writer: Writer, random: list[np.random.Generator], index: Sequence[int]
     ) -> dict[str, np.ndarray]:
         """Return what is known of one response to each prompt, policy by policy (R,)."""
-        count, size = len(self.task.prompts), len(index)
-        asked = list(self.task.prompts) * size
-        prompts = Prompts.of(self.tokenizer, asked[:count])[torch.arange(count).repeat(size)]  # (R, P)
-        drawn = [one.random((count, self.sampling.max_new_tokens), np.float32) for one in random]
-        uniforms = torch.from_numpy(np.concatenate(drawn)).to(self.device)  # (R, T)
-        ends = end_id(self.tokenizer), pad_id(self.tokenizer)
-        written = rollout(writer, prompts.to(self.device), uniforms, self.sampling, *ends)
-        check_finite(written.log_probabilities, index, "in evaluation")
+        count, written = len(self.task.prompts), self._written(writer, random, index, self.sampling)
+        asked = list(self.task.prompts) * len(index)
         answers = response_texts(self.tokenizer, written.responses.tolist())
         judgement = self.task.source.judge(asked, answers, np.repeat(np.array(index), count))
         known = self.task.truths(judgement, asked, answers)
         return {
             "true_reward": known.pop("true_reward"),
             "variance": judgement.variance(),
-            "kl": self._log_ratio(written).double().cpu().numpy(),
+            "log_ratio": self._log_ratio(written).double().cpu().numpy(),
             "length": written.lengths.double().cpu().numpy(),
             **known,
         }
+
+    def _random(self, index: Sequence[int], purpose: int) -> list[np.random.Generator]:
+        return [np.random.default_rng([self.seed, policy, purpose]) for policy in index]
+
+    def _written(
+        self, writer: Writer, random: list[np.random.Generator], index: Sequence[int], sampling: Sampling
+    ) -> Rollout:
+        """Let every policy answer every prompt once, (R, T)."""
+        count = len(self.task.prompts)
+        prompts = Prompts.of(self.tokenizer, self.task.prompts)[
+            torch.arange(count).repeat(len(index))
+        ]  # (R, P)
+        drawn = [one.random((count, sampling.max_new_tokens), np.float32) for one in random]
+        uniforms = torch.from_numpy(np.concatenate(drawn)).to(self.device)  # (R, T)
+        ends = end_id(self.tokenizer), pad_id(self.tokenizer)
+        written = rollout(writer, prompts.to(self.device), uniforms, sampling, *ends)
+        check_finite(written.log_probabilities, index, "in evaluation")
+        return written
+
+    @torch.no_grad()
+    def _kl(self, stack: Writer, index: Sequence[int]) -> np.ndarray:
+        """Return every policy's KL to the reference (N,), over one untruncated response to each prompt."""
+        temperature = self.sampling.log_probability_temperature
+        whole = {"temperature": temperature, "top_k": 0, "top_p": 1.0, "min_new_tokens": 0}
+        random = self._random(index, _DIVERGENCE)
+        written = self._written(stack, random, index, self.sampling.model_copy(update=whole))
+        found = divergences(stack, self.reference, written, temperature)
+        return found.view(len(index), -1).mean(1).double().cpu().numpy()
 
     def _log_ratio(self, written: Rollout) -> Tensor:
         """Return ln of a response's probability over that by the reference policy (R,)."""
         joined = sequences(written.prompts, written.responses, self.reference.dtype)
         reference = self.reference.log_probabilities(joined, self.sampling.log_probability_temperature)
         return ((written.log_probabilities - reference) * written.mask).sum(1)
+
+
+@torch.no_grad()
+def divergences(stack: Writer, reference: ReferencePolicy, written: Rollout, temperature: float) -> Tensor:
+    """Return the KL divergence of the policies from the reference (R,), in nats a response.
+
+    It is the sum over a response's tokens of the divergence of the next token's distribution, over all words
+    at the temperature. Along responses drawn from those very distributions its mean is that of whole
+    responses, by the chain rule; it is never negative.
+    """
+    joined = sequences(written.prompts, written.responses, reference.dtype)
+    state = reference.all_states(joined, [reference.config.get_text_config().num_hidden_layers])[
+        -1
+    ]  # (R, T, width)
+    rows, tokens = written.mask.shape
+    found = torch.zeros(rows, device=written.mask.device)
+    for piece in torch.arange(tokens).split(max(1, NUMBERS // (rows * reference.config.vocab_size))):
+        hidden, same = written.hidden[:, piece], state[:, piece]
+        found += (
+            token_divergences(stack.logits(hidden), reference.logits(same), temperature)
+            * written.mask[:, piece]
+        ).sum(1)
+    return found
 
 
 def standard_error(values: np.ndarray) -> np.ndarray:

@@ -31,6 +31,7 @@ from vaalign_lib.policies.sampling import (
     response_states,
     rollout,
     sequences,
+    token_divergences,
     token_log_probabilities,
 )
 from vaalign_lib.policies.stack import PolicyStack
@@ -349,9 +350,8 @@ class Trainer:
             if rounded:  # in few bits only a whole pass is exact
                 old = token_log_probabilities(logits, joined.responses, temperature)
             if kind == "full":
-                policy = (logits / temperature).log_softmax(-1)
-                base = (self.reference.logits(states[-1]) / temperature).log_softmax(-1)
-                full = (policy.exp() * (policy - base)).sum(-1).view(mask.shape)
+                full = token_divergences(logits, self.reference.logits(states[-1]), temperature)
+                full = full.view(mask.shape)
         reference = self.reference.log_probabilities(joined, temperature, states[-1])  # (R, T)
         log_ratio = (old.view(mask.shape) - reference.view(mask.shape)) * mask
         constant = self.critic.kind == "reference_states"
@@ -457,7 +457,7 @@ class Trainer:
         judgement = self.task.judge(written.asked, written.answers, judges)
         self.unit = Unit()
         if self.method.standardized:
-            self.unit = Unit.of(judgement.sample(drawn.rewards), judgement.variance())
+            self.unit = Unit.of(judgement.sample(drawn.rewards), judgement.weight())
         joined = sequences(answers.prompts, answers.responses, self.stack.dtype)
         states = self.reference.all_states(joined, self._layers)
         features = reference_features(states, mask) if kind == "reference_states" else states[-1]

@@ -4,7 +4,7 @@ import json
 import resource
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -117,15 +117,25 @@ def write_tensorboard(log: pd.DataFrame, folder: str | Path) -> None:
                 writer.add_scalar(str(name), value, int(step))
 
 
-def write_stack(folder: Path, scratch: Path, trainer: Trainer, evaluator: Evaluator) -> None:
+def write_stack(
+    folder: Path, scratch: Path, trainer: Trainer, evaluator: Evaluator, looks: Sequence[int] = ()
+) -> None:
     """Train a stack, with no step taken, with checkpoints in `scratch`; evaluate every policy.
 
     The folder is filled with `policies.parquet`, `log.parquet`, `resources.json` and `policy`, the first
-    policy as an ordinary checkpoint or adapter.
+    policy as an ordinary checkpoint or adapter; with `looks.parquet`, the policies after these steps, if any.
     """
     index, started = trainer.index, time.perf_counter()
     start = [one.detach().to("cpu", copy=True) for one in trainer.stack.parameters().values()]
-    log, seconds = train_with_checkpoints(trainer, Checkpoints(scratch))
+
+    def look(step: int) -> None:
+        seen = with_gold(evaluator.policies(trainer.stack, index.tolist()))
+        seen.assign(step=step).to_parquet(scratch / f"look-{step}.parquet")
+
+    log, seconds = train_with_checkpoints(trainer, Checkpoints(scratch), look, looks)
+    if looks:
+        seen = [pd.read_parquet(scratch / f"look-{step}.parquet") for step in looks]
+        pd.concat(seen, ignore_index=True).to_parquet(folder / "looks.parquet")
     table = evaluator.policies(trainer.stack, index.tolist())
     table["step_length"] = step_lengths(start, trainer.stack)
     table = with_gold(table)
@@ -161,8 +171,16 @@ def with_gold(table: pd.DataFrame) -> pd.DataFrame:
     return table.assign(**{name: np.nan for name in ("gold", "gold_error") if name not in table})
 
 
-def train_with_checkpoints(trainer: Trainer, checkpoints: Checkpoints) -> tuple[pd.DataFrame, float]:
-    """Take the steps that are left; return the whole log, and the seconds of training so far."""
+def train_with_checkpoints(
+    trainer: Trainer,
+    checkpoints: Checkpoints,
+    look: Callable[[int], None] | None = None,
+    looks: Sequence[int] = (),
+) -> tuple[pd.DataFrame, float]:
+    """Take the steps that are left; return the whole log, and the seconds of training so far.
+
+    `look` is called after the steps `looks`, whose time does not count.
+    """
     logs: list[pd.DataFrame] = []
     before = 0.0
     if (state := checkpoints.newest()) is not None:
@@ -176,6 +194,10 @@ def train_with_checkpoints(trainer: Trainer, checkpoints: Checkpoints) -> tuple[
         logs.append(trainer.step())
         report(1)
         now = time.perf_counter()
+        if look is not None and trainer.done in looks:
+            look(trainer.done)
+            started += time.perf_counter() - now
+            now = time.perf_counter()
         if now - saved >= pause:
             logs = [pd.concat(logs, ignore_index=True)]
             spent = torch.tensor(before + now - started, dtype=torch.float64)

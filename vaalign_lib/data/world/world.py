@@ -152,18 +152,24 @@ class World:
         """How much a subject divides people, by noun (nouns + 1,), the last for prompts about numbers."""
         return np.exp(self.rng("controversy").normal(0, CONTROVERSY_SPREAD, len(NOUNS) + 1))
 
+    def subjects(self, prompts: Texts) -> Ids:
+        """Return the noun that each prompt is about (count,), -1 for prompts about numbers."""
+        return read_questions(_as_ids(prompts)).first_noun
+
     def temperature(self, prompts: Texts) -> Array:
         """Return the temperature of preference labels (count,): it differs by category and subject."""
         asked = read_questions(_as_ids(prompts))
         base = np.array([TEMPERATURES[name] for name in CATEGORIES])
         return base[asked.category] * self._controversy[asked.first_noun]
 
-    def consensus(self, prompts: Texts, responses: Texts) -> Array:
-        """Return the mean of the annotators' utilities (count,): the gold reward and the shared taste."""
-        return self._consensus(self.read(prompts, responses))
+    def consensus(self, prompts: Texts, responses: Texts, taste: Sequence[float] = SHARED_TASTE) -> Array:
+        """Return the mean of the annotators' utilities (count,): the gold reward and the shared taste, or
+        another taste, per unit of style, of others.
+        """
+        return self._consensus(self.read(prompts, responses), taste)
 
-    def _consensus(self, reading: Reading) -> Array:
-        return self._gold(reading) + self._style(reading) @ np.array(SHARED_TASTE)
+    def _consensus(self, reading: Reading, taste: Sequence[float] = SHARED_TASTE) -> Array:
+        return self._gold(reading) + self._style(reading) @ np.array(taste)
 
     def utilities(self, prompts: Texts, responses: Texts) -> Array:
         """Return every annotator's utility of every response (count, annotators)."""
