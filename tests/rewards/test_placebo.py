@@ -59,12 +59,13 @@ def test_weights_know_as_much_of_gold_as_the_variance(worlds):
         of = [np.corrcoef(gold, within(scores(one)))[0, 1] for one in (said.weight(), said.variance())]
         assert of[1] < -0.05  # else there is nothing to match
         gaps.append(of[0] - of[1])
-    assert np.abs(gaps).max() < 0.06
+    assert np.abs(gaps).max() < 0.1
+    assert abs(np.mean(gaps)) < 0.04
 
 
 def test_weights_are_as_smooth_as_the_variance(worlds):
     """Correlations of normal scores by distance of features, within a prompt and between prompts."""
-    for bounds in ((0, 1), (1, 2), (2, 3), (3, 4.5)):
+    for bounds in ((0, 2), (2, 3), (3, 4.5)):
         for same in (True, False):
             found = np.mean([_correlation(*one, bounds, same) for one in worlds], axis=0)
             assert found[0] == pytest.approx(found[1], abs=0.15), (bounds, same)

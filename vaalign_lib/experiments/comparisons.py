@@ -1,6 +1,7 @@
 """Tables of notebook 04: each variance-aware stack beside the vanilla one that it is compared with."""
 
 from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import fields
 from typing import Any, Literal
 
@@ -9,7 +10,7 @@ import pandas as pd
 from scipy.stats import ttest_1samp
 
 from vaalign_lib.data.world.world import World
-from vaalign_lib.experiments.conditions import JUDGES, METHODS, PRIMARY, ROWS, Condition, Regime, stretch_of
+from vaalign_lib.experiments.conditions import JUDGES, METHODS, REFERENCE, ROWS, Condition, Regime, stretch_of
 from vaalign_lib.papers.printed import RANGES
 from vaalign_lib.rewards.base import Interval, Unit
 from vaalign_lib.rewards.simulated_judge import stand_ins
@@ -22,7 +23,7 @@ from vaalign_lib.statistics.tests import (
     percentiles,
 )
 
-MEASURE = "true_reward"  # what the paper's tables are about
+Outcome = Literal["gold", "true_reward"]
 OF_A_RUN = [field.name for field in fields(Condition)]
 
 
@@ -45,15 +46,14 @@ def policies_of(results: pd.DataFrame, run: Condition) -> pd.DataFrame:
     return chosen.sort_values("policy").reset_index(drop=True)
 
 
-def returns_of(results: pd.DataFrame, run: Condition) -> Returns:
-    """Return the policies' returns with their standard errors."""
-    table = policies_of(results, run)
-    return Returns(table[MEASURE].to_numpy(), table[f"{MEASURE}_error"].to_numpy())
+def outcome_of(results: pd.DataFrame) -> Outcome:
+    """Return what policies are compared by: gold where it is known of all, else the source's true reward."""
+    return "gold" if "gold" in results and results["gold"].notna().all() else "true_reward"
 
 
 def compared(results: pd.DataFrame) -> list[Condition]:
-    """Return the variance-aware runs among the results, in their order."""
-    rows = results.loc[results["objective"] == "variance_aware", OF_A_RUN].drop_duplicates()
+    """Return the runs among the results that are compared with vanilla ones, in their order."""
+    rows = results.loc[~results["objective"].isin(["vanilla", REFERENCE]), OF_A_RUN].drop_duplicates()
     return [Condition(**row) for row in rows.to_dict("records")]
 
 
@@ -62,9 +62,9 @@ def with_ends(name: str, estimate: Estimate) -> dict[str, float]:
     return {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
 
 
-def without_farthest(policies: pd.DataFrame, runs: Sequence[Condition]) -> pd.DataFrame:
+def without_farthest(policies: pd.DataFrame, runs: Sequence[Condition], outcome: Outcome) -> pd.DataFrame:
     """Leave out the policy of each comparison, and its twin, that is farthest from its stack's median."""
-    distances = (policies[MEASURE] - policies.groupby("run")[MEASURE].transform("median")).abs()
+    distances = (policies[outcome] - policies.groupby("run")[outcome].transform("median")).abs()
     left_out = pd.Series(False, policies.index)
     for run in runs:
         mine = policies["run"].isin([run.name, run.vanilla.name])
@@ -86,23 +86,37 @@ class Comparisons:
         seed: int = 0,
         resamples: int = 10_000,
         regime: Regime = "equal_mean_penalty",
+        outcome: Outcome | None = None,
         labels: Mapping[str, tuple[str, str]] | None = None,
     ) -> None:
         """Take `policies` and `curves` of `results.Results`; curves give the last coefficients.
 
-        The bootstrap has a seed and resamples; `regime` is that of the rows of Tables 1 to 3; `labels`
-        say by row what its policies and its source of rewards are.
+        The bootstrap has a seed and resamples; `regime` is that of the rows of Tables 1 to 3; policies are
+        compared by an `outcome`, by default `outcome_of`; `labels` say by row what its policies and its
+        source of rewards are.
         """
+        self.outcome = outcome or outcome_of(policies)
         self.policies, self.seed, self.resamples = policies, seed, resamples
         self.labels = labels or {}
         self.main_rows = [Condition(*row, "variance_aware", regime=regime) for row in ROWS]
         last = pd.DataFrame() if curves is None else curves.groupby("run").last()
         self._coefficients = last["coefficient"].to_dict() if "coefficient" in last else {}
 
-    def _rows(self, run: Condition) -> np.ndarray:
-        """Return which policies are drawn again (resamples, policies)."""
+    def by(self, outcome: Outcome) -> "Comparisons":
+        """Return the same comparisons by another outcome."""
+        other = copy(self)
+        other.outcome = outcome
+        return other
+
+    def returns(self, run: Condition) -> Returns:
+        """Return the policies' mean outcomes with their standard errors."""
+        table = policies_of(self.policies, run)
+        return Returns(table[self.outcome].to_numpy(), table[f"{self.outcome}_error"].to_numpy())
+
+    def rows(self, run: Condition) -> np.ndarray:
+        """Return which policies are drawn again (resamples, policies), in every world and repeat its own."""
         size = len(policies_of(self.policies, run))
-        random = np.random.default_rng([self.seed, run.repeat])
+        random = np.random.default_rng([self.seed, run.repeat, run.world])
         return random.integers(size, size=(self.resamples, size))
 
     def panel(self, run: Condition) -> dict[str, pd.DataFrame]:
@@ -113,9 +127,9 @@ class Comparisons:
     def ratio(self, *runs: Condition) -> Ratio:
         """Estimate the ratio of training variances, vanilla over variance-aware, pooled over runs."""
         return training_variance_ratio(
-            [returns_of(self.policies, run.vanilla) for run in runs],
-            [returns_of(self.policies, run) for run in runs],
-            [self._rows(run) for run in runs],
+            [self.returns(run.vanilla) for run in runs],
+            [self.returns(run) for run in runs],
+            [self.rows(run) for run in runs],
         )
 
     def mean_ratio(self, runs: Sequence[Condition]) -> Ratio:
@@ -147,7 +161,7 @@ class Comparisons:
         random numbers.
         """
         pair = self.panel(run)
-        vanilla, aware = (pair[name][MEASURE].to_numpy() for name in METHODS)
+        vanilla, aware = (pair[name][self.outcome].to_numpy() for name in METHODS)
         low, high = ttest_1samp(aware - vanilla, 0).confidence_interval(CONFIDENCE)
         return Estimate(float((aware - vanilla).mean()), float(low), float(high), aware.size)
 
@@ -158,8 +172,8 @@ class Comparisons:
         """
         falls, values, count = [], [], 0
         for run in runs:
-            panel, rows = self.panel(run), self._rows(run)
-            vanilla, aware, bar = (panel[name][MEASURE].to_numpy() for name in (*METHODS, "reference"))
+            panel, rows = self.panel(run), self.rows(run)
+            vanilla, aware, bar = (panel[name][self.outcome].to_numpy() for name in (*METHODS, "reference"))
             random = np.random.default_rng([self.seed, 10**6])
             bars = bar[random.integers(bar.size, size=(self.resamples, bar.size))].mean(axis=1)[:, None]
             falls.append((vanilla[rows] <= bars).mean(axis=1) - (aware[rows] <= bars).mean(axis=1))
@@ -167,21 +181,12 @@ class Comparisons:
             count += vanilla.size
         return percentiles(float(np.mean(values)), np.mean(falls, axis=0), count)
 
-    def primary_endpoint(self) -> tuple[Ratio, float, int]:
-        """Return the pooled ratio, Brown and Forsythe's p, and how many whole stacks of each method they
-        rest on.
-        """
-        known = set(self.policies["run"])
-        runs = [run for run in PRIMARY if {run.name, run.vanilla.name} <= known]
-        vanilla = [returns_of(self.policies, run.vanilla).values for run in runs]
-        aware = [returns_of(self.policies, run).values for run in runs]
-        return self.ratio(*runs), brown_forsythe(vanilla, aware), len(runs)
-
     def table(self, runs: Sequence[Condition]) -> pd.DataFrame:
         """Return a row for each variance-aware run beside its vanilla one.
 
-        Means, risks and variances are of the true reward in its own unit. `noise` is the evaluation's
-        part of a variance, `training` the rest; the reference's evaluations have only the first. `gap` is
+        Means, risks and variances are of the outcome in its own unit; `..._midpoint` is by the source's true
+        reward, for judges the middle of their interval. `noise` is the evaluation's part of a variance,
+        `training` the rest; the reference's evaluations have only the first. `gap` is
         by how much the variance-aware mean is higher, with its 95% interval. `ratio` is that of the
         training variances with its 95% interval, `floored` the share of resamples in which one of them
         did not stand out from the noise, `f` the ratio of the totals as in the paper. `p` is by Brown and
@@ -191,15 +196,16 @@ class Comparisons:
         return pd.DataFrame([self._comparison(run) for run in runs])
 
     def _comparison(self, run: Condition) -> dict[str, Any]:
-        start = returns_of(self.policies, run.start)
-        vanilla, aware = (returns_of(self.policies, one).values for one in (run.vanilla, run))
-        ratio = self.ratio(run)
+        start, ratio = self.returns(run.start), self.ratio(run)
+        vanilla, aware = (self.returns(one).values for one in (run.vanilla, run))
         return (
             {
                 "row": run.row,
                 "protocol": run.protocol,
                 "regime": run.regime,
                 "repeat": run.repeat,
+                "world": run.world,
+                "method": run.objective,
                 "range": run.highest if run.source != "ensemble" else 0,
                 "widths": run.widths,
                 "disagreement": run.disagreement,
@@ -212,13 +218,14 @@ class Comparisons:
             | with_ends("gap", self.gap(run))
             | {"f": float(vanilla.var(ddof=1) / aware.var(ddof=1))}
             | with_ends("ratio", ratio)
+            | with_ends("ratio_midpoint", self.by("true_reward").ratio(run))
             | {"floored": ratio.floored, "p": brown_forsythe([vanilla], [aware])}
             | {"p_paired": paired_brown_forsythe(vanilla, aware)}
         )
 
     def _stack(self, run: Condition, name: str, start: Returns) -> dict[str, float]:
         """Return what is known of one stack, in the columns of `table`."""
-        table, returns = policies_of(self.policies, run), returns_of(self.policies, run)
+        table, returns = policies_of(self.policies, run), self.returns(run)
         below = risk(returns.values, start.values)
         found = {
             "mean": float(returns.values.mean()),
@@ -226,14 +233,14 @@ class Comparisons:
             "noise": returns.noise,
             "training": returns.training,
             **with_ends("risk", below),
-            **dict(zip(("kl", "step", "length", "gold"), _means(table), strict=True)),
+            **dict(zip(("kl", "step", "length", "midpoint", "log_ratio"), _means(table), strict=True)),
             "coefficient": self._coefficients.get(run.name, np.nan),
         }
         return {f"{key}_{name}": value for key, value in found.items()}
 
 
 def _means(table: pd.DataFrame) -> list[float]:
-    return [float(table[one].mean()) for one in ("kl", "step_length", "length", "gold")]
+    return [float(table[one].mean()) for one in ("kl", "step_length", "length", "true_reward", "log_ratio")]
 
 
 def brief(table: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:

@@ -129,6 +129,7 @@ GROUPS: dict[RunGroup, Mapping[str, Any]] = {
         "protocol": "independent",
         "regime": "matched_kl",
     },
+    "shared_worlds": {"world": range(1, WORLDS), "row": [JUDGE_ROW], "regime": "matched_kl"},
     "second_seeds": {
         "row": [JUDGE_ROW, ENSEMBLE_ROW],
         "protocol": "independent",

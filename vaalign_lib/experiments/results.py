@@ -1,8 +1,8 @@
 """Results of the runs of notebook 04: a row per policy, collected, published, and read again.
 
-What is published lies in data/results/runs/<profile>/ as four tables: `policies` has a row per policy,
-`runs` one per stack (what it was, its keys, what it cost), `curves` one per stack and step,
-`rewards` what the reward models cost.
+What is published lies in data/results/runs/<profile>/ as five tables: `policies` has a row per policy,
+`runs` one per stack (what it was, its keys, what it cost), `curves` one per stack and step, `looks` one per
+policy and step at which it was evaluated, `rewards` what the reward models cost.
 """
 
 import json
@@ -37,12 +37,12 @@ from vaalign_lib.store import (
 )
 
 PUBLISHED = RESULTS / "runs"
-COMPARED_GROUPS: tuple[RunGroup, ...] = ("rows", "matched_kl", "independent", "ranges")
+COMPARED_GROUPS: tuple[RunGroup, ...] = ("primary", "main_rows", "matched_kl", "independent")
 PRINTED_GROUPS: tuple[RunGroup, ...] = ("printed_rows", "ranges")  # outside of the embedded world
 HERE = "this run"  # the origin of what was trained, not published
 DIGITS = 7  # significant ones of what is published; standard errors are in the second
 WINDOW = 5  # steps that curves are averaged over
-MEASURES = ("reward", "true_reward", "gold", "kl", "length", "variance", "penalty", "coefficient")
+MEASURES = ("reward", "true_reward", "gold", "log_ratio", "length", "variance", "penalty", "coefficient")
 _COSTS = ["table", "what", "seconds", "bytes"]
 _READ = {  # what results have at least
     "policies": ["run", "policy", "true_reward"],
@@ -60,12 +60,14 @@ class Results:
         runs: a row per run: `run`, `origin`, what it was, `key`, `settings`, and what it cost.
         curves: a row per run and step; see `curves_of`.
         rewards: what reward models cost: `table` of the paper, `what`, `seconds`, `bytes`.
+        looks: a row per run, policy and step on its way, and at its end; as `policies`.
     """
 
     policies: pd.DataFrame
     runs: pd.DataFrame
     curves: pd.DataFrame
     rewards: pd.DataFrame
+    looks: pd.DataFrame
 
     @property
     def names(self) -> set[str]:
@@ -90,9 +92,9 @@ class Results:
     def of(self, names: Iterable[str]) -> "Results":
         """Return what is known of some runs."""
         wanted = set(names)
-        tables = (self.policies, self.runs, self.curves)
-        policies, runs, curves = (one[one["run"].isin(wanted)] for one in tables)
-        return Results(policies, runs, curves, self.rewards)
+        tables = (self.policies, self.runs, self.curves, self.looks)
+        policies, runs, curves, looks = (one[one["run"].isin(wanted)] for one in tables)
+        return Results(policies, runs, curves, self.rewards, looks)
 
     def without(self, names: Iterable[str]) -> "Results":
         """Return what is known of all other runs."""
@@ -106,15 +108,17 @@ class Results:
             _joined([self.runs, others.runs]),
             _joined([self.curves, others.curves]),
             further.rewards if self.rewards.empty else self.rewards,
+            _joined([self.looks, others.looks]),
         )
 
     def write(self, folder: Path) -> None:
-        """Write the four tables into a folder, all or none."""
+        """Write the five tables into a folder, all or none."""
         tables = {
             "policies": self.policies.drop(columns=OF_A_RUN),
             "runs": self.runs.drop(columns="origin"),
             "curves": self.curves,
             "rewards": self.rewards,
+            "looks": self.looks,
         }
         with new_folder(folder) as partial:
             for name, table in tables.items():
@@ -140,7 +144,9 @@ def read(folder: Path, origin: str) -> Results:
     costs = folder / "rewards.parquet"
     rewards = _table(costs, _COSTS) if costs.is_file() else pd.DataFrame(columns=_COSTS)
     described = policies.merge(runs[["run", *OF_A_RUN]], on="run", validate="many_to_one")
-    return Results(described, runs.assign(origin=origin), curves, rewards)
+    looks = folder / "looks.parquet"
+    seen = _table(looks, ["run", "policy", "step"]) if looks.is_file() else _empty().looks
+    return Results(described, runs.assign(origin=origin), curves, rewards, seen)
 
 
 def _table(path: Path, columns: Sequence[str]) -> pd.DataFrame:
@@ -159,7 +165,7 @@ def trained(study: Study, folders: Mapping[Condition, Path]) -> Results:
     are the same.
     """
     nothing = _empty()
-    policies, runs, curves = [nothing.policies], [], [nothing.curves]
+    policies, runs, curves, looks = [nothing.policies], [], [nothing.curves], [nothing.looks]
     for run, folder in folders.items():
         described = {"run": run.name, **asdict(run)}
         policies.append(pd.read_parquet(folder / "policies.parquet").assign(**described))
@@ -171,13 +177,17 @@ def trained(study: Study, folders: Mapping[Condition, Path]) -> Results:
         }
         runs.append(described | made | _costs(folder))
         if run.objective != REFERENCE:
-            log = pd.read_parquet(folder / "log.parquet")
+            log = pd.read_parquet(folder / "log.parquet").rename(columns={"kl": "log_ratio"})
             curves.append(curves_of(log).assign(run=run.name))
+        if (folder / "looks.parquet").is_file():
+            last = policies[-1].drop(columns=OF_A_RUN).assign(step=log["step"].max())
+            looks += [pd.read_parquet(folder / "looks.parquet").assign(run=run.name), last]
     tables = (
         _joined(policies),
         _joined([nothing.runs, pd.DataFrame(runs)]),
         _joined(curves),
         reward_costs(study),
+        _joined(looks),
     )
     return Results(*(table.map(partial(rounded, digits=DIGITS)) for table in tables))
 
@@ -319,7 +329,7 @@ def hardware() -> str:
 
 def _empty() -> Results:
     runs = ["run", "origin", "device", "key", "settings", *OF_A_RUN]
-    columns = (["run", "policy", "kl", *OF_A_RUN], runs, ["run", "step"], _COSTS)
+    columns = (["run", "policy", "kl", *OF_A_RUN], runs, ["run", "step"], _COSTS, ["run", "policy", "step"])
     return Results(*(pd.DataFrame(columns=names) for names in columns))
 
 

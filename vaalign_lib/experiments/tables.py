@@ -12,14 +12,8 @@ import numpy as np
 import pandas as pd
 
 from vaalign_lib.data.world.world import World
-from vaalign_lib.experiments.comparisons import (
-    MEASURE,
-    Comparisons,
-    interval_deviations,
-    returns_of,
-    with_ends,
-)
-from vaalign_lib.experiments.conditions import METHODS, ROWS, Condition
+from vaalign_lib.experiments.comparisons import Comparisons, interval_deviations, with_ends
+from vaalign_lib.experiments.conditions import METHODS, PLACEBO, ROWS, Condition
 from vaalign_lib.papers import recomputed
 from vaalign_lib.papers.printed import RANGES, printed_value
 from vaalign_lib.statistics.returns import (
@@ -70,6 +64,8 @@ def conditions_of(run: Condition) -> str:
         "Table 4's widths": run.widths != "rescaled",
         f"disagreement on {run.disagreement}": run.disagreement != "none",
         f"stack {run.repeat + 1}": run.repeat > 0,
+        f"world {run.world + 1}": run.world > 0,
+        "placebo": run.objective == PLACEBO,
     }
     regime = run.regime.replace("_", " ").replace("kl", "KL")
     return ", ".join([f"{run.protocol} source", regime, *(text for text, said in further.items() if said)])
@@ -114,7 +110,7 @@ def variances(comparisons: Comparisons, run: Condition) -> dict[str, Any]:
     bootstrap interval, `floored` the share of resamples where it did not stand out from the noise,
     `p_training` of the likelihood ratio test, for normal returns.
     """
-    pair = vanilla, aware = [returns_of(comparisons.policies, one) for one in (run.vanilla, run)]
+    pair = vanilla, aware = [comparisons.returns(one) for one in (run.vanilla, run)]
     found: dict[str, Any] = {}
     for name, one in zip(("vanilla", "aware"), pair, strict=True):
         parts = decomposition(one)
@@ -152,9 +148,7 @@ def means(comparisons: Comparisons, run: Condition) -> dict[str, Any]:
     one-sided tests that the difference is smaller; `smallest_margin` from which on they would say so at
     5%. `gap` is the difference by pairs of policies that drew the same random numbers.
     """
-    vanilla, aware, start = (
-        returns_of(comparisons.policies, one).values for one in (run.vanilla, run, run.start)
-    )
+    vanilla, aware, start = (comparisons.returns(one).values for one in (run.vanilla, run, run.start))
     first, second = _moments(aware), _moments(vanilla)
     tested, gain = welch(*first, *second), float(vanilla.mean() - start.mean())
     margin = MARGIN * gain
@@ -180,8 +174,10 @@ def risks(comparisons: Comparisons, run: Condition) -> dict[str, Any]:
     risk minus the variance-aware one's with Newcombe's interval.
     """
     panel = comparisons.panel(run)
-    bar = float(panel["reference"][MEASURE].mean())
-    vanilla, aware = ((int((panel[name][MEASURE] <= bar).sum()), len(panel[name])) for name in METHODS)
+    bar = float(panel["reference"][comparisons.outcome].mean())
+    vanilla, aware = (
+        (int((panel[name][comparisons.outcome] <= bar).sum()), len(panel[name])) for name in METHODS
+    )
     return (
         {"risk_aware": aware[0] / aware[1], "risk_vanilla": vanilla[0] / vanilla[1]}
         | {"count_aware": aware[0], "count_vanilla": vanilla[0], "policies": vanilla[1]}
@@ -270,7 +266,7 @@ def pooled_difference(
 def _returns(comparisons: Comparisons, run: Condition) -> list[np.ndarray]:
     """Return the returns of both methods and the reference's evaluations."""
     panel = comparisons.panel(run)
-    return [panel[name][MEASURE].to_numpy() for name in (*METHODS, "reference")]
+    return [panel[name][comparisons.outcome].to_numpy() for name in (*METHODS, "reference")]
 
 
 # --- as text ------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ LABELS = {
     "gold": "gold reward, SDs of the corpus",
     "true_reward": "true reward, the source's unit",
     "kl": "KL to the reference, nats",
+    "log_ratio": "log ratio, as trl logs it, nats",
     "length": "tokens of a response",
     "variance": "variance of the reward, 1 = reference",
 }
@@ -24,7 +25,7 @@ LABELS = {
 
 def learning_curves(
     curves: Mapping[str, pd.DataFrame],
-    measures: Sequence[str] = ("reward", "gold", "kl", "length"),
+    measures: Sequence[str] = ("reward", "gold", "log_ratio", "length"),
     title: str = "",
 ) -> Figure:
     """Draw mean curves over policies, with the middle 80% of them.
@@ -61,11 +62,12 @@ def return_distributions(
     panels: Mapping[str, Mapping[str, pd.DataFrame]],
     unit: str | Mapping[str, str],
     ratios: Mapping[str, Estimate],
+    outcome: str = "gold",
 ) -> Figure:
     """Draw densities of the policies' returns with a dot for every policy, a panel for each title.
 
-    `panels`: for each title the policies of `vanilla`, `variance_aware` and `reference`, with
-    `true_reward`, its error and `kl`; variances are written as training + noise. The reference's mean is a
+    `panels`: for each title the policies of `vanilla`, `variance_aware` and `reference`, with the
+    `outcome`, its error if it has one, and `kl`; variances are written as training + noise. The reference's mean is a
     bar, with two standard errors to each side, or an arrow where it lies far from all policies; `unit`: of
     the returns; by title where they differ; `ratios`: of training variances, vanilla's over
     variance-aware's, by title.
@@ -75,7 +77,7 @@ def return_distributions(
         places,
     ):
         for axes, (title, stacks) in zip(places, panels.items(), strict=True):
-            _returns(axes, stacks)
+            _returns(axes, stacks, outcome)
             axes.set_title(f"{title}\nratio {ratios[title]}".replace("; ", ";\n"))
             axes.set(xlabel=unit if isinstance(unit, str) else unit[title], yticks=[])
         above, below = sum(r.low > 1 for r in ratios.values()), sum(r.high < 1 for r in ratios.values())
@@ -90,9 +92,9 @@ def return_distributions(
         return figure
 
 
-def _returns(axes: Axes, stacks: Mapping[str, pd.DataFrame]) -> None:
-    bar = stacks["reference"]["true_reward"]
-    values = {name: stacks[name]["true_reward"].to_numpy() for name in style.METHODS}
+def _returns(axes: Axes, stacks: Mapping[str, pd.DataFrame], outcome: str) -> None:
+    bar = stacks["reference"][outcome]
+    values = {name: stacks[name][outcome].to_numpy() for name in style.METHODS}
     every = np.concatenate(list(values.values()))
     span = np.ptp(every) + 1e-9
     near = every.min() - span < bar.mean() < every.max() + span
@@ -116,7 +118,7 @@ def _returns(axes: Axes, stacks: Mapping[str, pd.DataFrame]) -> None:
         axes.plot(places, density, color=colour, label=shown)
         depth = np.full(values[name].size, -0.09 * (lane + 1) * top)
         axes.scatter(values[name], depth, s=9, color=colour, alpha=0.5, linewidths=0)
-        noise = (stacks[name]["true_reward_error"] ** 2).mean()
+        noise = float(np.mean(stacks[name].get(f"{outcome}_error", np.zeros(1)) ** 2))
         rest = values[name].var(ddof=1) - noise
         style.note(
             axes, f"{rest:.2g} + {noise:.2g}, KL {stacks[name]['kl'].mean():.2f}", colour=colour, line=lane

@@ -220,12 +220,12 @@ def theorem_explorer(seed: int = 0) -> widgets.Widget | None:
 
 # --- policies -------------------------------------------------------------------------------------------
 
-OUTCOMES = ("true_reward", "gold", "kl", "length")
+OUTCOMES = ("gold", "true_reward", "kl", "length")
 RESAMPLES = 2000
 
 
 def policy_figure(
-    policies: pd.DataFrame, row: str, regime: str, protocol: str, outcome: str = "true_reward"
+    policies: pd.DataFrame, row: str, regime: str, protocol: str, outcome: str = "gold"
 ) -> Figure:
     """Draw one outcome of both methods' policies, with the ratio of its training variances.
 
@@ -242,22 +242,21 @@ def policy_figure(
     stacks = _stacks(policies, row, regime, protocol)
     if any(one.empty for one in stacks.values()):
         raise LookupError(f"{row}, {protocol}, {regime}: no such policies of both methods among the results")
-    measured = {name: _measured(one, outcome) for name, one in stacks.items()}
     vanilla, aware = (
-        Returns(measured[name]["true_reward"].to_numpy(), measured[name]["true_reward_error"].to_numpy())
-        for name in ("vanilla", "variance_aware")
+        Returns(one[outcome].to_numpy(), one.get(f"{outcome}_error", 0 * one[outcome]).to_numpy())
+        for one in (stacks["vanilla"], stacks["variance_aware"])
     )
     size = vanilla.values.size
     drawn = np.random.default_rng([0, 0]).integers(size, size=(RESAMPLES, size))
     ratio = training_variance_ratio([vanilla], [aware], [drawn])
     title, unit = f"{row}, {protocol} source, {_words(regime)}", policy_figures.LABELS[outcome]
-    return policy_figures.return_distributions({title: measured}, unit, {title: ratio})
+    return policy_figures.return_distributions({title: stacks}, unit, {title: ratio}, outcome)
 
 
 def _stacks(policies: pd.DataFrame, row: str, regime: str, protocol: str) -> dict[str, pd.DataFrame]:
     """Return the policies of a comparison by method; to match a KL only the variance-aware one changes."""
     plain = policies.query(
-        "repeat == 0 and highest == 100 and widths == 'rescaled' and disagreement == 'none'"
+        "repeat == 0 and world == 0 and highest == 100 and widths == 'rescaled' and disagreement == 'none'"
     )
     mine = plain[plain["architecture"] + "-" + plain["source"] == row]
     before = "equal_mean_penalty" if regime == "matched_kl" else regime
@@ -272,11 +271,6 @@ def _stacks(policies: pd.DataFrame, row: str, regime: str, protocol: str) -> dic
         )
         for method, penalty, kind in kinds
     }
-
-
-def _measured(stack: pd.DataFrame, outcome: str) -> pd.DataFrame:
-    """Put an outcome where figures look for returns."""
-    return stack.assign(true_reward=stack[outcome], true_reward_error=stack.get(f"{outcome}_error", 0.0))
 
 
 def _words(name: str) -> str:

@@ -122,6 +122,11 @@ def _resampled(returns: Returns, rows: np.ndarray) -> tuple[np.ndarray, np.ndarr
     return total - (returns.errors[rows] ** 2).mean(axis=-1), total / 100
 
 
+def training_resampled(returns: Returns, rows: np.ndarray) -> np.ndarray:
+    """Return the training variance of every resample (resamples,), at least a hundredth of the total."""
+    return np.maximum(*_resampled(returns, rows))
+
+
 def decomposition(returns: Returns) -> dict[str, Estimate]:
     """Return the variance over policies, its part from evaluation, and the rest, with 95% intervals.
 
