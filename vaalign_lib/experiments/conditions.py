@@ -173,9 +173,6 @@ def plan(groups: Sequence[RunGroup]) -> list[Condition]:
     return list(dict.fromkeys([*pairs, *(one.start for one in pairs)]))
 
 
-PRIMARY = tuple(group("primary"))
-
-
 # --- sources of reward ----------------------------------------------------------------------------------
 
 

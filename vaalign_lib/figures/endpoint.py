@@ -17,8 +17,8 @@ WORDS = style.METHODS | {"placebo": "placebo"}
 def endpoint(tables: Mapping[str, pd.DataFrame], pooled: Mapping[str, Estimate]) -> Figure:
     """Draw ratios of variance per squared gain, a line for each world and comparison, and the mean.
 
-    `tables`: of `experiments.endpoint.by_world`, by what is compared; `pooled`: over worlds. Thin intervals are
-    over the policies of a world, thick ones over worlds.
+    `tables`: of `experiments.endpoint.by_world`, by what is compared; `pooled`: over worlds. Thin intervals
+    are over the policies of a world, thick ones over worlds.
     """
     lines = sum(len(one) + 1 for one in tables.values()) + len(tables)
     with style.canvas(7.2, 0.3 * lines + 1.9) as (figure, [axes]):

@@ -67,10 +67,10 @@ def return_distributions(
     """Draw densities of the policies' returns with a dot for every policy, a panel for each title.
 
     `panels`: for each title the policies of `vanilla`, `variance_aware` and `reference`, with the
-    `outcome`, its error if it has one, and `kl`; variances are written as training + noise. The reference's mean is a
-    bar, with two standard errors to each side, or an arrow where it lies far from all policies; `unit`: of
-    the returns; by title where they differ; `ratios`: of training variances, vanilla's over
-    variance-aware's, by title.
+    `outcome`, its error if it has one, and `kl`; variances are written as training + noise. The
+    reference's mean is a bar, with two standard errors to each side, or an arrow where it lies far from all
+    policies; `unit`: of the returns; by title where they differ; `ratios`: of training variances, vanilla's
+    over variance-aware's, by title.
     """
     with style.grid(len(panels), min(2, len(panels)), 7.4 if len(panels) > 1 else 5.6, 2.9) as (
         figure,

@@ -209,9 +209,7 @@ class Unit:
     def of(cls, rewards: Array, variances: Array) -> "Unit":
         """Return the unit in which these have mean 0 and deviation 1, and variances mean 1 or stay 0."""
         if len(rewards) < 2 or not (np.isfinite(rewards).all() and np.isfinite(variances).all()):
-            raise ValueError(
-                f"source: expected two or more finite rewards and variances, got {len(rewards)}"
-            )
+            raise ValueError(f"source: expected two or more finite rewards and variances, got {len(rewards)}")
         scale = float(rewards.std())
         if not scale > SAME * float(np.abs(rewards).max()):
             raise ValueError(
