@@ -2,8 +2,10 @@
 
 import numpy as np
 import pytest
+from scipy.stats import norm
 
 from vaalign_lib.statistics.power import (
+    coverage_over_worlds,
     policies_for_p,
     policies_for_risks,
     risk_power,
@@ -46,3 +48,16 @@ def test_ratios_seen_by_simulation():
     assert seen.mean() == pytest.approx(0.8, abs=0.03)
     for one, other in zip((ratio * a[:20]).tolist(), b[:20].tolist(), strict=True):
         assert (f_test(one, 80, other, 80).p < 0.05) == (one / other > f_test(1, 80, 1, 80).critical)
+
+
+def test_intervals_over_worlds_cover_worlds():
+    """Student's interval holds whatever worlds do; that of policies alone only where worlds do not differ."""
+    alike, apart = (coverage_over_worlds(4, 80, between) for between in (0.0, 0.5))
+    for found in (alike, apart):
+        assert found["over worlds"] == pytest.approx(0.95, abs=0.01)
+    assert alike["over policies"] == pytest.approx(0.95, abs=0.015)
+    # the mean of four has deviation sqrt(.5^2 + s^2) / 2, the interval s / 2 times 1.96, s^2 as below
+    s = np.sqrt(2 * (2 / 79 + 4 / (64 * 80)))
+    expected = 2 * norm.cdf(1.96 * s / np.hypot(0.5, s)) - 1
+    assert apart["over policies"] == pytest.approx(expected, abs=0.02)
+    assert apart["width"] > 2 * alike["width"]

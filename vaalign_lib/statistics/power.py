@@ -2,7 +2,7 @@
 
 import numpy as np
 from scipy.optimize import brentq
-from scipy.stats import binom, f, norm
+from scipy.stats import binom, f, norm, t
 from statsmodels.stats.proportion import samplesize_proportions_2indep_onetail
 
 from vaalign_lib.statistics.arrays import count, number
@@ -59,3 +59,32 @@ def smallest_variance_ratio_seen(policies: int) -> float:
 def _fall(first: float, second: float) -> float:
     number("first", first, at_most=1, above=number("second", second, at_least=0))
     return first - second
+
+
+def coverage_over_worlds(
+    worlds: int, policies: int, between: float, gain: float = 8.0, draws: int = 20_000, seed: int = 0
+) -> dict[str, float]:
+    """Return how often 95% intervals of the mean over worlds of ln(V_1 / G_1^2 : V_2 / G_2^2) hold the truth.
+
+    Worlds differ in it by a normal deviation `between`; in each, V and G are the variance and the mean gain
+    of so many normal policies of both methods, whose mean is `gain` deviations. `over worlds` is Student's
+    interval over the worlds' values, `over policies` the normal one from the policies of these worlds alone,
+    which takes the worlds for all there are; `width` is the mean length of the first.
+    """
+    count("worlds", worlds, least=2)
+    random = np.random.default_rng(seed)
+    truth, degrees = random.normal(0, number("between", between, at_least=0), (draws, worlds)), policies - 1
+    logs = np.log(random.chisquare(degrees, (2, draws, worlds)) / degrees)
+    means = np.log(np.abs(random.normal(gain, 1 / np.sqrt(policies), (2, draws, worlds))))
+    values = truth + (logs[0] - 2 * means[0]) - (logs[1] - 2 * means[1])
+    centre = values.mean(axis=1)
+    half = t.ppf(1 - LEVEL / 2, worlds - 1) * values.std(axis=1, ddof=1) / np.sqrt(worlds)
+    of_policies = 2 * (
+        2 / degrees + 4 / (gain**2 * policies)
+    )  # variance of one world's value, given the world
+    fixed = norm.ppf(1 - LEVEL / 2) * np.sqrt(of_policies / worlds)
+    return {
+        "over worlds": float((np.abs(centre) <= half).mean()),
+        "over policies": float((np.abs(centre) <= fixed).mean()),
+        "width": float(2 * half.mean()),
+    }
