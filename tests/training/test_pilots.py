@@ -60,3 +60,17 @@ def test_a_grid_lays_out_its_cells_and_averages_them():
     np.testing.assert_allclose(table["kl_error"], 0.5)
     assert table["beta"].tolist() == [0.1, 0.2, 0.4] * 2
     assert final(log)["kl"].tolist() == list(range(12))
+
+
+def test_a_pilot_that_is_far_off_does_not_mislead_for_long():
+    """What whole stacks gave counts for more than the pilot: with it alone on both sides of the target."""
+    betas = np.array([0.06, 0.11, 0.2, 0.36, 0.66])
+
+    def kl(beta):  # as a run of the study had it: its pilot found 2.06 nats at a third of the right coefficient
+        return 2.2 * (0.2992 / beta) ** 0.45
+
+    pilot = 2.06 * (0.1221 / betas) ** 0.9
+    beta, tried = match_kl(kl, betas.tolist(), pilot.tolist(), 2.06)
+    assert tried["beta"].iloc[0] == pytest.approx(0.1221, rel=0.02)
+    assert len(tried) <= 4
+    assert kl(beta) == pytest.approx(2.06, rel=0.03)

@@ -108,18 +108,17 @@ def match_kl(
     Raises:
         MatchError: no attempt was within the relative tolerance.
     """
-    known = {beta: max(kl, LEAST) for beta, kl in zip(betas, kls, strict=True)}
-    tried: list[dict[str, float]] = []
+    pilot = {beta: max(kl, LEAST) for beta, kl in zip(betas, kls, strict=True)}
+    whole: dict[float, float] = {}
     for _ in range(attempts):
-        beta = _next_beta(known, target)
-        kl = train(beta)
-        tried.append({"beta": beta, "kl": kl, "off": kl / target - 1})
-        if abs(kl / target - 1) <= tolerance:
+        beta = _next_beta(_curve(pilot, whole, target), target)
+        whole[beta] = train(beta)
+        if abs(whole[beta] / target - 1) <= tolerance:
+            tried = [{"beta": one, "kl": kl, "off": kl / target - 1} for one, kl in whole.items()]
             return beta, pd.DataFrame(tried)
-        known = _corrected(known, beta, max(kl, LEAST))
     raise MatchError(
         f"no beta within {tolerance:.0%} of a KL of {target:.3g} in {attempts} attempts: "
-        + ", ".join(f"{one['beta']:.4g} gave {one['kl']:.3g}" for one in tried)
+        + ", ".join(f"{beta:.4g} gave {kl:.3g}" for beta, kl in whole.items())
     )
 
 
@@ -131,8 +130,14 @@ def _next_beta(known: dict[float, float], target: float) -> float:
         return min(known) / 1.5 if target > max(known.values()) else max(known) * 1.5
 
 
-def _corrected(known: dict[float, float], beta: float, kl: float) -> dict[float, float]:
-    """Move the pilot's curve, whose few policies are less certain, through what a full stack gave."""
-    betas = sorted(known)
-    shift = kl / np.exp(np.interp(np.log(beta), np.log(betas), np.log([known[b] for b in betas])))
-    return {b: k * shift for b, k in known.items() if not np.isclose(b, beta)} | {beta: kl}
+def _curve(pilot: dict[float, float], whole: dict[float, float], target: float) -> dict[float, float]:
+    """Return KL by beta: of whole stacks alone where they lie on both sides of the target, else the pilot's,
+    whose few policies are less certain, moved to where whole stacks were.
+    """
+    known = {beta: max(kl, LEAST) for beta, kl in whole.items()}
+    if not known or min(known.values()) <= target <= max(known.values()):
+        return known or pilot
+    betas = sorted(pilot)
+    expected = np.interp(np.log(list(known)), np.log(betas), np.log([pilot[beta] for beta in betas]))
+    shift = np.exp(np.mean(np.log(list(known.values())) - expected))
+    return {beta: kl * shift for beta, kl in pilot.items()} | known
