@@ -66,7 +66,9 @@ def test_a_pilot_that_is_far_off_does_not_mislead_for_long():
     """What whole stacks gave counts for more than the pilot: with it alone on both sides of the target."""
     betas = np.array([0.06, 0.11, 0.2, 0.36, 0.66])
 
-    def kl(beta):  # as a run of the study had it: its pilot found 2.06 nats at a third of the right coefficient
+    def kl(
+        beta,
+    ):  # as a run of the study had it: its pilot found 2.06 nats at a third of the right coefficient
         return 2.2 * (0.2992 / beta) ** 0.45
 
     pilot = 2.06 * (0.1221 / betas) ** 0.9

@@ -111,8 +111,8 @@ def match_kl(
     pilot = {beta: max(kl, LEAST) for beta, kl in zip(betas, kls, strict=True)}
     whole: dict[float, float] = {}
     for _ in range(attempts):
-        beta = _next_beta(_curve(pilot, whole, target), target)
-        whole[beta] = train(beta)
+        beta = _next_beta(pilot, whole, target)
+        whole[beta] = max(train(beta), LEAST)
         if abs(whole[beta] / target - 1) <= tolerance:
             tried = [{"beta": one, "kl": kl, "off": kl / target - 1} for one, kl in whole.items()]
             return beta, pd.DataFrame(tried)
@@ -122,22 +122,24 @@ def match_kl(
     )
 
 
-def _next_beta(known: dict[float, float], target: float) -> float:
-    """Interpolate, or go half as far again beyond the end of the curve that is nearer to the target."""
+def _next_beta(pilot: dict[float, float], whole: dict[float, float], target: float) -> float:
+    """Return the beta to try next, by KLs of whole stacks and of a pilot, whose few policies say less.
+
+    Of two whole stacks or more the line through two decides, in logarithms: those next to the target, on
+    either side of it if there are such. Before that, and where noise turns it round, the pilot's curve does,
+    moved to where whole stacks were; beyond its end by half as much again.
+    """
+    offs = {beta: np.log(kl / target) for beta, kl in whole.items()}
+    near = sorted(offs, key=lambda beta: abs(offs[beta]))
+    other = next((beta for beta in near[1:] if offs[beta] * offs[near[0]] < 0), None)
+    pair = [near[0], other or near[1]] if len(near) > 1 else []
+    if pair and (slope := (offs[pair[1]] - offs[pair[0]]) / np.log(pair[1] / pair[0])) < 0:
+        return float(pair[0] * np.exp(np.clip(-offs[pair[0]] / slope, -1, 1)))
+    betas = sorted(pilot)
+    expected = np.exp(np.interp(np.log(near), np.log(betas), np.log([pilot[beta] for beta in betas])))
+    shift = np.exp(np.mean(np.log([whole[beta] for beta in near] / expected))) if near else 1.0
+    known = {beta: kl * shift for beta, kl in pilot.items()} | whole
     try:
         return beta_for_kl(list(known), list(known.values()), target)
     except MatchError:
         return min(known) / 1.5 if target > max(known.values()) else max(known) * 1.5
-
-
-def _curve(pilot: dict[float, float], whole: dict[float, float], target: float) -> dict[float, float]:
-    """Return KL by beta: of whole stacks alone where they lie on both sides of the target, else the pilot's,
-    whose few policies are less certain, moved to where whole stacks were.
-    """
-    known = {beta: max(kl, LEAST) for beta, kl in whole.items()}
-    if not known or min(known.values()) <= target <= max(known.values()):
-        return known or pilot
-    betas = sorted(pilot)
-    expected = np.interp(np.log(list(known)), np.log(betas), np.log([pilot[beta] for beta in betas]))
-    shift = np.exp(np.mean(np.log(list(known.values())) - expected))
-    return {beta: kl * shift for beta, kl in pilot.items()} | known
