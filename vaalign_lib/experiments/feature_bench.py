@@ -1,0 +1,222 @@
+"""The feature bench in the embedded world: what weights must know of a judge's errors to be of use.
+
+Texts are drawn from the world's own grammar, so that a bench depends on its seed alone and not on a machine.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+import pandas as pd
+from scipy.special import ndtr
+from scipy.stats import spearmanr
+
+from vaalign_lib.data.world import language
+from vaalign_lib.data.world.world import World
+from vaalign_lib.rewards.base import Interval
+from vaalign_lib.statistics.arrays import Array
+from vaalign_lib.statistics.tests import mean
+from vaalign_lib.theory.feature_bench import Bench, Objective, Policies, at_kl
+from vaalign_lib.theory.variance_weights import correlated, placebo
+
+Noise = Literal["persistent", "fresh"]
+PROMPTS, RESPONSES, POLICIES = 96, 160, 80
+RHOS = (-1.0, -0.5, 0.0, 0.3, 0.5, 0.7, 1.0)
+WORLDS = tuple(range(20))
+TARGET = 0.5  # nats
+LENGTH_SCALE, FREQUENCIES = 2.0, 256  # of judges' tastes, as of `simulated_judge.PersistentJudges`
+KEEPING_GOLD = "placebo that keeps gold"
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Stored responses: features (P, S, d) of texts; gold, consensus and variance (P, S)."""
+
+    features: Array
+    gold: Array
+    consensus: Array
+    variance: Array
+
+    @property
+    def varying(self) -> Array:
+        """The features that differ between responses to one prompt, from their means and in units of their
+        deviations within prompts.
+        """
+        centred = self.features - self.features.mean(1, keepdims=True)
+        deviation = centred.std((0, 1))
+        return centred[..., deviation > 0] / deviation[deviation > 0]
+
+
+def stored_texts(world: World, prompts: int = PROMPTS, responses: int = RESPONSES) -> Texts:
+    """Draw prompts of a world and responses of mixed quality to each, Beta(2, 2) as in its corpus."""
+    random = world.rng("feature bench")
+    asked = [prompt for prompt in world.prompts(prompts, random) for _ in range(responses)]
+    answers = world.responses(asked, random.beta(2, 2, len(asked)), random)
+    texts = [language.encode(some, language.RESPONSE_WORDS) for some in (asked, answers)]
+    shape = prompts, responses
+    return Texts(
+        world.features(*texts).reshape(*shape, -1),
+        *(of(*texts).reshape(shape) for of in (world.gold, world.consensus, world.disagreement_variance)),
+    )
+
+
+def judge_errors(texts: Texts, noise: Noise, random: np.random.Generator, policies: int = POLICIES) -> Array:
+    """Draw the errors (N, P, S) of each policy's judge, uniform with the texts' variance at every text.
+
+    A persistent judge rates like texts alike: its error lies at the quantile Phi(Z(text)), with a Gaussian
+    field Z on the features. Fresh answers are independent; each stored response is asked about once.
+    """
+    if noise not in get_args(Noise):
+        raise ValueError(f"noise: expected persistent or fresh, got {noise!r}")
+    shape = policies, *texts.gold.shape
+    if noise == "fresh":
+        uniforms = random.random(shape)
+    else:
+        flat = texts.features.reshape(-1, texts.features.shape[-1])
+        angles = flat @ random.standard_normal((flat.shape[1], FREQUENCIES)) / LENGTH_SCALE
+        waves = np.concatenate([np.cos(angles), np.sin(angles)], axis=1) / np.sqrt(FREQUENCIES)
+        uniforms = ndtr(random.standard_normal((policies, 2 * FREQUENCIES)) @ waves.T).reshape(shape)
+    return (2 * uniforms - 1) * np.sqrt(3 * texts.variance)
+
+
+def bench_of(
+    texts: Texts, noise: Noise, random: np.random.Generator, policies: int = POLICIES, linear: bool = False
+) -> Bench:
+    """Return a bench of policies free to weigh every response, or of `linear` ones in the features."""
+    errors = judge_errors(texts, noise, random, policies)
+    features = texts.varying if linear else None
+    return Bench(features, texts.gold, texts.consensus, texts.variance, errors)
+
+
+def objective(name: str, variance: Array, consensus: Array, strength: float = 1.0) -> Objective:
+    """Return one of `training.objectives` on a bench whose judges have that mean and variance."""
+    half = np.sqrt(3 * variance)
+    interval = Interval(np.stack([consensus - half, consensus + half], axis=-1).reshape(-1, 2))
+    found = {
+        "vanilla": Objective(),
+        "variance_aware": Objective(weights=variance),
+        "variance_aware_exact": Objective(weights=variance, stated=True),
+        "uwo": Objective(cost=strength * variance),
+        "worst_case": Objective(cost=half, trust=0),
+        "reward_robust": Objective(cost=(1 - strength) * half, trust=strength),
+        "effective": Objective(
+            cost=consensus - interval.soft_worst(np.full(variance.size, strength)).reshape(variance.shape),
+            trust=0,
+        ),
+    }
+    if name not in found:
+        raise ValueError(f"objective: expected one of {', '.join(found)}, got {name!r}")
+    return found[name]
+
+
+# --- how much weights must know ------------------------------------------------------------------------
+
+
+def dose_response(
+    worlds: Sequence[int] = WORLDS,
+    target: float = TARGET,
+    rhos: Sequence[float] = RHOS,
+    prompts: int = PROMPTS,
+    responses: int = RESPONSES,
+    policies: int = POLICIES,
+    stated: bool = False,
+) -> pd.DataFrame:
+    """Train policies at equal KL with weights of every correlation with the true variance.
+
+    A row for each world, noise and weights: `weights` is `none` (vanilla), `correlated` with its `rho`, of
+    which 0 is the placebo, or a placebo that keeps the variance's correlation with gold. `log_ratio` is
+    ln of the placebo's Var / gain^2 over theirs, above 0 where they are the more robust. `rank_correlation`
+    is with the variance, `gold_correlation` with gold within prompts.
+    """
+    rows: list[dict[str, float | int | str]] = []
+    for seed in worlds:
+        world = World(int(seed))
+        texts = stored_texts(world, prompts, responses)
+        weights = list(_weights(texts, rhos, world.rng("weights")))
+        for noise in get_args(Noise):
+            bench = bench_of(texts, noise, world.rng("judges", noise), policies)
+            rows += _compared(bench, weights, target, stated, {"world": int(seed), "noise": noise})
+    return pd.DataFrame(rows)
+
+
+def _weights(
+    texts: Texts, rhos: Sequence[float], random: np.random.Generator
+) -> Iterator[tuple[str, float, Array]]:
+    """Yield weights with their name and correlation, the placebo first."""
+    features, variance = texts.varying, texts.variance
+    field = placebo(variance, features, random, unrelated=[texts.gold])
+    for rho in [0.0, *(rho for rho in rhos if rho)]:
+        yield "correlated", rho, correlated(variance, field, rho)
+    field = placebo(variance, features, random, kept=[texts.gold])
+    yield KEEPING_GOLD, np.nan, correlated(variance, field, 0)
+    yield "none", np.nan, np.ones_like(variance)
+
+
+def _compared(
+    bench: Bench,
+    weights: Sequence[tuple[str, float, Array]],
+    target: float,
+    stated: bool,
+    columns: dict[str, int | str],
+) -> Iterator[dict[str, float | int | str]]:
+    compared: Policies | None = None
+    for name, rho, one in weights:
+        trained = at_kl(bench, Objective(one, stated=stated), target)
+        compared = compared or trained
+        yield {
+            **columns,
+            "weights": name,
+            "rho": rho,
+            "rank_correlation": 0.0
+            if name == "none"
+            else float(spearmanr(one, bench.variance, axis=None)[0]),
+            "gold_correlation": 0.0 if name == "none" else _within(one, bench.gold),
+            **trained.row(),
+            "log_ratio": trained.log_ratio(compared),
+        }
+
+
+def _within(first: Array, second: Array) -> float:
+    """Return the correlation within prompts."""
+    centred = [(one - one.mean(1, keepdims=True)).ravel() for one in (first, second)]
+    return float(np.corrcoef(*centred)[0, 1])
+
+
+def pooled(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the mean over worlds of each noise and weights of `dose_response`, with Student's interval.
+
+    `ratio`, with its ends, is of (gain / deviation)^2 to the placebo's.
+    """
+    rows = []
+    for (noise, weights, rho), part in table.groupby(["noise", "weights", "rho"], dropna=False, sort=True):
+        found = mean(part["log_ratio"])
+        ends = {"ratio": found.value, "ratio_low": found.low, "ratio_high": found.high}
+        rows.append(
+            {"noise": noise, "weights": weights, "rho": rho, "worlds": len(part)}
+            | {name: float(np.exp(end)) for name, end in ends.items()}
+            | {
+                name: float(part[name].mean())
+                for name in ("signal", "gain", "deviation", "risk", "kl", "beta")
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def explained(table: pd.DataFrame) -> pd.DataFrame:
+    """Return what makes the true variance's (gain / deviation)^2 another than vanilla's, by noise.
+
+    In logarithms the parts add up to the `whole`: how `unequal` weights are (the placebo over vanilla), their
+    correlation with `gold` (the placebo that keeps it over the other), and what they know of `errors` beyond.
+    """
+    rows = []
+    for noise, part in table.groupby("noise", sort=True):
+        wide = part.assign(rho=part["rho"].fillna(9)).pivot(
+            index="world", columns=["weights", "rho"], values="log_ratio"
+        )
+        none, gold, true = wide["none", 9], wide[KEEPING_GOLD, 9], wide["correlated", 1]
+        for name, values in {
+            "whole": true - none, "unequal": -none, "gold": gold, "errors": true - gold
+        }.items():  # fmt: skip
+            rows.append({"noise": noise, "part": name, **mean(values).columns("log_ratio")})
+    return pd.DataFrame(rows)
