@@ -54,6 +54,14 @@ class Condition:
         return f"{self.architecture}-{self.source}"
 
     @property
+    def title(self) -> str:
+        """The row in words."""
+        policy = {"gpt2": "GPT-2", "mistral": "Mistral", "qwen2": "Qwen2"}.get(
+            self.architecture, self.architecture
+        )
+        return f"{policy}-like, {JUDGES.get(self.source, self.source)}"
+
+    @property
     def name(self) -> str:
         """What a folder of the run store is called; conditions of the default go without saying."""
         plain, own = asdict(Condition(self.architecture, self.source)), asdict(self)
