@@ -408,6 +408,15 @@ class Policies(Section):
         return self
 
 
+class FeatureBench(Section):
+    """Notebook 04: policies on stored responses, in worlds of their own, see `theory.feature_bench`."""
+
+    worlds: Annotated[int, Field(ge=2, le=1000)] = 20
+    prompts: Annotated[int, Field(ge=2, le=10**4)] = 96
+    responses: Annotated[int, Field(ge=4, le=10**4)] = 160  # stored ones, of each prompt
+    policies: Annotated[int, Field(ge=4, le=10**4)] = 80  # of each method in each world
+
+
 class TrlComparison(Section):
     """Notebook 09: PPO, RLOO and GRPO, in the embedded world whatever the profile."""
 
@@ -435,6 +444,7 @@ class Profile(Section):
     reward_model: RewardModel
     ensembles: Ensembles
     policies: Policies
+    bench: FeatureBench = FeatureBench()
     trl: TrlComparison = TrlComparison()
     true_reward: TrueReward = Field(description="`gold` in the embedded world, or a model's name or path")
 
