@@ -24,6 +24,7 @@ from vaalign_lib.experiments.comparisons import (
 from vaalign_lib.experiments.conditions import JUDGE_ROW, PRIMARY, ROWS, Condition, plan, stretch_of
 from vaalign_lib.figures import policies as figures
 from vaalign_lib.papers.printed import RANGES
+from vaalign_lib.statistics.returns import Ratio
 from vaalign_lib.statistics.tests import Estimate
 
 COUNT = 400
@@ -197,6 +198,11 @@ def test_ratios_in_words(low, high, words):
     assert in_words(Estimate(np.sqrt(low * high), low, high, 80)).startswith(words)
 
 
+def test_a_ratio_in_the_noise_is_not_determinable():
+    lost = Ratio(2.0, 1.5, 2.5, 80, np.ones(3), 0.5)
+    assert in_words(lost).startswith("not determinable (ratio 2.00, 95% interval 1.50 to 2.50): in 50%")
+
+
 def test_tables_to_read_keep_methods_and_intervals_together(known):
     table = Comparisons(known).table(compared(known)[:2])
     text = brief(table, ["row", "kl", "ratio", "floored", "regime"]).iloc[0]
@@ -204,3 +210,5 @@ def test_tables_to_read_keep_methods_and_intervals_together(known):
     assert text["kl"] == f"{line['kl_vanilla']:.3g} → {line['kl_aware']:.3g}"
     assert text["ratio"] == f"{line['ratio']:.2f} [{line['ratio_low']:.2f}, {line['ratio_high']:.2f}]"
     assert (text["row"], text["floored"], text["regime"]) == (line["row"], "0", "equal mean penalty")
+    lost = brief(table.assign(floored=[0.0, 0.03]), ["ratio"])["ratio"]  # of two comparisons, one in noise
+    assert lost[0] == text["ratio"] and lost[1].startswith("(") and lost[1].endswith("])")

@@ -4,10 +4,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from scipy.stats import norm, pearsonr
 
 from vaalign_lib.data.world.world import World
 from vaalign_lib.experiments.reward_tables import (
     Scores,
+    assumption_tests,
     calibration_tables,
     gold_errors,
     independent_gaps,
@@ -60,6 +62,44 @@ def test_spread_of_independent_ensembles_is_that_of_their_means():
     ranks = spread_correlations(gaps)
     assert ranks.shape == (80,) and ranks.min() > 0.8
     assert np.abs(spread_correlations(RANDOM.normal(size=(40, 10, 500)))).max() < 0.3
+
+
+def retrained(noise, bias=0.0, shared=0.0):
+    """Rewards of 80 ensembles for 2000 texts in a unit of their own, and the truth."""
+    truth, deviations = RANDOM.normal(size=2000), RANDOM.lognormal(size=2000)
+    errors = np.sqrt(1 - shared) * noise((80, 2000)) + np.sqrt(shared) * RANDOM.normal(size=(80, 1))
+    return 3 + 2 * truth + deviations * (errors + bias * RANDOM.normal(size=2000)), truth
+
+
+def test_assumption_of_independent_unbiased_gaussian_errors_that_hold():
+    found = assumption_tests(*retrained(RANDOM.standard_normal), seed=0)
+    assert found["independent"].value == pytest.approx(1, abs=0.08)
+    assert found["unbiased"].value == pytest.approx(0.05, abs=0.02)
+    assert found["gaussian"].value == pytest.approx(0.05, abs=0.02)
+    assert [one.count for one in found.values()] == [1000, 2000, 2000]
+
+
+def test_each_part_of_the_assumption_is_seen_to_fail():
+    dependent, truth = retrained(RANDOM.standard_normal, shared=0.5)
+    value = assumption_tests(dependent, truth, seed=0)["independent"].value
+    assert value == pytest.approx(0.5 / np.sqrt(2 / (np.pi * 79)), rel=0.25)  # over E|r|, nearly
+    biased = assumption_tests(*retrained(RANDOM.standard_normal, bias=1.0), seed=0)
+    expected = 2 * norm.sf(1.96 / np.sqrt(1 + 80))  # a mean error N(0, 1 + 1 / 80), tested as N(0, 1 / 80)
+    assert biased["unbiased"].value == pytest.approx(expected, abs=0.04)
+    assert biased["independent"].value == pytest.approx(1, abs=0.08)
+    skewed = assumption_tests(*retrained(lambda size: RANDOM.exponential(size=size) - 1), seed=0)
+    assert skewed["gaussian"].value > 0.99 and skewed["independent"].value == pytest.approx(1, abs=0.08)
+
+
+def test_two_texts_by_hand_and_without_a_truth():
+    rewards = RANDOM.normal(size=(6, 2))
+    found = assumption_tests(np.column_stack([rewards, np.ones(6), rewards[:, ::-1]]), None, seed=1)
+    by_chance = np.abs([pearsonr(*RANDOM.normal(size=(2, 6))).statistic for _ in range(4000)]).mean()
+    correlations = {1.0, abs(np.corrcoef(rewards.T)[0, 1])}
+    assert set(found) == {"independent", "gaussian"} and found["gaussian"].count == 4
+    told = 2 * found["independent"].value * by_chance  # the sum over two pairs of texts
+    sums = [one + other for one in correlations for other in correlations]
+    assert min(abs(told - one) for one in sums) < 0.05
 
 
 def test_gaps_of_a_grid_of_heads():

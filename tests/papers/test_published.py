@@ -1,6 +1,7 @@
 """The printed numbers, the rules and the verdicts."""
 
 import re
+from typing import get_args
 
 import nbformat
 import pytest
@@ -9,10 +10,14 @@ from pydantic import ValidationError
 from vaalign_lib.papers.printed import (
     FURTHER_ITEMS,
     ITEMS,
+    KINDS,
+    MEANINGS,
     Criterion,
     Finding,
     Rule,
     UnknownRuleError,
+    Verdict,
+    meanings,
     printed_range,
     printed_value,
     published,
@@ -86,7 +91,8 @@ def test_notebooks_use_rules_that_exist_and_use_all_of_theirs():
         used = {
             name
             for name in re.findall(
-                r'"((?:figure|table|theorem|equation|remark|algorithm)[0-9.]+\.?\w+)"', source
+                r'"((?:figure|table|theorem|equation|remark|algorithm|assumption|appendixD)[0-9.]+\.?\w+)"',
+                source,
             )
             if name in rules()
         }
@@ -95,6 +101,7 @@ def test_notebooks_use_rules_that_exist_and_use_all_of_theirs():
         forms = [re.sub(r"\\{\w+\\}", r"\\w+", re.escape(one)) for one in made]
         used |= {one for one in rules() if any(re.fullmatch(form, one) for form in forms)}
         own = {rule.id for rule in rules().values() if rule.notebook == path.stem}
+        own -= {one for one in own if rules()[one].without_finding == "not determinable"}  # said to be so
         assert named <= set(rules())
         assert own <= used | named, f"{path.stem} never judges {sorted(own - used - named)}"
 
@@ -104,10 +111,9 @@ def rule(**changes):
         "id": "r",
         "item": "Figure 3",
         "claim": "c",
+        "kind": "theorem",
         "notebook": "01_bandit",
         "criterion": Criterion(kind="above", threshold=1.0),
-        "met": "reproduced",
-        "not_met": "contradicted",
     }
     return Rule.model_validate(fields | changes)
 
@@ -132,6 +138,32 @@ def test_threshold_verdicts(kind, low, high, expected):
     assert judged == expected
 
 
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [
+        (0.01, 0.9, "reproduced"),
+        (0.01, 0.2, "reproduced"),  # above the threshold comes first
+        (-0.1, 0.2, "contradicted"),  # an effect of 0.2231 would have been seen
+        (-0.9, -0.1, "contradicted"),
+        (0.0, 0.2, "contradicted"),
+        (-0.1, 0.23, "not determinable"),
+        (-0.1, 0.2231, "not determinable"),
+    ],
+)
+def test_an_effect_that_would_have_been_seen(low, high, expected):
+    criterion = Criterion(kind="above", threshold=0, seen=0.2231)
+    assert verdict(rule(criterion=criterion), found(low=low, high=high)) == expected
+
+
+def test_what_is_not_clear_of_the_noise_decides_nothing():
+    for kind, words in KINDS.items():
+        judged = rule(kind=kind)
+        assert verdict(judged, found(low=1.1, high=2.0)) == words[0]
+        assert verdict(judged, found(low=1.1, high=2.0, clear=False)) == "not determinable"
+        holds = rule(kind=kind, criterion=Criterion(kind="holds"))
+        assert verdict(holds, found(holds=False, clear=False)) == "not determinable"
+
+
 def test_other_verdicts():
     covers = rule(published="figure3.vanilla.underperformance", criterion=Criterion(kind="covers_printed"))
     assert verdict(covers, found(low=0.38, high=0.40)) == "reproduced"
@@ -142,6 +174,38 @@ def test_other_verdicts():
     assert verdict(holds, found(holds=False)) == "contradicted"
     assert verdict(rule(), None) == "not yet"
     assert verdict(rule(without_finding="needs the paper profile"), None) == "needs the paper profile"
+    assert verdict(rule(without_finding="not determinable"), None) == "not determinable"
+
+
+def test_the_vocabulary_is_closed_and_every_word_has_one_meaning():
+    assert tuple(MEANINGS) == get_args(Verdict)
+    assert len(set(MEANINGS.values())) == len(MEANINGS)
+    said = {word for words in KINDS.values() for word in words}
+    assert said == set(MEANINGS) - {"not determinable", "not yet"}
+    assert meanings(["not yet", "attainable", "not yet"]).splitlines() == [
+        f"- *attainable*: {MEANINGS['attainable']}",
+        f"- *not yet*: {MEANINGS['not yet']}",
+    ]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_rule_says_only_what_its_kind_may(kind):
+    met, not_met, *others = KINDS[kind]
+    judged = rule(kind=kind)
+    assert (judged.met, judged.not_met) == (met, not_met)
+    assert judged.unclear == ("measured here" if kind == "ours" else "not determinable")
+    for word in MEANINGS:
+        if word in (met, not_met, *others, "not determinable"):
+            assert rule(kind=kind, not_met=word).not_met == word
+        else:
+            with pytest.raises(ValidationError, match=f"of kind {kind}, it may say .*, not '{word}'"):
+                rule(kind=kind, not_met=word)
+
+
+def test_only_mathematics_contradicts():
+    assert {one.kind for one in rules().values() if "contradicted" in (one.met, one.not_met)} == {"theorem"}
+    stand_ins = [one for one in rules().values() if one.notebook == "04_ppo_runs" and one.source != "ours"]
+    assert {one.kind for one in stand_ins} == {"stand_in", "implementation", "ours"}
 
 
 def test_a_verdict_without_a_rule_or_with_too_little_is_refused():
@@ -151,7 +215,7 @@ def test_a_verdict_without_a_rule_or_with_too_little_is_refused():
         verdict(rule(criterion=Criterion(kind="holds")), found(value=1.0))
     with pytest.raises(ValueError, match="with an interval"):
         verdict(rule(), found(value=1.0))
-    unjudged = rule(criterion=None, met=None, not_met=None)
+    unjudged = rule(criterion=None)
     with pytest.raises(ValueError, match="no criterion yet"):
         verdict(unjudged, found(holds=True))
 
@@ -164,8 +228,14 @@ def test_a_verdict_without_a_rule_or_with_too_little_is_refused():
         {"met": "nearly"},
         {"colour": "red"},
         {"source": "ours"},
+        {"kind": "opinion"},
+        {"kind": None},
+        {"kind": "stand_in", "not_met": "contradicted"},
         {"criterion": {"kind": "above"}},
         {"criterion": {"kind": "holds", "threshold": 1.0}},
+        {"criterion": {"kind": "below", "threshold": 1.0, "seen": 2.0}},
+        {"criterion": {"kind": "above", "threshold": 1.0, "seen": 1.0}},
+        {"criterion": {"kind": "holds", "seen": 1.0}},
     ],
 )
 def test_malformed_rules_are_refused(changes):

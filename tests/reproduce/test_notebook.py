@@ -1,5 +1,7 @@
 """What a notebook writes: the same bytes for the same results, labelled, refused without a rule."""
 
+import json
+
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
@@ -11,6 +13,7 @@ from vaalign_lib.figures.style import canvas
 from vaalign_lib.papers.printed import UnknownRuleError
 from vaalign_lib.profiles import ProfileError
 from vaalign_lib.reproduce.notebook import start
+from vaalign_lib.statistics.returns import Ratio
 
 
 def write_all(folder):
@@ -60,11 +63,21 @@ def test_random_numbers_depend_on_seed_notebook_and_name(tmp_path):
 
 def test_findings_need_a_rule_and_numpy_booleans_are_fine(tmp_path):
     run = start("01_bandit", profile="smoke", run_dir=tmp_path)
-    assert run.finding("figure3.frequency", "no", holds=np.bool_(False)) == "contradicted"
+    assert run.finding("figure3.frequency", "no", holds=np.bool_(False)) == "not consistent"
     with pytest.raises(UnknownRuleError):
         run.finding("figure3.colour", "blue", holds=True)
     board = run.scoreboard()
-    assert "contradicted" in set(board["verdict"]) and "not yet" in set(board["verdict"])
+    assert "not consistent" in set(board["verdict"]) and "not yet" in set(board["verdict"])
+
+
+def test_a_ratio_that_is_not_above_the_noise_is_not_determinable(tmp_path):
+    run = start("05_statistics", profile="smoke", run_dir=tmp_path)
+    for floored, expected in ((0.0, "found here"), (0.5, "not determinable")):
+        ratio = Ratio(2.0, 1.5, 2.5, 80, np.ones(3), floored)
+        assert run.finding("table1.variance_ratios", f"{ratio}", estimate=ratio) == expected
+    (kept,) = tmp_path.rglob("findings.json")
+    (found,) = json.loads(kept.read_text())["findings"]
+    assert found["clear"] is False and found["low"] == 1.5
 
 
 @pytest.mark.parametrize(

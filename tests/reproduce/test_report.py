@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from vaalign_lib.papers.printed import FURTHER_ITEMS, ITEMS, UnknownRuleError, rules
+from vaalign_lib.papers.printed import FURTHER_ITEMS, ITEMS, MEANINGS, UnknownRuleError, rules
 from vaalign_lib.profiles import load_profile
 from vaalign_lib.reproduce.notebook import start
 from vaalign_lib.reproduce.report import scoreboard, write_report
@@ -22,7 +22,7 @@ def test_an_empty_run_lists_every_item_as_not_yet(tmp_path):
     page = write_report(load_profile("smoke"), tmp_path).read_text()
     rows = json.loads((tmp_path / "scoreboard.json").read_text())
     assert {row["item"] for row in rows} == {*ITEMS, *FURTHER_ITEMS}
-    assert {row["verdict"] for row in rows} == {"not yet", "needs the paper profile"}
+    assert {row["verdict"] for row in rows} == {"not yet", "needs the paper profile", "not determinable"}
     assert len(rows) == len(rules())
     for item in ITEMS:
         assert f">{item}</a>" in page
@@ -46,10 +46,16 @@ def test_findings_become_verdicts(tmp_path):
     finished(tmp_path)
     page = write_report(load_profile("smoke"), tmp_path).read_text()
     rows = {row["id"]: row for row in json.loads((tmp_path / "scoreboard.json").read_text())}
-    assert rows["figure3.vanilla"]["verdict"] == "reproduced in kind"
+    assert rows["figure3.vanilla"]["verdict"] == "attainable"
     assert rows["figure3.vanilla"]["published"] == "39 percent"
     assert (rows["figure3.vanilla"]["low"], rows["figure3.vanilla"]["high"]) == (0.38, 0.40)
-    assert rows["figure3.frequency"]["verdict"] == "contradicted"
+    assert rows["figure3.frequency"]["verdict"] == "not consistent"
+    for word in ("attainable", "not consistent", "not yet"):
+        assert (
+            f'">{word}: ' in page
+            and f"<td>{html.escape(MEANINGS[word], quote=False)}</td>" in html.unescape(page)
+        )
+    assert "<td>" + MEANINGS["contradicted"] not in html.unescape(page)
     link = 'href="01_bandit/page.html"'
     assert link not in page  # as published, a notebook has none
     (tmp_path / "01_bandit" / "page.html").write_text("executed")

@@ -5,11 +5,12 @@ import math
 import pytest
 from pydantic import ValidationError
 
-from vaalign_lib.papers.printed import rules
+from vaalign_lib.papers.printed import MEANINGS, rules
 from vaalign_lib.reproduce.report import (
     README,
     VERDICTS,
     Line,
+    markdown,
     marks,
     page_list,
     readme_parts,
@@ -27,8 +28,8 @@ def findings(**values):
 
 def test_a_line_stands_under_its_verdict_and_moves_with_it():
     for low, high, heading in (
-        (0.2, 2.0, "Reproduced in kind"),
-        (-2.0, -0.2, "Contradicted"),
+        (0.2, 2.0, "Found here"),
+        (-2.0, -0.2, "Not found here"),
         (-0.2, 2.0, "Not determinable"),
     ):
         record = findings(rule="table4.ranges", value=1.5, low=low, high=high)
@@ -37,6 +38,11 @@ def test_a_line_stands_under_its_verdict_and_moves_with_it():
         (line,) = found[heading]
         assert line["found"] == f"1.50 [{low:.2f}, {high:.2f}]"
         assert line["command"] == "vaalign reproduce --only 05" and line["item"] == "Table 4"
+
+
+def test_the_table_ends_with_what_its_verdicts_mean():
+    record = findings(rule="table4.ranges", value=1.5, low=0.2, high=2.0)
+    assert markdown(scoreboard(record)).endswith(f"|\n\n- *found here*: {MEANINGS['found here']}\n")
 
 
 def test_logarithms_are_written_as_ratios():
@@ -52,7 +58,7 @@ def test_nothing_found_nothing_said():
 def test_lines_are_about_rules_that_exist_once_each_and_figures_that_are_made():
     names = [line.rule for line in settings().lines]
     assert len(set(names)) == len(names) and set(names) <= set(rules())
-    assert set(VERDICTS) >= {"reproduced", "contradicted", "corrected"}
+    assert set(MEANINGS) - set(VERDICTS) == {"needs the paper profile", "not yet"}
     for name in settings().figures:
         assert (FIGURES / f"{name}.png").is_file()
     with pytest.raises((ValidationError, KeyError)):

@@ -245,7 +245,8 @@ def _means(table: pd.DataFrame) -> list[float]:
 
 def brief(table: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
     """Return columns of `Comparisons.table` as text to read: one that both methods have becomes
-    `vanilla → variance-aware`, one with an interval `value [low, high]`.
+    `vanilla → variance-aware`, one with an interval `value [low, high]`. Ratios in brackets are not
+    determinable: a training variance does not stand out from the noise.
     """
     found = {}
     for name in columns:
@@ -255,6 +256,11 @@ def brief(table: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
         elif f"{name}_low" in table:
             ends = zip(table[name], table[f"{name}_low"], table[f"{name}_high"], strict=True)
             found[name] = [f"{value:.2f} [{low:.2f}, {high:.2f}]" for value, low, high in ends]
+            if name == "ratio":
+                unclear = table["floored"] >= Ratio.FLOORED
+                found[name] = [
+                    f"({text})" if one else text for text, one in zip(found[name], unclear, strict=True)
+                ]
         elif table[name].dtype == float:
             found[name] = ["" if np.isnan(value) else f"{value:.2g}" for value in table[name]]
         else:
@@ -267,7 +273,7 @@ def in_words(ratio: Estimate) -> str:
     interval = f"(ratio {ratio.value:.2f}, 95% interval {ratio.low:.2f} to {ratio.high:.2f})"
     if isinstance(ratio, Ratio) and not ratio.measurable:
         return (
-            f"not measured well enough {interval}: in {ratio.floored:.0%} of resamples a training "
+            f"not determinable {interval}: in {ratio.floored:.0%} of resamples a training "
             "variance does not stand out from the noise of the evaluation"
         )
     if ratio.low > 1:

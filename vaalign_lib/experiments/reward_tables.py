@@ -9,7 +9,8 @@ import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
-from scipy.stats import spearmanr
+from scipy.special import gammaln
+from scipy.stats import shapiro, spearmanr, ttest_1samp
 from torch import Tensor
 
 from vaalign_lib.data.pairs import accuracy_by_category
@@ -35,7 +36,7 @@ from vaalign_lib.rewards.classifier import SIDES, TINY, reader
 from vaalign_lib.rewards.heads import HeadKind, Heads, steps_of
 from vaalign_lib.rewards.simulated_judge import PersistentJudges, SimulatedJudge
 from vaalign_lib.statistics.arrays import Array
-from vaalign_lib.statistics.tests import proportion
+from vaalign_lib.statistics.tests import Estimate, mean, proportion
 
 _LOG = logging.getLogger(__name__)
 Questions = Mapping[str, tuple[Array, Array]]  # by part: errors, and the variances predicted for them
@@ -263,6 +264,31 @@ def spread_correlations(gaps: Array) -> Array:
     """
     _, between = between_ensembles(gaps)
     return np.array([spearmanr(own, between).statistic for own in gaps.var(1, ddof=1)])
+
+
+def assumption_tests(rewards: Array, truth: Array | None, seed: int) -> dict[str, Estimate]:
+    """Test the three parts of Assumption 2.1 on the errors of independent ensembles' rewards.
+
+    `independent`: the mean absolute correlation of two texts' errors, over random pairs of texts without
+    overlap, divided by that of E independent normal ones, Gamma((E - 1) / 2) / (sqrt(pi) Gamma(E / 2)): 1 if
+    they are. `unbiased`: the share of texts whose mean error differs from 0 at 5% (t test), against the
+    straight line in the truth that is nearest to the mean reward; `gaussian`: the share whose errors Shapiro
+    and Wilk's test rejects at 5%: 0.05 each if so. Intervals are over texts, given these ensembles.
+
+    `rewards` (ensembles, texts), `truth` (texts,), None where it is not known: then without `unbiased`. Texts
+    of which all ensembles say the same are left out.
+    """
+    differing = np.ptp(rewards, axis=0) > 0
+    rewards = rewards[:, differing]
+    ensembles, texts = rewards.shape
+    scores = (rewards - rewards.mean(0)) / rewards.std(0)
+    one, other = np.random.default_rng(seed).permutation(texts)[: texts // 2 * 2].reshape(2, -1)
+    by_chance = np.exp(gammaln((ensembles - 1) / 2) - gammaln(ensembles / 2)) / np.sqrt(np.pi)
+    found = {"independent": mean(np.abs((scores[:, one] * scores[:, other]).mean(0)) / by_chance)}
+    if truth is not None:
+        line = np.polyval(np.polyfit(truth[differing], rewards.mean(0), 1), truth[differing])
+        found["unbiased"] = proportion(ttest_1samp(rewards - line, 0).pvalue < 0.05)
+    return found | {"gaussian": proportion(shapiro(scores, axis=0).pvalue < 0.05)}
 
 
 def calibration_tables(errors: Mapping[str, Questions]) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:

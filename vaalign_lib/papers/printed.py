@@ -3,9 +3,10 @@
 A rule (data/verdict_rules.yaml) is fixed before its result is seen; a finding without one is refused.
 """
 
+from collections.abc import Iterable
 from decimal import Decimal
 from functools import cache
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import pandas as pd
 import yaml
@@ -14,15 +15,48 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, model_validator
 from vaalign_lib.store import DATA
 
 Verdict = Literal[
+    "measured here",
+    "found here",
+    "not found here",
     "reproduced",
-    "reproduced in kind",
-    "contradicted",
     "corrected",
+    "contradicted",
+    "attainable",
+    "not attained",
+    "consistent",
+    "not consistent",
+    "implemented",
+    "not implemented",
     "not determinable",
-    "measured here instead",
-    "not yet",
     "needs the paper profile",
+    "not yet",
 ]
+MEANINGS: dict[Verdict, str] = {  # in the order in which they are shown
+    "measured here": "a question of ours that the paper does not answer: the number is told, nothing judged",
+    "found here": "what the paper reports is seen with stand-ins for its models, judges or settings too",
+    "not found here": "what the paper reports is not seen with stand-ins; its own models may still show it",
+    "reproduced": "what the paper states holds, by mathematics: a proof, exact computation or simulation",
+    "corrected": "what holds in place of a statement that does not hold as it is printed",
+    "contradicted": "what the paper states does not hold, by mathematics, whatever the models are",
+    "attainable": "settings can be found that give the numbers of the paper, which does not print its own",
+    "not attained": "the settings that were found do not give the numbers of the paper; others might",
+    "consistent": "numbers that the paper prints agree with one another, within their rounding",
+    "not consistent": "numbers that the paper prints do not agree with one another or with what it says",
+    "implemented": "an algorithm of the paper is here and passes a check whose answer is known",
+    "not implemented": "an algorithm of the paper is not here, or fails that check",
+    "not determinable": "what was measured or printed does not decide it: too noisy, or something is missing",
+    "needs the paper profile": "the settings are here; the models, data and machines that they need are not",
+    "not yet": "no notebook of this run has looked at it",
+}
+Kind = Literal["ours", "stand_in", "theorem", "fitted", "arithmetic", "implementation"]
+KINDS: dict[Kind, tuple[Verdict, ...]] = {  # what a rule may say: if it is met, if it is not, other words
+    "ours": ("measured here", "measured here"),
+    "stand_in": ("found here", "not found here"),
+    "theorem": ("reproduced", "contradicted", "corrected"),
+    "fitted": ("attainable", "not attained"),
+    "arithmetic": ("consistent", "not consistent"),
+    "implementation": ("implemented", "not implemented", "needs the paper profile"),
+}
 
 ITEMS = (
     *(f"Figure {number}" for number in range(1, 9)),
@@ -30,7 +64,13 @@ ITEMS = (
     *(f"Theorem 2.{number}" for number in (2, 4, 7)),
     *(f"Algorithm {number}" for number in range(1, 10)),
 )
-FURTHER_ITEMS = ("Equation 1", "Remark 2.3", "Remark 2.5", "TRL trainers")
+FURTHER_ITEMS = (
+    "Assumption 2.1",
+    "Equation 1",
+    *(f"Remark 2.{number}" for number in (3, 5, 6)),
+    "Appendix D.2",
+    "TRL trainers",
+)
 RANGES = (100, 50, 20, 10)  # R of Table 4
 PRINTED_WIDTHS = dict(zip(RANGES, (17, 5.6, 0.92, 0.11), strict=True))  # its second column
 
@@ -84,42 +124,62 @@ class Criterion(_Strict):
     """When a rule is met.
 
     `covers_printed`  the interval of the finding holds a number that rounds to the printed one
-    `above`           the whole interval lies above the threshold (below it: not met; else unclear)
-    `below`           the same the other way round
+    `above`           the whole interval lies above the threshold (below it: not met; else unclear); with
+                      `seen`, an effect that would not have been missed, not met is what lies below that
+    `below`           the same as without `seen`, the other way round
     `holds`           the finding is a statement that was checked, true or false
     """
 
     kind: Literal["covers_printed", "above", "below", "holds"]
     threshold: float | None = None
+    seen: float | None = None
 
     @model_validator(mode="after")
-    def _threshold_where_needed(self) -> Self:
+    def _numbers_where_needed(self) -> Self:
         if (self.kind in ("above", "below")) != (self.threshold is not None):
             raise ValueError("a threshold belongs to the kinds 'above' and 'below', and only to them")
+        if self.seen is not None and (self.kind != "above" or self.seen <= (self.threshold or 0.0)):
+            raise ValueError("`seen` belongs to the kind 'above', and lies above its threshold")
         return self
 
 
 class Rule(_Strict):
-    """A claim that the paper prints or implies, or a question of ours, and how its reproduction is judged."""
+    """A claim that the paper prints or implies, or a question of ours, and how its reproduction is judged.
 
-    id: Annotated[str, Field(pattern=r"^[a-z0-9_.-]+$")]
+    `kind` says what decides it, and with that which verdicts it may have (`KINDS`): those for a criterion
+    that is met and not met are the kind's first two unless the rule has others.
+    """
+
+    id: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.-]+$")]
     item: str
     claim: str
+    kind: Kind
     source: Literal["printed", "implied", "ours"] = "printed"
     notebook: str
     published: str | None = None
     criterion: Criterion | None = None
-    met: Verdict | None = None
-    not_met: Verdict | None = None
-    unclear: Verdict = "not determinable"
-    without_finding: Literal["not yet", "needs the paper profile"] = "not yet"
+    met: Verdict
+    not_met: Verdict
+    unclear: Verdict
+    without_finding: Literal["not yet", "needs the paper profile", "not determinable"] = "not yet"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _words_of_its_kind(cls, given: Any) -> Any:
+        if not isinstance(given, dict) or given.get("kind") not in KINDS:
+            return given  # which pydantic refuses
+        met, not_met, *_ = KINDS[given["kind"]]
+        unclear = met if met == not_met else "not determinable"
+        return {"met": met, "not_met": not_met, "unclear": unclear} | given
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
         if self.item not in ITEMS + FURTHER_ITEMS:
             raise ValueError(f"{self.id}: {self.item!r} is no item of the paper or of ours")
-        if self.criterion is not None and (self.met is None or self.not_met is None):
-            raise ValueError(f"{self.id}: a criterion needs the verdicts `met` and `not_met`")
+        allowed = (*dict.fromkeys(KINDS[self.kind]), "not determinable")
+        for word in (self.met, self.not_met, self.unclear):
+            if word not in allowed:
+                raise ValueError(f"{self.id}: of kind {self.kind}, it may say {allowed}, not {word!r}")
         if self.source == "ours" and "contradicted" in (self.met, self.not_met, self.unclear):
             raise ValueError(f"{self.id}: the paper cannot be contradicted on a question of ours")
         if self.criterion is not None and self.criterion.kind == "covers_printed":
@@ -128,7 +188,10 @@ class Rule(_Strict):
 
 
 class Finding(_Strict):
-    """What a notebook found about one rule: a statement or a number with its interval, and in words."""
+    """What a notebook found about one rule: a statement or a number with its interval, and in words.
+
+    A number that is not `clear` of the noise decides nothing.
+    """
 
     rule: str
     reproduced: str
@@ -137,6 +200,7 @@ class Finding(_Strict):
     low: float | None = None
     high: float | None = None
     count: int | None = None
+    clear: bool = True
 
 
 @cache
@@ -164,6 +228,12 @@ def printed_text(rule: Rule) -> str:
     return " ".join(published().loc[rule.published, ["printed", "unit"]]).strip() if rule.published else ""
 
 
+def meanings(verdicts: Iterable[str]) -> str:
+    """Return what verdicts mean as a list in Markdown, in the order of `MEANINGS`."""
+    told = set(verdicts)
+    return "\n".join(f"- *{word}*: {meaning}" for word, meaning in MEANINGS.items() if word in told)
+
+
 def verdict(rule: Rule, finding: Finding | None) -> Verdict:
     """Judge a finding by its rule.
 
@@ -172,9 +242,11 @@ def verdict(rule: Rule, finding: Finding | None) -> Verdict:
     """
     if finding is None:
         return rule.without_finding
-    if rule.criterion is None or rule.met is None or rule.not_met is None:
+    if rule.criterion is None:
         raise ValueError(f"{rule.id}: the rule has no criterion yet, so nothing can be judged by it")
     met = _met(rule, rule.criterion, finding)
+    if not finding.clear:
+        return "not determinable"
     return rule.unclear if met is None else rule.met if met else rule.not_met
 
 
@@ -189,6 +261,9 @@ def _met(rule: Rule, criterion: Criterion, finding: Finding) -> bool | None:
     if criterion.threshold is None:
         low, high = printed_range(rule.published or "")
         return finding.low <= high and low <= finding.high
-    if finding.low <= criterion.threshold <= finding.high:
-        return None
-    return (finding.low > criterion.threshold) == (criterion.kind == "above")
+    met, not_met = finding.low > criterion.threshold, finding.high < criterion.threshold
+    if criterion.kind == "below":
+        met, not_met = not_met, met
+    elif criterion.seen is not None:
+        not_met = finding.high < criterion.seen
+    return True if met else False if not_met else None

@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 from pandas.io.formats.style import Styler
 
 from vaalign_lib.jobs import check_workers, default_workers
-from vaalign_lib.papers.printed import Finding, printed_text, rule_of, rules, verdict
+from vaalign_lib.papers.printed import Finding, meanings, printed_text, rule_of, rules, verdict
 from vaalign_lib.profiles import LARGEST_SEED, Profile, Study, load_profile
 from vaalign_lib.statistics.tests import Estimate, rounded
 from vaalign_lib.store import RUNS, RunStore, write_atomically
@@ -116,13 +116,18 @@ class NotebookRun:
         Args:
             rule: its id.
             reproduced: the finding in words and numbers, for the scoreboard.
-            estimate: the number and its interval, where the rule compares numbers.
+            estimate: the number and its interval, where the rule compares numbers; one that can tell whether
+                it is `measurable` and is not decides nothing.
             holds: whether the statement is true, where the rule asks for one.
         """
         ends = ("value", "low", "high", "count")  # a ratio has more
         numbers = {} if estimate is None else {key: _round(getattr(estimate, key)) for key in ends}
         found = Finding(
-            rule=rule, reproduced=reproduced, holds=None if holds is None else bool(holds), **numbers
+            rule=rule,
+            reproduced=reproduced,
+            holds=None if holds is None else bool(holds),
+            clear=getattr(estimate, "measurable", True),
+            **numbers,
         )
         judged = verdict(rule_of(rule), found)
         self._findings[rule] = found
@@ -130,7 +135,7 @@ class NotebookRun:
         return judged
 
     def scoreboard(self) -> pd.DataFrame:
-        """Return the notebook's rows of the scoreboard: item, claim, ours, verdict."""
+        """Show what the notebook's verdicts mean; return its rows: item, claim, printed, found, verdict."""
         rows = [
             {
                 "item": rule.item,
@@ -142,6 +147,8 @@ class NotebookRun:
             for rule in rules().values()
             if rule.notebook == self.name
         ]
+        if get_ipython() is not None:
+            display(Markdown(meanings(row["verdict"] for row in rows)))
         return pd.DataFrame(rows)
 
     def _record(self, kind: str, name: str, item: str, caption: str) -> Path:

@@ -16,8 +16,10 @@ from pydantic import BaseModel, ConfigDict, field_validator
 from vaalign_lib.papers.printed import (
     FURTHER_ITEMS,
     ITEMS,
+    MEANINGS,
     Finding,
     Rule,
+    meanings,
     printed_text,
     published,
     rule_of,
@@ -30,12 +32,7 @@ from vaalign_lib.reproduce.run import PAGES, State, banner, states
 from vaalign_lib.store import DATA, RESULTS, ROOT, write_atomically
 
 VERDICTS = {  # heading by verdict, in their order
-    "measured here instead": "Measured here",
-    "reproduced": "Reproduced",
-    "reproduced in kind": "Reproduced in kind",
-    "corrected": "Corrected",
-    "contradicted": "Contradicted",
-    "not determinable": "Not determinable",
+    one: one.capitalize() for one in MEANINGS if one not in ("needs the paper profile", "not yet")
 }
 README = ROOT / "README.md"
 CHECK = "check.json"  # in the run folder: how it compares with what is published
@@ -101,7 +98,9 @@ def _in_words(rule: Rule) -> str:
         "holds": "the statement holds",
     }[rule.criterion.kind]
     text = f"{rule.met} if {condition}, else {rule.not_met}"
-    if rule.criterion.kind in ("above", "below"):
+    if rule.criterion.seen is not None:
+        text += f" if it lies below {rule.criterion.seen}; otherwise {rule.unclear}"
+    elif rule.criterion.kind in ("above", "below"):
         text += f"; {rule.unclear} if the interval straddles it"
     return text
 
@@ -167,14 +166,17 @@ def summary(rows: Sequence[Row]) -> dict[str, list[dict[str, str]]]:
 
 
 def markdown(rows: Sequence[Row]) -> str:
-    """Return the summary as a Markdown table, with the command that makes each number."""
-    lines = ["| | what | found here | command |", "|---|---|---|---|"]
-    for heading, found in summary(rows).items():
+    """Return the summary as a Markdown table, with the command that makes each number, and below it what
+    its verdicts mean.
+    """
+    lines, by_verdict = ["| | what | found here | command |", "|---|---|---|---|"], summary(rows)
+    for heading, found in by_verdict.items():
         for k, one in enumerate(found):
             name = f"**{heading}**" if k == 0 else ""
             text, found_here = (one[part].replace("|", "\\|") for part in ("text", "found"))
             lines.append(f"| {name} | {text} | {found_here} | `{one['command']}` |")
-    return settings().stand_ins + "\n\n" + "\n".join(lines) + "\n"
+    words = meanings(heading.lower() for heading in by_verdict)
+    return "\n\n".join([settings().stand_ins, "\n".join(lines), words]).rstrip() + "\n"
 
 
 def page_list(folder: Path = PAGES) -> str:
@@ -237,6 +239,7 @@ def write_report(profile: Profile, run_dir: Path, seed: int = 0) -> Path:
         headline=[one for name in settings().figures for one in figures if one["name"] == name],
         items=[_item(name, rows, figures, pages) | {"exhibit": one} for name, one in exhibits().items()],
         counts=Counter(row.verdict for row in rows),
+        meanings=MEANINGS,
         notebooks=[record["notebook"] for record in records],
         taken=[record["notebook"] for record in records if record.get("taken")],
         outdated=[one.notebook.name for one in found if one.record and not one.current],
