@@ -46,7 +46,7 @@ def test_the_table_ends_with_what_its_verdicts_mean():
 
 
 def test_logarithms_are_written_as_ratios():
-    record = findings(rule="primary.variance_ratio", value=math.log(2), low=0.0, high=math.log(3))
+    record = findings(rule="primary.reliability", value=math.log(2), low=0.0, high=math.log(3))
     (lines,) = summary(scoreboard(record)).values()
     assert lines[0]["found"] == "2.00 [1.00, 3.00]"
 

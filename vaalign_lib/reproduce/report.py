@@ -76,7 +76,7 @@ def scoreboard(records: Iterable[Mapping[str, Any]]) -> list[Row]:
     return [
         Row(
             **rule.model_dump(include={"item", "id", "claim", "source", "notebook"}),
-            **findings.get(rule.id, nothing).model_dump(exclude={"rule", "holds"}),
+            **findings.get(rule.id, nothing).model_dump(exclude={"rule", "holds", "clear"}),
             published=printed_text(rule),
             place=published().loc[rule.published, "place"] if rule.published else "",
             verdict=verdict(rule, findings.get(rule.id)),
