@@ -287,8 +287,8 @@ def test_workers_that_cannot_take_the_jobs_are_named(scheduler, worker_called, t
     with pytest.raises(jobs.ClusterError, match="has another version of the library"):
         run_jobs({"one": partial(job, tmp_path, 1)}, scheduler, 1, "jobs", tmp_path / "store")
     refused = _run_without_folder(scheduler, tmp_path, code)  # said, not raised: nothing to try again
-    assert isinstance(refused.error, jobs.ClusterError)
-    assert re.search(r"does not see .*nowhere", str(refused.error))
+    assert isinstance(refused, jobs.ClusterError)
+    assert re.search(r"does not see .*nowhere", str(refused))
 
 
 def _run_without_folder(scheduler, tmp_path, code):

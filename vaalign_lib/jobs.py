@@ -150,8 +150,8 @@ def run_jobs(
         done: dict[Name, Any] = {}
         for one in completed(futures):
             done[futures[one]] = found = one.result()
-            if isinstance(found, _Refused):
-                raise found.error
+            if isinstance(found, FinalError):  # returned, for what is raised is tried again
+                raise found
     return {name: done[name] for name in jobs}
 
 
@@ -236,13 +236,6 @@ class _NobodyWaits(BaseException):
     """Ends a job whose client is gone; no library's `except Exception` is to keep it."""
 
 
-@dataclass(frozen=True)
-class _Refused:
-    """In place of a result: what another attempt would not change."""
-
-    error: Exception
-
-
 @contextmanager
 def _cluster(address: str, shared: Path) -> Iterator[Executor]:
     """Run jobs on a cluster whose workers see a file in `shared`; they end with their client."""
@@ -318,8 +311,8 @@ def code_key() -> str:
 _one_at_a_time = threading.Lock()  # in a worker
 
 
-def _run_in_worker(job: Callable[[], Result], code: str, mark: str) -> "Result | _Refused":
-    """Run a job in a worker, one at a time and with one thread, and say so where it cannot run at all."""
+def _run_in_worker(job: Callable[[], Result], code: str, mark: str) -> Result | FinalError:
+    """Run a job in a worker, one at a time and with one thread; return what another try would not change."""
     import torch
     from distributed import get_worker
 
@@ -334,9 +327,9 @@ def _run_in_worker(job: Callable[[], Result], code: str, mark: str) -> "Result |
             with _ended_when_unwanted(worker):
                 return job()
     except FinalError as error:
-        return _Refused(error)
+        return error
     except _NobodyWaits:
-        return _Refused(ClusterError("nobody waits for this job any more"))
+        return ClusterError("nobody waits for this job any more")
 
 
 def _check_worker(address: str, code: str, mark: Path) -> None:
