@@ -177,7 +177,7 @@ def trained(study: Study, folders: Mapping[Condition, Path]) -> Results:
         }
         runs.append(described | made | _costs(folder))
         if run.objective != REFERENCE:
-            log = pd.read_parquet(folder / "log.parquet").rename(columns={"kl": "log_ratio"})
+            log = pd.read_parquet(folder / "log.parquet")
             curves.append(curves_of(log).assign(run=run.name))
         if (folder / "looks.parquet").is_file():
             last = policies[-1].drop(columns=OF_A_RUN).assign(step=log["step"].max())
@@ -218,8 +218,9 @@ def _costs(folder: Path) -> dict[str, Any]:
 
 def curves_of(log: pd.DataFrame, measures: Sequence[str] = MEASURES) -> pd.DataFrame:
     """Return a row per step: of every measure the mean over policies and the middle 80% of them
-    (`_low`, `_high`), each policy averaged over five steps.
+    (`_low`, `_high`), each policy averaged over five steps. What trainers log as `kl` is the `log_ratio`.
     """
+    log = log.rename(columns={"kl": "log_ratio"})
     found: dict[str, Any] = {}
     for measure in (one for one in measures if one in log):
         table = log.pivot(index="step", columns="policy", values=measure)
