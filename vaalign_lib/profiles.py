@@ -103,7 +103,9 @@ def _is_url(value: str) -> str:
 
 def _of_all_three(value: dict[str, Any]) -> dict[str, Any]:
     if set(value) != set(LINEAR):
-        raise ValueError(f"expected all of {', '.join(LINEAR)} and no other, got {', '.join(value)}")
+        raise ValueError(
+            f"expected all of {', '.join(LINEAR)} and no other, got {', '.join(value) or 'none'}"
+        )
     return value
 
 
