@@ -2,7 +2,7 @@
 policies vary, what they write, and risk on the way.
 """
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import product
 
 import numpy as np
@@ -70,22 +70,27 @@ def _training(returns: Returns) -> float:
     return max(returns.training, returns.total / 100)
 
 
-def over_worlds(table: pd.DataFrame, column: str = "log_ratio") -> Estimate:
+@dataclass(frozen=True)
+class OverWorlds(Estimate):
+    """A mean over worlds; it is `measurable` if every gain it rests on is above 0 by two standard errors."""
+
+    measurable: bool = True
+
+
+def over_worlds(table: pd.DataFrame, column: str = "log_ratio") -> OverWorlds:
     """Return the mean over worlds with Student's interval over them, policies being nested in worlds."""
     if len(table) < 2:
         raise ValueError(f"table: expected two worlds or more for an interval over worlds, got {len(table)}")
-    return mean(table[column])
+    sure = all((table[f"gain_{name}"] > 2 * table[f"gain_{name}_error"]).all() for name in ("rival", "aware"))
+    return OverWorlds(**vars(mean(table[column])), measurable=sure)
 
 
 def verdict(table: pd.DataFrame) -> str:
     """Return `met`, `not met` or `unclear` by the protocol's rule."""
     estimate = over_worlds(table)
-    sure = all((table[f"gain_{name}"] > 2 * table[f"gain_{name}_error"]).all() for name in ("rival", "aware"))
-    if not sure:
-        return "unclear"
-    if estimate.low > 0:
+    if estimate.measurable and estimate.low > 0:
         return "met"
-    return "not met" if estimate.high < SEEN else "unclear"
+    return "not met" if estimate.measurable and estimate.high < SEEN else "unclear"
 
 
 def made_by(comparisons: Comparisons) -> pd.DataFrame:
