@@ -121,10 +121,10 @@ def test_paths_are_relative_to_the_profile(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "said", "runs"),
     [
-        ("smoke", "6cda718fdf18edf7", "c9b255e663c8a726"),
-        ("embedded", "479da5414cec8801", "207d10488b77aa89"),
-        ("extended", "6370cc91e7948064", "5f5c765e958dae68"),
-        ("paper", "2390ac9db1c7d7b4", "6d53ddfe30fd19f9"),
+        ("smoke", "1f8fe52841573079", "3c780c0b7fdbea5b"),
+        ("embedded", "0373ba427ef7cfe4", "8c84498af608ddc4"),
+        ("extended", "fc385484639dc710", "2b8d451945e49bcf"),
+        ("paper", "2390ac9db1c7d7b4", "0aa3156941b2facb"),
     ],
 )
 def test_settings_of_shipped_profiles_do_not_move(name, said, runs):
