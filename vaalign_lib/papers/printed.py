@@ -33,8 +33,8 @@ Verdict = Literal[
 ]
 MEANINGS: dict[Verdict, str] = {  # in the order in which they are shown
     "measured here": "a question of ours that the paper does not answer: the number is told, nothing judged",
-    "found here": "what the paper reports is seen with stand-ins for its models, judges or settings too",
-    "not found here": "what the paper reports is not seen with stand-ins; its own models may still show it",
+    "found here": "what the claim says is seen with stand-ins for the paper's models, judges or settings",
+    "not found here": "what the claim says is not seen with stand-ins; the paper's models may still show it",
     "reproduced": "what the paper states holds, by mathematics: a proof, exact computation or simulation",
     "corrected": "what holds in place of a statement that does not hold as it is printed",
     "contradicted": "what the paper states does not hold, by mathematics, whatever the models are",
