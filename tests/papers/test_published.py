@@ -101,7 +101,6 @@ def test_notebooks_use_rules_that_exist_and_use_all_of_theirs():
         forms = [re.sub(r"\\{\w+\\}", r"\\w+", re.escape(one)) for one in made]
         used |= {one for one in rules() if any(re.fullmatch(form, one) for form in forms)}
         own = {rule.id for rule in rules().values() if rule.notebook == path.stem}
-        own -= {one for one in own if rules()[one].without_finding == "not determinable"}  # said to be so
         assert named <= set(rules())
         assert own <= used | named, f"{path.stem} never judges {sorted(own - used - named)}"
 
