@@ -13,7 +13,7 @@ from scipy.special import ndtr
 from scipy.stats import spearmanr
 
 from vaalign_lib.data.world import language
-from vaalign_lib.data.world.world import World
+from vaalign_lib.data.world.world import Disagreement, World
 from vaalign_lib.rewards.base import Interval
 from vaalign_lib.statistics.arrays import Array
 from vaalign_lib.statistics.tests import mean
@@ -65,7 +65,8 @@ def judge_errors(texts: Texts, noise: Noise, random: np.random.Generator, polici
     """Draw the errors (N, P, S) of each policy's judge, uniform with the texts' variance at every text.
 
     A persistent judge rates like texts alike: its error lies at the quantile Phi(Z(text)), with a Gaussian
-    field Z on the features. Fresh answers are independent; each stored response is asked about once.
+    field Z on the features. Fresh answers are independent between responses, each of which a policy asks
+    about once and then knows by heart: with exact sums, answers that are fresh at every step would cancel.
     """
     if noise not in get_args(Noise):
         raise ValueError(f"noise: expected persistent or fresh, got {noise!r}")
@@ -121,21 +122,24 @@ def dose_response(
     responses: int = RESPONSES,
     policies: int = POLICIES,
     stated: bool = False,
+    linear: bool = False,
+    disagreement: Disagreement = "none",
 ) -> pd.DataFrame:
     """Train policies at equal KL with weights of every correlation with the true variance.
 
     A row for each world, noise and weights: `weights` is `none` (vanilla), `correlated` with its `rho`, of
     which 0 is the placebo, or a placebo that keeps the variance's correlation with gold. `log_ratio` is
     ln of the placebo's Var / gain^2 over theirs, above 0 where they are the more robust. `rank_correlation`
-    is with the variance, `gold_correlation` with gold within prompts.
+    is with the variance, `gold_correlation` with gold within prompts. `linear` policies have one maximum at
+    small targets only, as 0.1, and a world's `disagreement` decides how gold and variance are related.
     """
     rows: list[dict[str, float | int | str]] = []
     for seed in worlds:
-        world = World(int(seed))
+        world = World(int(seed), disagreement)
         texts = stored_texts(world, prompts, responses)
         weights = list(_weights(texts, rhos, world.rng("weights")))
         for noise in get_args(Noise):
-            bench = bench_of(texts, noise, world.rng("judges", noise), policies)
+            bench = bench_of(texts, noise, world.rng("judges", noise), policies, linear)
             rows += _compared(bench, weights, target, stated, {"world": int(seed), "noise": noise})
     return pd.DataFrame(rows)
 

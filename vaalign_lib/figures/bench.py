@@ -7,7 +7,8 @@ from matplotlib.figure import Figure
 from vaalign_lib.figures import style
 
 COLOURS = {"persistent": style.SERIES[0], "fresh": style.SERIES[1]}
-NAMES = {"persistent": "judges that stay themselves", "fresh": "fresh answers"}
+TICKS = [4.0**power for power in range(-3, 5)]
+NAMES = {"persistent": "judges that stay themselves", "fresh": "a fresh answer a response"}
 
 
 def dose_response(table: pd.DataFrame, pooled: pd.DataFrame) -> Figure:
@@ -25,12 +26,14 @@ def dose_response(table: pd.DataFrame, pooled: pd.DataFrame) -> Figure:
             means = means.assign(rho=means["rho"] + shift)
             axes.errorbar(
                 means["rho"], means["ratio"], yerr=style.spans(means, "ratio"), color=colour, fmt="o-",
-                markersize=4.5, linewidth=1.4, label=f"{NAMES[noise]}, mean and 95% interval",
+                markersize=4.5, linewidth=1.4, label=NAMES[noise],
             )  # fmt: skip
-        style.octaves(axes, "y")
+        style.log_ticks(axes, "y", TICKS, lambda tick: f"{tick:g}" if tick >= 1 else f"1/{1 / tick:g}")
+        axes.axhline(1, color="black", linewidth=0.8)
+        axes.set_xticks(sorted(set(pooled["rho"])))
         axes.set_xlabel("correlation of the weights with the variance of the judge's errors (normal scores)")
         axes.set_ylabel("(gain / SD)², over the placebo's")
-        style.note(axes, f"{table['world'].nunique()} worlds", "lower right")
+        style.note(axes, f"{table['world'].nunique()} worlds, mean and 95% interval", "lower right")
         style.headline(figure, said(pooled))
         style.legend_outside(figure, axes, 2)
         return figure
