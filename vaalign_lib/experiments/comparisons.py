@@ -256,7 +256,7 @@ def brief(table: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
         elif f"{name}_low" in table:
             ends = zip(table[name], table[f"{name}_low"], table[f"{name}_high"], strict=True)
             found[name] = [f"{value:.2f} [{low:.2f}, {high:.2f}]" for value, low, high in ends]
-            if name == "ratio":
+            if name == "ratio" and "floored" in table:
                 unclear = table["floored"] >= Ratio.FLOORED
                 found[name] = [
                     f"({text})" if one else text for text, one in zip(found[name], unclear, strict=True)
