@@ -57,7 +57,7 @@ def test_intervals_over_worlds_cover_worlds():
         assert found["over worlds"] == pytest.approx(0.95, abs=0.01)
     assert alike["over policies"] == pytest.approx(0.95, abs=0.015)
     # the mean of four has deviation sqrt(.5^2 + s^2) / 2, the interval s / 2 times 1.96, s^2 as below
-    s = np.sqrt(2 * (2 / 79 + 4 / (64 * 80)))
+    s = np.sqrt(2 * (2 / 79 + 4 / (9 * 80)))
     expected = 2 * norm.cdf(1.96 * s / np.hypot(0.5, s)) - 1
     assert apart["over policies"] == pytest.approx(expected, abs=0.02)
     assert apart["width"] > 2 * alike["width"]

@@ -10,7 +10,7 @@ import pandas as pd
 from scipy.stats import ttest_1samp
 
 from vaalign_lib.data.world.world import World
-from vaalign_lib.experiments.conditions import JUDGES, METHODS, REFERENCE, ROWS, Condition, Regime, stretch_of
+from vaalign_lib.experiments.conditions import JUDGES, METHODS, ROWS, Condition, Regime, stretch_of
 from vaalign_lib.papers.printed import RANGES
 from vaalign_lib.rewards.base import Interval, Unit
 from vaalign_lib.rewards.simulated_judge import stand_ins
@@ -52,9 +52,10 @@ def outcome_of(results: pd.DataFrame) -> Outcome:
 
 
 def compared(results: pd.DataFrame) -> list[Condition]:
-    """Return the runs among the results that are compared with vanilla ones, in their order."""
-    rows = results.loc[~results["objective"].isin(["vanilla", REFERENCE]), OF_A_RUN].drop_duplicates()
-    return [Condition(**row) for row in rows.to_dict("records")]
+    """Return the variance-aware runs among the results whose vanilla one and reference are known as well."""
+    rows = results.loc[results["objective"] == "variance_aware", OF_A_RUN].drop_duplicates()
+    known, found = set(results["run"]), [Condition(**row) for row in rows.to_dict("records")]
+    return [one for one in found if {one.vanilla.name, one.start.name} <= known]
 
 
 def with_ends(name: str, estimate: Estimate) -> dict[str, float]:

@@ -129,6 +129,7 @@ GROUPS: dict[RunGroup, Mapping[str, Any]] = {
         "regime": ["as_printed", "printed_gentle", "printed_fixed"],
         "highest": RANGES,
     },
+    "printed_ranges": {"row": [JUDGE_ROW], "regime": "as_printed", "highest": RANGES},
     # data/protocols/04.md
     "primary": {
         "world": range(WORLDS),

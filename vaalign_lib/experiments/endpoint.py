@@ -7,10 +7,13 @@ from itertools import product
 
 import numpy as np
 import pandas as pd
-from scipy.stats import pearsonr
+from scipy.stats import pearsonr, rankdata
 
+from vaalign_lib.data.world.world import World
 from vaalign_lib.experiments.comparisons import Comparisons, policies_of
-from vaalign_lib.experiments.conditions import JUDGE_ROW, METHODS, PLACEBO, WORLDS, Condition, group
+from vaalign_lib.experiments.conditions import JUDGE_ROW, JUDGES, METHODS, PLACEBO, WORLDS, Condition, group
+from vaalign_lib.rewards.placebo import Placebo
+from vaalign_lib.rewards.simulated_judge import stand_ins
 from vaalign_lib.statistics.returns import Returns, training_resampled
 from vaalign_lib.statistics.tests import Estimate, mean, percentiles, proportion
 
@@ -24,7 +27,11 @@ def stacks(comparisons: Comparisons) -> dict[int, dict[str, Condition]]:
     for one in group("primary"):
         of_world = found.setdefault(one.world, {"vanilla": one.vanilla})
         of_world[one.objective] = one
-    return {world: runs for world, runs in found.items() if {one.name for one in runs.values()} <= known}
+    wanted = {
+        world: {one.name for one in runs.values()} | {runs["vanilla"].start.name}
+        for world, runs in found.items()
+    }
+    return {world: runs for world, runs in found.items() if wanted[world] <= known}
 
 
 def by_world(comparisons: Comparisons, rival: str = PLACEBO) -> pd.DataFrame:
@@ -72,7 +79,7 @@ def _training(returns: Returns) -> float:
 
 @dataclass(frozen=True)
 class OverWorlds(Estimate):
-    """A mean over worlds; it is `measurable` if every gain it rests on is above 0 by two standard errors."""
+    """A mean over worlds; a ratio to gains is `measurable` if all are above 0 by two standard errors."""
 
     measurable: bool = True
 
@@ -82,7 +89,7 @@ def over_worlds(table: pd.DataFrame, column: str = "log_ratio") -> OverWorlds:
     if len(table) < 2:
         raise ValueError(f"table: expected two worlds or more for an interval over worlds, got {len(table)}")
     sure = all((table[f"gain_{name}"] > 2 * table[f"gain_{name}_error"]).all() for name in ("rival", "aware"))
-    return OverWorlds(**vars(mean(table[column])), measurable=sure)
+    return OverWorlds(**vars(mean(table[column])), measurable=sure or column != "log_ratio")
 
 
 def verdict(table: pd.DataFrame) -> str:
@@ -94,10 +101,11 @@ def verdict(table: pd.DataFrame) -> str:
 
 
 def made_by(comparisons: Comparisons) -> pd.DataFrame:
-    """Return by world and method what the judge and what training makes of the variance, at equal KL.
+    """Return by world and method what the judge and what training makes of the variance.
 
-    With one judge for all, policies differ by training alone; with a judge each, by both. Intervals are over
-    the policies of one world.
+    With one judge for all, whose answers are drawn anew, policies differ by their training and these draws;
+    with a judge each also by the judge. Both methods have equal KL within a protocol, `kl_independent` and
+    `kl_shared`. Intervals are over the policies of one world.
     """
     rows = []
     for world, name in product(range(WORLDS), METHODS):
@@ -107,11 +115,14 @@ def made_by(comparisons: Comparisons) -> pd.DataFrame:
         if not {one.name for one in pair} <= set(comparisons.policies["run"]):
             continue
         own, common = (comparisons.returns(one) for one in pair)
+        kls = {
+            f"kl_{one.protocol}": float(policies_of(comparisons.policies, one)["kl"].mean()) for one in pair
+        }
         drawn = [training_resampled(one, comparisons.rows(shared)) for one in (own, common)]
         judge = percentiles(_training(own) - _training(common), drawn[0] - drawn[1], own.values.size)
         parts = {"judge": judge, "training": percentiles(_training(common), drawn[1], common.values.size)}
         rows += [
-            {"world": world, "method": name, "made_by": part, **found.columns("variance")}
+            {"world": world, "method": name, "made_by": part, **kls, **found.columns("variance")}
             for part, found in parts.items()
         ]
     return pd.DataFrame(rows)
@@ -141,6 +152,30 @@ def written(comparisons: Comparisons) -> tuple[pd.DataFrame, pd.DataFrame]:
             }
         )
     return table, pd.DataFrame(rows)
+
+
+def known_by_weights(world: World, seed: int, prompts: int = 300, each: int = 10) -> dict[str, float]:
+    """Return correlations within prompts, of ranks, of the placebo's weights and of the variance with
+    gold and with the judges' shared bias, and of the two, over texts drawn for this.
+    """
+    judge = stand_ins(world)[JUDGES[JUDGE_ROW[1]]]
+    random = world.rng("placebo's facts")
+    asked = [prompt for prompt in world.prompts(prompts, random) for _ in range(each)]
+    answers = world.responses(asked, random.beta(2, 2, len(asked)), random)
+    judgement = Placebo(judge, world, seed).judge(asked, answers, np.zeros(len(asked), dtype=np.int64))
+    gold = world.gold(asked, answers)
+    values = [judgement.weight(), judgement.variance(), gold, world.consensus(asked, answers) - gold]
+    scores = np.stack([rankdata(one) for one in values]).reshape(4, prompts, each)
+    within = (scores - scores.mean(2, keepdims=True)).reshape(4, -1)
+    found = np.corrcoef(within)
+    return {
+        "world": seed,
+        "placebo and variance": found[0, 1],
+        "placebo and gold": found[0, 2],
+        "variance and gold": found[1, 2],
+        "placebo and bias": found[0, 3],
+        "variance and bias": found[1, 3],
+    }
 
 
 def on_the_way(looks: pd.DataFrame, comparisons: Comparisons) -> pd.DataFrame:

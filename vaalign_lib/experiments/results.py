@@ -38,7 +38,7 @@ from vaalign_lib.store import (
 
 PUBLISHED = RESULTS / "runs"
 COMPARED_GROUPS: tuple[RunGroup, ...] = ("primary", "main_rows", "matched_kl", "independent")
-PRINTED_GROUPS: tuple[RunGroup, ...] = ("printed_rows", "ranges")  # outside of the embedded world
+PRINTED_GROUPS: tuple[RunGroup, ...] = ("printed_rows", "printed_ranges")  # outside of the embedded world
 HERE = "this run"  # the origin of what was trained, not published
 DIGITS = 7  # significant ones of what is published; standard errors are in the second
 WINDOW = 5  # steps that curves are averaged over

@@ -143,9 +143,9 @@ def range_ratios(table: pd.DataFrame, printed: Mapping[int, float]) -> Figure:
                 axes.axhspan(one["ratio_low"], one["ratio_high"], color=style.REFERENCE, alpha=0.15)
                 axes.axhline(one["ratio"], color=style.REFERENCE, label=f"{name}, the same in every range")
                 continue
-            if (regime, widths) == ("as_printed", "rescaled"):
+            if (regime, widths) == ("printed_fixed", "rescaled"):
                 first, last = rows["ratio"].iloc[[0, -1]]
-                found = f"; here, with printed coefficients, {first:.2f} and {last:.2f}"
+                found = f"; here, with the printed coefficient fixed, {first:.2f} and {last:.2f}"
             name += "" if widths == "rescaled" else ", Table 4's widths"
             axes.errorbar(
                 rows["range"] * 1.03**k, rows["ratio"], yerr=style.spans(rows, "ratio"), fmt="o-", capsize=2,

@@ -62,14 +62,21 @@ def _fall(first: float, second: float) -> float:
 
 
 def coverage_over_worlds(
-    worlds: int, policies: int, between: float, gain: float = 8.0, draws: int = 20_000, seed: int = 0
+    worlds: int,
+    policies: int,
+    between: float,
+    gain: float = 3.0,
+    effect: float = 0.0,
+    draws: int = 20_000,
+    seed: int = 0,
 ) -> dict[str, float]:
     """Return how often 95% intervals of the mean over worlds of ln(V_1 / G_1^2 : V_2 / G_2^2) hold the truth.
 
     Worlds differ in it by a normal deviation `between`; in each, V and G are the variance and the mean gain
     of so many normal policies of both methods, whose mean is `gain` deviations. `over worlds` is Student's
     interval over the worlds' values, `over policies` the normal one from the policies of these worlds alone,
-    which takes the worlds for all there are; `width` is the mean length of the first.
+    which takes the worlds for all there are; `width` is the mean length of the first. If the truth is
+    `effect`, `above 0` is how often the first lies above 0, and `below 1.25` below ln 1.25 and not above 0.
     """
     count("worlds", worlds, least=2)
     random = np.random.default_rng(seed)
@@ -87,4 +94,6 @@ def coverage_over_worlds(
         "over worlds": float((np.abs(centre) <= half).mean()),
         "over policies": float((np.abs(centre) <= fixed).mean()),
         "width": float(2 * half.mean()),
+        "above 0": float((centre + effect - half > 0).mean()),
+        "below 1.25": float(((centre + effect + half < np.log(1.25)) & (centre + effect - half <= 0)).mean()),
     }
