@@ -78,8 +78,8 @@ def made_by(table: pd.DataFrame) -> Figure:
         falls = {part: sums["vanilla", part] / sums["variance_aware", part] for part in ("judge", "training")}
         style.headline(
             figure,
-            f"The variance that the judge makes is {style.times(falls['judge'])} times as large with vanilla as "
-            f"with variance-aware, what training makes {style.times(falls['training'])} times (worlds: "
+            f"The judge makes {style.times(falls['judge'])} times as much variance with vanilla as "
+            f"with variance-aware, training {style.times(falls['training'])} times (worlds: "
             f"{len(worlds)}; intervals over policies)",
         )
         style.legend_outside(figure, panels[0], 2)
