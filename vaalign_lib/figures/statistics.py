@@ -46,7 +46,7 @@ def variance_forest(table: pd.DataFrame, primary: Sequence[bool], pooled: Estima
             axes.axvspan(pooled.low, pooled.high, color=style.AWARE, alpha=0.12, linewidth=0)
             place = places[(table["group"] == PRIMARY).to_numpy()].max() + 1  # beside the group's name
             row, at = pd.DataFrame([pooled.columns("ratio")]), np.array([place])
-            style.forest(axes, row, at, "ratio", "black", fmt="D", markersize=7, label="its stacks pooled")
+            style.forest(axes, row, at, "ratio", "black", fmt="D", markersize=7, label="mean over its worlds")
             interval = f"{pooled.value:.2f} [{pooled.low:.2f}, {pooled.high:.2f}]"
             found = f"Primary endpoint: vanilla's training variance is {interval} times as large;\n{found}"
         style.octaves(axes)
