@@ -17,7 +17,7 @@ from vaalign_lib.rewards.simulated_judge import stand_ins
 from vaalign_lib.statistics.returns import Returns, training_resampled
 from vaalign_lib.statistics.tests import Estimate, mean, percentiles, proportion
 
-SEEN = np.log(1.25)  # a gain that is not missed: below it, an interval says `not met`
+SEEN = np.log(1.25)  # the smallest ratio of interest: an interval wholly below it says `not met`
 
 
 def stacks(comparisons: Comparisons) -> dict[int, dict[str, Condition]]:

@@ -64,7 +64,7 @@ def conditions_of(run: Condition) -> str:
         "Table 4's widths": run.widths != "rescaled",
         f"disagreement on {run.disagreement}": run.disagreement != "none",
         f"stack {run.repeat + 1}": run.repeat > 0,
-        f"world {run.world + 1}": run.world > 0,
+        f"world {run.world}": run.world > 0,
         "placebo": run.objective == PLACEBO,
     }
     regime = run.regime.replace("_", " ").replace("kl", "KL")

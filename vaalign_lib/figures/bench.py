@@ -8,7 +8,7 @@ from vaalign_lib.figures import style
 
 COLOURS = {"persistent": style.SERIES[0], "fresh": style.SERIES[1]}
 TICKS = [4.0**power for power in range(-3, 5)]
-NAMES = {"persistent": "judges that stay themselves", "fresh": "a fresh answer a response"}
+NAMES = {"persistent": "judges that stay themselves", "fresh": "independent errors"}
 
 
 def dose_response(table: pd.DataFrame, pooled: pd.DataFrame) -> Figure:

@@ -24,7 +24,7 @@ def endpoint(tables: Mapping[str, pd.DataFrame], pooled: Mapping[str, Estimate])
     with style.canvas(7.2, 0.3 * lines + 1.9) as (figure, [axes]):
         names, groups = [], []
         for title, table in tables.items():
-            names += [f"world {world + 1}" for world in table["world"]] + ["mean over worlds"]
+            names += [f"world {world}" for world in table["world"]] + ["mean over worlds"]
             groups += [title] * (len(table) + 1)
         places, first = style.lines_of(axes, names, groups), 0
         for title, table in tables.items():
@@ -72,7 +72,7 @@ def made_by(table: pd.DataFrame) -> Figure:
                 )
             axes.set_xticks(range(2), ["by the judge", "by training"])
             axes.axhline(0, color="black", linewidth=0.8)
-            axes.set_title(f"world {world + 1}")
+            axes.set_title(f"world {world}")
         panels[0].set_ylabel("variance of gold over policies")
         sums = table.groupby(["method", "made_by"])["variance"].mean()
         falls = {part: sums["vanilla", part] / sums["variance_aware", part] for part in ("judge", "training")}
@@ -102,7 +102,7 @@ def written(policies: pd.DataFrame, correlations: pd.DataFrame) -> Figure:
                 ].iloc[0]
                 told = f"r = {known['correlation']:.2f} [{known['low']:.2f}, {known['high']:.2f}]"
                 style.note(axes, told, colour=COLOURS[method], line=line)
-            axes.set(xlabel="mean variance of its responses", title=f"world {world + 1}")
+            axes.set(xlabel="mean variance of its responses", title=f"world {world}")
         panels[0].set_ylabel("gold")
         means = correlations.groupby("method", sort=False)["correlation"].mean()
         told = ", ".join(f"{value:.2f} ({WORDS[method]})" for method, value in means.items())

@@ -13,7 +13,7 @@ from vaalign_lib.statistics.returns import Ratio
 from vaalign_lib.statistics.tests import Estimate
 
 PAPER = "The paper's rows: one judge for all, equal mean penalty"
-PRIMARY = "Primary endpoint: a judge each, equal KL"
+PRIMARY = "Four worlds: a judge each, equal KL"
 REGIMES = {
     "matched KL": "Equal KL",
     "equal mean penalty": "Equal mean penalty",
@@ -48,7 +48,8 @@ def variance_forest(table: pd.DataFrame, primary: Sequence[bool], pooled: Estima
             row, at = pd.DataFrame([pooled.columns("ratio")]), np.array([place])
             style.forest(axes, row, at, "ratio", "black", fmt="D", markersize=7, label="mean over its worlds")
             interval = f"{pooled.value:.2f} [{pooled.low:.2f}, {pooled.high:.2f}]"
-            found = f"Primary endpoint: vanilla's training variance is {interval} times as large;\n{found}"
+            whose = f"{PRIMARY}: vanilla's training variance is {interval} times as large"
+            found = f"{whose};\n{found}"
         style.octaves(axes)
         axes.set(xlim=(0.1, 20), xlabel="variance, vanilla : variance-aware")  # longer lines leave the panel
         style.headline(figure, found[0].upper() + found[1:])

@@ -1,7 +1,8 @@
-"""Weights that know nothing: a placebo for the variance, with its distribution and its smoothness.
+"""Placebo weights: drawn without the judge's errors, with the variance's distribution and smoothness.
 
 A penalty with the true variance spends its KL elsewhere than one with even weights does, whatever the
-variance says of the error. Only what it does beyond a placebo comes from knowing where the judge errs.
+variance says of the error. What it does beyond a placebo comes from what the variance says of the judge's
+errors, its noise and the shared bias that it is correlated with.
 """
 
 from collections.abc import Sequence
