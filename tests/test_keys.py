@@ -7,7 +7,7 @@ import pytest
 
 from vaalign_lib import store
 from vaalign_lib.experiments import policies
-from vaalign_lib.experiments.conditions import ENSEMBLE_ROW, JUDGE_ROW, Condition
+from vaalign_lib.experiments.conditions import ENSEMBLE_ROW, JUDGE_ROW, PLACEBO, Condition
 from vaalign_lib.experiments.policies import _code, ensemble_folder
 from vaalign_lib.experiments.reward_models import prepare
 from vaalign_lib.experiments.trl import CODE as TRL_CODE
@@ -24,9 +24,9 @@ def package(tmp_path, monkeypatch):
     return copy
 
 
-def key_of(row, folder):
+def key_of(row, folder, **condition):
     """Return the code that a stack of a row is kept under."""
-    return source_hashes(*_code(Study(RunStore(folder), load_profile("smoke")), Condition(*row)))
+    return source_hashes(*_code(Study(RunStore(folder), load_profile("smoke")), Condition(*row, **condition)))
 
 
 @pytest.mark.parametrize("room", ["store.py", "jobs.py", "figures", "experiments", "reproduce", "papers"])
@@ -112,6 +112,49 @@ def test_what_computes_a_stack_makes_it_stale(file, judges, ensembles, package, 
     path.write_text(path.read_text() + "\nEDITED = 1\n")
     moved = [key_of(row, tmp_path) != one for row, one in zip((JUDGE_ROW, ENSEMBLE_ROW), before, strict=True)]
     assert moved == [judges, ensembles]
+
+
+@pytest.mark.parametrize(
+    ("file", "placebo", "contrasts"),
+    [
+        ("training/losses.py", True, True),
+        ("rewards/placebo.py", True, False),
+        ("rewards/simulated_judge.py", True, False),
+        ("rewards/contrasts.py", False, True),
+        ("theory/simulations.py", False, False),
+    ],
+)
+def test_what_weighs_a_penalty_makes_its_stacks_stale_and_no_other(
+    file, placebo, contrasts, package, tmp_path
+):
+    def keys():
+        return [
+            key_of(JUDGE_ROW, tmp_path, objective=PLACEBO),
+            key_of(("gpt2", "contrasts"), tmp_path, objective="variance_aware"),
+            key_of(JUDGE_ROW, tmp_path, objective="variance_aware"),
+            key_of(ENSEMBLE_ROW, tmp_path, objective="variance_aware"),
+        ]
+
+    before, path = keys(), package / file
+    path.write_text(path.read_text() + "\nEDITED = 1\n")
+    moved = [one != other for one, other in zip(keys(), before, strict=True)]
+    assert moved[:2] == [placebo, contrasts]
+    if file in ("rewards/placebo.py", "rewards/contrasts.py"):
+        assert moved[2:] == [False, False]
+
+
+def test_an_ensemble_is_in_the_key_of_its_contrasts_by_its_folder(tmp_path, monkeypatch):
+    """Their own code scores nothing; what scores is in the key of the folder that they load."""
+    study, run = Study(RunStore(tmp_path), load_profile("smoke")), Condition("gpt2", "contrasts")
+    monkeypatch.setattr(policies, "reference", lambda *_: tmp_path / "reference")
+    monkeypatch.setattr(policies, "ensemble_folder", lambda *_: tmp_path / "ensemble-of-some-key")
+    assert policies._inputs(study, run)["ensemble"] == tmp_path / "ensemble-of-some-key"
+    inputs = [{"ensemble": tmp_path / name} for name in ("ensemble-of-some-key", "ensemble-of-another")]
+    assert len({study.store.place("stack", keys_of_nothing, {}, one).name for one in inputs}) == 2
+
+
+def keys_of_nothing():
+    """Stand for what fills a folder."""
 
 
 @pytest.mark.parametrize(

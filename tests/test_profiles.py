@@ -6,7 +6,7 @@ import yaml
 from transformers import AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
-from vaalign_lib.experiments.conditions import GROUPS, JUDGES, group, plan
+from vaalign_lib.experiments.conditions import ENSEMBLES, GROUPS, JUDGES, group, plan
 from vaalign_lib.experiments.policies import settings_key
 from vaalign_lib.models import CONTEXT, tiny_config
 from vaalign_lib.profiles import (
@@ -212,7 +212,7 @@ def test_what_profiles_know_of_groups_and_tiny_policies():
     assert asking("own_ensembles") == {
         name
         for name in groups
-        if any((run.source, run.protocol) == ("ensemble", "independent") for run in groups[name])
+        if any(run.source in ENSEMBLES and run.protocol == "independent" for run in groups[name])
     }
     assert TINY_TOKENS == CONTEXT
 
@@ -221,8 +221,12 @@ def test_which_judges_a_group_asks_is_what_its_runs_ask():
     for name in GROUPS:
         runs = [run for run in group(name) if run.source in JUDGES]
         simulated = any(
-            run.protocol != "shared" or run.widths != "rescaled" or run.disagreement != "none" for run in runs
+            (run.protocol, run.widths, run.disagreement, run.world) != ("shared", "rescaled", "none", 0)
+            or run.regime in ("printed_gentle", "printed_fixed")  # at a rate of the embedded world's
+            for run in runs
         )
         assert simulated == ("simulated" in ASKS[name]), name
         asked = {run.source for run in runs}
-        assert asked == (set(JUDGES) if "three_judges" in ASKS[name] else {"judge-b"}), name
+        assert asked == (set(JUDGES) if "three_judges" in ASKS[name] else {"judge-b"} if runs else set()), (
+            name
+        )

@@ -260,6 +260,23 @@ def test_what_a_killed_process_left_goes_and_what_a_living_one_writes_stays(tmp_
     assert not [path for path in tmp_path.glob(".*.unfinished") if path not in theirs]
 
 
+def test_a_folder_that_another_process_takes_for_a_leftover_is_made_anew(tmp_path, monkeypatch):
+    """Between its making and its lock it looks like one."""
+    make, made = runs.tempfile.mkdtemp, []
+
+    def taken_twice(**place):
+        made.append(make(**place))
+        if len(made) < 3:
+            runs.remove_unfinished(tmp_path)
+        return made[-1]
+
+    monkeypatch.setattr(runs.tempfile, "mkdtemp", taken_twice)
+    with runs.new_folder(tmp_path / "result") as folder:
+        (folder / "file").touch()
+        runs.remove_unfinished(tmp_path)
+    assert len(made) == 3 and (tmp_path / "result" / "file").exists()
+
+
 def test_a_killed_run_clears_its_own_leftovers_when_it_goes_on(tmp_path):
     """`.step` of this library, `.tmp` of safetensors."""
     store, scratch = RunStore(tmp_path), []

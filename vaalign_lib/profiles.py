@@ -327,7 +327,7 @@ RunGroup = Literal[
 ]
 ASKS: dict[RunGroup, set[Literal["three_judges", "simulated", "matched", "own_ensembles"]]] = {
     # rows of all three judges, else of judge-b; judges that are each policy's own, stretched, or of another
-    # world; a penalty chosen for a KL; an ensemble for each policy
+    # world, or a rate that only tiny policies need; a penalty chosen for a KL; an ensemble for each policy
     "main_rows": set(),
     "rows": {"three_judges"},
     "printed_rows": {"three_judges"},

@@ -152,7 +152,10 @@ def _claimed(folder: bool, **place: Any) -> tuple[Path, int]:
     while True:
         if folder:
             name = tempfile.mkdtemp(**place)
-            held = os.open(name, os.O_RDONLY)
+            try:
+                held = os.open(name, os.O_RDONLY)
+            except FileNotFoundError:  # somebody took it for a leftover at once
+                continue
         else:
             held, name = tempfile.mkstemp(**place)
         with suppress(OSError):  # a file system without locks: it is never taken for a leftover

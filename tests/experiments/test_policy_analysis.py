@@ -21,7 +21,7 @@ from vaalign_lib.experiments.comparisons import (
     with_widest_range,
     without_farthest,
 )
-from vaalign_lib.experiments.conditions import JUDGE_ROW, PRIMARY, ROWS, Condition, plan, stretch_of
+from vaalign_lib.experiments.conditions import JUDGE_ROW, ROWS, Condition, group, plan, stretch_of
 from vaalign_lib.figures import policies as figures
 from vaalign_lib.papers.printed import RANGES
 from vaalign_lib.statistics.returns import Ratio
@@ -31,10 +31,10 @@ COUNT = 400
 
 
 def results(runs, spread, shift=0.3, seed=0, count=COUNT):
-    """Return made-up results: vanilla's training variance is spread(run), the other's 0.2."""
+    """Return made-up results: vanilla's training variance is spread(run), the others' 0.2."""
     random, tables = np.random.default_rng(seed), []
     for run in runs:
-        variance = {"vanilla": spread(run), "variance_aware": 0.2, "reference": 0.0}[run.objective]
+        variance = {"vanilla": spread(run), "reference": 0.0}.get(run.objective, 0.2)
         error = np.full(count, 0.1)
         centre = 0.0 if run.objective == "reference" else shift
         values = centre + random.normal(0, np.sqrt(variance), count) + random.normal(0, error)
@@ -47,6 +47,8 @@ def results(runs, spread, shift=0.3, seed=0, count=COUNT):
                     "gold": values,
                     "gold_error": error,
                     "kl": random.normal(2, 0.1, count) * (run.objective != "reference"),
+                    "log_ratio": 1.5,
+                    "variance": 1.0,
                     "step_length": 0.01,
                     "length": 20.0,
                     "run": run.name,
@@ -64,7 +66,11 @@ def known():
 
 def test_every_comparison_finds_its_vanilla_stack_and_reference(known):
     runs = compared(known)
-    assert len(runs) == 7 + 4 + 1 and all(run.objective == "variance_aware" for run in runs)
+    primary = [run for run in group("primary") if run.objective == "variance_aware"]  # and not the placebo
+    assert runs == list(dict.fromkeys([*group("rows"), *group("independent"), *primary]))
+    assert len(runs) == 7 + 2 + 4 - 1
+    lacking = known[known["run"] != runs[-1].start.name]
+    assert compared(lacking) == runs[:-1]
     table = Comparisons(known).table(runs)
     assert table["row"].tolist()[:7] == ["-".join(row) for row in ROWS]
     assert (table["ratio_low"] < table["ratio"]).all() and (table["ratio"] < table["ratio_high"]).all()
@@ -81,8 +87,6 @@ def test_every_comparison_finds_its_vanilla_stack_and_reference(known):
 
 def test_pooled_estimates_find_the_truth(known):
     comparisons = Comparisons(known)
-    ratio, p, stacks = comparisons.primary_endpoint()
-    assert stacks == 2 and ratio.low < 2 < ratio.high and p < 1e-6
     runs = [run for run in compared(known) if run.protocol == "shared"]
     pooled, single = comparisons.mean_ratio(runs), comparisons.ratio(runs[0])
     assert pooled.low < 2 < pooled.high
@@ -104,21 +108,37 @@ def test_rows_that_share_their_policies_are_drawn_again_together(known):
     copied = known.copy()
     first, second = compared(known)[:2]
     for mine, theirs in ((first, second), (first.vanilla, second.vanilla)):
-        values = policies_of(known, mine)["true_reward"].to_numpy()
-        copied.loc[copied["run"] == theirs.name, "true_reward"] = values
+        values = policies_of(known, mine)["gold"].to_numpy()
+        copied.loc[copied["run"] == theirs.name, "gold"] = values
     comparisons = Comparisons(copied)
     one, both = comparisons.ratio(first), comparisons.mean_ratio([first, second])
     assert (both.low, both.high) == pytest.approx((one.low, one.high))
 
 
-def test_primary_endpoint_counts_the_stacks_it_has():
-    known = results([PRIMARY[0], PRIMARY[0].vanilla, PRIMARY[0].start], lambda run: 0.2)
-    ratio, p, stacks = Comparisons(known).primary_endpoint()
-    assert stacks == 1 and ratio.low < 1 < ratio.high and p > 0.01
+def test_policies_are_compared_by_gold_where_it_is_known(known):
+    run = compared(known)[0]
+    other = known.assign(true_reward=3 * known["gold"] ** 3, true_reward_error=0.0)
+    by_gold = Comparisons(other)
+    midpoint = by_gold.by("true_reward")
+    assert (by_gold.outcome, midpoint.outcome) == ("gold", "true_reward")
+    line = by_gold.table([run]).iloc[0]
+    assert line["ratio"] == Comparisons(known).ratio(run).value != midpoint.ratio(run).value
+    assert line["ratio_midpoint"] == midpoint.ratio(run).value
+    assert line["midpoint_aware"] == pytest.approx(policies_of(other, run)["true_reward"].mean())
+    unknown = other.assign(gold=other["gold"].where(other["policy"] > 0))
+    assert Comparisons(unknown).outcome == "true_reward"
+
+
+def test_worlds_are_drawn_again_each_on_their_own(known):
+    comparisons = Comparisons(known, resamples=10)
+    one, other = (run for run in group("primary")[::2][:2])
+    assert (one.world, other.world) == (0, 1)
+    assert (comparisons.rows(one) != comparisons.rows(other)).any()
+    np.testing.assert_array_equal(comparisons.rows(one), comparisons.rows(one.vanilla))
 
 
 def test_the_slope_over_ranges():
-    known = results(plan(["ranges"]), lambda run: 0.2 * (run.highest / 10) ** 0.5)
+    known = results(plan(["printed_ranges"]), lambda run: 0.2 * (run.highest / 10) ** 0.5)
     runs = compared(known)
     assert [run.highest for run in runs] == list(RANGES)
     slope = Comparisons(known).range_slope(runs)
@@ -129,8 +149,8 @@ def test_the_farthest_policy_goes_from_both_stacks():
     known = results(plan(["ranges"]), lambda run: 0.2)
     runs = compared(known)
     far = (known["run"] == runs[1].name) & (known["policy"] == 17)
-    known.loc[far, "true_reward"] = 99.0
-    kept = without_farthest(known, runs)
+    known.loc[far, "gold"] = 99.0
+    kept = without_farthest(known, runs, "gold")
     for run in (runs[1], runs[1].vanilla):
         assert 17 not in policies_of(kept, run)["policy"].tolist()
     assert len(kept) == len(known) - 2 * len(runs)
@@ -152,7 +172,7 @@ def test_figures_show_every_policy_and_comparison(known):
         for run in runs[:4]
     }
     figure = figures.return_distributions(
-        panels, "true reward", {name: Estimate(1.5, 1.1, 2.0, COUNT) for name in panels}
+        panels, "gold", {name: Estimate(1.5, 1.1, 2.0, COUNT) for name in panels}
     )
     shown = [axes for axes in figure.axes if axes.axison]
     assert len(shown) == 4
@@ -187,7 +207,7 @@ def test_printed_widths_begin_at_the_widest_range():
     table = with_widest_range(Comparisons(known).table(compared(known)))
     lines = table.groupby(["regime", "widths"])["range"].agg(sorted).to_dict()
     assert lines.pop(("equal_mean_penalty", "rescaled")) == [100]
-    assert len(lines) == 3 and all(line == sorted(RANGES) for line in lines.values())
+    assert len(lines) == 5 and all(line == sorted(RANGES) for line in lines.values())
 
 
 @pytest.mark.parametrize(

@@ -15,14 +15,27 @@ from transformers import AutoModelForCausalLM
 
 from vaalign_lib.experiments import conditions
 from vaalign_lib.experiments import policies as policy_study
-from vaalign_lib.experiments.conditions import GROUPS, JUDGE_ROW, PRIMARY, ROWS, Condition, plan, stretch_of
-from vaalign_lib.experiments.policies import kl_of, settings_key, source_of, train_run, train_runs
+from vaalign_lib.experiments.conditions import (
+    ENSEMBLE_ROW,
+    GROUPS,
+    JUDGE_ROW,
+    PLACEBO,
+    ROWS,
+    Condition,
+    group,
+    method_of,
+    plan,
+    stretch_of,
+)
+from vaalign_lib.experiments.policies import changes_of, kl_of, settings_key, source_of, train_run, train_runs
 from vaalign_lib.experiments.results import publish_runs, published, trained
 from vaalign_lib.papers.printed import RANGES
 from vaalign_lib.profiles import Judge, Study, load_profile
 from vaalign_lib.store import CorruptCheckpointWarning, PlanError, RunDirectoryBusyError, RunStore
 
-PLAIN = Condition(*JUDGE_ROW)
+SHARED = Condition(*JUDGE_ROW)
+PLAIN = replace(SHARED, protocol="independent")  # whose policies are evaluated on their way as well
+LOOKS = [1, 3]
 
 
 def small(iterations=4):
@@ -31,7 +44,8 @@ def small(iterations=4):
            for name, one in profile.policies.training.items()}  # fmt: skip
     training = {name: one.model_copy(update={"ppo": ppo[name]})
                 for name, one in profile.policies.training.items()}  # fmt: skip
-    policies = profile.policies.model_copy(update={"training": training})
+    evaluation = profile.policies.evaluation.model_copy(update={"looks": LOOKS})
+    policies = profile.policies.model_copy(update={"training": training, "evaluation": evaluation})
     return profile.model_copy(update={"policies": policies})
 
 
@@ -49,17 +63,63 @@ def store(tmp_path_factory):
 def test_the_embedded_plan_is_that_of_the_study():
     runs = plan(load_profile("embedded").policies.runs)
     assert len(set(runs)) == len(runs)
-    for row in ROWS:
-        for objective in conditions.METHODS:
-            assert Condition(*row, objective) in runs
-    assert len(ROWS) == 7
-    printed = [run for run in runs if run.regime == "as_printed" and run.objective != "reference"]
-    assert {run.highest for run in printed} == set(RANGES) and len(printed) == 8
-    for run in runs:
-        assert run.start in runs and (run.objective == "reference" or run.vanilla in runs)
-    assert len({run.name for run in runs}) == len(runs)
-    assert PRIMARY[0] in runs and PRIMARY[1] in plan(["primary"])
-    assert [run.repeat for run in PRIMARY] == [0, 1]
+    assert len(ROWS) == 7 and {ENSEMBLE_ROW, JUDGE_ROW} < set(ROWS)
+    everything = plan([*load_profile("embedded").policies.runs, *load_profile("extended").policies.runs])
+    assert set(runs) < set(everything) and len({run.name for run in everything}) == len(everything)
+    for rows, planned in (((ENSEMBLE_ROW, JUDGE_ROW), runs), (ROWS, everything)):
+        assert all(Condition(*row, one) in planned for row in rows for one in conditions.METHODS)
+    for run in everything:
+        assert run.start in everything and (run.objective == "reference" or run.vanilla in everything)
+    assert {run.name for run in runs if run.objective == PLACEBO} == {
+        "qwen2-judge-b-placebo-independent-matched-kl" + world
+        for world in ("", "-world-1", "-world-2", "-world-3")
+    }
+
+
+def test_the_primary_endpoint_compares_three_methods_in_every_world():
+    stacks = [run for run in plan(["primary"]) if run.objective != "reference"]
+    found = [(run.world, run.objective, run.protocol, run.matched) for run in stacks]
+    kinds = (("vanilla", False), ("variance_aware", True), (PLACEBO, True))
+    assert found == [(world, *(kind[0], "independent", kind[1])) for world in range(4) for kind in kinds]
+    starts = {run.start for run in stacks}
+    assert {run.world for run in starts} == set(range(4)) and all(
+        run.objective == "reference" for run in starts
+    )
+
+
+def test_printed_coefficients_come_at_three_rates_in_every_range():
+    stacks = [run for run in plan(["ranges"]) if run.objective != "reference"]
+    for regime in ("as_printed", "printed_gentle", "printed_fixed"):
+        assert [run.highest for run in stacks if run.regime == regime][::2] == list(RANGES)
+    assert len(stacks) == 3 * 2 * len(RANGES) and all(run.printed for run in stacks)
+
+
+def test_contrasts_have_the_vanilla_stack_of_the_ensemble():
+    (run,) = group("contrasts")
+    ensemble = Condition(*ENSEMBLE_ROW, "variance_aware", protocol="independent", regime="matched_kl")
+    assert run.vanilla == ensemble.vanilla and run.start == ensemble.start and run.pilot.source == "contrasts"
+
+
+def test_a_placebo_is_trained_as_the_variance_aware_method_is():
+    aware, placebo = group("primary")[:2]
+    assert (aware.objective, placebo.objective) == ("variance_aware", PLACEBO)
+    assert method_of(placebo, 0.3) == method_of(aware, 0.3) and placebo.vanilla == aware.vanilla
+
+
+def test_gentle_rates_are_of_the_profile_and_the_rest_is_as_printed(store):
+    study = Study(store, small(), 0)
+    found = {
+        regime: changes_of(study, replace(SHARED, regime=regime))
+        for regime in ("equal_mean_penalty", "as_printed", "printed_gentle", "printed_fixed")
+    }
+    printed, rate = found["as_printed"], {"learning_rate": small().policies.training["qwen2"].gentle_rate}
+    assert found["equal_mean_penalty"] == {} and printed["adaptive_kl"]["target"] == 0.7
+    assert found["printed_gentle"] == printed | rate
+    assert found["printed_fixed"] == printed | rate | {"adaptive_kl": None}
+    with pytest.raises(
+        ValueError, match=r"training\.gpt2\.gentle_rate: gpt2-judge-b-vanilla-printed-gentle needs"
+    ):
+        changes_of(study, Condition("gpt2", "judge-b", regime="printed_gentle"))
 
 
 def test_every_group_has_pairs_of_methods():
@@ -79,6 +139,7 @@ def test_the_key_follows_what_determines_a_run():
         settings_key(profile, 0, replace(PLAIN, highest=50)),
     }
     assert len(keys) == 5
+    assert settings_key(profile, 0, replace(PLAIN, world=1)) == settings_key(profile, 1, PLAIN)
     other_plan = profile.policies.model_copy(update={"runs": ["controls"]})
     assert settings_key(profile.model_copy(update={"policies": other_plan}), 0, PLAIN) in keys
 
@@ -165,10 +226,24 @@ def test_killed_and_damaged_a_run_ends_as_if_it_had_not_been(store, uninterrupte
     with pytest.warns(CorruptCheckpointWarning):
         folder = train_run(Study(store, small(), 0), PLAIN)
     assert folder.name == uninterrupted.name and not scratch.exists()
-    for name in ("policies.parquet", "log.parquet"):
+    for name in ("policies.parquet", "looks.parquet", "log.parquet"):
         ours, theirs = (pd.read_parquet(one / name) for one in (folder, uninterrupted))
         pd.testing.assert_frame_equal(ours, theirs, check_exact=True)
     assert len(ours) == 4 * 4
+
+
+def test_looks_are_evaluations_on_the_way(uninterrupted):
+    looks, end = (pd.read_parquet(uninterrupted / name) for name in ("looks.parquet", "policies.parquet"))
+    assert looks[["step", "policy"]].to_numpy().tolist() == [[step, k] for step in LOOKS for k in range(4)]
+    assert set(looks) == set(end) - {"step_length"} | {"step"}
+    means = [looks.loc[looks["step"] == step, "kl"].mean() for step in LOOKS] + [end["kl"].mean()]
+    assert 0 < means[0] < means[1] < means[2]
+
+
+def test_looks_from_the_last_step_on_are_left_out(store):
+    """A profile of few steps may inherit the looks of one with many."""
+    folder = train_run(Study(store, small(3), 0), PLAIN)
+    assert pd.read_parquet(folder / "looks.parquet")["step"].unique().tolist() == [1]
 
 
 def test_two_processes_do_not_make_the_same_result(tmp_path, monkeypatch):
@@ -185,14 +260,15 @@ def test_two_processes_do_not_make_the_same_result(tmp_path, monkeypatch):
 
 
 def test_workers_give_the_same_results_and_find_matching_penalties(store, uninterrupted, tmp_path):
-    runs = [*plan(["primary"])[:2], PLAIN, PLAIN.start]
+    runs = [*plan(["primary"])[:3], SHARED, PLAIN.start]
+    assert runs[0] == PLAIN and runs[2].objective == PLACEBO
     folders = train_runs(Study(store, small(), 0), runs, workers=2)
     assert list(folders) == runs
     ours, theirs = (pd.read_parquet(one / "policies.parquet") for one in (folders[PLAIN], uninterrupted))
     pd.testing.assert_frame_equal(ours, theirs, check_exact=True)
-    matched = folders[runs[1]]
-    attempts = pd.read_parquet(matched / "attempts.parquet")
-    assert attempts["kl"].iloc[-1] == kl_of(matched)
+    for matched in (folders[run] for run in runs[1:3]):
+        attempts = pd.read_parquet(matched / "attempts.parquet")
+        assert attempts["kl"].iloc[-1] == kl_of(matched)
     table = pd.concat([pd.read_parquet(one / "policies.parquet") for one in folders.values()])
     assert len(table) == 4 * len(runs) and (table["true_reward_error"] > 0).all()
     moved = [
@@ -208,14 +284,14 @@ def test_what_is_published_is_read_again_and_not_trained(store, uninterrupted, t
     never = Condition("gpt2", "ensemble", repeat=3)
     for one in (PLAIN, PLAIN.start):
         train_run(Study(store, small(), 0), one)
-    runs = [PLAIN, PLAIN.start, never]
+    runs = [PLAIN, PLAIN.start, never]  # the first with looks
     assert publish_runs(Study(store, small(), 0), runs, tmp_path) == [PLAIN.name, PLAIN.start.name]
     assert publish_runs(Study(store, small(), 0), runs, tmp_path) == []  # nothing new
     found = published(small(), 0, tmp_path)
     own = trained(
         Study(store, small(), 0), {one: train_run(Study(store, small(), 0), one) for one in runs[:2]}
     )
-    for name in ("policies", "runs", "curves"):
+    for name in ("policies", "runs", "curves", "looks"):
         theirs, ours = getattr(found, name), getattr(own, name)[list(getattr(found, name))]
         pd.testing.assert_frame_equal(
             theirs.drop(columns="origin", errors="ignore"),
@@ -223,6 +299,9 @@ def test_what_is_published_is_read_again_and_not_trained(store, uninterrupted, t
             check_exact=True,
             check_dtype=False,
         )
+    assert found.looks.groupby("step")["policy"].count().to_dict() == dict.fromkeys([*LOOKS, 4], 4)
+    last = found.looks[found.looks["step"] == 4].set_index("policy")["gold"]
+    assert last.equals(found.policies[found.policies["run"] == PLAIN.name].set_index("policy")["gold"])
     exact = pd.read_parquet(uninterrupted / "policies.parquet")["true_reward"]
     mine = found.policies.loc[found.policies["run"] == PLAIN.name, "true_reward"]
     np.testing.assert_allclose(mine, exact, rtol=1e-6)
@@ -261,10 +340,10 @@ def test_what_only_the_embedded_world_has_is_refused_in_words(store):
     with pytest.raises(ValueError, match="judge-b is simulated in the embedded world only"):
         source_of(Study(store, real(), 0), PLAIN)
     judged = real(judges={"judge-b": Judge(model="some-model")})
-    assert source_of(Study(store, judged, 0), PLAIN).model == "some-model"
+    assert source_of(Study(store, judged, 0), SHARED).model == "some-model"
     for change in ({"protocol": "independent"}, {"widths": "printed"}, {"disagreement": "good"}):
         with pytest.raises(ValueError, match="only simulated judges can be independent"):
-            source_of(Study(store, judged, 0), replace(PLAIN, **change))
+            source_of(Study(store, judged, 0), replace(SHARED, **change))
 
 
 def test_keys_follow_contents_and_not_how_a_judge_is_asked(tmp_path):
@@ -299,16 +378,16 @@ def test_in_parts_a_run_ends_as_in_one(store, uninterrupted, tmp_path, monkeypat
     monkeypatch.setattr(policy_study, "fitting", lambda *_: 2)  # the next worker has less memory
     assert policy_study._parts_of(small(), PLAIN, tmp_path / "scratch") == parts
     folder = train_run(Study(other, small(), 0), PLAIN)
-    for name in ("policies.parquet", "log.parquet"):
+    for name in ("policies.parquet", "looks.parquet", "log.parquet"):
         ours, theirs = (pd.read_parquet(one / name) for one in (folder, uninterrupted))
         keys = [key for key in ("step", "policy") if key in ours]
         ours, theirs = (one.sort_values(keys, ignore_index=True) for one in (ours, theirs))
         # training bit by bit; the reference's pass in the evaluation rounds by the size of its batch
-        exact = {"check_exact": True} if "step" in keys else {"rtol": 1e-6}
+        exact = {"check_exact": True} if name == "log.parquet" else {"rtol": 1e-6}
         pd.testing.assert_frame_equal(ours, theirs, **exact)
     spent = json.loads((folder / "resources.json").read_text())
     assert spent["policies"] == 4 and (folder / "policy" / "model.safetensors").is_file()
     monkeypatch.setattr(policy_study, "fitting", lambda *_: 0)
-    with pytest.raises(PlanError, match="qwen2-judge-b-vanilla: one policy needs about"):
+    with pytest.raises(PlanError, match="qwen2-judge-b-vanilla-independent: one policy needs about"):
         policy_study._size_that_fits(small(), PLAIN)
     assert not list(tmp_path.glob("*.scratch")) and not list(tmp_path.glob("part-*"))

@@ -13,17 +13,17 @@ from vaalign_lib.data.pairs import DataError
 from vaalign_lib.data.world.world import World
 from vaalign_lib.experiments import results as policy_results
 from vaalign_lib.experiments import tables
-from vaalign_lib.experiments.comparisons import Comparisons, compared, returns_of
-from vaalign_lib.experiments.conditions import JUDGE_ROW, PRIMARY, Condition, plan
+from vaalign_lib.experiments.comparisons import OF_A_RUN, Comparisons, compared
+from vaalign_lib.experiments.conditions import JUDGE_ROW, Condition, group, plan
 from vaalign_lib.figures import statistics as figures
 from vaalign_lib.papers import recomputed
 from vaalign_lib.papers.printed import RANGES, printed_value
 from vaalign_lib.reproduce.notebook import latex
 from vaalign_lib.statistics.returns import RISK_MEASURES, risk_measures
 from vaalign_lib.statistics.tests import Estimate, boschloo
-from vaalign_lib.store import RESULTS
 
 COUNT = 100
+PRIMARY = [one for one in group("primary") if one.objective == "variance_aware"]
 
 
 @pytest.fixture(scope="module")
@@ -39,16 +39,26 @@ def runs(known):
     return compared(known.policies)
 
 
+@pytest.fixture(scope="module")
+def ratios(known, runs):
+    return tables.table(known, runs, tables.variances)
+
+
+@pytest.fixture(scope="module")
+def risks(known, runs):
+    return tables.table(known, runs, tables.risks)
+
+
 def test_every_row_has_its_printed_counterpart(known, runs):
     assert sorted(tables.PRINTED_ROWS.values()) == sorted(recomputed.rows())
     assert known.main_rows == runs[:7]
     assert len({(run.row, tables.conditions_of(run)) for run in runs}) == len(runs)
 
 
-def test_table_1(known, runs):
-    table = tables.table(known, runs, tables.variances).set_index(["row", "condition"])
+def test_table_1(known, runs, ratios):
+    table = ratios.set_index(["row", "condition"])
     first = table.iloc[0]
-    vanilla, aware = (returns_of(known.policies, one) for one in (runs[0].vanilla, runs[0]))
+    vanilla, aware = (known.returns(one) for one in (runs[0].vanilla, runs[0]))
     quotient = vanilla.values.var(ddof=1) / aware.values.var(ddof=1)
     assert first["f"] == pytest.approx(quotient)
     assert first["p_f"] == pytest.approx(2 * f.sf(quotient, COUNT - 1, COUNT - 1))
@@ -68,7 +78,7 @@ def test_table_1(known, runs):
 def test_table_2(known, runs):
     table = tables.table(known, runs, tables.means)
     first = table.iloc[0]
-    pair = [returns_of(known.policies, one).values for one in (runs[0], runs[0].vanilla)]
+    pair = [known.returns(one).values for one in (runs[0], runs[0].vanilla)]
     theirs = ttest_ind(*pair, equal_var=False)
     ends = theirs.confidence_interval(0.95)
     assert (first["t"], first["p"]) == pytest.approx((abs(theirs.statistic), theirs.pvalue))
@@ -82,8 +92,8 @@ def test_table_2(known, runs):
     assert first["smallest_margin"] == pytest.approx(margin)
 
 
-def test_table_3(known, runs):
-    table = tables.table(known, runs, tables.risks)
+def test_table_3(risks):
+    table = risks
     expected = [norm.cdf(-0.3 / np.sqrt(spread + 0.01)) for spread in (0.8, 0.2)]
     found = table[["risk_vanilla", "risk_aware"]].mean()
     assert found.tolist() == pytest.approx(expected, abs=0.03)
@@ -110,15 +120,15 @@ def test_table_4(known, runs):
 def test_other_measures_of_risk(known, runs):
     table = tables.further_risks(known, runs[:2])
     assert len(table) == 2 * 2 * (len(RISK_MEASURES) + 1)
-    primary = [one for one in PRIMARY if one in runs]
+    primary = [one for one in runs if one in PRIMARY]
+    assert len(primary) == 4
     pooled = tables.pooled_difference(known, primary)
     parts = []
     for one in primary:
         pair = known.panel(one)
-        bar = pair["reference"]["true_reward"].to_numpy()
+        bar = pair["reference"]["gold"].to_numpy()
         tails = [
-            risk_measures(pair[name]["true_reward"].to_numpy(), bar)[1]
-            for name in ("vanilla", "variance_aware")
+            risk_measures(pair[name]["gold"].to_numpy(), bar)[1] for name in ("vanilla", "variance_aware")
         ]
         parts.append(tails[1] - tails[0])
     assert pooled.value == pytest.approx(np.mean(parts)) and pooled.low < pooled.value < pooled.high
@@ -127,20 +137,17 @@ def test_other_measures_of_risk(known, runs):
     assert pooled.low < truth < pooled.high
 
 
-def test_layouts_and_latex(known, runs):
-    table = tables.table(known, runs, tables.variances)
-    layout = tables.layout(1, table)
+def test_layouts_and_latex(known, runs, ratios, risks):
+    layout = tables.layout(1, ratios)
     assert layout["paper's F"].iloc[0] == "6.33" and layout["paper's F"].iloc[-1] == ""
     text = latex(layout, "100% & more", "table_1")
     assert r"\toprule" in text and r"$\sigma_1^2$" in text and r"100\% \& more" in text
     assert len(tables.layout(2, tables.table(known, runs, tables.means))) == len(runs)
-    assert len(tables.layout(3, tables.table(known, runs, tables.risks))) == len(runs)
-    table["floored"] = 0.5
-    assert tables.layout(1, table)["training variance ratio"].str.startswith("(").all()
+    assert len(tables.layout(3, risks)) == len(runs)
+    assert tables.layout(1, ratios.assign(floored=0.5))["training variance ratio"].str.startswith("(").all()
 
 
-def test_forests_show_the_numbers_of_the_tables(known, runs):
-    ratios, risks = tables.table(known, runs, tables.variances), tables.table(known, runs, tables.risks)
+def test_forests_show_the_numbers_of_the_tables(runs, ratios, risks):
     primary = [one in PRIMARY for one in runs]
     shown = {
         "F": (figures.variance_forest(ratios, primary), 0, ratios["f"]),
@@ -152,17 +159,20 @@ def test_forests_show_the_numbers_of_the_tables(known, runs):
         points = np.asarray(figure.axes[0].containers[place].lines[0].get_xdata(), dtype=float)
         np.testing.assert_allclose(np.sort(points), np.sort(values.to_numpy(dtype=float)), err_msg=name)
         labels = [text.get_text() for text in figure.axes[0].get_yticklabels()]
-        assert len(labels) > len(runs)  # each comparison, and the groups' names
+        groups = [
+            text for text in labels if text in (figures.PAPER, figures.PRIMARY, *figures.REGIMES.values())
+        ]
+        assert len(groups) == len(set(groups)) == 5 and len(labels) == len(runs) + len(groups)
 
 
-def test_figures_draw(known, runs, tmp_path):
-    risks, primary = tables.further_risks(known, runs[:2]), [one in PRIMARY for one in runs]
+def test_figures_draw(known, runs, ratios, risks, tmp_path):
+    measures, primary = tables.further_risks(known, runs[:2]), [one in PRIMARY for one in runs]
     pooled = Estimate(1.9, 1.4, 2.6, 160)
     drawn = {
-        "variances": figures.variance_forest(tables.table(known, runs, tables.variances), primary, pooled),
-        "risks": figures.risk_forest(tables.table(known, runs, tables.risks), primary),
+        "variances": figures.variance_forest(ratios, primary, pooled),
+        "risks": figures.risk_forest(risks, primary),
         "own": figures.variance_forest(tables.table(known, runs[-1:], tables.variances), primary[-1:]),
-        "measures": figures.risk_measures(risks, {"cvar_10": "CVaR", "sharpe": "Sharpe"}),
+        "measures": figures.risk_measures(measures, {"cvar_10": "CVaR", "sharpe": "Sharpe"}),
         "printed": figures.printed_statistics(recomputed.audit()),
         "needed": figures.policies_needed(recomputed.risk_tests(), 80),
     }
@@ -178,12 +188,20 @@ def test_runs_of_one_row_alone_are_enough(known):
     assert len(table) == 1 and not table["main"].any() and table["p_f_holm"].isna().all()
 
 
-def test_results_of_anybody_need_three_files(tmp_path):
-    place = RESULTS / "runs" / "embedded"
+def test_results_of_anybody_need_three_files(known, tmp_path):
+    place = tmp_path / "whole"
+    of_runs = known.policies[["run", *OF_A_RUN]].drop_duplicates(ignore_index=True).assign(origin="theirs")
+    curves = of_runs[["run"]].assign(step=1, reward=0.0)
+    nothing = pd.DataFrame(columns=["run", "policy", "step"])
+    policy_results.Results(
+        known.policies, of_runs, curves, pd.DataFrame(columns=["table", "what", "seconds", "bytes"]), nothing
+    ).write(place)
     for name in ("policies", "runs", "curves"):
         with pytest.raises(DataError, match=rf"results: .* has no .*{name}\.parquet"):
             policy_results.read(tmp_path, "theirs")
         shutil.copy(place / f"{name}.parquet", tmp_path)
     theirs, ours = (policy_results.read(folder, "theirs") for folder in (tmp_path, place))
     pd.testing.assert_frame_equal(theirs.policies, ours.policies)
+    pd.testing.assert_frame_equal(theirs.policies, known.policies, check_like=True, check_dtype=False)
     assert theirs.rewards.empty and list(theirs.rewards) == list(ours.rewards)
+    assert theirs.looks.empty and list(theirs.looks) == list(ours.looks)

@@ -275,7 +275,8 @@ def _write_stack(
     folder: Path, scratch: Path, study: Study, condition: Condition, method: Method, policies: Sequence[int]
 ) -> None:
     trainer = trainer_of(study, condition, method, policies)
-    looks = study.profile.policies.evaluation.looks if condition.looked_at else []
+    wanted = study.profile.policies.evaluation.looks if condition.looked_at else []
+    looks = [step for step in wanted if step < trainer.settings.iterations]  # then comes the end
     write_stack(folder, scratch, trainer, evaluator_of(study, condition, trainer), looks)
 
 

@@ -238,6 +238,14 @@ def main_regime(profile: Profile) -> Regime:
     return "equal_mean_penalty" if profile.policies.data == EMBEDDED else "as_printed"
 
 
+def ranges_regime(profile: Profile) -> Regime:
+    """Return the penalty regime in which a profile compares ranges of reward (Figure 7, Table 4).
+
+    In the embedded world the printed control of the KL winds up at the rate of the other rows.
+    """
+    return "printed_fixed" if profile.policies.data == EMBEDDED else "as_printed"
+
+
 def collect(study: Study, workers: int | str, from_results: bool = False) -> Results:
     """Return the results of the profile's runs and of what else is published with its settings.
 

@@ -18,6 +18,8 @@ REGIMES = {
     "matched KL": "Equal KL",
     "equal mean penalty": "Equal mean penalty",
     "as printed": "Printed coefficients",
+    "printed gentle": "Printed coefficients, at a rate that holds their target",
+    "printed fixed": "Printed coefficients, at that rate and not adapted",
 }
 
 
