@@ -105,12 +105,12 @@ def test_the_policy_explorer_redraws_and_renders_headless(policies, monkeypatch)
     monkeypatch.delenv(HEADLESS)
     row, regime, *_, outcome = sliders.policy_explorer(policies).children[0].children
     assert drawn[0] == drawn[1] and drawn[0]["row"] == "gpt2-ensemble"
-    row.value, regime.value, outcome.value = "qwen2-judge-b", "as_printed", "gold"
+    row.value, regime.value, outcome.value = "qwen2-judge-b", "as_printed", "kl"
     assert drawn[-1] == {
         "row": "qwen2-judge-b",
         "regime": "as_printed",
         "protocol": "shared",
-        "outcome": "gold",
+        "outcome": "kl",
     }
 
 

@@ -122,10 +122,10 @@ def test_logs_become_tensorboard_runs_and_curves(task, tmp_path):
     rows = log[log["policy"] == 7]
     values = [(event.step, event.value) for event in reader.Scalars("kl")]
     np.testing.assert_allclose(values, rows[["step", "kl"]].to_numpy(), atol=1e-6)
-    figure = learning_curves(dict.fromkeys(METHODS, curves_of(log)), ["reward", "kl"])
+    figure = learning_curves(dict.fromkeys(METHODS, curves_of(log)), ["reward", "log_ratio"])
     assert [axes.get_title(loc="left") for axes in figure.axes] == [
         "reward, SDs of the reference",
-        "KL to the reference, nats",
+        "log ratio, as trl logs it, nats",
     ]
     assert len(figure.axes[0].lines) == 2
     assert figure.axes[0].lines[0].get_color() != figure.axes[0].lines[1].get_color()
