@@ -124,7 +124,7 @@ def test_paths_are_relative_to_the_profile(tmp_path, monkeypatch):
         ("smoke", "1f8fe52841573079", "3c780c0b7fdbea5b"),
         ("embedded", "0373ba427ef7cfe4", "8c84498af608ddc4"),
         ("extended", "fc385484639dc710", "2b8d451945e49bcf"),
-        ("paper", "2390ac9db1c7d7b4", "0aa3156941b2facb"),
+        ("paper", "77fa1424b0955955", "89167abbefe2d135"),
     ],
 )
 def test_settings_of_shipped_profiles_do_not_move(name, said, runs):

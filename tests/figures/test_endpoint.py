@@ -64,7 +64,8 @@ def test_what_judges_make(comparisons, tmp_path):
         vanilla, aware = (rows.loc[rows["method"] == one, "variance"].sum() for one in METHODS)
         falls[part] = vanilla / aware
     assert "worlds: 4" in told
-    assert f"what the judge makes {falls['judge']:.2f}, what training makes {falls['training']:.2f};" in told
+    assert f"The judge makes {falls['judge']:.2f} times" in told
+    assert f"training {falls['training']:.2f} times" in told
     heights = [bar.get_height() for axes in figure.axes for bar in axes.patches]
     np.testing.assert_allclose(np.sort(heights), np.sort(table["variance"]))
 
