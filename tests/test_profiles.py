@@ -6,6 +6,7 @@ import yaml
 from transformers import AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
+from vaalign_lib import profiles
 from vaalign_lib.experiments.conditions import ENSEMBLES, GROUPS, JUDGES, group, plan
 from vaalign_lib.experiments.policies import settings_key
 from vaalign_lib.models import CONTEXT, tiny_config
@@ -40,7 +41,10 @@ def changed(tmp_path, **changes):
 def test_shipped_profiles_load_under_their_own_name():
     assert {"smoke", "embedded", "paper"} <= set(available_profiles())
     for name in available_profiles():
-        assert load_profile(name).name == name
+        try:
+            assert load_profile(name).name == name
+        except ProfileError as error:
+            assert name == "pretrained" and "`make pretrained` makes it" in str(error)
 
 
 def test_smoke_is_smaller_than_embedded():
@@ -84,7 +88,7 @@ def test_wrong_content_is_refused_with_key_and_what_is_allowed(tmp_path, changes
 
 
 def test_missing_and_broken_files_are_refused(tmp_path):
-    with pytest.raises(ProfileError, match="choose one of embedded, extended, paper, smoke"):
+    with pytest.raises(ProfileError, match="choose one of embedded, extended, paper, pretrained, smoke"):
         load_profile("embeded")
     broken = tmp_path / "broken.yaml"
     broken.write_text("bandit: [1, 2")
@@ -200,6 +204,66 @@ def test_files_are_looked_for_beside_the_profile(tmp_path, monkeypatch):
     for hub in ("owner/name", "owner/name@train", "Qwen/Qwen2.5-0.5B"):
         path.write_text(text.format(hub))
         assert load_profile(path).reward_data.pairs == hub
+
+
+@pytest.fixture
+def pretrained(tmp_path, monkeypatch):
+    """A profile like the shipped `pretrained`, beside what `make pretrained` makes."""
+    folder = tmp_path / "data" / "profiles"
+    folder.mkdir(parents=True)
+    shipped = (PROFILES / "pretrained.yaml").read_text()
+    (folder / "mine.yaml").write_text(shipped.replace("name: pretrained\n", "name: mine\n"))
+    home = tmp_path / "pretrained"
+    for name in ("smollm2-135m-instruct", "all-minilm-l6-v2"):
+        (home / name).mkdir(parents=True)
+        (home / name / "config.json").write_text('{"model_type": "llama"}')
+    (home / "ratings").mkdir()
+    for name in ("words.jsonl", "prompts.jsonl"):
+        (home / "ratings" / name).touch()
+    monkeypatch.setattr(profiles, "PRETRAINED", home)
+    return folder / "mine.yaml"
+
+
+def test_a_pretrained_model_and_ratings_are_ordinary_folders_and_files(pretrained):
+    profile, home = load_profile(pretrained), pretrained.parents[2] / "pretrained"
+    assert profile.reference.models["llama"] == str(home / "smollm2-135m-instruct")
+    assert profile.reward_model.backbone == str(home / "all-minilm-l6-v2")
+    assert str(home / "ratings" / "words.jsonl") in local_files(profile)
+
+
+@pytest.mark.parametrize(
+    "absent", ["smollm2-135m-instruct", "all-minilm-l6-v2", "ratings/words.jsonl", "ratings/prompts.jsonl"]
+)
+def test_what_make_pretrained_makes_is_said_to_be(pretrained, absent):
+    place = pretrained.parents[2] / "pretrained" / absent
+    place.rename(place.with_name("elsewhere"))
+    with pytest.raises(ProfileError, match=rf"{absent}'; `make pretrained` makes it$"):
+        load_profile(pretrained)
+
+
+@pytest.mark.parametrize(
+    ("line", "other", "told"),
+    [
+        ("words: ../../pretrained/ratings/words.jsonl", "words: mine.jsonl", "raters.words: expected a file"),
+        ("raters:\n  words: ../../pretrained/ratings/words.jsonl\n", "", "raters: missing; runs people"),
+        ("data: ../../pretrained/ratings/prompts.jsonl", "data: embedded", "policies.data: runs people need"),
+        (
+            "models: {llama: ../../pretrained/smollm2-135m-instruct}",
+            "width: 32",
+            "reference.models.llama: missing",
+        ),
+        ("llama: ../../pretrained/smollm2-135m-instruct", "llama: tiny", "llama: expected a name on the hub"),
+        ("target_modules: all-linear", "target_modules: [c_attn]", "got c_attn"),
+        ("runs: [people]", "runs: [people, rows]", "the runs ask judge-a"),
+    ],
+)
+def test_what_people_cannot_judge_is_refused(pretrained, line, other, told):
+    text = pretrained.read_text()
+    assert text.count(line) == 1
+    pretrained.write_text(text.replace(line, other))
+    with pytest.raises(ProfileError, match=told) as error:
+        load_profile(pretrained)
+    assert "make pretrained" not in str(error.value)
 
 
 def asking(what):

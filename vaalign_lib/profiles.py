@@ -26,7 +26,7 @@ from pydantic import (
     model_validator,
 )
 
-from vaalign_lib.store import PROFILES, RunStore, content_of, is_hub_name
+from vaalign_lib.store import PRETRAINED, PROFILES, RunStore, content_of, is_hub_name
 
 PUBLISHED_PROFILE = "embedded"  # its figures and tables are committed
 LARGEST_SEED = 2**31 - 1  # of a study; numpy's legacy generator, which trl seeds, ends at 2**32 - 1
@@ -38,6 +38,7 @@ TINY_TOKENS = 64  # of prompt and response together, that a tiny policy can tell
 _LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 # layers that can have adapters, by architecture
 LINEAR = {"gpt2": ("c_attn", "c_fc", "c_proj"), "qwen2": _LAYERS, "mistral": _LAYERS}
+LLAMA = "llama"  # beside them where a profile names one; there is no tiny one
 
 
 class ProfileError(ValueError):
@@ -81,7 +82,7 @@ def _named(word: str, kind: Literal["file", "folder"]) -> AfterValidator:
         if not value or not os.path.exists(path):  # noqa: PTH110 - nor if the name is too long for a path
             if not on_hub or (kind == "file" and "/" not in value):
                 said = str(path) if value and not on_hub else value
-                raise ValueError(f"{expected}; there is no such {kind}: {said!r:.200}")
+                raise ValueError(f"{expected}; there is no such {kind}: {said!r:.200}{_remedy(path)}")
             return value
         if path.is_dir() != (kind == "folder"):
             raise ValueError(f"{expected}; {path} is a {'file' if kind == 'folder' else 'folder'}")
@@ -90,6 +91,21 @@ def _named(word: str, kind: Literal["file", "folder"]) -> AfterValidator:
         return str(path.resolve())
 
     return AfterValidator(check)
+
+
+def _remedy(path: Path) -> str:
+    """Say how a file or folder comes to be that is not there, if it is known."""
+    ours = Path(os.path.abspath(path)).is_relative_to(PRETRAINED)  # noqa: PTH100 - no name is refused
+    return "; `make pretrained` makes it" if ours else ""
+
+
+def _rated(value: str, info: ValidationInfo) -> str:
+    """Accept a file beside the profile, by its path."""
+    path = (info.context or {}).get("folder", Path()) / value
+    if not os.path.isfile(path):  # noqa: PTH113 - nor if the name is too long for a path
+        text = "expected a file of words and what people rated them; there is no such file"
+        raise ValueError(f"{text}: {str(path)!r:.200}{_remedy(path)}")
+    return str(path.resolve())
 
 
 def _is_url(value: str) -> str:
@@ -102,10 +118,11 @@ def _is_url(value: str) -> str:
 
 
 def _of_all_three(value: dict[str, Any]) -> dict[str, Any]:
-    if set(value) != set(LINEAR):
-        raise ValueError(
-            f"expected all of {', '.join(LINEAR)} and no other, got {', '.join(value) or 'none'}"
-        )
+    if set(value) - {LLAMA} != set(LINEAR):
+        known = f"all of {', '.join(LINEAR)} and no other but {LLAMA}"
+        raise ValueError(f"expected {known}, got {', '.join(value) or 'none'}")
+    if value.get(LLAMA) == "tiny":
+        raise ValueError(f"{LLAMA}: expected a name on the hub or a folder; there is no tiny one")
     return value
 
 
@@ -324,10 +341,12 @@ RunGroup = Literal[
     "controls",
     "printed_widths",
     "every_row",
+    "people",
 ]
-ASKS: dict[RunGroup, set[Literal["three_judges", "simulated", "matched", "own_ensembles"]]] = {
+ASKS: dict[RunGroup, set[Literal["three_judges", "simulated", "matched", "own_ensembles", "people"]]] = {
     # rows of all three judges, else of judge-b; judges that are each policy's own, stretched, or of another
-    # world, or a rate that only tiny policies need; a penalty chosen for a KL; an ensemble for each policy
+    # world, or a rate that only tiny policies need; a penalty chosen for a KL; an ensemble for each policy;
+    # people in place of judges
     "main_rows": set(),
     "rows": {"three_judges"},
     "printed_rows": {"three_judges"},
@@ -342,6 +361,7 @@ ASKS: dict[RunGroup, set[Literal["three_judges", "simulated", "matched", "own_en
     "controls": {"simulated", "matched"},
     "printed_widths": {"simulated"},
     "every_row": {"three_judges", "simulated", "matched", "own_ensembles"},
+    "people": {"matched", "people"},
 }
 
 
@@ -406,6 +426,8 @@ class Policies(Section):
             return self
         if groups := ", ".join(self.asking("simulated")):
             raise ValueError(f"runs: {groups} need simulated judges, which only data: embedded has")
+        if self.asking("people") == self.runs:
+            return self
         asked = ("judge-a", "judge-b", "judge-c") if self.asking("three_judges") else ("judge-b",)
         if absent := [name for name in asked if name not in self.judges]:
             raise ValueError(f"judges: the runs ask {', '.join(absent)}, which have no model here")
@@ -419,6 +441,12 @@ class FeatureBench(Section):
     prompts: Annotated[int, Field(ge=2, le=10**4)] = 96
     responses: Annotated[int, Field(ge=4, le=10**4)] = 160  # stored ones, of each prompt
     policies: Annotated[int, Field(ge=4, le=10**4)] = 80  # of each method in each world
+
+
+class Raters(Section):
+    """People's ratings, in place of judges."""
+
+    words: Annotated[str, AfterValidator(_rated)] = Field(description="a file of lines, see `data.raters`")
 
 
 class TrlComparison(Section):
@@ -451,20 +479,41 @@ class Profile(Section):
     bench: FeatureBench = FeatureBench()
     trl: TrlComparison = TrlComparison()
     true_reward: TrueReward = Field(description="`gold` in the embedded world, or a model's name or path")
+    raters: Raters | None = None
 
     @property
     def sources(self) -> dict[str, str]:
         """Where the profile names models and data, and what is named there."""
         models = {f"reference.models.{name}": model for name, model in self.reference.models.items()}
         others = ("reward_data.pairs", "reward_data.evaluation", "reward_model.backbone", "true_reward")
-        return models | {place: attrgetter(place)(self) for place in (*others, "policies.data")}
+        named = models | {place: attrgetter(place)(self) for place in (*others, "policies.data")}
+        return named if self.raters is None else named | {"raters.words": self.raters.words}
+
+    @model_validator(mode="after")
+    def _people_have_rated_a_llama(self) -> "Profile":
+        if groups := ", ".join(self.policies.asking("people")):
+            if self.raters is None:
+                raise ValueError(f"raters: missing; runs {groups} are judged by people")
+            if self.policies.data == "embedded":
+                raise ValueError(f"policies.data: runs {groups} need prompts of the world outside")
+            for place, given in self._by_architecture.items():
+                if LLAMA not in given:
+                    raise ValueError(f"{place}.{LLAMA}: missing; runs {groups} train one")
+        return self
+
+    @property
+    def _by_architecture(self) -> dict[str, dict[str, Any]]:
+        return {"reference.models": self.reference.models, "policies.training": self.policies.training}
 
     @model_validator(mode="after")
     def _policies_can_be_trained(self) -> "Profile":
         matched = ", ".join(sorted(self.policies.asking("matched")))
         for name, training in self.policies.training.items():
             where, targets = f"policies.training.{name}", training.lora and training.lora.target_modules
-            known = LINEAR.get(_architecture_of(self.reference.models[name], name))
+            if name not in self.reference.models:
+                raise ValueError(f"{where}: there is no reference.models.{name} to start from")
+            kinds = LINEAR | {LLAMA: _LAYERS}
+            known = kinds.get(_architecture_of(self.reference.models[name], name))
             if known and isinstance(targets, list) and (unknown := set(targets) - set(known)):
                 text = f"expected all-linear, or of {', '.join(known)}, got {', '.join(sorted(unknown))}"
                 raise ValueError(f"{where}.lora.target_modules: {text}")

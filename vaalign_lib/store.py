@@ -40,6 +40,7 @@ PROFILES = DATA / "profiles"
 RESULTS = DATA / "results"
 FIGURES = ROOT / "figures"
 RUNS = ROOT / "runs"
+PRETRAINED = ROOT / "pretrained"  # what `make pretrained` fills; git ignores it
 PACKAGE = ROOT / "vaalign_lib"
 UNKEYED = {"store", "jobs", "profiles", "papers", "figures", "experiments", "reproduce"}  # compute no result
 RECORD = "run.json"  # of a finished folder

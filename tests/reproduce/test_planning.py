@@ -51,6 +51,19 @@ def test_amounts_are_plausible(table, tmp_path):
     assert 5 < more.loc[both, "seconds"] / table.loc[both, "seconds"] < 15
 
 
+def test_time_is_that_of_products_in_the_precision_of_training(table, tmp_path, monkeypatch):
+    monkeypatch.setattr(planning, "flops", {"float32": 1e9, "bfloat16": 4e9}.get)
+    training = SMOKE.policies.training["qwen2"].model_copy(update={"precision": "bfloat16"})
+    sizes = SMOKE.policies.model_copy(update={"training": SMOKE.policies.training | {"qwen2": training}})
+    found = [
+        planning.planned(Study(RunStore(tmp_path), one, 0)).set_index("run")["seconds"]
+        for one in (SMOKE, SMOKE.model_copy(update={"policies": sizes}))
+    ]
+    ratio = found[0] / found[1]
+    assert (ratio[ratio.index.str.startswith("qwen2")] == 4).all()
+    assert (ratio[ratio.index.str.startswith("mistral")] == 1).all()
+
+
 def test_what_is_done_is_not_to_do(tmp_path):
     store, run = RunStore(tmp_path / "store"), Condition("qwen2", "judge-a").start
     train_run(Study(store, SMOKE, 0), run)

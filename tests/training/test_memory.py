@@ -8,14 +8,20 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, GPT2Config, Qwen2Config
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    GPT2Config,
+    LlamaConfig,
+    Qwen2Config,
+)
 
 from tests.small_problem import TableReward, tokenizer
 from vaalign_lib.data.world.tokenizer import world_tokenizer
 from vaalign_lib.jobs import WORKER
 from vaalign_lib.models import tiny_config
 from vaalign_lib.policies.stack import PolicyStack
-from vaalign_lib.profiles import PPO, PolicyTraining, Sampling, load_profile
+from vaalign_lib.profiles import PPO, Lora, PolicyTraining, Sampling, load_profile
 from vaalign_lib.store import PlanError
 from vaalign_lib.training.memory import (
     Sizes,
@@ -103,6 +109,26 @@ def test_estimates_are_near_what_a_step_keeps(architecture, words, how, tmp_path
     estimate = stack_bytes(sizes, PolicyTraining(ppo=ppo, **how), 2, 24) - held
     ratio = estimate / peak_bytes(trainer)
     assert 0.95 < ratio < 1.5
+
+
+def test_estimates_of_adapters_are_near_what_a_step_keeps(tmp_path):
+    """As in the profile of a pretrained model: one base in single precision, products in half."""
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(LlamaConfig(vocab_size=4000, **LLAMA, **SPECIAL))
+    model.save_pretrained(tmp_path)
+    lora = Lora(r=8, lora_alpha=16, target_modules="all-linear")
+    ppo = PPO(iterations=2, batch_size=8, mini_batch_size=8, ppo_epochs=1)
+    source = TableReward(lambda p, r: float(len(r)), lambda p, r: 1.0)
+    stack = PolicyStack(tmp_path, 2, lora=lora_config(lora), precision="bfloat16")
+    trainer = Trainer(
+        stack, None, tokenizer(4000), Task(["5"] * 4, source), Method(standardized=False), ppo,
+        Sampling(min_new_tokens=24, max_new_tokens=24), critic="own_states", warm_up=8,
+    )  # fmt: skip
+    weights, trained = model.num_parameters(), sum(p[0].numel() for p in stack.parameters().values())
+    sizes = Sizes(weights, trained, 4, 128, 4000, prompt=1)
+    training = PolicyTraining(ppo=ppo, lora=lora, precision="bfloat16")
+    held = weights * 4 + 2 * trained * 8  # the base, and two policies' adapters with where they began
+    assert 0.8 < (stack_bytes(sizes, training, 2, 24) - held) / peak_bytes(trainer) < 1.5
 
 
 def test_a_critic_on_the_references_states_is_counted(tmp_path):

@@ -8,9 +8,8 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from vaalign_lib.store import ROOT, FinalError, remove_unfinished, unfinished
+from vaalign_lib.store import PRETRAINED, FinalError, remove_unfinished, unfinished
 
-PRETRAINED = ROOT / "pretrained"  # what `make pretrained` fills; git ignores it
 PACKAGES = PRETRAINED / "packages"
 
 

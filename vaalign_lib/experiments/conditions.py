@@ -28,6 +28,7 @@ JUDGES = {
 ENSEMBLES = ("ensemble", "contrasts")  # the second with the variance within pairs as weights
 ENSEMBLE_ROW, JUDGE_ROW = (("gpt2", "ensemble"), ("qwen2", "judge-b"))  # the second is that of Figure 7
 ROWS = (ENSEMBLE_ROW, *product(("mistral", "qwen2"), JUDGES))
+PEOPLE_ROW = ("llama", "people")  # a pretrained model; every policy hears one person for each word
 WORLDS = 4  # of the primary endpoint
 REFERENCE = "reference"  # in place of a method: the policy that all start from, evaluated as often
 
@@ -37,7 +38,7 @@ class Condition:
     """One stack of policies."""
 
     architecture: str
-    source: str  # of rewards: one of `ENSEMBLES` or of `JUDGES`
+    source: str  # of rewards: one of `ENSEMBLES` or of `JUDGES`, or `people`
     # the method, `placebo`, or `reference` for evaluations of the policy that they start from
     objective: str = "vanilla"
     protocol: Protocol = "shared"  # one source for all, or `independent`: policy j has its own
@@ -162,6 +163,7 @@ GROUPS: dict[RunGroup, Mapping[str, Any]] = {
         "regime": ["matched_kl", "as_printed", "equal_mean_penalty"],
         "row": ROWS,
     },
+    "people": {"row": [PEOPLE_ROW], "protocol": "independent", "regime": "matched_kl"},
 }
 
 

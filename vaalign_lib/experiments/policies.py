@@ -14,10 +14,12 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from vaalign_lib.data.pairs import EMBEDDED, prompts_of
+from vaalign_lib.data.raters import read_raters
 from vaalign_lib.data.world.world import World
 from vaalign_lib.experiments.conditions import (
     ENSEMBLES,
     JUDGES,
+    PEOPLE_ROW,
     PLACEBO,
     REFERENCE,
     Condition,
@@ -38,6 +40,7 @@ from vaalign_lib.rewards.heads import HeadKind
 from vaalign_lib.rewards.judgements import JudgementStore
 from vaalign_lib.rewards.placebo import Placebo
 from vaalign_lib.rewards.prompted_judge import PromptedJudge, judge_prompt
+from vaalign_lib.rewards.raters import HeardWords
 from vaalign_lib.rewards.simulated_judge import PersistentJudges, stand_ins
 from vaalign_lib.store import (
     RECORD,
@@ -97,6 +100,10 @@ def source_of(study: Study, condition: Condition) -> RewardSource:
         return ensemble if condition.source == "ensemble" else Contrasts(ensemble, ANCHOR)
     if condition.source in study.profile.policies.judges:
         return _prompted_judge(study, condition)
+    if condition.source == PEOPLE_ROW[1]:
+        if study.profile.raters is None:
+            raise ValueError(f"raters: {condition.name} is judged by people; name what they rated")
+        return HeardWords(read_raters(study.profile.raters.words), stack_seed(study.seed, condition.repeat))
     if study.profile.policies.data != EMBEDDED:
         raise ValueError(
             f"policies.judges: {condition.source} is simulated in the embedded world only; "
@@ -268,6 +275,8 @@ def _code(study: Study, condition: Condition) -> tuple[str, ...]:
         kind = condition.source
     elif condition.source in study.profile.policies.judges:
         kind = "prompted_judge"
+    elif condition.source == PEOPLE_ROW[1]:
+        kind = "raters"
     return "vaalign_lib.training.run", "vaalign_lib.training.matched_kl", f"vaalign_lib.rewards.{kind}"
 
 

