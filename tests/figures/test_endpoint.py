@@ -129,9 +129,10 @@ def test_strengths(tmp_path):
             "ratio": [6.0, 3.0, 1.2, 2.0, 0.9],
             "ratio_low": [4.0, 2.0, 1.0, 1.5, 0.5],
             "ratio_high": [8.0, 4.0, 1.5, 2.5, 1.4],
+            "floored": [0.0, 0.0, 0.3, 0.0, 0.0],
             "range": [100, 50, 10, 100, 10],
             "regime": ["fixed", "fixed", "fixed", "held", "held"],
         }
     )
     told = drawn(figures.strengths(table), tmp_path)
-    assert "the penalty is 30 times vanilla's the ratio is 6.00, where it is 0.4 times 0.90" in told
+    assert "Penalties 0.4 to 30 times vanilla's: in 4 of 5 comparisons" in told

@@ -8,6 +8,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from vaalign_lib.figures import style
+from vaalign_lib.statistics.returns import Ratio
 from vaalign_lib.statistics.tests import Estimate
 
 COLOURS = {"vanilla": style.VANILLA, "variance_aware": style.AWARE, "placebo": style.SERIES[5]}
@@ -169,7 +170,8 @@ def controllers(curves: Mapping[str, Mapping[str, pd.DataFrame]], target: float)
 def strengths(table: pd.DataFrame) -> Figure:
     """Draw ratios of training variances against how much stronger the variance-aware penalty starts.
 
-    `table` has `strength`, `ratio` with its interval, `range` and `regime`.
+    `table` has `strength`, `ratio` with its interval, `floored`, `range` and `regime`; ratios that do not
+    stand out from the noise of the evaluation are open circles.
     """
     with style.canvas(6.4, 4.0) as (figure, [axes]):
         for k, (regime, rows) in enumerate(table.groupby("regime", sort=False)):
@@ -184,6 +186,12 @@ def strengths(table: pd.DataFrame) -> Figure:
                 color=colour,
                 label=regime,
             )
+            axes.plot(
+                *rows.loc[rows["floored"] >= Ratio.FLOORED, ["strength", "ratio"]].to_numpy().T,
+                "o",
+                mfc="white",
+                mec=colour,
+            )
             for x, y, top in zip(rows["strength"], rows["ratio"], rows["range"], strict=True):
                 style.label(axes, x, y, f"R = {top:g}", colour, offset=(5, 6))
         style.plain_log(axes, "x")
@@ -192,12 +200,12 @@ def strengths(table: pd.DataFrame) -> Figure:
             xlabel="mean weight of the variance-aware penalty, vanilla's = 1",
             ylabel="training variance of gold,\nvanilla : variance-aware",
         )
-        weakest, strongest = (table.loc[table["strength"].agg(f"idx{end}")] for end in ("min", "max"))
+        clear = (table["floored"] < Ratio.FLOORED).sum()
         style.headline(
             figure,
-            f"Where the penalty is {strongest['strength']:.3g} times vanilla's the ratio is "
-            f"{strongest['ratio']:.2f}, where it is {weakest['strength']:.3g} times {weakest['ratio']:.2f}; "
-            "95% intervals over policies",
+            f"Penalties {table['strength'].min():.2g} to {table['strength'].max():.3g} times vanilla's: in "
+            f"{clear} of {len(table)} comparisons training variances stand out from the evaluation's noise "
+            "(filled)",
         )
         style.legend_outside(figure, axes, 2)
         return figure

@@ -10,6 +10,7 @@ from scipy.stats import gaussian_kde
 
 from vaalign_lib.figures import style
 from vaalign_lib.statistics.arrays import Array
+from vaalign_lib.statistics.returns import Ratio
 from vaalign_lib.statistics.tests import Estimate
 
 LABELS = {
@@ -146,6 +147,8 @@ def range_ratios(table: pd.DataFrame, printed: Mapping[int, float]) -> Figure:
             if (regime, widths) == ("printed_fixed", "rescaled"):
                 first, last = rows["ratio"].iloc[[0, -1]]
                 found = f"; here, with the printed coefficient fixed, {first:.2f} and {last:.2f}"
+                if (rows["floored"].iloc[[0, -1]] >= Ratio.FLOORED).any():
+                    found += ", not above the noise of the evaluation"
             name += "" if widths == "rescaled" else ", Table 4's widths"
             axes.errorbar(
                 rows["range"] * 1.03**k, rows["ratio"], yerr=style.spans(rows, "ratio"), fmt="o-", capsize=2,
