@@ -112,13 +112,13 @@ def imported(path):
 
 
 def test_one_module_starts_processes():
-    """Beside it the command starts kernels, which watch their parent; threads are no matter."""
+    """Beside it the command starts kernels, which watch their parent, and pip; threads are no matter."""
     starting = {
         path.stem
         for path in PACKAGE.rglob("*.py")
         if any(name.startswith(STARTING) for name in imported(path))
     }
-    assert starting == {"jobs", "execute"}
+    assert starting == {"jobs", "execute", "packages"}
 
 
 @pytest.mark.parametrize("wrong", [0, -1, 2.5, True, None, "", "two", "host", "tcp://host", "a:b", [2]])

@@ -79,7 +79,8 @@ def publish_into(folder):
     table = pd.DataFrame([about | {"origin": "", "key": "k", "settings": settings}])
     curves = pd.DataFrame({"run": [RUN.name], "step": [1]})
     costs = pd.DataFrame(columns=["table", "what", "seconds", "bytes"])
-    Results(policies, table, curves, costs).write(folder / "smoke")
+    looks = pd.DataFrame(columns=["run", "policy", "step"])
+    Results(policies, table, curves, costs, looks).write(folder / "smoke")
 
 
 def a_notebook(folder):

@@ -62,7 +62,7 @@ def test_intervals_have_the_annotators_mean_and_variance_where_they_fit_the_scal
     assert wide.mean() > 0.5
     unit = interval.variance()[wide] / variance[wide]
     assert unit == pytest.approx(np.full(wide.sum(), (99 * 0.12) ** 2), rel=1e-6)
-    consensus = WORLD.consensus(PROMPTS, RESPONSES)
+    consensus = WORLD.consensus(PROMPTS, RESPONSES, judge.taste)
     assert np.corrcoef(interval.midpoint()[inside], consensus[inside])[0, 1] == pytest.approx(1)
 
 

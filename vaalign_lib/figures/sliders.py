@@ -303,7 +303,7 @@ def policy_explorer(policies: pd.DataFrame) -> widgets.Widget | None:
         "row": list(dict.fromkeys(aware["architecture"] + "-" + aware["source"])),
         "regime": list(dict.fromkeys(aware["regime"])),
         "protocol": list(dict.fromkeys(aware["protocol"])),
-        "outcome": list(OUTCOMES),
+        "outcome": [one for one in OUTCOMES if policies[one].notna().all()],
     }
     first = {name: values[0] for name, values in options.items()}
     if headless():
