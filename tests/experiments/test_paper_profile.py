@@ -98,6 +98,7 @@ def paper(tmp_path_factory):
             "description": "the paper profile on tiny random checkpoints",
             "bandit": {"draws": 200, "many_draws": 20_000},
             "theorems": {"draws": 2000, "instances": 40, "settings": 40},
+            "bench": {"worlds": 2, "prompts": 16, "responses": 24, "policies": 8},
             "reward_data": {
                 "pairs": files["pairs"],
                 "evaluation": files["evaluation"],
