@@ -58,11 +58,6 @@ def compared(results: pd.DataFrame) -> list[Condition]:
     return [one for one in found if {one.vanilla.name, one.start.name} <= known]
 
 
-def with_ends(name: str, estimate: Estimate) -> dict[str, float]:
-    """Return the three columns of an estimate."""
-    return {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
-
-
 def without_farthest(policies: pd.DataFrame, runs: Sequence[Condition], outcome: Outcome) -> pd.DataFrame:
     """Leave out the policy of each comparison, and its twin, that is farthest from its stack's median."""
     distances = (policies[outcome] - policies.groupby("run")[outcome].transform("median")).abs()
@@ -216,10 +211,10 @@ class Comparisons:
             }
             | self._stack(run.vanilla, "vanilla", start)
             | self._stack(run, "aware", start)
-            | with_ends("gap", self.gap(run))
+            | self.gap(run).columns("gap")
             | {"f": float(vanilla.var(ddof=1) / aware.var(ddof=1))}
-            | with_ends("ratio", ratio)
-            | with_ends("ratio_midpoint", self.by("true_reward").ratio(run))
+            | ratio.columns("ratio")
+            | self.by("true_reward").ratio(run).columns("ratio_midpoint")
             | {"floored": ratio.floored, "p": brown_forsythe([vanilla], [aware])}
             | {"p_paired": paired_brown_forsythe(vanilla, aware)}
         )
@@ -233,7 +228,7 @@ class Comparisons:
             "variance": returns.total,
             "noise": returns.noise,
             "training": returns.training,
-            **with_ends("risk", below),
+            **below.columns("risk"),
             **dict(zip(("kl", "step", "length", "midpoint", "log_ratio"), _means(table), strict=True)),
             "coefficient": self._coefficients.get(run.name, np.nan),
         }

@@ -12,12 +12,11 @@ from scipy.stats import pearsonr, rankdata
 from vaalign_lib.data.world.world import World
 from vaalign_lib.experiments.comparisons import Comparisons, policies_of
 from vaalign_lib.experiments.conditions import JUDGE_ROW, JUDGES, METHODS, PLACEBO, WORLDS, Condition, group
+from vaalign_lib.papers import printed
 from vaalign_lib.rewards.placebo import Placebo
 from vaalign_lib.rewards.simulated_judge import stand_ins
 from vaalign_lib.statistics.returns import Returns, training_resampled
 from vaalign_lib.statistics.tests import Estimate, mean, percentiles, proportion
-
-SEEN = np.log(1.25)  # the smallest ratio of interest: an interval wholly below it says `not met`
 
 
 def stacks(comparisons: Comparisons) -> dict[int, dict[str, Condition]]:
@@ -94,10 +93,11 @@ def over_worlds(table: pd.DataFrame, column: str = "log_ratio") -> OverWorlds:
 
 def verdict(table: pd.DataFrame) -> str:
     """Return `met`, `not met` or `unclear` by the protocol's rule."""
-    estimate = over_worlds(table)
-    if estimate.measurable and estimate.low > 0:
-        return "met"
-    return "not met" if estimate.measurable and estimate.high < SEEN else "unclear"
+    rule, found = printed.rule_of("primary.reliability"), over_worlds(table)
+    finding = printed.Finding(
+        rule=rule.id, reproduced="", low=found.low, high=found.high, clear=found.measurable
+    )
+    return {rule.met: "met", rule.not_met: "not met"}.get(printed.verdict(rule, finding), "unclear")
 
 
 def made_by(comparisons: Comparisons) -> pd.DataFrame:

@@ -15,6 +15,7 @@ from scipy.stats import spearmanr
 from vaalign_lib.data.world import language
 from vaalign_lib.data.world.world import Disagreement, World
 from vaalign_lib.rewards.base import Interval
+from vaalign_lib.rewards.simulated_judge import fourier_features
 from vaalign_lib.statistics.arrays import Array
 from vaalign_lib.statistics.tests import mean
 from vaalign_lib.theory.feature_bench import Bench, Objective, Policies, at_kl
@@ -75,8 +76,7 @@ def judge_errors(texts: Texts, noise: Noise, random: np.random.Generator, polici
         uniforms = random.random(shape)
     else:
         flat = texts.features.reshape(-1, texts.features.shape[-1])
-        angles = flat @ random.standard_normal((flat.shape[1], FREQUENCIES)) / LENGTH_SCALE
-        waves = np.concatenate([np.cos(angles), np.sin(angles)], axis=1) / np.sqrt(FREQUENCIES)
+        waves = fourier_features(flat, random, LENGTH_SCALE, FREQUENCIES)
         uniforms = ndtr(random.standard_normal((policies, 2 * FREQUENCIES)) @ waves.T).reshape(shape)
     return (2 * uniforms - 1) * np.sqrt(3 * texts.variance)
 

@@ -61,7 +61,6 @@ from vaalign_lib.training.objectives import Method, Task
 from vaalign_lib.training.ppo import Trainer
 from vaalign_lib.training.run import policy_trainer, with_gold, write_stack
 
-ANCHOR = "wonderful question ."  # the response that members' scores of others are compared with
 JUDGEMENTS = "judgements.sqlite"  # in the run folder: what prompted judges said
 
 
@@ -97,7 +96,7 @@ def source_of(study: Study, condition: Condition) -> RewardSource:
     """
     if condition.source in ENSEMBLES:
         ensemble = load_ensemble(ensemble_folder(study, condition), true_reward(_reward_study(study)))
-        return ensemble if condition.source == "ensemble" else Contrasts(ensemble, ANCHOR)
+        return ensemble if condition.source == "ensemble" else Contrasts(ensemble)
     if condition.source in study.profile.policies.judges:
         return _prompted_judge(study, condition)
     if condition.source == PEOPLE_ROW[1]:
@@ -168,8 +167,8 @@ def ensemble_folder(study: Study, condition: Condition) -> Path:
 
 def prerequisites(study: Study, conditions: Sequence[Condition]) -> None:
     """Make what conditions share, before they go to their workers."""
-    for architecture, world in dict.fromkeys((one.architecture, one.world) for one in conditions):
-        reference(replace(study, seed=study.seed + world), architecture)
+    for one in {(one.architecture, one.world): one for one in conditions}.values():
+        reference(of_world(study, one), one.architecture)
     for one in conditions:
         if one.source in ENSEMBLES:
             ensemble_folder(of_world(study, one), one)

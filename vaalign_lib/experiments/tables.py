@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from vaalign_lib.data.world.world import World
-from vaalign_lib.experiments.comparisons import Comparisons, interval_deviations, with_ends
+from vaalign_lib.experiments.comparisons import Comparisons, interval_deviations
 from vaalign_lib.experiments.conditions import METHODS, PLACEBO, ROWS, Condition
 from vaalign_lib.papers import recomputed
 from vaalign_lib.papers.printed import RANGES, printed_value
@@ -114,19 +114,19 @@ def variances(comparisons: Comparisons, run: Condition) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, one in zip(("vanilla", "aware"), pair, strict=True):
         parts = decomposition(one)
-        found |= with_ends(f"variance_{name}", parts["total"]) | {f"noise_{name}": one.noise}
-        found |= with_ends(f"training_{name}", parts["training"])
+        found |= parts["total"].columns(f"variance_{name}") | {f"noise_{name}": one.noise}
+        found |= parts["training"].columns(f"training_{name}")
     totals = (vanilla.total, vanilla.values.size, aware.total, aware.values.size)
     ratio, tested = comparisons.ratio(run), f_test(*totals)
     permuted = permuted_variance_ratio(vanilla.values, aware.values, comparisons.resamples, comparisons.seed)
     return (
         found
-        | with_ends("f", variance_ratio(*totals))
+        | variance_ratio(*totals).columns("f")
         | {"f_critical": tested.critical, "p_f": tested.p}
         | {"p_brown_forsythe": brown_forsythe([vanilla.values], [aware.values]), "p_permutation": permuted.p}
-        | with_ends("ratio", ratio)
+        | ratio.columns("ratio")
         | {"floored": ratio.floored, "p_training": training_variance_test(vanilla, aware).p}
-        | with_ends("f_printed", _printed_ratio(comparisons, run))
+        | _printed_ratio(comparisons, run).columns("f_printed")
     )
 
 
@@ -155,8 +155,8 @@ def means(comparisons: Comparisons, run: Condition) -> dict[str, Any]:
     return (
         {"mean_vanilla": float(vanilla.mean()), "mean_aware": float(aware.mean()), "t": abs(tested.statistic)}
         | {"t_critical": tested.critical, "degrees": tested.degrees, "p": tested.p}
-        | with_ends("difference", mean_difference(*first, *second))
-        | with_ends("gap", comparisons.gap(run))
+        | mean_difference(*first, *second).columns("difference")
+        | comparisons.gap(run).columns("gap")
         | {"gain_vanilla": gain, "margin": margin}
         | {"p_equivalence": equivalence(*first, *second, margin=margin).p if margin > 0 else 1.0}
         | {"smallest_margin": smallest_margin(*first, *second)}
@@ -182,9 +182,9 @@ def risks(comparisons: Comparisons, run: Condition) -> dict[str, Any]:
         {"risk_aware": aware[0] / aware[1], "risk_vanilla": vanilla[0] / vanilla[1]}
         | {"count_aware": aware[0], "count_vanilla": vanilla[0], "policies": vanilla[1]}
         | {"p": two_proportions(*vanilla, *aware).p, "p_boschloo": boschloo(*vanilla, *aware)}
-        | with_ends("fall", proportion_difference(*vanilla, *aware))
+        | proportion_difference(*vanilla, *aware).columns("fall")
         | {"reference": bar}
-        | with_ends("fall_printed", _printed_fall(comparisons, run))
+        | _printed_fall(comparisons, run).columns("fall_printed")
     )
 
 

@@ -12,6 +12,8 @@ import numpy as np
 
 from vaalign_lib.rewards.base import Array, Judgement, Members, PolicyIndex, ScoreSource
 
+ANCHOR = "wonderful question ."  # what anybody may answer in the embedded world
+
 
 @dataclass(frozen=True)
 class Contrasts:
@@ -24,7 +26,7 @@ class Contrasts:
     """
 
     source: ScoreSource
-    anchor: str
+    anchor: str = ANCHOR
 
     def judge(self, prompts: Sequence[str], responses: Sequence[str], policy: PolicyIndex) -> Members:
         """Score responses by every member, with the contrasts' variance as weights."""

@@ -18,10 +18,7 @@ from vaalign_lib.rewards.base import Array, Judgement, PolicyIndex, RewardSource
 from vaalign_lib.rewards.simulated_judge import fourier_features
 
 TEXTS = (1500, 8)  # prompts and responses to each that the placebo is fitted on
-LENGTH_SCALE = (
-    2.0  # of its smooth part; the variogram is that of the variance (tests/rewards/test_placebo.py)
-)
-FREQUENCIES = 256
+LENGTH_SCALE, FREQUENCIES = 2.0, 256  # of its smooth part
 
 
 @dataclass(frozen=True)
@@ -94,9 +91,8 @@ class Placebo:
         """Return what the field is linear in (responses, subjects + 2 frequencies)."""
         subjects = np.eye(len(NOUNS) + 1)[self.world.subjects(prompts)]
         features = self.world.features(prompts, responses)
-        return np.concatenate(
-            [subjects, fourier_features(features, self.seed, LENGTH_SCALE, FREQUENCIES)], axis=1
-        )
+        random = np.random.default_rng([self.seed, 0])
+        return np.concatenate([subjects, fourier_features(features, random, LENGTH_SCALE, FREQUENCIES)], 1)
 
 
 def _normal_scores(values: Array) -> Array:

@@ -91,7 +91,8 @@ class PersistentJudges:
         if not isinstance(judgement, Interval):
             raise TypeError("source: expected one that answers with intervals")
         features = self.features(prompts, responses)
-        waves = fourier_features(features, self.seed, self.length_scale, self.frequencies)
+        random = np.random.default_rng([self.seed, 0])
+        waves = fourier_features(features, random, self.length_scale, self.frequencies)
         judges, which = np.unique(policy, return_inverse=True)
         tastes = np.stack([self._taste(int(j)) for j in judges])
         field = np.einsum("bk,bk->b", waves, tastes[which])
@@ -105,10 +106,12 @@ class PersistentJudges:
         return np.random.default_rng([self.seed, 1, judge]).standard_normal(2 * self.frequencies)
 
 
-def fourier_features(features: Array, seed: int, length_scale: float, frequencies: int) -> Array:
+def fourier_features(
+    features: Array, random: np.random.Generator, length_scale: float, frequencies: int
+) -> Array:
     """Return unit vectors (responses, 2 frequencies) whose products are nearly the squared-exponential kernel
     (Rahimi and Recht, 2007): weights from N(0, I) make a smooth Gaussian field of them.
     """
-    directions = np.random.default_rng([seed, 0]).standard_normal((features.shape[1], frequencies))
+    directions = random.standard_normal((features.shape[1], frequencies))
     angles = features @ directions / length_scale
     return np.concatenate([np.cos(angles), np.sin(angles)], axis=1) / np.sqrt(frequencies)

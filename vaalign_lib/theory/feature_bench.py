@@ -222,13 +222,18 @@ def _blocks(policies: int, prompts: int, responses: int) -> list[slice]:
 
 
 @dataclass(frozen=True)
-class _Free:
-    """Policies with a logit for each response; prompts first."""
+class _Stored:
+    """What is stored of a bench under an objective; prompts first."""
 
     rewards: Array  # (P, N, S)
     weights: Array  # (P, 1, S)
     gold: Array  # (P, S, 1), from the reference's
     stated: bool
+
+
+@dataclass(frozen=True)
+class _Free(_Stored):
+    """Policies with a logit for each response."""
 
     def reference(self) -> Array:
         """Return where nu starts from (N, P); the reference itself has none."""
@@ -327,13 +332,9 @@ class _Moments:
 
 
 @dataclass(frozen=True)
-class _Linear:
-    """Policies that are linear in features; prompts first."""
+class _Linear(_Stored):
+    """Policies that are linear in features."""
 
-    rewards: Array  # (P, N, S)
-    weights: Array  # (P, 1, S)
-    gold: Array  # (P, S, 1), from the reference's
-    stated: bool
     features: Array  # (P, S, d), from their means within prompts
     products: Array  # (P, S, d (d + 1) / 2), of two features
 

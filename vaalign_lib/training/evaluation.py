@@ -33,11 +33,8 @@ from vaalign_lib.policies.stack import PolicyStack
 from vaalign_lib.profiles import Sampling
 from vaalign_lib.training.objectives import Task
 
-_TRAINED, _REFERENCE, _DIVERGENCE = (
-    2**31 + 2,
-    2**31 + 3,
-    2**31 + 4,
-)  # what random numbers are for; training has steps here
+# what random numbers are for; training has steps here
+_TRAINED, _REFERENCE, _DIVERGENCE = 2**31 + 2, 2**31 + 3, 2**31 + 4
 
 
 @dataclass(frozen=True)
@@ -114,9 +111,8 @@ class Evaluator:
     ) -> Rollout:
         """Let every policy answer every prompt once, (R, T)."""
         count = len(self.task.prompts)
-        prompts = Prompts.of(self.tokenizer, self.task.prompts)[
-            torch.arange(count).repeat(len(index))
-        ]  # (R, P)
+        prompts = Prompts.of(self.tokenizer, self.task.prompts)  # (prompts, P)
+        prompts = prompts[torch.arange(count).repeat(len(index))]  # (R, P)
         drawn = [one.random((count, sampling.max_new_tokens), np.float32) for one in random]
         uniforms = torch.from_numpy(np.concatenate(drawn)).to(self.device)  # (R, T)
         ends = end_id(self.tokenizer), pad_id(self.tokenizer)
@@ -150,17 +146,12 @@ def divergences(stack: Writer, reference: ReferencePolicy, written: Rollout, tem
     responses, by the chain rule; it is never negative.
     """
     joined = sequences(written.prompts, written.responses, reference.dtype)
-    state = reference.all_states(joined, [reference.config.get_text_config().num_hidden_layers])[
-        -1
-    ]  # (R, T, width)
+    (state,) = reference.all_states(joined, [reference.config.num_hidden_layers])  # (R, T, width)
     rows, tokens = written.mask.shape
     found = torch.zeros(rows, device=written.mask.device)
     for piece in torch.arange(tokens).split(max(1, NUMBERS // (rows * reference.config.vocab_size))):
-        hidden, same = written.hidden[:, piece], state[:, piece]
-        found += (
-            token_divergences(stack.logits(hidden), reference.logits(same), temperature)
-            * written.mask[:, piece]
-        ).sum(1)
+        logits = stack.logits(written.hidden[:, piece]), reference.logits(state[:, piece])
+        found += (token_divergences(*logits, temperature) * written.mask[:, piece]).sum(1)
     return found
 
 
