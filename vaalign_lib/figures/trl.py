@@ -1,5 +1,6 @@
 """Figures of notebook 09."""
 
+from textwrap import fill
 from typing import Any
 
 import pandas as pd
@@ -20,7 +21,8 @@ def one_token(ends: pd.DataFrame) -> Figure:
             axes.bar(one["word"], one["expected"], color="0.82", label="fixed point")
             axes.plot(one["word"], one["reference"], "_", color=style.REFERENCE, ms=11, label="reference")
             axes.plot(one["word"], one["trained"], "o", color=style.EXACT, ms=4.5, label="trained")
-            axes.set(title=f"{name}\ndistance {off[name]:.3f}", xlabel="completion", xticks=one["word"])
+            title = fill(f"{name}: distance {off[name]:.3f}", 24)
+            axes.set(title=title, xlabel="completion", xticks=one["word"])
         panels[0].set_ylabel("probability")
         told = f"Each trainer ends within {off.max():.3f} of its own fixed point (total variation distance)"
         style.headline(figure, told)
