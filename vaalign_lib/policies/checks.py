@@ -19,7 +19,8 @@ from vaalign_lib.models import end_id, pad_id
 from vaalign_lib.policies.sampling import Prompts
 from vaalign_lib.profiles import Sampling
 
-ARCHITECTURES = ("gpt2", "qwen2", "mistral", "llama")
+ARCHITECTURES = ("gpt2", "qwen2", "mistral", "llama", "qwen3", "smollm3", "gemma2", "gemma3_text", "phi",
+                 "phi3", "olmo", "olmo2", "gpt_neox")  # fmt: skip
 BY_LENGTH = ("dynamic", "longrope")  # rotations that a longer text changes for its first tokens as well
 # Of peft's settings only these may differ from its defaults; each other one would change the base, train
 # something beside the adapters, or be dropped.

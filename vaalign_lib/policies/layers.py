@@ -11,6 +11,12 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 from transformers.pytorch_utils import Conv1D
 
+RMS_NORMS = ("LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm", "SmolLM3RMSNorm",
+             "Phi3RMSNorm", "Olmo2RMSNorm")  # fmt: skip
+NORMS_FROM_ONE = ("Gemma2RMSNorm", "Gemma3RMSNorm")  # whose weight is the difference from one
+
+SCALED_EMBEDDINGS = ("Gemma2TextScaledWordEmbedding", "Gemma3TextScaledWordEmbedding")
+
 
 class StackedLinear(nn.Module):
     """N linear layers: weight (N, in, out) with `inputs_first`, as in GPT-2's Conv1D, else (N, out, in); bias
@@ -31,11 +37,11 @@ class StackedLinear(nn.Module):
 
 
 class StackedEmbedding(nn.Module):
-    """N embeddings; weight (N, words, width)."""
+    """N embeddings; weight (N, words, width). `scale` multiplies what is looked up, as in Gemma."""
 
-    def __init__(self, weight: nn.Parameter) -> None:
+    def __init__(self, weight: nn.Parameter, scale: float | None = None) -> None:
         super().__init__()
-        self.weight = weight
+        self.weight, self.scale = weight, scale
 
     def forward(self, ids: Tensor) -> Tensor:
         """Look up (N * rows, tokens) in (N * rows, tokens, width)."""
@@ -45,19 +51,28 @@ class StackedEmbedding(nn.Module):
             raise ValueError(f"ids: {told}; give position_ids for every row")
         first = torch.arange(size, device=ids.device).repeat_interleave(rows // size)
         table = self.weight.reshape(size * words, width)
-        return functional.embedding(ids + words * first[:, None], table)
+        found = functional.embedding(ids + words * first[:, None], table)
+        return found if self.scale is None else found * torch.tensor(self.scale).to(found)
 
 
 class StackedNorm(nn.Module):
-    """N layer norms, or root-mean-square norms where there is no bias; weight and bias (N, width)."""
+    """N layer norms, or root-mean-square norms where there is no bias; weight and bias (N, width).
 
-    def __init__(self, weight: nn.Parameter, bias: nn.Parameter | None, epsilon: float) -> None:
+    With `from_one` the weight is added to one, and multiplied in float32, as in Gemma.
+    """
+
+    def __init__(
+        self, weight: nn.Parameter, bias: nn.Parameter | None, epsilon: float, from_one: bool = False
+    ) -> None:
         super().__init__()
-        self.weight, self.bias, self.epsilon = weight, bias, epsilon
+        self.weight, self.bias, self.epsilon, self.from_one = weight, bias, epsilon, from_one
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Normalize (N * rows, tokens, width) over its last dimension."""
+        """Normalize (N * rows, ..., width) over its last dimension."""
         size, width = self.weight.shape
+        if self.from_one:
+            normal = functional.rms_norm(inputs.float(), (width,), eps=self.epsilon).reshape(size, -1, width)
+            return (normal * (1 + self.weight.float()[:, None])).view(inputs.shape).type_as(inputs)
         if self.bias is None:
             normal = functional.rms_norm(inputs.float(), (width,), eps=self.epsilon)
         else:
@@ -104,10 +119,10 @@ def stacked(layer: nn.Module, size: int, known: dict[int, nn.Parameter]) -> nn.M
     own: dict[str, Tensor] = dict(layer.named_parameters(recurse=False))
     if not own:
         return None
-    root_mean_square = type(layer).__name__ in ("MistralRMSNorm", "Qwen2RMSNorm", "LlamaRMSNorm")
-    norm = root_mean_square or (isinstance(layer, nn.LayerNorm) and "bias" in own)
-    if not (norm or isinstance(layer, nn.Linear | Conv1D | nn.Embedding)):
-        kind = type(layer).__name__
+    kind = type(layer).__name__
+    norm = kind in (*RMS_NORMS, *NORMS_FROM_ONE) or (isinstance(layer, nn.LayerNorm) and "bias" in own)
+    embedding = type(layer) is nn.Embedding or kind in SCALED_EMBEDDINGS
+    if not (norm or embedding or isinstance(layer, nn.Linear | Conv1D)):
         raise TypeError(f"a stack knows linear layers, embeddings, layer and RMS norms, not {kind}")
 
     def copies(weight: Tensor) -> nn.Parameter:
@@ -117,9 +132,10 @@ def stacked(layer: nn.Module, size: int, known: dict[int, nn.Parameter]) -> nn.M
         known[id(own["weight"])] = copies(own["weight"])
     weight, bias = known[id(own["weight"])], copies(own["bias"]) if "bias" in own else None
     if norm:
-        return StackedNorm(weight, bias, getattr(layer, "variance_epsilon" if root_mean_square else "eps"))
-    if isinstance(layer, nn.Embedding):
-        return StackedEmbedding(weight)
+        epsilon = getattr(layer, "variance_epsilon" if kind in RMS_NORMS else "eps")
+        return StackedNorm(weight, bias, epsilon, kind in NORMS_FROM_ONE)
+    if embedding:
+        return StackedEmbedding(weight, getattr(layer, "scalar_embed_scale", None))
     return StackedLinear(weight, bias, inputs_first=isinstance(layer, Conv1D))
 
 
@@ -155,8 +171,10 @@ def attention(
 
     Query (rows, heads, queries, width); key and value (rows, key heads, keys, width), where several heads may
     share one; the mask is added to the scores (rows, 1, queries, keys). Of one query without gradients on a
-    CPU two products are quicker than transformers' own function.
+    CPU two products are quicker than transformers' own function. Scores that are capped (Gemma 2) it cannot.
     """
+    if (cap := options.get("softcap")) is not None:
+        return _capped_attention(query, key, value, attention_mask, scaling, cap), None
     rows, heads, queries, width = query.shape
     plain = attention_mask is None or attention_mask.is_floating_point()
     if queries > 1 or query.is_cuda or torch.is_grad_enabled() or not plain:
@@ -170,17 +188,39 @@ def attention(
     return out.view(rows, 1, heads, width), None
 
 
+WINDOW_BY_LAYER = ("qwen2", "qwen3", "smollm3", "gemma2", "gemma3_text")
+
+
+def _capped_attention(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float | None, cap: float
+) -> Tensor:
+    """Return attention with scores within -cap to cap; shapes as in `attention`. No mask means causal."""
+    rows, heads, queries, width = query.shape
+    grouped = query.view(rows, key.shape[1], -1, queries, width)  # (rows, key heads, group, queries, width)
+    scores = grouped @ key[:, :, None].transpose(3, 4) * (width**-0.5 if scaling is None else scaling)
+    scores = cap * torch.tanh(scores / cap)
+    if mask is None:
+        mask = torch.ones(queries, key.shape[2], dtype=torch.bool, device=query.device)
+        mask = mask.tril(key.shape[2] - queries)[None, None]
+    if mask.dtype == torch.bool:
+        mask = torch.zeros_like(mask, dtype=scores.dtype).masked_fill(~mask, torch.finfo(scores.dtype).min)
+    shares = (scores + mask[:, :, None]).softmax(-1, dtype=torch.float32).to(value.dtype)
+    out = (shares @ value[:, :, None]).reshape(rows, heads, queries, width)
+    return out.transpose(1, 2).contiguous()
+
+
 def layer_masks(config: PretrainedConfig, mask: Tensor) -> Tensor | dict[str, Tensor]:
-    """Return what is added to attention scores, as the layers of an architecture want it: Mistral's all have
-    its sliding window, Qwen2's those it says. The mask is causal (rows, 1, queries, keys).
+    """Return what is added to attention scores, as the layers of an architecture want it: Mistral's and
+    Phi-3's all have its sliding window, others' those it says. The mask is causal (rows, 1, queries, keys).
     """
-    window = config.sliding_window if config.model_type in ("mistral", "qwen2") else None
+    everywhere = config.model_type in ("mistral", "phi3")
+    window = config.sliding_window if everywhere or config.model_type in WINDOW_BY_LAYER else None
     queries, keys = mask.shape[-2:]
     if window is None or keys <= window:
         return mask
     near = torch.ones(queries, keys, dtype=torch.bool, device=mask.device).triu(keys - queries - window + 1)
     windowed = mask.masked_fill(~near, torch.finfo(mask.dtype).min)
-    if config.model_type == "mistral":
+    if everywhere:
         return windowed
     return {"full_attention": mask, "sliding_attention": windowed}
 

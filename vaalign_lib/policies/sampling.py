@@ -65,7 +65,9 @@ class Writer:
     def logits(self, hidden: Tensor) -> Tensor:
         """Return (R, tokens, words) in float32."""
         with self.computing():
-            return self.model.get_output_embeddings()(hidden).float()
+            logits: Tensor = self.model.get_output_embeddings()(hidden).float()
+        cap = getattr(self.config, "final_logit_softcapping", None)
+        return logits if cap is None else cap * torch.tanh(logits / cap)
 
 
 @dataclass(frozen=True)
