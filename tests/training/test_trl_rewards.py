@@ -2,12 +2,14 @@
 
 import asyncio
 import json
+import pickle
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from scipy.stats import kstest
+from trl.trainer.utils import get_callable_name
 
 from tests.small_problem import TableReward
 from tests.trl_problem import equal, make, weights
@@ -235,3 +237,17 @@ def test_a_source_trains_the_stock_trainer_and_ours(tmp_path):
         assert "rewards/reward/mean" in one.state.log_history[0]
     assert one.state.log_history[0]["reward_variance/mean"] > 1
     assert not equal(*ends)
+
+
+@with_variances
+def of_lengths(completions, **_):
+    return [float(len(one)) for one in completions], [1.0 for _ in completions]
+
+
+def test_reward_functions_go_to_another_process_as_asyncgrpo_sends_them():
+    """It pickles them, calls them there without a place to log variances, and logs them by their names."""
+    source = reward_function(Ensemble(), objective="uwo", strength=0.5, policy=3, name="judge")
+    here = [call(one)[0] for one in (source, of_lengths)]
+    there = [pickle.loads(pickle.dumps(one)) for one in (source, of_lengths)]
+    assert [one(prompts=["p", "q"], completions=["r", "s"]) for one in there] == here
+    assert [get_callable_name(one) for one in there] == ["judge", "of_lengths"]

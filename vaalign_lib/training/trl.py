@@ -5,6 +5,7 @@ import inspect
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import wraps
 from typing import Any, Literal, get_args
 
@@ -302,30 +303,49 @@ def reward_function(
     _check_objective(objective, strength)
     if variance_of is not None:
         check_variance_of(variance_of)
-    measured = unit or Unit()
+    known = name or (objective if objective != "vanilla" else "reward")
+    return _Asking(source, objective, strength, unit or Unit(), variance_of, policy, seed, known)
 
-    @with_variances
-    def rewards(
-        prompts: Sequence[Any], completions: Sequence[Any], trainer_state: Any = None, **_: Any
-    ) -> tuple[Rewards, Rewards]:
+
+@dataclass
+class _Asking:
+    """A reward function of TRL; it can be pickled where its source can, as AsyncGRPO asks."""
+
+    source: RewardSource
+    objective: str
+    strength: float
+    unit: Unit
+    variance_of: VarianceOf | None
+    policy: int
+    seed: int
+    __name__: str  # under which trl logs
+
+    def __call__(
+        self,
+        prompts: Sequence[Any],
+        completions: Sequence[Any],
+        trainer_state: Any = None,
+        log_extra: Any = None,
+        **_: Any,
+    ) -> Rewards:
         asked = [text_of(one, prompt=True) for one in prompts]
         answers = [text_of(one) for one in completions]
-        judgement = _of(source.judge(asked, answers, np.full(len(asked), policy)), variance_of)
+        judgement = self.source.judge(asked, answers, np.full(len(asked), self.policy))
+        judgement = _of(judgement, self.variance_of)
         if judgement.variance().shape != (len(answers),):
             raise ValueError(
                 f"source: expected a judgement of each of {len(answers)} completions, got "
                 f"{judgement.variance().size}"
             )
         step = int(getattr(trainer_state, "global_step", 0))
-        draws, strengths = _uniforms(seed, step, asked, answers), np.full(len(asked), strength)
-        said = np.array(measured.of_judgement(judgement, draws, strengths), dtype=np.float64)  # (4, B)
+        draws = _uniforms(self.seed, step, asked, answers)
+        strengths = np.full(len(asked), self.strength)
+        said = np.array(self.unit.of_judgement(judgement, draws, strengths), dtype=np.float64)  # (4, B)
         outcome = Outcome(*torch.from_numpy(said)[:, None])
-        no_beta, one_strength = torch.zeros(1, 1), torch.full((1, 1), strength)
-        score = OBJECTIVES[objective](outcome, no_beta, one_strength).score[0]
-        return _none_if_nan(score), _none_if_nan(outcome.variance[0])
-
-    rewards.__name__ = name or (objective if objective != "vanilla" else "reward")
-    return rewards
+        no_beta, one_strength = torch.zeros(1, 1), torch.full((1, 1), self.strength)
+        score = OBJECTIVES[self.objective](outcome, no_beta, one_strength).score[0]
+        both = _none_if_nan(score), _none_if_nan(outcome.variance[0])
+        return _split(self.__name__, both, log_extra)
 
 
 def _check_objective(objective: str, strength: float) -> None:
@@ -347,36 +367,34 @@ def with_variances(function: Callable[..., tuple[Rewards, Rewards]]) -> RewardFu
     Those are two lists, `(rewards, variances)`, with None where a completion could not be judged; anything
     else is refused, such as a pair for each completion. It may be a coroutine. Trainers check variances.
     """
-
-    def split(both: Any, log_extra: Any) -> Rewards:
-        pair = isinstance(both, tuple) and len(both) == 2
-        if not pair or any(isinstance(one, tuple) or not hasattr(one, "__len__") for one in both):
-            raise ValueError(
-                f"{function.__name__}: expected two lists, (rewards, variances), got {both!r:.80}"
-            )
-        found, variances = both
-        if len(found) != len(variances):
-            raise ValueError(
-                f"variances: expected one for each of {len(found)} rewards, got {len(variances)}"
-            )
-        checked = [None if value is None else _checked(k, value) for k, value in enumerate(found)]
-        if log_extra is not None:
-            log_extra(VARIANCE, list(variances))
-        return checked
-
+    name = function.__name__
     if inspect.iscoroutinefunction(function):
 
         @wraps(function)
         async def later(*args: Any, **columns: Any) -> Rewards:
-            return split(await function(*args, **columns), columns.get("log_extra"))
+            return _split(name, await function(*args, **columns), columns.get("log_extra"))
 
         return later
 
     @wraps(function)
     def rewards(*args: Any, **columns: Any) -> Rewards:
-        return split(function(*args, **columns), columns.get("log_extra"))
+        return _split(name, function(*args, **columns), columns.get("log_extra"))
 
     return rewards
+
+
+def _split(name: str, both: Any, log_extra: Any) -> Rewards:
+    """Return the rewards of rewards and variances, and log the latter."""
+    pair = isinstance(both, tuple) and len(both) == 2
+    if not pair or any(isinstance(one, tuple) or not hasattr(one, "__len__") for one in both):
+        raise ValueError(f"{name}: expected two lists, (rewards, variances), got {both!r:.80}")
+    found, variances = both
+    if len(found) != len(variances):
+        raise ValueError(f"variances: expected one for each of {len(found)} rewards, got {len(variances)}")
+    checked = [None if value is None else _checked(k, value) for k, value in enumerate(found)]
+    if log_extra is not None:
+        log_extra(VARIANCE, list(variances))
+    return checked
 
 
 def reference_unit(
