@@ -1,49 +1,194 @@
-"""README: its Python runs as it stands, its commands and paths exist."""
+"""README and docs: Python runs as it stands, commands parse, profiles load, links lead somewhere."""
 
 import json
 import math
 import re
+import shlex
+import shutil
+import subprocess
+import tomllib
 
 import dask
 import distributed
+import pandas as pd
 import pytest
 import yaml
 
 from tests.experiments.test_paper_profile import checkpoints, data_files
 from tests.papers.test_exhibits import resolve
-from vaalign_lib.profiles import load_profile
+from vaalign_lib.profiles import available_profiles, load_profile
 from vaalign_lib.reproduce.cli import _parser, main
-from vaalign_lib.reproduce.report import settings
+from vaalign_lib.reproduce.report import FINDINGS_PAGE, settings
 from vaalign_lib.store import RESULTS, ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-SECTIONS = re.split(r"\n(?=\*\*|## )", README)  # what stands in one goes together
-BLOCKS = ["".join(re.findall(r"```python\n(.*?)```", one, flags=re.S)) for one in SECTIONS]
-BLOCKS = [code for code in BLOCKS if code]
+FILES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted(ROOT.glob("docs/*.md"))]
+PAGES = {path.name: path.read_text(encoding="utf-8") for path in FILES}
+EVERYTHING = "\n".join(PAGES.values())
 
 
-@pytest.mark.parametrize("code", BLOCKS)
-def test_python_examples_run(code, tmp_path, monkeypatch):
+def blocks(text, *languages):
+    """Return what is fenced as one of these languages."""
+    return re.findall(rf"^```(?:{'|'.join(languages)})\n(.*?)^```", text, flags=re.M | re.S)
+
+
+CODE = {name: "".join(blocks(text, "python")) for name, text in PAGES.items()}  # of a page together
+SHELL = [line for block in blocks(EVERYTHING, "sh") for line in block.splitlines()]
+YAML = {block.partition("\n")[0]: block for block in blocks(EVERYTHING, "yaml")}
+NOT_RUN_HERE = {"dask", "accelerate", "openssl", "export", "source"}  # servers, GPUs, and the shell's own
+
+
+def test_the_readme_is_short():
+    assert len(README.splitlines()) < 150
+    linked = set(re.findall(r"\(docs/([\w-]+\.md)", README))
+    assert linked == {path.name for path in ROOT.glob("docs/*.md")}
+
+
+def test_every_block_is_tested():
+    languages = re.findall(r"^```(.+)$", EVERYTHING, flags=re.M)
+    assert set(languages) <= {"python", "sh", "yaml"}
+    assert list(YAML) == [
+        "# /shared/dask.yaml",
+        "# half.yaml: Qwen2.5-0.5B, adapters, one GPU",  # tests/reproduce/test_gpu_recipe.py
+        "# mine.yaml: vaalign plan --profile mine.yaml",
+    ]
+
+
+# --- Python -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    """Return the folder in which examples find what others have trained."""
+    return tmp_path_factory.mktemp("store")
+
+
+@pytest.mark.parametrize("page", [name for name, code in CODE.items() if code])
+def test_python_examples_run(page, store, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs").mkdir()
-    exec(compile(code, "README.md", "exec"), {})
+    (tmp_path / "runs" / "store").symlink_to(store)
+    (tmp_path / "data").symlink_to(ROOT / "data")
+    names = {}
+    exec(compile(CODE[page], page, "exec"), names)
+    if page == "train.md":
+        glossary_is_complete(names["logs"]["vanilla"])
 
 
-def test_the_example_profile_is_valid(tmp_path):
-    (text,) = re.findall(r"```yaml\n(# mine.*?)```", README, flags=re.S)
+def metrics_of(heading):
+    """Return the names in the first column of the glossary's table below a heading."""
+    table = PAGES["metrics.md"].partition(f"## {heading}\n")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| (`.*?) \|", table, flags=re.M)
+    return [name for row in rows for name in re.findall(r"`(\w+)`", row)]
+
+
+def glossary_is_complete(log):
+    assert sorted(metrics_of("Logged in training")) == sorted(log.columns)
+
+
+def test_the_glossary_has_what_is_published():
+    tables = {
+        name: pd.read_parquet(RESULTS / "runs" / "embedded" / f"{name}.parquet")
+        for name in ("policies", "runs", "rewards", "curves", "looks")
+    }
+    assert sorted(metrics_of("Evaluated policies")) == sorted(set(tables["policies"]) - {"run", "policy"})
+    lines = PAGES["results.md"].splitlines()
+    for name in ("runs", "rewards"):
+        (line,) = [one for one in lines if one.startswith(f"| `{name}` |")]
+        assert set(tables[name]) <= set(re.findall(r"`(\w+)`", line))
+    assert all(f"| `{name}` |" in PAGES["results.md"] for name in tables)
+
+
+def test_dotted_names_lead_somewhere():
+    names = set(re.findall(r"vaalign_lib(?:\.\w+)+", EVERYTHING))
+    assert len(names) > 15
+    for name in names:
+        resolve(name)
+
+
+# --- the shell ----------------------------------------------------------------------------------------
+
+
+def test_shell_blocks_are_of_the_shell():
+    for block in blocks(EVERYTHING, "sh"):
+        subprocess.run(["bash", "-n"], input=block, text=True, check=True)
+
+
+def commands():
+    """Yield the words of every command, without comments and what is set before it."""
+    for line in SHELL:
+        for part in line.split(" && "):
+            words = shlex.split(part, comments=True)
+            while words and re.fullmatch(r"[A-Z_]+=\S*", words[0]):
+                words = words[1:]
+            if words:
+                yield words
+
+
+def test_commands_parse():
+    inline = [one.split() for one in re.findall(r"`vaalign ([^`]+)`", EVERYTHING)]
+    found = inline + [words[1:] for words in commands() if words[0] == "vaalign"]
+    assert len(found) > 20
+    for words in found:
+        _parser().parse_args(words)
+
+
+def test_other_commands_are_known():
+    """Targets of make are there, scripts too; what cannot run in a test is named."""
+    targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), flags=re.M)
+    for words in commands():
+        if words[0] == "make":
+            assert words[1] in targets
+        elif words[0] == "cp":
+            assert (ROOT / words[1]).is_file()
+        elif words[0] == "python":
+            assert (ROOT / words[1]).is_file() or f"# {words[1]}\n" in EVERYTHING
+        elif words[0] != "vaalign":
+            assert words[0].strip(";") in NOT_RUN_HERE | {"umask"}, words
+    for one in re.findall(r"`make ([a-z]+)", EVERYTHING):
+        assert one in targets
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert set(re.findall(r"pip install -e '\.\[(\w+)\]'", EVERYTHING)) <= set(extras)
+
+
+def test_a_profile_copied_as_told_is_planned(tmp_path, monkeypatch, capsys):
+    shutil.copyfile(ROOT / "data/profiles/smoke.yaml", tmp_path / "mine.yaml")
+    text = (tmp_path / "mine.yaml").read_text().replace("name: smoke", "name: mine")
     (tmp_path / "mine.yaml").write_text(text)
+    (tmp_path / "run").mkdir()
+    assert main(["plan", "--profile", str(tmp_path / "mine.yaml"), "--run-dir", str(tmp_path / "run")]) == 0
+    assert "together:" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="no openssl on this machine")
+def test_the_certificate_is_made_as_told(tmp_path):
+    (line,) = [one for one in SHELL if "openssl" in one]
+    subprocess.run(["bash", "-ec", line.replace("/shared", str(tmp_path))], check=True, capture_output=True)
+    assert (tmp_path / "dask.key").stat().st_mode & 0o077 == 0  # only its owner reads it
+    assert "BEGIN CERTIFICATE" in (tmp_path / "dask.crt").read_text()
+
+
+# --- YAML ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def mine(tmp_path):
+    (text,) = [one for name, one in YAML.items() if name.startswith("# mine.yaml")]
+    (tmp_path / "mine.yaml").write_text(text)
+    return tmp_path / "mine.yaml"
+
+
+def test_the_example_profile_is_valid(mine, tmp_path):
     for name in ("my_pairs.jsonl", "my_bench.jsonl", "my_prompts.jsonl"):
         (tmp_path / name).touch()
-    mine, paper = load_profile(tmp_path / "mine.yaml"), load_profile("paper")
-    assert {one.key_variable for one in mine.policies.judges.values()} == {"MY_KEY"}
-    assert mine.policies.judges["judge-b"].refusals_say_nothing
-    assert set(mine.policies.judges) == set(paper.policies.judges)
-    assert mine.policies.training["gpt2"].ppo.learning_rate == 1.414e-5
+    own, paper = load_profile(mine), load_profile("paper")
+    assert {one.key_variable for one in own.policies.judges.values()} == {"MY_KEY"}
+    assert own.policies.judges["judge-b"].refusals_say_nothing
+    assert set(own.policies.judges) == set(paper.policies.judges)
+    assert own.policies.training["gpt2"].ppo.learning_rate == 1.414e-5
 
 
-def test_the_example_profile_needs_what_it_names_and_nothing_else(tmp_path, monkeypatch, capsys):
-    (text,) = re.findall(r"```yaml\n(# mine.*?)```", README, flags=re.S)
-    (tmp_path / "mine.yaml").write_text(text)
+def test_the_example_profile_needs_what_it_names_and_nothing_else(mine, tmp_path, monkeypatch, capsys):
     models = checkpoints(tmp_path)
     (tmp_path / "my").mkdir()
     named = {"gpt2": "gpt2", "qwen2": "qwen2", "mistral": "mistral", "gemma": "backbone"}
@@ -52,7 +197,7 @@ def test_the_example_profile_needs_what_it_names_and_nothing_else(tmp_path, monk
     for made, name in zip(data_files(tmp_path).values(), ("pairs", "bench", "prompts"), strict=True):
         (tmp_path / made).rename(tmp_path / f"my_{name}.jsonl")
     (tmp_path / "run").mkdir()
-    command = ["plan", "--profile", str(tmp_path / "mine.yaml"), "--run-dir", str(tmp_path / "run")]
+    command = ["plan", "--profile", str(mine), "--run-dir", str(tmp_path / "run")]
     assert main(command) == 1
     (line,) = capsys.readouterr().err.splitlines()[-1:]
     assert line.startswith("vaalign: this is missing: policies.judges.judge-a: ")
@@ -62,43 +207,86 @@ def test_the_example_profile_needs_what_it_names_and_nothing_else(tmp_path, monk
     assert "paid calls" in capsys.readouterr().out
 
 
-def test_commands_parse():
-    commands = re.findall(r"^vaalign (.*?)(?:\s+#.*)?$|`vaalign ([^`]+)`", README, flags=re.M)
-    assert len(commands) > 5
-    for command in commands:
-        _parser().parse_args((command[0] or command[1]).split())
+def test_the_dask_recipe_names_one_interface_and_demands_certificates():
+    settings = dask.config.merge(dask.config.config, yaml.safe_load(YAML["# /shared/dask.yaml"]))
+    with dask.config.set(settings):
+        security = distributed.Security()
+        assert dask.config.get("distributed.scheduler.allowed-failures") == 100
+    assert security.require_encryption and security.tls_ca_file == "/shared/dask.crt"
+    for role in ("scheduler", "worker", "client"):
+        named = security.get_tls_config_for_role(role)
+        assert (named["cert"], named["key"]) == ("/shared/dask.crt", "/shared/dask.key")
+    schedulers = re.findall(r"dask scheduler --.*", EVERYTHING)
+    assert len(schedulers) == 2 and all("--host" in one for one in schedulers)
+
+
+def test_all_profiles_are_told():
+    assert set(re.findall(r"^\| \[(\w+)\]", PAGES["profiles.md"], flags=re.M)) == set(available_profiles())
+
+
+# --- links and names ----------------------------------------------------------------------------------
+
+
+def anchors(text):
+    """Return the anchors of a page's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.*)$", re.sub(r"^```.*?^```", "", text, flags=re.M | re.S), flags=re.M)
+    return {re.sub(r"[^\w\- ]", "", one.lower()).replace(" ", "-") for one in headings}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+def test_links_resolve(path):
+    text = re.sub(r"^```.*?^```", "", path.read_text(encoding="utf-8"), flags=re.M | re.S)
+    for link in re.findall(r"\]\(((?!https?:)[^)\s]+)\)", text):
+        place, _, anchor = link.partition("#")
+        target = (path.parent / place).resolve() if place else path
+        assert target.exists() and target.is_relative_to(ROOT), f"{path.name}: {link}"
+        assert not anchor or anchor in anchors(target.read_text(encoding="utf-8")), f"{path.name}: {link}"
 
 
 def test_paths_exist():
-    links = re.findall(r"\]\(((?!http)[^)#]+)\)", README)
-    assert len(links) > 5
-    for link in links:
-        assert (ROOT / link).exists(), link
-    named = re.findall(r"\b(?:vaalign_lib|benchmarks|data|notebooks|figures)/[\w./*]*", README)
+    named = re.findall(
+        r"(?<![\w/])(?:vaalign_lib|benchmarks|data|notebooks|figures|docs|pages)/[\w./*-]*", EVERYTHING
+    )
     assert len(named) > 40
     for name in named:
         assert any(ROOT.glob(name.rstrip("./"))), name
-    for name in re.findall(r"`((?:theory|training|rewards|experiments|reproduce)/\w*(?:\.py)?)`", README):
+    for name in re.findall(r"`((?:theory|training|rewards|experiments|reproduce)/\w*(?:\.py)?)`", EVERYTHING):
         assert (ROOT / "vaalign_lib" / name).exists(), name
 
 
-def test_dotted_names_lead_somewhere():
-    names = set(re.findall(r"vaalign_lib(?:\.\w+)+", README))
-    assert len(names) > 15
-    for name in names:
-        resolve(name)
+# --- numbers ------------------------------------------------------------------------------------------
+
+
+def found_here(notebook="04_ppo_runs"):
+    """Return the published findings of a notebook by their rule."""
+    record = json.loads((RESULTS / "findings" / f"{notebook}.json").read_text(encoding="utf-8"))
+    return {one["rule"]: one for one in record["findings"]}
 
 
 def test_the_primary_endpoint_is_the_published_one():
     """The summary has a row for it where it is published, with its ratio, and none where it is not."""
-    record = json.loads((RESULTS / "findings" / "04_ppo_runs.json").read_text(encoding="utf-8"))
-    found = [one for one in record["findings"] if one["rule"] == "primary.reliability"]
+    found = found_here().get("primary.reliability")
     (line,) = [one for one in settings().lines if one.rule == "primary.reliability"]
-    rows = [row for row in README.splitlines() if row.startswith("|") and line.text in row]
-    assert len(rows) == len(found) <= 1
-    for one, row in zip(found, rows, strict=True):
-        ratio, low, high = (math.exp(one[name]) for name in ("value", "low", "high"))
+    page = FINDINGS_PAGE.read_text(encoding="utf-8")
+    rows = [row for row in page.splitlines() if row.startswith("|") and line.text in row]
+    assert len(rows) == (found is not None)
+    for row in rows:
+        ratio, low, high = (math.exp(found[name]) for name in ("value", "low", "high"))
         assert f"| {ratio:.2f} [{low:.2f}, {high:.2f}] |" in row
+
+
+def test_the_numbers_of_the_readme_are_the_published_ones():
+    found = found_here()
+    for rule, digits, text in (
+        ("primary.vanilla", 0, "{} times smaller than vanilla's ({} to {}, a 95% interval"),
+        ("primary.reliability", 0, "{} times smaller ({} to {}) than with a placebo"),
+        ("figure6.fresh_noise", 2, "drawn anew {} ({} to {})"),
+        ("figure6.ensemble_noise", 2, "an ensemble for every policy {} ({} to {})"),
+    ):
+        numbers = [found[rule][name] for name in ("value", "low", "high")]
+        if rule.startswith("primary"):
+            numbers = map(math.exp, numbers)
+        assert text.format(*(f"{number:.{digits}f}" for number in numbers)) in README
 
 
 def test_published_runs_are_committed():
@@ -108,15 +296,11 @@ def test_published_runs_are_committed():
             assert (RESULTS / "runs" / profile / f"{name}.parquet").is_file()
 
 
-def test_the_dask_recipe_names_one_interface_and_demands_certificates():
-    (text,) = re.findall(r"```yaml\n(# /shared/dask.*?)```", README, flags=re.S)
-    settings = dask.config.merge(dask.config.config, yaml.safe_load(text))
-    with dask.config.set(settings):
-        security = distributed.Security()
-        assert dask.config.get("distributed.scheduler.allowed-failures") == 100
-    assert security.require_encryption and security.tls_ca_file == "/shared/dask.crt"
-    for role in ("scheduler", "worker", "client"):
-        named = security.get_tls_config_for_role(role)
-        assert (named["cert"], named["key"]) == ("/shared/dask.crt", "/shared/dask.key")
-    schedulers = re.findall(r"dask scheduler --.*", README)
-    assert len(schedulers) == 2 and all("--host" in one for one in schedulers)
+def test_the_citation_is_whole():
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert (cited["version"], cited["license"]) == (project["version"], project["license"])
+    assert f"## {project['version']}" in PAGES["CHANGELOG.md"]
+    for key in ("cff-version", "message", "title", "authors"):
+        assert cited[key]
+    assert "2507.15906" in cited["references"][0]["url"]

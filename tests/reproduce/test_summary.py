@@ -1,4 +1,4 @@
-"""The half page: every line from a finding, under its verdict, the same in report and README."""
+"""The half page: every line from a finding, under its verdict, the same in report and docs/findings.md."""
 
 import math
 
@@ -7,17 +7,17 @@ from pydantic import ValidationError
 
 from vaalign_lib.papers.printed import MEANINGS, rules
 from vaalign_lib.reproduce.report import (
-    README,
+    FINDINGS_PAGE,
     VERDICTS,
     Line,
     markdown,
     marks,
     page_list,
-    readme_parts,
+    published_parts,
     scoreboard,
     settings,
     summary,
-    write_into_readme,
+    write_into_page,
 )
 from vaalign_lib.store import FIGURES
 
@@ -65,27 +65,27 @@ def test_lines_are_about_rules_that_exist_once_each_and_figures_that_are_made():
         Line(rule="figure9", text="")
 
 
-def test_the_readme_holds_what_is_published():
+def test_the_page_holds_what_is_published():
     """Rewrite it with `vaalign publish`."""
-    text = README.read_text(encoding="utf-8")
-    for name, part in readme_parts().items():
+    text = FINDINGS_PAGE.read_text(encoding="utf-8")
+    for name, part in published_parts().items():
         begin, end = marks(name)
         assert text.split(begin)[1].split(end)[0].strip() == part.strip()
     assert text.count("| `vaalign reproduce --only") >= len(settings().lines)
 
 
 def test_writing_changes_only_what_is_between_the_marks(tmp_path):
-    readme, parts = tmp_path / "README.md", readme_parts() | {"pages": "- a page\n"}
+    page, parts = tmp_path / "findings.md", published_parts() | {"pages": "- a page\n"}
     blocks = ["\nOUTDATED\n".join(marks(name)) for name in parts]
-    readme.write_text("\n".join(["before", blocks[0], "between", blocks[1], "after\n"]))
-    assert write_into_readme(parts, readme)
-    text = readme.read_text()
+    page.write_text("\n".join(["before", blocks[0], "between", blocks[1], "after\n"]))
+    assert write_into_page(parts, page)
+    text = page.read_text()
     assert text.startswith("before\n") and text.endswith("\nafter\n") and "OUTDATED" not in text
     assert "- a page" in text.partition("\nbetween\n")[2]
-    assert not write_into_readme(parts, readme)
-    readme.write_text("no marks")
+    assert not write_into_page(parts, page)
+    page.write_text("no marks")
     with pytest.raises(ValueError, match="once each"):
-        write_into_readme(parts, readme)
+        write_into_page(parts, page)
 
 
 def test_pages_are_listed_by_their_headings(tmp_path):
@@ -93,4 +93,4 @@ def test_pages_are_listed_by_their_headings(tmp_path):
     (tmp_path / "02_b.md").write_text("# 02 · The second\n\ntext\n")
     (tmp_path / "01_a.md").write_text("# 01 · The first\n")
     lines = page_list(tmp_path).splitlines()
-    assert lines[-2:] == ["- [01 · The first](pages/01_a.md)", "- [02 · The second](pages/02_b.md)"]
+    assert lines[-2:] == ["- [01 · The first](../pages/01_a.md)", "- [02 · The second](../pages/02_b.md)"]

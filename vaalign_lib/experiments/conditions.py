@@ -42,7 +42,7 @@ class Condition:
     # the method, `placebo`, or `reference` for evaluations of the policy that they start from
     objective: str = "vanilla"
     protocol: Protocol = "shared"  # one source for all, or `independent`: policy j has its own
-    regime: Regime = "equal_mean_penalty"  # of the penalty; see `objectives.Method` and ../README.md
+    regime: Regime = "equal_mean_penalty"  # of the penalty; see docs/results.md
     repeat: int = 0  # number of the whole stack; others draw other numbers, and other sources of their own
     world: int = 0  # number of the embedded world, whose reference and reward models are its own
     highest: int = 100  # R, the upper end of a judge's scale

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from vaalign_lib.papers.printed import UnknownRuleError
 from vaalign_lib.profiles import LARGEST_SEED, PUBLISHED_PROFILE, Profile, ProfileError, Study, load_profile
-from vaalign_lib.reproduce.report import readme_parts, write_into_readme, write_report
+from vaalign_lib.reproduce.report import published_parts, write_into_page, write_report
 from vaalign_lib.reproduce.run import is_published, publish, reproduce, select, states, status
 from vaalign_lib.reproduce.run_folder import UsageError, check, opened
 from vaalign_lib.store import NOTEBOOKS, ROOT, RUNS, PlanError, RunDirectoryBusyError, RunStore, content_key
@@ -147,7 +147,7 @@ def _publish(options: argparse.Namespace, profile: Profile, run_dir: Path) -> in
         files = []
         if is_published(profile, run_dir, options.seed):
             files = [path for name in done for path in publish(run_dir / name)]
-            write_into_readme(readme_parts())
+            write_into_page(published_parts())
     for name in (*names, *(path.relative_to(ROOT) for path in files)):
         print(f"  {name}")
     print(
@@ -271,7 +271,7 @@ _COMMANDS = {  # what it does, its options beside the first three
         "compare a finished run, number by number, with data/results; exit with 1 if it is not the same",
         [],
     ),
-    _publish: ("copy what is finished to figures/, data/results/, pages/ and the README", []),
+    _publish: ("copy what is finished to figures/, data/results/, pages/ and docs/findings.md", []),
     _plan: ("show what a reproduction would train, how long it takes, what is missing for it", ["--workers"]),
     _report: ("write report.html and scoreboard.json from what is there", []),
     _status: ("show what is done, what is missing, and how long it took", []),

@@ -34,7 +34,7 @@ from vaalign_lib.store import DATA, RESULTS, ROOT, write_atomically
 VERDICTS = {  # heading by verdict, in their order
     one: one.capitalize() for one in MEANINGS if one not in ("needs the paper profile", "not yet")
 }
-README = ROOT / "README.md"
+FINDINGS_PAGE = ROOT / "docs" / "findings.md"
 CHECK = "check.json"  # in the run folder: how it compares with what is published
 
 
@@ -184,31 +184,31 @@ def page_list(folder: Path = PAGES) -> str:
     first = {
         path: path.read_text(encoding="utf-8").partition("\n")[0] for path in sorted(folder.glob("*.md"))
     }
-    lines = [f"- [{one.lstrip('# ')}](pages/{path.name})\n" for path, one in first.items()]
+    lines = [f"- [{one.lstrip('# ')}](../pages/{path.name})\n" for path, one in first.items()]
     return "".join(["Every notebook with its results:\n\n", *lines] if lines else [])
 
 
-def readme_parts() -> dict[str, str]:
-    """Return what `vaalign publish` writes into the README, by the name in its marks."""
+def published_parts() -> dict[str, str]:
+    """Return what `vaalign publish` writes into the page of findings, by the name in its marks."""
     return {"summary": markdown(published_rows()), "pages": page_list()}
 
 
 def marks(name: str) -> tuple[str, str]:
-    """Return the lines of the README between which a part of it stands."""
+    """Return the lines of the page between which a part of it stands."""
     return f"<!-- {name}, written by vaalign publish -->", f"<!-- end of the {name} -->"
 
 
-def write_into_readme(parts: Mapping[str, str], readme: Path = README) -> bool:
-    """Put each part between its two marks in the README; return whether that changed it."""
-    before = text = readme.read_text(encoding="utf-8")
+def write_into_page(parts: Mapping[str, str], page: Path = FINDINGS_PAGE) -> bool:
+    """Put each part between its two marks in the page; return whether that changed it."""
+    before = text = page.read_text(encoding="utf-8")
     for name, part in parts.items():
         begin, end = marks(name)
         if text.count(begin) != 1 or text.count(end) != 1:
-            raise ValueError(f"{readme}: expected the lines {begin!r} and {end!r} once each")
+            raise ValueError(f"{page}: expected the lines {begin!r} and {end!r} once each")
         head, _, rest = text.partition(begin)
         text = f"{head}{begin}\n{part}{end}{rest.partition(end)[2]}"
     if text != before:
-        write_atomically(readme, text)
+        write_atomically(page, text)
     return text != before
 
 
