@@ -70,6 +70,13 @@ FURTHER_ITEMS = (
     *(f"Remark 2.{number}" for number in (3, 5, 6)),
     "Appendix D.2",
     "TRL trainers",
+    # of arXiv 2409.15360, reward-robust RLHF
+    *(f"BRME Figure {number}" for number in (1, 3, 4, 5, 6, 7, 8, 9, 10)),
+    *(f"BRME Table {number}" for number in (1, 2, 3, 4, 5, 8)),
+    *(f"BRME Equation {number}" for number in (6, 7, 8)),
+    "BRME Lemma 1",
+    "BRME Remark 1",
+    *(f"BRME Appendix {letter}" for letter in "ABF"),
 )
 RANGES = (100, 50, 20, 10)  # R of Table 4
 PRINTED_WIDTHS = dict(zip(RANGES, (17, 5.6, 0.92, 0.11), strict=True))  # its second column
