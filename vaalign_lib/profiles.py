@@ -464,6 +464,18 @@ class TrlComparison(Section):
     _whole_groups = _multiple("completions", "generations")
 
 
+class Robust(Section):
+    """Notebook 07, in the embedded world whatever the profile."""
+
+    toy_seeds: Annotated[int, Field(ge=4, le=10**5)] = 1000
+    sweep_seeds: Annotated[int, Field(ge=4, le=10**5)] = 200  # of every other setting of the toy
+    head_seeds: Annotated[int, Field(ge=2, le=1000)] = 20  # ensembles of Gaussian heads
+    ensembles: Annotated[int, Field(ge=2, le=1000)] = 10  # that policies are trained on, by every rule
+    steps: Annotated[int, Field(ge=4, le=10**5)] = 320  # of long training; short is a quarter of them
+    repeats: Annotated[int, Field(ge=2, le=1000)] = 6  # policies of a kind, stochastic or fused
+    bench: FeatureBench = FeatureBench(worlds=10, prompts=48, responses=64, policies=16)
+
+
 class Profile(Section):
     """All sizes of a study."""
 
@@ -478,6 +490,7 @@ class Profile(Section):
     policies: Policies
     bench: FeatureBench = FeatureBench()
     trl: TrlComparison = TrlComparison()
+    robust: Robust = Robust()
     true_reward: TrueReward = Field(description="`gold` in the embedded world, or a model's name or path")
     raters: Raters | None = None
 

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter, PercentFormatter
 
 from vaalign_lib.figures import policies as policy_figures
-from vaalign_lib.figures import theory
+from vaalign_lib.figures import robust, theory
 from vaalign_lib.figures.style import AWARE, POLICY_COLOURS, REFERENCE, VANILLA, canvas
 from vaalign_lib.jobs import headless
 from vaalign_lib.papers.printed import printed_value
@@ -385,4 +385,34 @@ def ensemble_explorer(
     sliders = {"kind": kind, "members": asked}
     return _explorer(
         lambda: [ensemble_image(measure, kind.value, asked.value)], sliders, [["kind"], ["members"]]
+    )
+
+
+# --- notebook 07: the toy of reward-robust RLHF -----------------------------------------------------------
+
+
+def toy_image(policies: Mapping[float, np.ndarray], rule: float, seed: int) -> bytes:
+    """Draw the policies (seeds, prompts, responses) that a lambda has trained as PNG: the mean over seeds,
+    one seed's, and what lambda 1, the nominal model alone, made of that seed.
+    """
+    shown = {
+        f"mean, lambda {rule:g}": policies[rule].mean(0),
+        f"seed {seed}, lambda {rule:g}": policies[rule][seed],
+        f"seed {seed}, standard": policies[1.0][seed],
+    }
+    figure = robust.matrices(shown, "Probabilities of responses by prompt")
+    return _png(figure, left=0.05, right=0.98, bottom=0.1, top=0.72, wspace=0.1)
+
+
+def toy_explorer(policies: Mapping[float, np.ndarray]) -> widgets.Widget | None:
+    """Show a choice of lambda and of the seed, and the toy's policies; headless, those of 0.4."""
+    rules = sorted(policies)
+    sliders = {
+        "rule": widgets.SelectionSlider(options=rules, value=0.4, description="lambda"),
+        "seed": widgets.IntSlider(0, min=0, max=len(policies[1.0]) - 1, description="seed"),
+    }
+    return _explorer(
+        lambda: [toy_image(policies, sliders["rule"].value, sliders["seed"].value)],
+        sliders,
+        [["rule"], ["seed"]],
     )
