@@ -253,7 +253,7 @@ def test_what_make_pretrained_makes_is_said_to_be(pretrained, absent):
             "reference.models.llama: missing",
         ),
         ("llama: ../../pretrained/smollm2-135m-instruct", "llama: tiny", "llama: expected a name on the hub"),
-        ("target_modules: all-linear", "target_modules: [c_attn]", "got c_attn"),
+        ("target_modules: [q_proj,", "target_modules: [c_attn,", "got c_attn"),
         ("runs: [people]", "runs: [people, rows]", "the runs ask judge-a"),
     ],
 )

@@ -60,6 +60,7 @@ Share = Annotated[float, Field(ge=1e-10, le=1)]
 Rate = Share  # of learning
 Positive = Annotated[float, Field(ge=1e-10, le=1e6)]
 Coefficient = Annotated[float, Field(ge=0, le=1e6)]
+Layer = Annotated[int, Field(ge=0, le=10_000)]
 Epochs = Annotated[float, Field(ge=1e-10, le=1000)]
 Temperature = Annotated[float, Field(ge=0.01, le=100)]
 Moment = Annotated[float, Field(ge=0, lt=1)]  # the decay of one of Adam's
@@ -295,7 +296,20 @@ class Lora(Section):
     lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     # None takes peft's choice for the architecture
     target_modules: Literal["all-linear"] | Annotated[list[Word], Field(min_length=1)] | None = None
+    layers_to_transform: Annotated[list[Layer], Field(min_length=1)] | None = None  # None takes all
     four_bit: bool = False  # whether the base is held in 4 bits
+    sixteen_bit: bool = False  # whether it is held in bfloat16
+
+    @model_validator(mode="after")
+    def _can_be_made(self) -> "Lora":
+        layers = self.layers_to_transform
+        if layers is not None and self.target_modules == "all-linear":
+            raise ValueError("layers_to_transform: peft wants target_modules as a list then, not all-linear")
+        if layers is not None and len(set(layers)) < len(layers):
+            raise ValueError(f"layers_to_transform: {layers} names a layer twice")
+        if self.four_bit and self.sixteen_bit:
+            raise ValueError("four_bit and sixteen_bit: the base is held in one of them")
+        return self
 
 
 class PolicyTraining(Section):

@@ -111,24 +111,50 @@ def test_estimates_are_near_what_a_step_keeps(architecture, words, how, tmp_path
     assert 0.95 < ratio < 1.5
 
 
-def test_estimates_of_adapters_are_near_what_a_step_keeps(tmp_path):
-    """As in the profile of a pretrained model: one base in single precision, products in half."""
+@pytest.mark.parametrize(("words", "layers"), [(4000, None), (4000, [2, 3]), (5000, [2, 3])])
+@pytest.mark.parametrize("half", [False, True])
+def test_estimates_of_adapters_are_near_what_a_step_keeps(words, layers, half, tmp_path):
+    """As in the profile of a pretrained model: one base, in single precision or half, products in half."""
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(LlamaConfig(vocab_size=4000, **LLAMA, **SPECIAL))
+    model = AutoModelForCausalLM.from_config(LlamaConfig(vocab_size=words, **LLAMA, **SPECIAL))
     model.save_pretrained(tmp_path)
-    lora = Lora(r=8, lora_alpha=16, target_modules="all-linear")
+    lora = Lora(r=8, lora_alpha=16, target_modules=["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj",
+                "up_proj", "down_proj"], layers_to_transform=layers, sixteen_bit=half)  # fmt: skip
     ppo = PPO(iterations=2, batch_size=8, mini_batch_size=8, ppo_epochs=1)
     source = TableReward(lambda p, r: float(len(r)), lambda p, r: 1.0)
-    stack = PolicyStack(tmp_path, 2, lora=lora_config(lora), precision="bfloat16")
+    dtype = torch.bfloat16 if half else None
+    stack = PolicyStack(tmp_path, 2, lora=lora_config(lora), precision="bfloat16", dtype=dtype)
     trainer = Trainer(
-        stack, None, tokenizer(4000), Task(["5"] * 4, source), Method(standardized=False), ppo,
-        Sampling(min_new_tokens=24, max_new_tokens=24), critic="own_states", warm_up=8,
+        stack, None, tokenizer(words), Task(["5"] * 4, source), Method(standardized=False), ppo,
+        Sampling(temperature=1.0, top_k=0, top_p=1.0, min_new_tokens=24, max_new_tokens=24),
+        critic="own_states", warm_up=8,
     )  # fmt: skip
     weights, trained = model.num_parameters(), sum(p[0].numel() for p in stack.parameters().values())
-    sizes = Sizes(weights, trained, 4, 128, 4000, prompt=1)
+    sizes = Sizes(weights, trained, 4, 128, words, prompt=1, frozen=stack.frozen)
     training = PolicyTraining(ppo=ppo, lora=lora, precision="bfloat16")
-    held = weights * 4 + 2 * trained * 8  # the base, and two policies' adapters with where they began
+    held = weights * (2 if half else 4) + 2 * trained * 8  # the base, and adapters with where they began
+    assert stack.frozen == (0 if layers is None else 2)
     assert 0.8 < (stack_bytes(sizes, training, 2, 24) - held) / peak_bytes(trainer) < 1.5
+
+
+def test_adapters_of_some_layers_are_counted_as_a_stack_has_them():
+    profile, tiny = load_profile("smoke"), tiny_config("mistral", load_profile("smoke").reference.width)
+    lora = Lora(r=4, lora_alpha=8, target_modules=["q_proj", "down_proj"], layers_to_transform=[1])
+    training = profile.policies.training["mistral"].model_copy(update={"lora": lora})
+    every = profile.policies.training | {"mistral": training}
+    changed = profile.model_copy(
+        update={"policies": profile.policies.model_copy(update={"training": every})}
+    )
+    stack, sizes = PolicyStack(tiny, 3, lora=lora_config(lora)), sizes_of(changed, "mistral")
+    assert sizes.trained == sum(p[0].numel() for p in stack.parameters().values())
+    assert sizes.frozen == stack.frozen == 1
+    lora = lora.model_copy(update={"layers_to_transform": [1, 7]})
+    every = {"mistral": training.model_copy(update={"lora": lora})}
+    changed = changed.model_copy(
+        update={"policies": profile.policies.model_copy(update={"training": every})}
+    )
+    with pytest.raises(PlanError, match=r"reference.models.mistral: .*expected some of 0 to 1, got"):
+        sizes_of(changed, "mistral")
 
 
 def test_a_critic_on_the_references_states_is_counted(tmp_path):

@@ -194,6 +194,9 @@ def _config(profile: Profile, seed: int, condition: Condition) -> dict[str, Any]
             for name, default in (("precision", "float32"), ("gradient_checkpointing", False)):
                 if training[name] == default:
                     del training[name]
+            lora = training["lora"] or {}
+            for name in [one for one in ("layers_to_transform", "sixteen_bit") if not lora.get(one)]:
+                lora.pop(name, None)
     files = local_files(profile)
     if files or profile.policies.data != EMBEDDED:
         settings["files"] = files

@@ -107,6 +107,14 @@ def check_lora(lora: Any) -> None:
         raise StackError(f"lora: expected a lora_dropout from 0 to below 1, got {lora.lora_dropout}")
 
 
+def check_layers(layers: int | Sequence[int] | None, config: PretrainedConfig) -> None:
+    """Refuse layers that a model does not have, for adapters in some of them."""
+    chosen = [layers] if isinstance(layers, int) else layers
+    if chosen is not None and (not chosen or not set(chosen) <= set(range(config.num_hidden_layers))):
+        known = f"expected some of 0 to {config.num_hidden_layers - 1}"
+        raise StackError(f"lora: layers_to_transform: {known}, got {layers}")
+
+
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig) -> None:
     """Refuse tokenizers that can end no response, and those of another model (ValueError)."""
     if not isinstance(tokenizer, PreTrainedTokenizerBase):

@@ -95,6 +95,7 @@ class StackedLora(nn.Module):
         self.down, self.up = nn.Parameter(down), nn.Parameter(up)
         self.generators: list[torch.Generator] | None = None
         self.adapted = True
+        self.at_once = False  # whether the change is added in one product, which rounds differently
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Map (N * rows, ..., in) to (N * rows, ..., out)."""
@@ -106,7 +107,11 @@ class StackedLora(nn.Module):
         if self.dropout and self.generators is not None:
             drawn = [torch.rand(rows.shape[1:], generator=one, device=one.device) for one in self.generators]
             rows = rows * ((torch.stack(drawn) >= self.dropout).to(rows) / (1 - self.dropout))
-        change = torch.bmm(torch.bmm(rows, self.down), self.up)
+        inner = torch.bmm(rows, self.down)
+        if self.at_once:
+            up, base = self.up.to(out.dtype), out.view(size, -1, self.up.shape[2])
+            return torch.baddbmm(base, inner.to(out.dtype), up, alpha=self.scaling).view(out.shape)
+        change = torch.bmm(inner, self.up)
         return out + (self.scaling * change).view(out.shape).to(out.dtype)
 
 

@@ -23,7 +23,7 @@ from vaalign_lib.models import (
     train_quietly,
 )
 from vaalign_lib.policies.checks import check_model
-from vaalign_lib.policies.sampling import Sequences, Writer, response_states, token_log_probabilities
+from vaalign_lib.policies.sampling import Sequences, Writer, response_states
 from vaalign_lib.policies.stack import PolicyStack
 from vaalign_lib.profiles import Precision
 
@@ -38,6 +38,7 @@ class ReferencePolicy(Writer):
         self._bare: Callable[[], AbstractContextManager[None]] = nullcontext
         if isinstance(source, PolicyStack):
             self.model, self.precision, self._bare = source.model, source.precision, source.without_adapters
+            self.frozen = source.frozen
             with self._bare():  # which refuses full weights
                 pass
         elif isinstance(source, PreTrainedModel):
@@ -62,7 +63,7 @@ class ReferencePolicy(Writer):
         for rows in _pieces(batch, batch.responses.shape[1] * self.config.vocab_size):
             piece = batch[rows]
             state = response_states(self, piece) if states is None else states[rows]
-            found.append(token_log_probabilities(self.logits(state), piece.responses, temperature))
+            found.append(self.scored(state, piece.responses, temperature))
         return torch.cat(found)
 
     @torch.no_grad()  # also what is made of embeddings, which checkpointing lets require gradients
@@ -72,14 +73,21 @@ class ReferencePolicy(Writer):
         Layers are in rising order, 0 being the embeddings, by default all; the last one comes last.
         """
         tokens, every = batch.responses.shape[1], range(self.config.num_hidden_layers + 1)
-        options, pieces = {"use_cache": False, "output_hidden_states": True}, []
+        chosen, pieces = every if layers is None else layers, []
         for rows in _pieces(batch, len(every) * batch.ids.shape[1] * self.config.hidden_size):
-            piece = batch[rows]
-            out = self.outputs(piece.ids, piece.mask, piece.positions, **options)
-            states = (*out.hidden_states[:-1], out.last_hidden_state)
-            chosen = every if layers is None else layers
+            states = self._layer_states(batch[rows], chosen)
             pieces.append([states[layer][:, -tokens:].clone() for layer in chosen])
         return tuple(torch.cat(layer) for layer in zip(*pieces, strict=True))
+
+    def _layer_states(self, batch: Sequences, layers: Sequence[int]) -> dict[int, Tensor]:
+        """Return the hidden states of layers, and maybe of others, by layer (R, tokens, width)."""
+        frozen, lower = batch.frozen, {one for one in layers if one <= self.frozen}
+        if frozen is not None and frozen.of(self.model, {self.frozen, *lower}):
+            below = frozen.states[self.frozen]
+            return frozen.states | self.above(below, batch.mask, batch.positions, layers=layers)
+        options = {"use_cache": False, "output_hidden_states": True}
+        out = self.outputs(batch.ids, batch.mask, batch.positions, **options)
+        return dict(enumerate((*out.hidden_states[:-1], out.last_hidden_state)))
 
 
 def _pieces(batch: Sequences, numbers: int) -> tuple[Tensor, ...]:

@@ -24,12 +24,14 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from vaalign_lib.policies.checks import (
     StackError,
     check_config,
+    check_layers,
     check_lora,
     check_model,
     configuration_of,
     first_line,
     whole,
 )
+from vaalign_lib.policies.frozen import frozen_layers
 from vaalign_lib.policies.layers import ATTENTION, StackedLora, stacked, stacked_lora
 from vaalign_lib.policies.sampling import Writer
 from vaalign_lib.profiles import Precision
@@ -88,6 +90,7 @@ class PolicyStack(Writer):
             raise StackError("four_bit: weights in 4 bits cannot be trained; give lora as well")
         self.model = _load(source, four_bit, dtype, device)
         check_model(self.model)
+        check_layers(lora and lora.layers_to_transform, self.model.config)
         self.model.requires_grad_(False)
         self.model.set_attn_implementation(ATTENTION)
         if lora is None:
@@ -100,6 +103,8 @@ class PolicyStack(Writer):
             if len(own) != size:
                 raise StackError(f"seeds: expected {size}, got {len(own)}")
             self.model = _stack_adapters(self.model, lora, size, _generators(own, "cpu"))
+            self.frozen = frozen_layers(self.model.base_model)
+            self._let("at_once", self.frozen > 0)
         self.model.to(device).eval()  # dropout of the base would come from a generator of all
         if gradient_checkpointing:
             options = {"use_reentrant": False, "context_fn": self._as_before}

@@ -21,6 +21,7 @@ from vaalign_lib.models import end_id, pad_id, response_texts
 from vaalign_lib.policies.checks import checked_prompts, whole
 from vaalign_lib.policies.reference import NUMBERS, ReferencePolicy
 from vaalign_lib.policies.sampling import (
+    PIECE,
     Prompts,
     Rollout,
     Writer,
@@ -132,7 +133,7 @@ class Evaluator:
 
     def _log_ratio(self, written: Rollout) -> Tensor:
         """Return ln of a response's probability over that by the reference policy (R,)."""
-        joined = sequences(written.prompts, written.responses, self.reference.dtype)
+        joined = sequences(written.prompts, written.responses, self.reference.dtype, written.frozen)
         reference = self.reference.log_probabilities(joined, self.sampling.log_probability_temperature)
         return ((written.log_probabilities - reference) * written.mask).sum(1)
 
@@ -145,8 +146,13 @@ def divergences(stack: Writer, reference: ReferencePolicy, written: Rollout, tem
     at the temperature. Along responses drawn from those very distributions its mean is that of whole
     responses, by the chain rule; it is never negative.
     """
-    joined = sequences(written.prompts, written.responses, reference.dtype)
+    joined = sequences(written.prompts, written.responses, reference.dtype, written.frozen)
     (state,) = reference.all_states(joined, [reference.config.num_hidden_layers])  # (R, T, width)
+    if stack.shares_output and reference.shares_output:
+        states = zip(*(one[written.mask].split(PIECE) for one in (written.hidden, state)), strict=True)
+        each = [token_divergences(stack.logits(a), reference.logits(b), temperature) for a, b in states]
+        none = torch.zeros(written.mask.shape, device=written.mask.device)
+        return none.masked_scatter(written.mask, torch.cat(each)).sum(1)
     rows, tokens = written.mask.shape
     found = torch.zeros(rows, device=written.mask.device)
     for piece in torch.arange(tokens).split(max(1, NUMBERS // (rows * reference.config.vocab_size))):

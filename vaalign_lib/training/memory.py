@@ -20,7 +20,14 @@ from vaalign_lib.data.pairs import EMBEDDED, prompts_of
 from vaalign_lib.data.world.tokenizer import world_tokenizer
 from vaalign_lib.jobs import WORKER
 from vaalign_lib.models import load_tokenizer, prompt_ids, tiny_config
-from vaalign_lib.policies.checks import check_room, check_tokenizer, configuration_of, first_line
+from vaalign_lib.policies.checks import (
+    check_layers,
+    check_room,
+    check_tokenizer,
+    configuration_of,
+    first_line,
+)
+from vaalign_lib.policies.sampling import LARGE
 from vaalign_lib.profiles import OURS, PolicyTraining, Profile
 from vaalign_lib.store import PlanError
 from vaalign_lib.training.critic import AT_A_TIME, layers_seen
@@ -28,6 +35,7 @@ from vaalign_lib.training.critic import AT_A_TIME, layers_seen
 ACTIVATIONS = 80  # bytes for each layer, token and unit of width that a backward pass keeps, about
 FLOAT, FOUR_BITS, ADAM = 4, 0.55, 8  # bytes a weight: held, in 4 bits with scales, Adam's moments
 HALF, DOUBLE = 2, 8  # bytes of a number in bfloat16, and in double precision
+KEPT = 4  # times the width: states of frozen layers that are kept of a token, and joined, about
 HEADROOM = 0.9  # of the memory that a stack may take
 
 
@@ -43,6 +51,7 @@ class Sizes:
     prompt: int = 64  # tokens of the longest, to which all are padded
     features: int = 0  # of a token, to a critic on the reference's states
     warm_up: int = 0  # responses of the reference from which that critic starts
+    frozen: int = 0  # lower layers without adapters, which are computed once
 
 
 def sizes_of(profile: Profile, architecture: str) -> Sizes:
@@ -60,21 +69,27 @@ def sizes_of(profile: Profile, architecture: str) -> Sizes:
         config = policy_configuration(where, name)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
-    weights = trained = model.num_parameters()
+    weights, frozen = model.num_parameters(), 0
+    trained = weights
     if (lora := policies.training[architecture].lora) is not None:
         linear = {key: one for key, one in model.named_modules() if isinstance(one, torch.nn.Linear)}
-        targets = [one for one in linear.values() if one.out_features != config.vocab_size]
-        if lora.target_modules is None:  # peft's choice: queries and values
-            targets = [one for key, one in linear.items() if key.endswith(("q_proj", "v_proj"))]
-        trained = sum(lora.r * (one.in_features + one.out_features) for one in targets)
+        targets = {key: one for key, one in linear.items() if one.out_features != config.vocab_size}
+        if lora.target_modules != "all-linear":
+            named = lora.target_modules or ["q_proj", "v_proj"]  # peft's choice: queries and values
+            targets = {key: one for key, one in linear.items() if key.rpartition(".")[2] in named}
+        if (layers := lora.layers_to_transform) is not None:
+            _told(where, check_layers, layers, config)
+            targets = {key: one for key, one in targets.items() if int(key.split(".")[2]) in layers}
+            frozen = min(layers)
+        trained = sum(lora.r * (one.in_features + one.out_features) for one in targets.values())
     prompt = _longest_prompt(policies.data, policies.prompts, name)
     if policies.data != EMBEDDED:
         _told(where, check_room, prompt, config, policies.sampling)
     layers, width = config.num_hidden_layers, config.hidden_size
     sizes = weights, trained, layers, width, config.vocab_size, prompt
     if policies.critic == "own_states":
-        return Sizes(*sizes)
-    return Sizes(*sizes, 2 * width * len(layers_seen(layers, width)), policies.warm_up)
+        return Sizes(*sizes, frozen=frozen)
+    return Sizes(*sizes, 2 * width * len(layers_seen(layers, width)), policies.warm_up, frozen)
 
 
 @cache
@@ -115,19 +130,26 @@ def stack_bytes(sizes: Sizes, training: PolicyTraining, policies: int, written: 
 
     The reference, then for each policy weights, gradients and Adam's moments (and, in main memory, where
     it started), and what a mini-batch keeps for its backward pass: activations, and logits with their
-    gradients.
+    gradients, beside what frozen layers made of the tokens.
     """
     rows, tokens = training.ppo.mini_batch_size * policies, sizes.prompt + written
     states = rows * tokens * sizes.width  # numbers that a layer hands on
-    mixed = training.precision == "bfloat16"
+    lora = training.lora
+    mixed = training.precision == "bfloat16" or bool(lora and lora.sixteen_bit)
     layer = states * ACTIVATIONS * (HALF / FLOAT if mixed else 1)
-    kept = sizes.layers * layer
+    upper = sizes.layers - sizes.frozen
+    kept = upper * layer
     if training.gradient_checkpointing:  # of every layer what it is given, and one computed anew
-        kept = sizes.layers * states * FLOAT + layer
-    kept += rows * written * sizes.vocabulary * 3 * FLOAT
+        kept = upper * states * FLOAT + layer
+    if lora is None or sizes.vocabulary <= LARGE:  # else logits are not kept
+        kept += rows * written * sizes.vocabulary * 3 * FLOAT
+    if sizes.frozen:
+        every = training.ppo.batch_size * policies * tokens * sizes.width
+        kept += KEPT * every * (HALF if mixed else FLOAT)
     start = FLOAT * (not torch.cuda.is_available())
     trained = policies * sizes.trained * (2 * FLOAT + ADAM + HALF * mixed + start)
-    base = sizes.weights * (FOUR_BITS if training.lora and training.lora.four_bit else FLOAT)
+    held = (lora.four_bit and FOUR_BITS) or (lora.sixteen_bit and HALF) if lora else 0
+    base = sizes.weights * (held or FLOAT)
     return int(base + trained + kept + critic_bytes(sizes, training, policies, written))
 
 

@@ -32,7 +32,6 @@ from vaalign_lib.policies.sampling import (
     rollout,
     sequences,
     token_divergences,
-    token_log_probabilities,
 )
 from vaalign_lib.policies.stack import PolicyStack
 from vaalign_lib.profiles import PPO, Sampling
@@ -304,7 +303,7 @@ class Trainer:
         """Let the stack, or the reference, answer the prompts that were drawn."""
         prompts = self._prompts[drawn.prompts.to(self.stack.device)]
         uniforms = torch.from_numpy(drawn.tokens).to(self.stack.device)
-        written = rollout(writer, prompts, uniforms, self.sampling, self._end, self._pad)
+        written = rollout(writer, prompts, uniforms, self.sampling, self._end, self._pad, self._layers)
         asked = [self.task.prompts[k] for k in drawn.prompts.tolist()]
         return Written(written, asked, response_texts(self.tokenizer, written.responses.tolist()))
 
@@ -341,15 +340,16 @@ class Trainer:
     def compare(self, written: Rollout) -> Compared:
         """Compare with the reference, and ask the critic."""
         kind, temperature = self.settings.kl_penalty, self.sampling.log_probability_temperature
-        joined = sequences(written.prompts, written.responses, self.stack.dtype)
+        joined = sequences(written.prompts, written.responses, self.stack.dtype, written.frozen)
         states = self.reference.all_states(joined, self._layers)
         mask = written.mask.view(self.stack.size, self.settings.batch_size, -1)  # (N, B, T)
         old, full, rounded = written.log_probabilities, None, self.stack.dtype != torch.float32
         if rounded or kind == "full":
-            logits = self.stack.logits(response_states(self.stack, joined))
+            state = response_states(self.stack, joined)
             if rounded:  # in few bits only a whole pass is exact
-                old = token_log_probabilities(logits, joined.responses, temperature)
+                old = self.stack.scored(state, joined.responses, temperature)
             if kind == "full":
+                logits = self.stack.logits(state)
                 full = token_divergences(logits, self.reference.logits(states[-1]), temperature)
                 full = full.view(mask.shape)
         reference = self.reference.log_probabilities(joined, temperature, states[-1])  # (R, T)
@@ -417,7 +417,7 @@ class Trainer:
         joined, settings = compared.sequences[rows], self.settings
         states = response_states(self.stack, joined)  # (N * mini-batch, T, width)
         temperature = self.sampling.log_probability_temperature
-        new = token_log_probabilities(self.stack.logits(states), joined.responses, temperature)
+        new = self.stack.scored(states, joined.responses, temperature)
         values = self.critic.values(states if compared.features is None else compared.features[rows])
         known = compared.values, advantages, returns, compared.mask
         limits = settings.model_dump(include={"cliprange", "cliprange_value", "vf_coef", "ratio_threshold"})
@@ -458,7 +458,7 @@ class Trainer:
         self.unit = Unit()
         if self.method.standardized:
             self.unit = Unit.of(judgement.sample(drawn.rewards), judgement.weight())
-        joined = sequences(answers.prompts, answers.responses, self.stack.dtype)
+        joined = sequences(answers.prompts, answers.responses, self.stack.dtype, answers.frozen)
         states = self.reference.all_states(joined, self._layers)
         features = reference_features(states, mask) if kind == "reference_states" else states[-1]
         self.critic = Critic(kind, self.stack.size, features, mask)

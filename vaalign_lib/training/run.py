@@ -75,6 +75,7 @@ def policy_trainer(
         len(index),
         lora=None if training.lora is None else lora_config(training.lora),
         four_bit=training.lora is not None and training.lora.four_bit,
+        dtype=torch.bfloat16 if training.lora is not None and training.lora.sixteen_bit else None,
         seeds=[seed * 1_000_003 + policy for policy in index],  # of one policy the same in every stack
         device=where,
         precision=training.precision,
@@ -100,7 +101,8 @@ def policy_trainer(
 
 def lora_config(settings: Lora) -> LoraConfig:
     """Return peft's configuration of a profile's adapters."""
-    return LoraConfig(task_type="CAUSAL_LM", bias="none", **settings.model_dump(exclude={"four_bit"}))
+    held = {"four_bit", "sixteen_bit"}
+    return LoraConfig(task_type="CAUSAL_LM", bias="none", **settings.model_dump(exclude=held))
 
 
 def write_tensorboard(log: pd.DataFrame, folder: str | Path) -> None:
