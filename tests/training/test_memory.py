@@ -142,17 +142,13 @@ def test_adapters_of_some_layers_are_counted_as_a_stack_has_them():
     lora = Lora(r=4, lora_alpha=8, target_modules=["q_proj", "down_proj"], layers_to_transform=[1])
     training = profile.policies.training["mistral"].model_copy(update={"lora": lora})
     every = profile.policies.training | {"mistral": training}
-    changed = profile.model_copy(
-        update={"policies": profile.policies.model_copy(update={"training": every})}
-    )
+    changed = profile.model_copy(update={"policies": profile.policies.model_copy(update={"training": every})})
     stack, sizes = PolicyStack(tiny, 3, lora=lora_config(lora)), sizes_of(changed, "mistral")
     assert sizes.trained == sum(p[0].numel() for p in stack.parameters().values())
     assert sizes.frozen == stack.frozen == 1
     lora = lora.model_copy(update={"layers_to_transform": [1, 7]})
     every = {"mistral": training.model_copy(update={"lora": lora})}
-    changed = changed.model_copy(
-        update={"policies": profile.policies.model_copy(update={"training": every})}
-    )
+    changed = changed.model_copy(update={"policies": profile.policies.model_copy(update={"training": every})})
     with pytest.raises(PlanError, match=r"reference.models.mistral: .*expected some of 0 to 1, got"):
         sizes_of(changed, "mistral")
 

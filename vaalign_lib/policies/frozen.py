@@ -5,7 +5,6 @@ reference, so that what it makes of a token is computed once.
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 from transformers import Cache, PreTrainedModel
 
@@ -14,22 +13,17 @@ from vaalign_lib.policies.layers import StackedLora
 
 @dataclass(frozen=True)
 class Frozen:
-    """What frozen layers of a model made of tokens: what some layers are given, (R, tokens, width) each."""
+    """What frozen layers of a model made of tokens, all but those with which all rows begin."""
 
     model: PreTrainedModel
-    states: dict[int, Tensor]  # by layer
-
-    @classmethod
-    def joined(cls, model: PreTrainedModel, parts: Sequence[dict[int, Tensor]], tokens: int) -> "Frozen":
-        """Join what was made of consecutive tokens; what is missing in the end becomes zeros."""
-        found = {}
-        for k in parts[0]:
-            states = torch.cat([part[k] for part in parts], dim=1)
-            found[k] = nn.functional.pad(states, (0, 0, 0, tokens - states.shape[1]))
-        return cls(model, found)
+    states: dict[int, Tensor]  # what some layers are given, by layer (R, tokens, width)
+    mask: Tensor  # (R, 1, tokens, first ones and tokens), added to attention scores
+    positions: Tensor  # (R, tokens)
+    beginning: Tensor | None  # what the layer above is given of the first ones (1, first ones, width)
 
     def __getitem__(self, rows: Tensor) -> "Frozen":
-        return Frozen(self.model, {k: states[rows] for k, states in self.states.items()})
+        states = {k: one[rows] for k, one in self.states.items()}
+        return Frozen(self.model, states, self.mask[rows], self.positions[rows], self.beginning)
 
     def of(self, model: PreTrainedModel, layers: Collection[int]) -> bool:
         """Whether this is of a model and holds what these of its layers are given."""

@@ -38,7 +38,7 @@ class ReferencePolicy(Writer):
         self._bare: Callable[[], AbstractContextManager[None]] = nullcontext
         if isinstance(source, PolicyStack):
             self.model, self.precision, self._bare = source.model, source.precision, source.without_adapters
-            self.frozen = source.frozen
+            self.frozen, self.shares_beginnings = source.frozen, source.shares_beginnings
             with self._bare():  # which refuses full weights
                 pass
         elif isinstance(source, PreTrainedModel):
@@ -54,16 +54,19 @@ class ReferencePolicy(Writer):
             yield
 
     @torch.no_grad()
-    def log_probabilities(self, batch: Sequences, temperature: float, states: Tensor | None = None) -> Tensor:
+    def log_probabilities(
+        self, batch: Sequences, temperature: float, states: Tensor | None = None, mask: Tensor | None = None
+    ) -> Tensor:
         """Return the log-probabilities of the responses' tokens (R, T), with logits over the temperature.
 
-        `states` are the last ones of `all_states`, where they are known.
+        `states` are the last ones of `all_states`, where they are known; see `Writer.scored` for the mask.
         """
         found = []
         for rows in _pieces(batch, batch.responses.shape[1] * self.config.vocab_size):
             piece = batch[rows]
             state = response_states(self, piece) if states is None else states[rows]
-            found.append(self.scored(state, piece.responses, temperature))
+            seen = None if mask is None else mask[rows]
+            found.append(self.scored(state, piece.responses, temperature, seen))
         return torch.cat(found)
 
     @torch.no_grad()  # also what is made of embeddings, which checkpointing lets require gradients
@@ -83,8 +86,7 @@ class ReferencePolicy(Writer):
         """Return the hidden states of layers, and maybe of others, by layer (R, tokens, width)."""
         frozen, lower = batch.frozen, {one for one in layers if one <= self.frozen}
         if frozen is not None and frozen.of(self.model, {self.frozen, *lower}):
-            below = frozen.states[self.frozen]
-            return frozen.states | self.above(below, batch.mask, batch.positions, layers=layers)
+            return frozen.states | self.above_frozen(frozen, layers)
         options = {"use_cache": False, "output_hidden_states": True}
         out = self.outputs(batch.ids, batch.mask, batch.positions, **options)
         return dict(enumerate((*out.hidden_states[:-1], out.last_hidden_state)))

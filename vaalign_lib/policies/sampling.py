@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import Cache, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.cache_utils import StaticLayer
+from transformers.cache_utils import DynamicLayer, StaticLayer
 
 from vaalign_lib.models import pad_id, prompt_ids
 from vaalign_lib.policies.frozen import Frozen, embedded, normed, passed
@@ -34,7 +34,11 @@ class Writer:
 
     model: PreTrainedModel
     precision: Precision
+    size: int = 1  # policies of which rows are told apart
     frozen: int = 0
+    shares_beginnings: bool = (
+        False  # whether tokens with which all prompts begin are read once by each policy
+    )
 
     @property
     def config(self) -> PretrainedConfig:
@@ -101,6 +105,22 @@ class Writer:
                     found[k] = normed(body, one) if k == last else one
         return found
 
+    def above_frozen(self, frozen: Frozen, layers: Collection[int] = ()) -> dict[int, Tensor]:
+        """Return what `above` does, of all tokens that frozen layers have read."""
+        states, cache = frozen.states[self.frozen], None
+        if frozen.beginning is not None:
+            cache = Cache(layers=[DynamicLayer() for _ in range(self._layers)])
+            self.begin(frozen.beginning, cache)
+            cache.batch_repeat_interleave(len(states) // self.size)
+        return self.above(states, frozen.mask, frozen.positions, cache, layers)
+
+    def begin(self, states: Tensor, cache: Cache) -> None:
+        """Read the tokens with which all prompts begin, of which the first layer above frozen ones is given
+        states (1, tokens, width), once for each policy: their keys and values are in the cache then.
+        """
+        mask, positions = _from_the_start(states.shape[1], states)
+        self.above(states.expand(self.size, -1, -1), mask, positions, cache)
+
     @property
     def _layers(self) -> int:
         return int(self.config.get_text_config().num_hidden_layers)
@@ -127,14 +147,21 @@ class Writer:
         plain = isinstance(output, nn.Linear) and output.bias is None and not output.weight.requires_grad
         return plain and self.config.vocab_size > LARGE
 
-    def scored(self, hidden: Tensor, tokens: Tensor, temperature: float) -> Tensor:
-        """Return the log-probabilities (R, T) of tokens (R, T) from the states before them (R, T, width)."""
+    def scored(
+        self, hidden: Tensor, tokens: Tensor, temperature: float, mask: Tensor | None = None
+    ) -> Tensor:
+        """Return the log-probabilities (R, T) of tokens (R, T) from the states before them (R, T, width).
+
+        Where a mask (R, T) is False they may be left out, as 0.
+        """
         if not self.shares_output:
             return token_log_probabilities(self.logits(hidden), tokens, temperature)
+        seen = torch.ones_like(tokens, dtype=torch.bool) if mask is None else mask
         weight = self.model.get_output_embeddings().weight.to(self.dtype)
-        states = hidden.flatten(0, 1).to(self.dtype)
-        found: Tensor = _Scored.apply(states, weight, tokens.flatten(), temperature)  # type: ignore[no-untyped-call]
-        return found.view(tokens.shape)
+        states = hidden[seen].to(self.dtype)  # (M, width)
+        score: Any = _Scored.apply
+        found: Tensor = score(states, weight, tokens[seen], temperature)
+        return found.new_zeros(tokens.shape).masked_scatter(seen, found)
 
 
 @dataclass(frozen=True)
@@ -165,6 +192,20 @@ class Prompts:
     def __getitem__(self, rows: Tensor) -> "Prompts":
         return Prompts(self.ids[rows], self.real[rows])
 
+    def beginning(self) -> Tensor:
+        """Return the tokens with which all begin (1, tokens); of each prompt at least one is left."""
+        lengths = self.real.sum(1)
+        places = (self.ids.shape[1] - lengths)[:, None] + torch.arange(int(lengths.min()) - 1).to(lengths)
+        tokens = self.ids.gather(1, places)  # (R, the shortest's)
+        return tokens[:1, : int((tokens == tokens[:1]).all(0).cumprod(0).sum())]
+
+    def after(self, tokens: int) -> "Prompts":
+        """Return what follows so many first tokens of each, without needless padding."""
+        lengths = self.real.sum(1) - tokens
+        width = int(lengths.max())
+        real = torch.arange(width, device=lengths.device) >= width - lengths[:, None]
+        return Prompts(self.ids[:, self.ids.shape[1] - width :], real)
+
     def to(self, device: torch.device | str) -> "Prompts":
         return Prompts(self.ids.to(device), self.real.to(device))
 
@@ -179,7 +220,7 @@ class Rollout:
     log_probabilities: Tensor  # (R, T), as the policy that wrote them sees them
     hidden: Tensor  # (R, T, width), the policy's last hidden state before each token
     entropy: Tensor  # (R, T), of the distribution each token was drawn from, before truncation
-    frozen: Frozen | None = None  # what frozen layers made of its tokens but the last (R, P + T - 1, width)
+    frozen: Frozen | None = None  # what frozen layers made of its tokens but the last
 
     @property
     def lengths(self) -> Tensor:
@@ -218,6 +259,12 @@ def _behind(real: Tensor) -> Tensor:
     return real[:, None] & torch.ones(width, width, dtype=torch.bool, device=real.device).tril()
 
 
+def _from_the_start(tokens: int, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Return mask (1, 1, tokens, tokens) and positions (1, tokens) of a text's first tokens."""
+    real = torch.ones(1, tokens, dtype=torch.bool, device=like.device)
+    return _scores(_behind(real), like.dtype), _positions(real)
+
+
 def _positions(real: Tensor) -> Tensor:
     return (real.long().cumsum(1) - 1).clamp(min=0)
 
@@ -232,8 +279,7 @@ def response_states(stack: Writer, batch: Sequences) -> Tensor:
     """Return the hidden state before each token of the responses (R, T, width)."""
     tokens, frozen = batch.responses.shape[1], batch.frozen
     if frozen is not None and frozen.of(stack.model, {stack.frozen}):
-        states = frozen.states[stack.frozen]
-        (last,) = stack.above(states, batch.mask, batch.positions).values()
+        (last,) = stack.above_frozen(frozen).values()
         return last[:, -tokens:]
     return stack.hidden(batch.ids, batch.mask, batch.positions)[:, -tokens:]
 
@@ -295,22 +341,9 @@ def rollout(
     A response ends with the token `end`, which `pad` follows. What the first layer above frozen ones is given
     is kept, and what these `layers` below it are.
     """
-    (rows, width), most = prompts.ids.shape, settings.max_new_tokens
-    cache = Cache(layers=[_FilledLayer(width + most) for _ in range(stack._layers)])
-    below: list[dict[int, Tensor]] = []  # of the frozen layers, for the tokens so far
-
-    def read(ids: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
-        if not stack.frozen:
-            return stack.hidden(ids, mask, positions, cache)[:, -1:]
-        part = _prompts_below if not below else Writer.below
-        below.append(part(stack, ids, mask, positions, cache, layers))
-        (state,) = stack.above(below[-1][stack.frozen], mask, positions, cache).values()
-        return state[:, -1:]
-
-    seen = torch.cat((prompts.real, prompts.real.new_ones(rows, most)), dim=1)  # (R, P + T)
-    later, positions = _scores(seen[:, None], stack.dtype), _positions(seen)
-    mask = _scores(_behind(prompts.real), stack.dtype)
-    state = read(prompts.ids, mask, positions[:, :width])  # (R, 1, width)
+    rows, most = len(prompts.ids), settings.max_new_tokens
+    reader = _Reader(stack, prompts, most, layers)
+    state = reader.read(reader.prompts.ids)  # (R, 1, width)
     going = torch.ones(rows, dtype=torch.bool, device=prompts.ids.device)
     written: list[tuple[Tensor, ...]] = []
     for step in range(most):
@@ -328,27 +361,92 @@ def rollout(
         going = going & (token != end)
         if step + 1 == most or not bool(going.any()):
             break
-        place = width + step
-        state = read(token[:, None], later[..., : place + 1], positions[:, place : place + 1])
+        state = reader.read(token[:, None])
     missing = [tuple(map(torch.zeros_like, written[0]))] * (most - len(written))  # shapes are always the same
     parts = (torch.stack(part, 1) for part in zip(*written, *missing, strict=True))
     tokens, real, chosen, entropy, hidden = parts  # (R, T) each, hidden (R, T, width)
-    frozen = Frozen.joined(stack.model, below, width + most - 1) if below else None
-    return Rollout(prompts, torch.where(real, tokens, pad), real, chosen, hidden, entropy, frozen)
+    return Rollout(
+        prompts, torch.where(real, tokens, pad), real, chosen, hidden, entropy, reader.frozen_states()
+    )
 
 
-def _prompts_below(
-    stack: Writer, ids: Tensor, mask: Tensor, positions: Tensor, cache: Cache, layers: Collection[int]
-) -> dict[int, Tensor]:
-    """Read prompts that several rows may share, each once; see `Writer.below`."""
-    rows, width = ids.shape
-    _, which = torch.cat((ids, positions), 1).unique(dim=0, return_inverse=True)  # (R,)
-    first = which.new_empty(int(which.max()) + 1).scatter_(0, which, torch.arange(rows, device=ids.device))
-    own = Cache(layers=[_FilledLayer(width) for _ in range(stack.frozen)])
-    found = stack.below(ids[first], mask[first], positions[first], own, layers)
-    for layer, held in zip(cache.layers, own.layers, strict=False):
-        layer.update(held.keys[which], held.values[which])
-    return {k: states[which] for k, states in found.items()}
+class _Reader:
+    """Reads prompts, and then a token of each row at a time, up to `most`; keys and values are kept, and what
+    frozen layers make of the tokens: of those with which all prompts begin once, where that is the same.
+    """
+
+    def __init__(self, writer: Writer, prompts: Prompts, most: int, layers: Collection[int]) -> None:
+        self.writer, self.layers = writer, layers
+        shares = writer.frozen and writer.shares_beginnings
+        self.beginning = prompts.beginning() if shares else prompts.ids[:1, :0]
+        self.done = self.beginning.shape[1]  # tokens that were read
+        self.prompts = prompts.after(self.done) if writer.frozen else prompts
+        rows, width = self.prompts.ids.shape
+        real = self.prompts.real
+        parts = real.new_ones(rows, self.done), real, real.new_ones(rows, most)
+        self.seen = torch.cat(parts, dim=1)  # (R, all tokens)
+        self.later, self.positions = _scores(self.seen[:, None], writer.dtype), _positions(self.seen)
+        self.cache = Cache(layers=[_FilledLayer(self.done + width + most) for _ in range(writer._layers)])
+        self.below: list[dict[int, Tensor]] = []
+        self.shared: Tensor | None = None
+
+    def read(self, ids: Tensor) -> Tensor:
+        """Return the last hidden state (R, 1, width) after ids (R, tokens), which follow what was read."""
+        writer, start, self.done = self.writer, self.done, self.done + ids.shape[1]
+        positions, mask = self.positions[:, start : self.done], self.later[..., : self.done]
+        if ids.shape[1] > 1:
+            mask = _scores(_behind(self.seen[:, : self.done]), writer.dtype)[:, :, start:]
+        if not writer.frozen:
+            return writer.hidden(ids, mask, positions, self.cache)[:, -1:]
+        if self.below:
+            below = writer.below(ids, mask, positions, self.cache, self.layers)
+        else:
+            below = self._prompts_below(ids, mask, positions)
+        self.below.append(below)
+        (state,) = writer.above(below[writer.frozen], mask, positions, self.cache).values()
+        return state[:, -1:]
+
+    def _prompts_below(self, ids: Tensor, mask: Tensor, positions: Tensor) -> dict[int, Tensor]:
+        """Read prompts (R, tokens) that several rows may share, each once; see `Writer.below`."""
+        writer, rows = self.writer, len(ids)
+        _, which = torch.cat((ids, positions), 1).unique(dim=0, return_inverse=True)  # (R,)
+        first = which.new_empty(int(which.max()) + 1).scatter_(0, which, torch.arange(rows).to(which))
+        own = Cache(layers=[_FilledLayer(self.positions.shape[1]) for _ in range(writer.frozen)])
+        begun = self._begin()
+        for layer, held in zip(own.layers, begun, strict=False):
+            layer.update(held.keys.expand(len(first), -1, -1, -1), held.values.expand(len(first), -1, -1, -1))
+        found = writer.below(ids[first], mask[first], positions[first], own, self.layers)
+        for layer, read in zip(self.cache.layers, own.layers, strict=False):
+            layer.update(read.keys[which, :, : read.filled], read.values[which, :, : read.filled])
+        for layer, held in zip(self.cache.layers[writer.frozen :], begun[writer.frozen :], strict=False):
+            each = rows // writer.size
+            layer.update(held.keys.repeat_interleave(each, 0), held.values.repeat_interleave(each, 0))
+        return {k: states[which] for k, states in found.items()}
+
+    def _begin(self) -> list[Any]:
+        """Read the tokens with which all prompts begin, if any; return a cache's layers with their keys and
+        values, of one row where all are the same and of one for each policy above.
+        """
+        if not self.beginning.numel():
+            return []
+        cache = Cache(layers=[DynamicLayer() for _ in range(self.writer._layers)])
+        tokens = self.beginning.shape[1]
+        mask, positions = _from_the_start(tokens, self.later[0, 0])
+        found = self.writer.below(self.beginning, mask, positions, cache)
+        self.shared = found[self.writer.frozen]
+        self.writer.begin(self.shared, cache)
+        return list(cache.layers)
+
+    def frozen_states(self) -> Frozen | None:
+        """Return what frozen layers made of all tokens but the last, if there are such layers."""
+        if not self.below:
+            return None
+        seen, start = self.seen[:, :-1], self.beginning.shape[1]
+        states = {k: torch.cat([one[k] for one in self.below], dim=1) for k in self.below[0]}
+        left = seen.shape[1] - start - states[self.writer.frozen].shape[1]  # where all had ended before
+        states = {k: functional.pad(one, (0, 0, 0, left)) for k, one in states.items()}
+        mask = _scores(_behind(seen), self.writer.dtype)[:, :, start:]
+        return Frozen(self.writer.model, states, mask, self.positions[:, start:-1], self.shared)
 
 
 def _draw(logits: Tensor, uniforms: Tensor, settings: Sampling, barred: int | None) -> Tensor:

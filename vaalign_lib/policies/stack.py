@@ -105,6 +105,9 @@ class PolicyStack(Writer):
             self.model = _stack_adapters(self.model, lora, size, _generators(own, "cpu"))
             self.frozen = frozen_layers(self.model.base_model)
             self._let("at_once", self.frozen > 0)
+            windows = getattr(self.model.config, "sliding_window", None)  # which count columns
+            none = not (gradient_checkpointing or lora.lora_dropout or windows)
+            self.shares_beginnings = self.frozen > 0 and none
         self.model.to(device).eval()  # dropout of the base would come from a generator of all
         if gradient_checkpointing:
             options = {"use_reentrant": False, "context_fn": self._as_before}

@@ -134,7 +134,8 @@ class Evaluator:
     def _log_ratio(self, written: Rollout) -> Tensor:
         """Return ln of a response's probability over that by the reference policy (R,)."""
         joined = sequences(written.prompts, written.responses, self.reference.dtype, written.frozen)
-        reference = self.reference.log_probabilities(joined, self.sampling.log_probability_temperature)
+        temperature = self.sampling.log_probability_temperature
+        reference = self.reference.log_probabilities(joined, temperature, mask=written.mask)
         return ((written.log_probabilities - reference) * written.mask).sum(1)
 
 

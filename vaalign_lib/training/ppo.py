@@ -347,12 +347,12 @@ class Trainer:
         if rounded or kind == "full":
             state = response_states(self.stack, joined)
             if rounded:  # in few bits only a whole pass is exact
-                old = self.stack.scored(state, joined.responses, temperature)
+                old = self.stack.scored(state, joined.responses, temperature, written.mask)
             if kind == "full":
                 logits = self.stack.logits(state)
                 full = token_divergences(logits, self.reference.logits(states[-1]), temperature)
                 full = full.view(mask.shape)
-        reference = self.reference.log_probabilities(joined, temperature, states[-1])  # (R, T)
+        reference = self.reference.log_probabilities(joined, temperature, states[-1], written.mask)  # (R, T)
         log_ratio = (old.view(mask.shape) - reference.view(mask.shape)) * mask
         constant = self.critic.kind == "reference_states"
         features = reference_features(states, written.mask) if constant else None
@@ -417,7 +417,8 @@ class Trainer:
         joined, settings = compared.sequences[rows], self.settings
         states = response_states(self.stack, joined)  # (N * mini-batch, T, width)
         temperature = self.sampling.log_probability_temperature
-        new = self.stack.scored(states, joined.responses, temperature)
+        seen = compared.mask.flatten(0, 1)[rows]
+        new = self.stack.scored(states, joined.responses, temperature, seen)
         values = self.critic.values(states if compared.features is None else compared.features[rows])
         known = compared.values, advantages, returns, compared.mask
         limits = settings.model_dump(include={"cliprange", "cliprange_value", "vf_coef", "ratio_threshold"})
