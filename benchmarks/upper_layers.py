@@ -157,9 +157,7 @@ def main() -> None:
     ours, theirs, limit, length = (statistics.median(values) for values in found.values())
     work = operations(stack, stack._prompts.ids.shape[1], length)
     each = "core-seconds a policy and step"
-    print(
-        f"matmul limit {limit / 1e9:.0f} GFLOP/s in {stack.stack.dtype}; {work / 1e9:.0f} GFLOP a policy, step"
-    )
+    print(f"matmul limit {limit / 1e9:.0f} GFLOP/s; {work / 1e9:.0f} GFLOP a policy and step")
     print(f"{options.policies} policies: {ours:.2f} {each}, {work / ours / limit:.0%} of the limit")
     print(f"trl: {theirs:.2f} {each}, {theirs / ours:.1f} times as many")
     print(f"peak memory {memory:.2f} GiB, of both together")

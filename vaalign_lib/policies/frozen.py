@@ -10,6 +10,8 @@ from transformers import Cache, PreTrainedModel
 
 from vaalign_lib.policies.layers import StackedLora
 
+READ_IN_PARTS = ("gpt2", "llama", "mistral", "qwen2")  # architectures whose layers `passed` calls as they do
+
 
 @dataclass(frozen=True)
 class Frozen:
@@ -37,7 +39,9 @@ def layers_of(body: PreTrainedModel) -> nn.ModuleList:
 
 
 def frozen_layers(body: PreTrainedModel) -> int:
-    """Return how many of the lower layers have no adapters; 0 if there are none at all."""
+    """Return how many lower layers without adapters can be read apart; 0 if there are no adapters at all."""
+    if body.config.model_type not in READ_IN_PARTS:
+        return 0
     adapted = (any(isinstance(one, StackedLora) for one in layer.modules()) for layer in layers_of(body))
     return next((k for k, found in enumerate(adapted) if found), 0)
 

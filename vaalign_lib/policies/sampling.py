@@ -145,7 +145,8 @@ class Writer:
         """Whether all policies have one frozen output layer, of many words."""
         output = self.model.get_output_embeddings()
         plain = isinstance(output, nn.Linear) and output.bias is None and not output.weight.requires_grad
-        return plain and self.config.vocab_size > LARGE
+        capped = getattr(self.config, "final_logit_softcapping", None) is not None
+        return plain and not capped and self.config.vocab_size > LARGE
 
     def scored(
         self, hidden: Tensor, tokens: Tensor, temperature: float, mask: Tensor | None = None

@@ -27,7 +27,8 @@ from vaalign_lib.policies.checks import (
     configuration_of,
     first_line,
 )
-from vaalign_lib.policies.sampling import LARGE
+from vaalign_lib.policies.frozen import READ_IN_PARTS
+from vaalign_lib.policies.sampling import LARGE, PIECE
 from vaalign_lib.profiles import OURS, PolicyTraining, Profile
 from vaalign_lib.store import PlanError
 from vaalign_lib.training.critic import AT_A_TIME, layers_seen
@@ -80,7 +81,7 @@ def sizes_of(profile: Profile, architecture: str) -> Sizes:
         if (layers := lora.layers_to_transform) is not None:
             _told(where, check_layers, layers, config)
             targets = {key: one for key, one in targets.items() if int(key.split(".")[2]) in layers}
-            frozen = min(layers)
+            frozen = min(layers) if config.model_type in READ_IN_PARTS else 0
         trained = sum(lora.r * (one.in_features + one.out_features) for one in targets.values())
     prompt = _longest_prompt(policies.data, policies.prompts, name)
     if policies.data != EMBEDDED:
@@ -141,8 +142,10 @@ def stack_bytes(sizes: Sizes, training: PolicyTraining, policies: int, written: 
     kept = upper * layer
     if training.gradient_checkpointing:  # of every layer what it is given, and one computed anew
         kept = upper * states * FLOAT + layer
-    if lora is None or sizes.vocabulary <= LARGE:  # else logits are not kept
+    if lora is None or sizes.vocabulary <= LARGE:
         kept += rows * written * sizes.vocabulary * 3 * FLOAT
+    else:  # logits of a piece at a time, and the output layer in the precision of products
+        kept += sizes.vocabulary * (PIECE * 4 * FLOAT + HALF * sizes.width * mixed)
     if sizes.frozen:
         every = training.ppo.batch_size * policies * tokens * sizes.width
         kept += KEPT * every * (HALF if mixed else FLOAT)
