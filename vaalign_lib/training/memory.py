@@ -53,6 +53,7 @@ class Sizes:
     features: int = 0  # of a token, to a critic on the reference's states
     warm_up: int = 0  # responses of the reference from which that critic starts
     frozen: int = 0  # lower layers without adapters, which are computed once
+    keys: int = 0  # numbers that a layer keeps of a token while responses are written: keys and values
 
 
 def sizes_of(profile: Profile, architecture: str) -> Sizes:
@@ -88,9 +89,12 @@ def sizes_of(profile: Profile, architecture: str) -> Sizes:
         _told(where, check_room, prompt, config, policies.sampling)
     layers, width = config.num_hidden_layers, config.hidden_size
     sizes = weights, trained, layers, width, config.vocab_size, prompt
-    if policies.critic == "own_states":
-        return Sizes(*sizes, frozen=frozen)
-    return Sizes(*sizes, 2 * width * len(layers_seen(layers, width)), policies.warm_up, frozen)
+    head = getattr(config, "head_dim", None) or width // config.num_attention_heads
+    keys = 2 * head * (getattr(config, "num_key_value_heads", None) or config.num_attention_heads)
+    critic = (0, 0)
+    if policies.critic != "own_states":
+        critic = 2 * width * len(layers_seen(layers, width)), policies.warm_up
+    return Sizes(*sizes, *critic, frozen, keys)
 
 
 @cache
@@ -131,7 +135,8 @@ def stack_bytes(sizes: Sizes, training: PolicyTraining, policies: int, written: 
 
     The reference, then for each policy weights, gradients and Adam's moments (and, in main memory, where
     it started), and what a mini-batch keeps for its backward pass: activations, and logits with their
-    gradients, beside what frozen layers made of the tokens.
+    gradients, beside what frozen layers made of the tokens; or what writing keeps, if that is more: keys and
+    values, and the logits of one token of all responses.
     """
     rows, tokens = training.ppo.mini_batch_size * policies, sizes.prompt + written
     states = rows * tokens * sizes.width  # numbers that a layer hands on
@@ -146,9 +151,12 @@ def stack_bytes(sizes: Sizes, training: PolicyTraining, policies: int, written: 
         kept += rows * written * sizes.vocabulary * 3 * FLOAT
     else:  # logits of a piece at a time, and the output layer in the precision of products
         kept += sizes.vocabulary * (PIECE * 4 * FLOAT + HALF * sizes.width * mixed)
+    number, read = HALF if mixed else FLOAT, training.ppo.batch_size * policies * tokens
     if sizes.frozen:
-        every = training.ppo.batch_size * policies * tokens * sizes.width
-        kept += KEPT * every * (HALF if mixed else FLOAT)
+        kept += KEPT * read * sizes.width * number
+    writing = read * sizes.layers * sizes.keys * number
+    writing += training.ppo.batch_size * policies * sizes.vocabulary * 3 * FLOAT
+    kept = max(kept, writing)
     start = FLOAT * (not torch.cuda.is_available())
     trained = policies * sizes.trained * (2 * FLOAT + ADAM + HALF * mixed + start)
     held = (lora.four_bit and FOUR_BITS) or (lora.sixteen_bit and HALF) if lora else 0
