@@ -16,6 +16,7 @@ import yaml
 
 from tests.experiments.test_paper_profile import checkpoints, data_files
 from tests.papers.test_exhibits import resolve
+from vaalign_lib.experiments.compare import read_plan
 from vaalign_lib.profiles import available_profiles, load_profile
 from vaalign_lib.reproduce.cli import _parser, main
 from vaalign_lib.reproduce.report import FINDINGS_PAGE, settings
@@ -49,6 +50,7 @@ def test_every_block_is_tested():
     assert set(languages) <= {"python", "sh", "yaml"}
     assert list(YAML) == [
         "# /shared/dask.yaml",
+        "# compare.yaml: vaalign compare compare.yaml",
         "# half.yaml: Qwen2.5-0.5B, adapters, one GPU",  # tests/reproduce/test_gpu_recipe.py
         "# mine.yaml: vaalign plan --profile mine.yaml",
     ]
@@ -97,6 +99,16 @@ def test_the_glossary_has_what_is_published():
         (line,) = [one for one in lines if one.startswith(f"| `{name}` |")]
         assert set(tables[name]) <= set(re.findall(r"`(\w+)`", line))
     assert all(f"| `{name}` |" in PAGES["results.md"] for name in tables)
+
+
+def test_the_example_comparison_is_valid(tmp_path):
+    (tmp_path / "compare.yaml").write_text(YAML["# compare.yaml: vaalign compare compare.yaml"])
+    (tmp_path / "my_prompts.jsonl").touch()
+    for name in ("policy", "reward-model-0", "reward-model-1"):
+        (tmp_path / "my" / name).mkdir(parents=True)
+    plan = read_plan(tmp_path / "compare.yaml")
+    assert {name: one.beta for name, one in plan.named.items()} == {"vanilla": 0.1, "variance_aware": 0.1}
+    assert plan.rewards == [str(tmp_path / "my" / f"reward-model-{k}") for k in range(2)]
 
 
 def test_dotted_names_lead_somewhere():

@@ -330,7 +330,7 @@ class PolicyTraining(Section):
         try:
             self.settings("variance_aware")
         except ValidationError as error:
-            raise ValueError(f"variance_aware: {_listed(error)}") from None
+            raise ValueError(f"variance_aware: {listed(error)}") from None
         return self
 
     def settings(self, objective: str) -> PPO:
@@ -591,7 +591,7 @@ def load_profile(name: str | Path) -> Profile:
     try:
         profile = Profile.model_validate(_with_base(path), context={"folder": path.parent.resolve()})
     except ValidationError as error:
-        raise ProfileError(f"{path}: {_listed(error)}") from None
+        raise ProfileError(f"{path}: {listed(error)}") from None
     shipped = PROFILES / f"{profile.name}.yaml"
     if shipped.is_file() and not shipped.samefile(path):
         text = f"name: {profile.name} is a shipped profile, with results of its own; choose another"
@@ -610,7 +610,7 @@ def local_files(profile: Profile) -> dict[str, Any]:
 
 def _with_base(path: Path) -> dict[str, Any]:
     """Read a YAML file; with `extends: NAME`, over what that shipped profile says."""
-    content = _read(path)
+    content = read_yaml(path)
     if not isinstance(content, dict):
         raise ProfileError(f"{path}: expected a mapping of keys to values")
     if (base := content.pop("extends", None)) is None:
@@ -637,7 +637,7 @@ for _kind, _pattern, _first in (
     _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_kind}", re.compile(f"({_pattern})$"), _first)
 
 
-def _read(path: Path) -> Any:
+def read_yaml(path: Path) -> Any:
     """Read a YAML file, not too large, whose keys are texts, each once."""
     if (size := path.stat().st_size) > LARGEST_FILE:
         raise ProfileError(f"{path}: {size:,} bytes are no profile; expected at most {LARGEST_FILE:,}")
@@ -687,15 +687,18 @@ def _merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _listed(error: ValidationError) -> str:
-    """Return the first problems, each as key, what it held and what is allowed, and how many more."""
-    problems = [_explain(problem) for problem in error.errors()]
+def listed(error: ValidationError, root: type[Section] | None = None) -> str:
+    """Return the first problems, each as key, what it held and what is allowed, and how many more.
+
+    The keys are those of a profile, or of another section.
+    """
+    problems = [_explain(problem, root or Profile) for problem in error.errors()]
     more = len(problems) - SHOWN_PROBLEMS
     return "; ".join(problems[:SHOWN_PROBLEMS] + [f"and {more} more"] * (more > 0))
 
 
-def _explain(problem: Any) -> str:
-    where, section = ".".join(map(str, problem["loc"])), _section_at(problem["loc"][:-1])
+def _explain(problem: Any, root: type[Section]) -> str:
+    where, section = ".".join(map(str, problem["loc"])), _section_at(problem["loc"][:-1], root)
     if problem["type"] == "extra_forbidden":
         return f"{where}: unknown key; allowed here: {', '.join(section.model_fields)}"
     if problem["type"] == "missing" and isinstance(key := problem["loc"][-1], str):
@@ -705,8 +708,7 @@ def _explain(problem: Any) -> str:
     return f"{where}: {problem['msg'].lower()}, got {reprlib.repr(problem['input'])}"
 
 
-def _section_at(location: tuple[str | int, ...]) -> type[Section]:
-    section: type[Section] = Profile
+def _section_at(location: tuple[str | int, ...], section: type[Section]) -> type[Section]:
     for part in location:
         if field := section.model_fields.get(str(part)):  # else a key of a dictionary of sections
             kinds = [one for one in (field.annotation, *get_args(field.annotation)) if isinstance(one, type)]

@@ -2,13 +2,14 @@
 
 import numpy as np
 import pytest
-from scipy.stats import norm
+from scipy.stats import norm, ttest_1samp
 
 from vaalign_lib.statistics.power import (
     coverage_over_worlds,
     policies_for_p,
     policies_for_risks,
     risk_power,
+    smallest_gap_seen,
     smallest_risk_seen,
     smallest_variance_ratio_seen,
 )
@@ -61,3 +62,11 @@ def test_intervals_over_worlds_cover_worlds():
     expected = 2 * norm.cdf(1.96 * s / np.hypot(0.5, s)) - 1
     assert apart["over policies"] == pytest.approx(expected, abs=0.02)
     assert apart["width"] > 2 * alike["width"]
+
+
+def test_the_smallest_gap_is_seen_in_four_of_five_samples():
+    for pairs in (2, 4, 16):
+        gap = smallest_gap_seen(2.0, pairs)
+        draws = np.random.default_rng(pairs).normal(gap, 2.0, (20_000, pairs))
+        seen = ttest_1samp(draws, 0, axis=1).pvalue < 0.05
+        assert abs(seen.mean() - 0.8) < 0.012

@@ -251,22 +251,24 @@ def verdict(rule: Rule, finding: Finding | None) -> Verdict:
         return rule.without_finding
     if rule.criterion is None:
         raise ValueError(f"{rule.id}: the rule has no criterion yet, so nothing can be judged by it")
-    met = _met(rule, rule.criterion, finding)
+    met = is_met(rule.criterion, finding, rule.published or "")
     if not finding.clear:
         return "not determinable"
     return rule.unclear if met is None else rule.met if met else rule.not_met
 
 
-def _met(rule: Rule, criterion: Criterion, finding: Finding) -> bool | None:
-    """Return whether a criterion is met; None where an interval does not tell."""
+def is_met(criterion: Criterion, finding: Finding, published: str = "") -> bool | None:
+    """Return whether a criterion is met; None where an interval does not tell. `published` is the key of the
+    printed number, where it is about one.
+    """
     if criterion.kind == "holds":
         if finding.holds is None:
-            raise ValueError(f"{rule.id}: expected a finding with `holds`")
+            raise ValueError(f"{finding.rule}: expected a finding with `holds`")
         return finding.holds
     if finding.low is None or finding.high is None or not finding.low <= finding.high:
-        raise ValueError(f"{rule.id}: expected a finding with an interval, low <= high")
+        raise ValueError(f"{finding.rule}: expected a finding with an interval, low <= high")
     if criterion.threshold is None:
-        low, high = printed_range(rule.published or "")
+        low, high = printed_range(published)
         return finding.low <= high and low <= finding.high
     met, not_met = finding.low > criterion.threshold, finding.high < criterion.threshold
     if criterion.kind == "below":

@@ -1,11 +1,12 @@
-"""The `vaalign` command: reproduce, plan, check, publish, report, status."""
+"""The `vaalign` command: reproduce, plan, check, publish, report, status; check-reward, compare."""
 
 import argparse
 import logging
 import re
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -44,6 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if not NOTEBOOKS.is_dir():
             raise UsageError(f"no notebooks at {NOTEBOOKS}: vaalign works in a checkout of the project")
+        if options.command in _ON_MODELS:
+            return int(options.command(options))
         profile = load_profile(options.profile)
         return int(options.command(options, profile, _run_dir(options, profile)))
     except _TOLD as error:
@@ -183,6 +186,42 @@ def _status(options: argparse.Namespace, profile: Profile, run_dir: Path) -> int
     return 0
 
 
+def _check_reward(options: argparse.Namespace) -> int:
+    """Ask reward models of one's own what people trip over."""
+    from vaalign_lib.experiments.reward_check import RULES, check_rewards
+
+    sources = options.pairs, options.ratings, options.rules or RULES
+    with _told():
+        found = check_rewards(options.folders, *sources, options.max_length, options.limit)
+    files = found.write(options.out or RUNS / "check-reward" / options.folders[0].resolve().name)
+    for row in found.rows[found.rows["verdict"].isin(("failed", "warned"))].to_dict("records"):
+        print(f"  {row['verdict']}: {row['rule']}, {row['model']}: {row['found']}")
+    print(f"{'passed' if found.passed else 'failed'}: {found.in_words}; {', '.join(map(str, files))}")
+    return int(not found.passed)
+
+
+def _compare(options: argparse.Namespace) -> int:
+    """Train policies of several methods on models of one's own, and say what came of it."""
+    from vaalign_lib.experiments.compare import read_plan, run_plan
+
+    logging.getLogger("vaalign_lib.experiments.compare").setLevel(logging.INFO)
+    plan = read_plan(options.file)
+    folder = options.out or RUNS / "compare" / options.file.stem
+    with _told():
+        answer = run_plan(plan, folder)
+    print(f"{answer.text}\n{', '.join(map(str, answer.write(folder)))}")
+    return 0
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """Tell in a line what is wrong with files, models or settings of one's own."""
+    try:
+        yield
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+
+
 def _run_dir(options: argparse.Namespace, profile: Profile) -> Path:
     """Return the run folder; runs with parameters of their own get one of their own."""
     name = profile.name
@@ -235,6 +274,10 @@ def _seed(text: str) -> int:
     return int(seed)
 
 
+def _count(text: str) -> int:
+    return int(_matching(r"[1-9]\d*", "a whole number of at least 1", int)(text))
+
+
 _WHOLE = _matching(r"\d+", "a whole number of at least 0", int)
 _FOLDER = _matching(r"[^\0]*[^\0\s][^\0]*", "the name of a folder", Path)
 _FLAG = {"action": "store_true"}
@@ -262,6 +305,14 @@ _OPTIONS: dict[str, dict[str, Any]] = {
         "default": [],
         "help": "a parameter of the notebooks, as pairs=FILE; goes to a run folder of its own, unpublished",
     },
+    "folders": {"metavar": "FOLDER", "nargs": "+", "type": _FOLDER, "help": "reward model, or each member's"},
+    "file": {"metavar": "FILE", "type": _FOLDER, "help": "models, prompts, methods and sizes, in YAML"},
+    "--pairs": {"metavar": "FILE", "help": "labelled pairs, for accuracy (a file, or a data set of the hub)"},
+    "--ratings": {"metavar": "FILE", "help": "responses rated by several people each"},
+    "--rules": {"metavar": "FILE", "type": _FOLDER, "help": "in place of data/reward_rules.yaml"},
+    "--out": {"metavar": "DIR", "type": _FOLDER, "help": "where results go (default: in runs/<command>)"},
+    "--max-length": {"type": _count, "default": 4096, "help": "tokens that are read at most (4096)"},
+    "--limit": {"type": _count, "default": 500, "help": "pairs and rated responses at most (500)"},
     "--from-results": _FLAG | {"help": "train nothing: draw from data/results, in a run folder of its own"},
 }
 _OF_RUNS = ["--only", "--workers", "--dask", "--force", "--set", "--from-results"]
@@ -276,6 +327,16 @@ _COMMANDS = {  # what it does, its options beside the first three
     _report: ("write report.html and scoreboard.json from what is there", []),
     _status: ("show what is done, what is missing, and how long it took", []),
 }
+_ON_MODELS = {  # of one's own: what it does, all its options
+    _check_reward: (
+        "ask a reward model what people trip over; exit with 1 if it fails a rule that stops",
+        ["folders", "--pairs", "--ratings", "--rules", "--out", "--max-length", "--limit"],
+    ),
+    _compare: (
+        "train policies by several methods as a file says, match their KL, and say what came of it",
+        ["file", "--out"],
+    ),
+}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -284,11 +345,16 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="vaalign", description="Reproduce the study: every figure and table of the papers.")
+    parser = _Parser(
+        prog="vaalign",
+        description="The study: every figure and table of the papers. And the method on models of your own.",
+    )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for command, (help_text, options) in _COMMANDS.items():
-        one = commands.add_parser(command.__name__.removeprefix("_"), help=help_text)
-        for option in ("--profile", "run_dir" if command is _check else "--run-dir", "--seed", *options):
+    for command, (help_text, options) in (_COMMANDS | _ON_MODELS).items():
+        name = command.__name__.removeprefix("_").replace("_", "-")
+        one = commands.add_parser(name, help=help_text)
+        of_study = ("--profile", "run_dir" if command is _check else "--run-dir", "--seed")
+        for option in (*of_study * (command in _COMMANDS), *options):
             one.add_argument(option, **_OPTIONS[option])
         one.set_defaults(command=command)
     return parser

@@ -8,10 +8,10 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 from scipy.special import log_expit
-from scipy.stats import chi2, norm, spearmanr
+from scipy.stats import chi2, norm
 
 from vaalign_lib.statistics.arrays import Array, count, number, numbers
-from vaalign_lib.statistics.tests import CONFIDENCE, Estimate, proportion
+from vaalign_lib.statistics.tests import Estimate, proportion, spearman
 
 LEVELS = (0.5, 0.8, 0.9, 0.95)
 DROPPED = (0.0, 0.1, 0.2, 0.5)
@@ -55,14 +55,9 @@ def coverage(errors: Array, variances: Array, levels: Sequence[float] = LEVELS) 
 
 
 def rank_correlation(errors: Array, variances: Array) -> Estimate:
-    """Return Spearman's correlation of squared error and variance, with Fisher's interval and the variance
-    (1 + r^2 / 2) / (n - 3) of Bonett and Wright (2000).
-    """
+    """Return Spearman's correlation of squared error and variance."""
     errors, variances = _checked(errors, variances)
-    r = float(spearmanr(errors**2, variances).statistic)
-    half = norm.ppf(0.5 + CONFIDENCE / 2) * np.sqrt((1 + r**2 / 2) / (errors.size - 3))
-    low, high = np.tanh(np.arctanh(r) + np.array([-half, half]))
-    return Estimate(r, float(low), float(high), errors.size)
+    return spearman(errors**2, variances)
 
 
 def accuracy_after_dropping(

@@ -51,7 +51,7 @@ def new_reward_model(backbone: str, width: int, seed: int) -> tuple[PreTrainedMo
             config = tiny_config("gemma", width)
             config.num_labels = 1
             return AutoModelForSequenceClassification.from_config(config), world_tokenizer()
-        model, tokenizer, _ = _loaded(f"backbone {backbone!r}", backbone, dtype=torch.float32, num_labels=1)
+        model, tokenizer, _ = loaded(f"backbone {backbone!r}", backbone, dtype=torch.float32, num_labels=1)
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id >= _words(model):
         raise BackboneError(
             f"backbone {backbone!r}: learning from pairs needs a padding token among its {_words(model)} "
@@ -68,7 +68,7 @@ def load_reward_model(
 
     Its weights have a `dtype`; "auto" means as they were saved.
     """
-    model, tokenizer, missing = _loaded(f"{name}", name, dtype=dtype, device_map={"": device()})
+    model, tokenizer, missing = loaded(f"{name}", name, dtype=dtype, device_map={"": device()})
     if model.config.num_labels != 1 or missing:
         raise BackboneError(
             f"{name}: expected a sequence classifier with one trained output, got "
@@ -86,7 +86,7 @@ def reader(backbone: str, max_length: int) -> tuple[PreTrainedTokenizerBase, int
     return tokenizer, longest(model, max_length)
 
 
-def _loaded(
+def loaded(
     label: str, name: str | Path, **options: Any
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, list[str]]:
     """Return a sequence classifier with one output, its tokenizer, and which weights are fresh."""

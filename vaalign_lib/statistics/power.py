@@ -2,7 +2,7 @@
 
 import numpy as np
 from scipy.optimize import brentq
-from scipy.stats import binom, f, norm, t
+from scipy.stats import binom, chi2, f, norm, t
 from statsmodels.stats.proportion import samplesize_proportions_2indep_onetail
 
 from vaalign_lib.statistics.arrays import count, number
@@ -54,6 +54,19 @@ def smallest_variance_ratio_seen(policies: int) -> float:
     degrees = count("policies", policies, least=2) - 1
     law = f(degrees, degrees)
     return float(law.ppf(1 - LEVEL / 2) / law.ppf(1 - POWER))
+
+
+def smallest_gap_seen(deviation: float, pairs: int) -> float:
+    """Return the smallest mean of normal differences, of such a deviation, that the paired t test sees."""
+    degrees = count("pairs", pairs, least=2) - 1
+    shares = (np.arange(4000) + 0.5) / 4000  # the noncentral t by quantiles of chi-square: scipy's can be NaN
+    bars = t.ppf(1 - LEVEL / 2, degrees) * np.sqrt(chi2.ppf(shares, degrees) / degrees)
+
+    def lacking(shift: float) -> float:
+        return float((norm.sf(bars - shift) + norm.cdf(-bars - shift)).mean()) - POWER
+
+    shift = brentq(lacking, 0, 4 * bars.max())
+    return number("deviation", deviation, at_least=0) * float(shift) / np.sqrt(pairs)
 
 
 def _fall(first: float, second: float) -> float:

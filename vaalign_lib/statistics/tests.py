@@ -109,6 +109,20 @@ def median(samples: ArrayLike) -> Estimate:
     return Estimate(float(np.median(values)), *ends, values.size)
 
 
+def spearman(first: ArrayLike, second: ArrayLike) -> Estimate:
+    """Estimate Spearman's correlation of paired samples (count,), with Fisher's interval and the variance
+    (1 + r^2 / 2) / (n - 3) of Bonett and Wright (2000).
+    """
+    a, b = _pairs("first", first, "second", second)
+    if a.size < 4:
+        raise ValueError(f"first: expected at least four samples, got {a.size}")
+    r = float(stats.spearmanr(a, b).statistic)
+    half = Z * np.sqrt((1 + r**2 / 2) / (a.size - 3))
+    with np.errstate(divide="ignore"):  # at 1 and -1
+        low, high = np.tanh(np.arctanh(np.clip(r, -1, 1)) + np.array([-half, half]))
+    return Estimate(r, float(low), float(high), a.size)
+
+
 def paired_variance_ratio(numerator: ArrayLike, denominator: ArrayLike) -> Estimate:
     """Estimate Var(numerator) / Var(denominator) from paired samples (count,).
 
