@@ -14,19 +14,24 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
+import torch
 
 from vaalign_lib.data import hub as hub_library
 from vaalign_lib.data import pairs as data
 from vaalign_lib.data.pairs import (
     DataError,
     accuracy_by_category,
+    attribute_scores,
     embedded_pairs,
+    read_attribute_ratings,
     read_pairs,
     read_prompts,
     read_ratings,
     reward_bench_weights,
 )
 from vaalign_lib.data.world.world import World
+from vaalign_lib.profiles import load_profile
+from vaalign_lib.rewards.attributes import train_attributes
 from vaalign_lib.store import PlanError
 from vaalign_lib.training.memory import configuration
 
@@ -339,6 +344,61 @@ def test_ratings_that_are_no_numbers(tmp_path, wrong):
     rated = {"prompt": "p", "response": "r", "ratings": wrong}
     with pytest.raises(DataError, match=r"bad.jsonl:1: ratings: expected a list of at least two"):
         read_ratings(write(tmp_path / "bad.jsonl", rated))
+
+
+RATED = {"prompt": "c#", "response": "r", "helpfulness": [3, 3, 4], "correctness": [3, 4, 4],
+         "coherence": [4, 3, 4], "complexity": [2, 2, 2], "verbosity": [2, 1, 1]}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["jsonl.gz", "jsonl", "csv", "parquet"])
+def test_every_attribute_of_helpsteer2_s_disagreements(tmp_path, kind):
+    """Layout of its disagreements.jsonl.gz, as on its card: for each a list of 2 to 5 people's scores."""
+    two = {name: one if isinstance(one, str) else one[:2] for name, one in RATED.items()}
+    path = tmp_path / f"disagreements.{kind}"
+    if kind.startswith("jsonl"):
+        write(path, two | {"response": "s"}, RATED)
+    else:
+        table = pd.DataFrame([two | {"response": "s"}, RATED])
+        table.to_csv(path, index=False) if kind == "csv" else table.to_parquet(path)
+    table = read_attribute_ratings(path)
+    assert table["response"].tolist() == ["s", "r"]
+    assert table["ratings"][0].tolist() == [[3, 3, 4, 2, 2], [3, 4, 3, 2, 1]]  # people, attributes
+    assert table["ratings"][1].tolist() == [[3, 3, 4, 2, 2], [3, 4, 3, 2, 1], [4, 4, 4, 2, 1]]
+    assert columns(read_ratings(path), "ratings") == [[[3, 3]], [[3, 3, 4]]]  # of helpfulness alone
+
+
+def test_urms_learn_from_people_of_different_numbers():
+    random = np.random.default_rng(0)
+    ratings = [random.integers(0, 5, (people, 5)).astype(float) for people in (2, 5, 3, 2)]
+    scores, people = attribute_scores(ratings)
+    assert scores.shape == (4, 5, 5)
+    np.testing.assert_array_equal(scores.reshape(-1, 5)[people], np.concatenate(ratings))
+    np.testing.assert_array_equal(people // 5, np.repeat(range(4), (2, 5, 3, 2)))
+    np.testing.assert_allclose(
+        scores.reshape(-1, 5)[np.setdiff1d(np.arange(20), people)][0], ratings[0].mean(0)
+    )
+    settings = load_profile("smoke").ensembles.trained.model_copy(update={"epochs": 2})
+    given = torch.randn(4, 3), torch.from_numpy(scores).float(), torch.from_numpy(people)[None]
+    heads = train_attributes(*given, loss="mle", settings=settings, seed=0)
+    assert heads.weight.shape == (1, 5, 2, 3) and heads.weight.isfinite().all()
+
+
+def test_attributes_that_nobody_or_not_everybody_rated(tmp_path):
+    rows = (
+        RATED,
+        RATED | {"verbosity": [1, 2]},
+        {k: v if isinstance(v, str) else [1] for k, v in RATED.items()},
+    )
+    table = read_attribute_ratings(write(tmp_path / "r.jsonl", *rows))
+    reasons = {"attributes rated by different numbers of people": 1, "rated by fewer than two people": 1}
+    assert len(table) == 1 and table.attrs["left out"] == reasons
+    for wrong, told in (
+        ({name: one for name, one in RATED.items() if name != "coherence"}, "no field 'coherence'"),
+        (RATED | {"complexity": 3}, "complexity: expected a list of at least two numbers, got 3"),
+        (RATED | {"complexity": [3, "4"]}, "complexity: expected a list of at least two numbers"),
+    ):
+        with pytest.raises(DataError, match=rf"bad.jsonl:1: {told}"):
+            read_attribute_ratings(write(tmp_path / "bad.jsonl", wrong))
 
 
 def test_prompts_from_a_file(tmp_path):

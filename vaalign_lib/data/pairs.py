@@ -12,7 +12,7 @@ import math
 import re
 import sys
 import unicodedata
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import cache
 from itertools import count
@@ -29,6 +29,7 @@ from huggingface_hub import is_offline_mode
 
 from vaalign_lib.data.hub import ask_hub
 from vaalign_lib.data.messages import dialogue_text, prompt_text
+from vaalign_lib.data.world.attributes import ATTRIBUTES
 from vaalign_lib.data.world.language import CATEGORIES
 from vaalign_lib.data.world.world import World
 from vaalign_lib.store import DATA, is_hub_name
@@ -136,6 +137,26 @@ def prompts_of(data: str, count: int) -> list[str]:
 def read_ratings(source: str | Path) -> pd.DataFrame:
     """Read responses that people have rated: `prompt`, `response`, `ratings`, a list of a number each."""
     return _table(source, _gathered(_records(source)), _rating)[["prompt", "response", "ratings"]]
+
+
+def read_attribute_ratings(source: str | Path) -> pd.DataFrame:
+    """Read responses whose attributes several people have rated, as in HelpSteer2's disagreements: `prompt`,
+    `response`, `ratings`, an array (people, attributes) in the order of `ATTRIBUTES`.
+
+    Each attribute is a list with a number of each person, of the same people in the same order.
+    """
+    return _table(source, _records(source), _attribute_ratings)[["prompt", "response", "ratings"]]
+
+
+def attribute_scores(ratings: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Return ratings (people, attributes) of each text as URMs learn from them: scores (texts, most people,
+    attributes), filled up with the text's mean, and which are people's: the numbers text * most + person.
+    """
+    people = np.array([len(one) for one in ratings])
+    asked = np.arange(people.max()) < people[:, None]
+    scores = np.stack([one.mean(0) for one in ratings])[:, None].repeat(people.max(), axis=1)
+    scores[asked] = np.concatenate(list(ratings))
+    return scores, np.flatnonzero(asked)
 
 
 def embedded_pairs(
@@ -456,13 +477,26 @@ def _rating(record: _Record) -> dict[str, Any]:
     columns = [name for name in record if re.fullmatch(r"rating_?\d+", name)]
     people = [record[name] for name in columns if record[name] not in (None, "")] if columns else None
     name = "helpfulness" if "ratings" not in record and "helpfulness" in record else "ratings"  # HelpSteer2's
-    ratings = record.get(name, people)
+    return {**texts, "ratings": _several(record, name, record.get(name, people))}
+
+
+def _attribute_ratings(record: _Record) -> dict[str, Any]:
+    fields = ("prompt", "response", *ATTRIBUTES)
+    texts = {name: _visible(record.text(name, fields)) for name in fields[:2]}
+    rated = [_several(record, name, record.field(name, fields)) for name in ATTRIBUTES]
+    if len({len(one) for one in rated}) > 1:
+        raise _LeftOutError("attributes rated by different numbers of people")
+    return {**texts, "ratings": np.array(rated, dtype=float).T}
+
+
+def _several(record: _Record, name: str, ratings: Any) -> list[Any]:
+    """Return several people's ratings if they are."""
     if not isinstance(ratings, list) or not all(map(_is_number, ratings)):
         text = f"{name}: expected a list of at least two numbers, got {ratings!r:.80}"
         raise DataError(f"{record.place}: {text}")
     if len(ratings) < 2:
         raise _LeftOutError("rated by fewer than two people")
-    return {**texts, "ratings": ratings}
+    return ratings
 
 
 # --- texts and numbers ------------------------------------------------------------------------------

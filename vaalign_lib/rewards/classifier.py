@@ -79,7 +79,7 @@ def load_reward_model(
 
 def reader(backbone: str, max_length: int) -> tuple[PreTrainedTokenizerBase, int]:
     """Return a backbone's tokenizer and how many tokens it may read, without reading its weights."""
-    with _loading(f"backbone {backbone!r}"):
+    with loading(f"backbone {backbone!r}"):
         tokenizer = load_tokenizer(backbone)
         with torch.device("meta"):
             model = AutoModelForSequenceClassification.from_config(AutoConfig.from_pretrained(backbone))
@@ -90,6 +90,17 @@ def loaded(
     label: str, name: str | Path, **options: Any
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, list[str]]:
     """Return a sequence classifier with one output, its tokenizer, and which weights are fresh."""
+    check_files(label, name)
+    with loading(label):
+        tokenizer = load_tokenizer(name)
+        model, report = AutoModelForSequenceClassification.from_pretrained(
+            name, use_safetensors=True, output_loading_info=True, **options
+        )
+    return model, tokenizer, sorted(report["missing_keys"])
+
+
+def check_files(label: str, name: str | Path) -> None:
+    """Refuse a folder of adapters, or of pickled weights."""
     if (Path(name) / "adapter_config.json").is_file():
         raise BackboneError(
             f"{label}: holds adapters (LoRA); expected a whole sequence classifier: merge them by peft's "
@@ -101,16 +112,10 @@ def loaded(
             f"{label}: holds pickled weights (.bin), which can run code when they are read; expected "
             "safetensors: load them where you trust them, and save_pretrained() the model"
         )
-    with _loading(label):
-        tokenizer = load_tokenizer(name)
-        model, report = AutoModelForSequenceClassification.from_pretrained(
-            name, use_safetensors=True, output_loading_info=True, **options
-        )
-    return model, tokenizer, sorted(report["missing_keys"])
 
 
 @contextmanager
-def _loading(label: str) -> Iterator[None]:
+def loading(label: str) -> Iterator[None]:
     """Say what cannot be loaded; every library has errors of its own for that."""
     try:
         yield
@@ -289,14 +294,14 @@ def features_and_scores(
     (conversations,); conversations of like length are read together.
     """
     model.eval()
-    _check_ids(model, ids)
+    check_ids(model, ids)
     config = model.config.get_text_config()
     own = config.pad_token_id
     seen: list[tuple[Tensor, Tensor]] = []
     head = head_of(model)
     hook = head.register_forward_hook(lambda module, inputs, out: seen.append((inputs[0], out)))
     features, scores = torch.empty(len(ids), head.in_features), torch.empty(len(ids))
-    batches = _batches_by_length(ids)
+    batches = batches_by_length(ids)
     try:
         config.pad_token_id = 0 if own is None else own  # transformers wants one for several rows
         for rows in progress(batches, description) if description else batches:
@@ -318,7 +323,8 @@ def features_and_scores(
     return features, scores
 
 
-def _check_ids(model: PreTrainedModel, ids: Sequence[Sequence[int]]) -> None:
+def check_ids(model: PreTrainedModel, ids: Sequence[Sequence[int]]) -> None:
+    """Check that a model can read tokenized conversations."""
     most, words, kind = longest(model, 10**9), _words(model), type(model).__name__
     for k, row in enumerate(ids):
         told = f"ids: conversation {k}"
@@ -329,7 +335,7 @@ def _check_ids(model: PreTrainedModel, ids: Sequence[Sequence[int]]) -> None:
             raise ValueError(f"{told} holds token {max(row)}, {kind} knows {words}; {why}")
 
 
-def _batches_by_length(ids: Sequence[Sequence[int]]) -> list[list[int]]:
+def batches_by_length(ids: Sequence[Sequence[int]]) -> list[list[int]]:
     """Group conversations of like length, so that little is padding; fixed by the lengths alone."""
     batches: list[list[int]] = []
     for row in sorted(range(len(ids)), key=lambda row: len(ids[row])):
