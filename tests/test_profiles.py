@@ -218,7 +218,7 @@ def pretrained(tmp_path, monkeypatch):
         (home / name).mkdir(parents=True)
         (home / name / "config.json").write_text('{"model_type": "llama"}')
     (home / "ratings").mkdir()
-    for name in ("words.jsonl", "prompts.jsonl"):
+    for name in ("words.jsonl", "texts.jsonl", "prompts.jsonl"):
         (home / "ratings" / name).touch()
     monkeypatch.setattr(profiles, "PRETRAINED", home)
     return folder / "mine.yaml"
@@ -245,7 +245,12 @@ def test_what_make_pretrained_makes_is_said_to_be(pretrained, absent):
     ("line", "other", "told"),
     [
         ("words: ../../pretrained/ratings/words.jsonl", "words: mine.jsonl", "raters.words: expected a file"),
-        ("raters:\n  words: ../../pretrained/ratings/words.jsonl\n", "", "raters: missing; runs people"),
+        (
+            "raters:\n  words: ../../pretrained/ratings/words.jsonl\n"
+            "  texts: ../../pretrained/ratings/texts.jsonl\n",
+            "",
+            "raters: missing; runs people",
+        ),
         ("data: ../../pretrained/ratings/prompts.jsonl", "data: embedded", "policies.data: runs people need"),
         (
             "models: {llama: ../../pretrained/smollm2-135m-instruct}",

@@ -356,6 +356,7 @@ RunGroup = Literal[
     "printed_widths",
     "every_row",
     "people",
+    "people_heads",
 ]
 ASKS: dict[RunGroup, set[Literal["three_judges", "simulated", "matched", "own_ensembles", "people"]]] = {
     # rows of all three judges, else of judge-b; judges that are each policy's own, stretched, or of another
@@ -376,6 +377,7 @@ ASKS: dict[RunGroup, set[Literal["three_judges", "simulated", "matched", "own_en
     "printed_widths": {"simulated"},
     "every_row": {"three_judges", "simulated", "matched", "own_ensembles"},
     "people": {"matched", "people"},
+    "people_heads": {"matched", "people"},
 }
 
 
@@ -461,6 +463,7 @@ class Raters(Section):
     """People's ratings, in place of judges."""
 
     words: Annotated[str, AfterValidator(_rated)] = Field(description="a file of lines, see `data.raters`")
+    texts: Annotated[str, AfterValidator(_rated)] | None = None  # the same of whole texts
 
 
 class TrlComparison(Section):
@@ -514,7 +517,10 @@ class Profile(Section):
         models = {f"reference.models.{name}": model for name, model in self.reference.models.items()}
         others = ("reward_data.pairs", "reward_data.evaluation", "reward_model.backbone", "true_reward")
         named = models | {place: attrgetter(place)(self) for place in (*others, "policies.data")}
-        return named if self.raters is None else named | {"raters.words": self.raters.words}
+        if self.raters is None:
+            return named
+        rated = {f"raters.{name}": path for name, path in self.raters.model_dump(exclude_none=True).items()}
+        return named | rated
 
     @model_validator(mode="after")
     def _people_have_rated_a_llama(self) -> "Profile":

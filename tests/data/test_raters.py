@@ -11,6 +11,7 @@ import pytest
 from vaalign_lib.data.pairs import DataError
 from vaalign_lib.data.raters import (
     DOMAINS,
+    held_out,
     prompts_of_texts,
     rated,
     read_raters,
@@ -163,10 +164,17 @@ def test_too_few_people_to_hold_out_are_told():
         split_raters(table, 1, seed=0)
 
 
-def test_prompts_quote_the_opening_of_long_enough_texts():
-    long = "a b c d e f g h i j k l"
-    table = rated([(long, "films", [1, 2]), ("too short", "films", [1, 2]), (f"{long} m", "films", [1, 2])])
+def test_prompts_quote_the_opening_of_long_enough_texts_that_are_held_out():
+    long = [f"{k} b c d e f g h i j k l" for k in range(200)]
+    rows = [(text, ["films", "odd"][k % 2], [1, 2]) for k, text in enumerate(long)]
+    rows += [(f"{text} m", domain, ratings) for text, domain, ratings in rows]
+    table = rated([*rows, ("too short", "films", [1, 2])])
     prompts = prompts_of_texts(table)
-    assert prompts.to_dict("records") == [
-        {"prompt": "Finish this film review in one sentence: a b c d e f", "subset": "films"}
+    asked = table["text"][held_out(table["text"])]
+    quoted = {" ".join(text.split()[:6]) for text in asked if len(text) > 9}
+    what = {"films": "film review", "odd": "article"}
+    begun = [
+        p.removeprefix(f"Finish this {what[d]} in one sentence: ") for p, d in prompts.itertuples(index=False)
     ]
+    assert set(begun) == quoted and 20 < held_out(long).sum() < 60
+    assert 5 < (prompts["subset"][:20] == "films").sum() < 20  # mixed

@@ -1,20 +1,23 @@
 """The profile `pretrained` with anybody's model, prompts and ratings in the places of the package's."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from transformers import AutoModelForCausalLM, LlamaConfig
+from transformers import AutoModelForCausalLM, BertConfig, BertModel, LlamaConfig
 
 from vaalign_lib.data.world.tokenizer import world_tokenizer
 from vaalign_lib.data.world.world import World
-from vaalign_lib.experiments.conditions import PEOPLE_ROW, Condition, plan
+from vaalign_lib.experiments.conditions import HEADS_ROW, PEOPLE_ROW, PLACEBO, Condition, plan
+from vaalign_lib.experiments.people_policies import stacks, writing
 from vaalign_lib.experiments.policies import settings_key, source_of, train_run
 from vaalign_lib.models import CONTEXT
 from vaalign_lib.profiles import Study, load_profile
 from vaalign_lib.reproduce.plan import complete_plan
+from vaalign_lib.rewards.rated_heads import SmoothField
 from vaalign_lib.rewards.raters import HeardWords
 from vaalign_lib.store import RunStore
 
@@ -34,6 +37,12 @@ def study(tmp_path_factory):
     random = np.random.default_rng(0)
     rated = [{"text": word, "ratings": random.integers(-4, 5, 3).tolist()} for word in tokenizer.get_vocab()]
     (folder / "words.jsonl").write_text("\n".join(map(json.dumps, rated)))
+    bert = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+    BertModel(BertConfig(vocab_size=len(tokenizer), **bert)).save_pretrained(folder / "encoder")
+    tokenizer.save_pretrained(folder / "encoder")
+    texts = [{"text": one, "ratings": random.integers(-4, 5, 4).tolist()}
+             for one in dict.fromkeys(World(0).corpus(3000, random)[1])]  # fmt: skip
+    (folder / "texts.jsonl").write_text("\n".join(map(json.dumps, texts)))
     asked = [{"prompt": one} for one in World(0).prompts(20, random)]
     (folder / "prompts.jsonl").write_text("\n".join(map(json.dumps, asked)))
     training = {"lora": {"r": 2, "lora_alpha": 4, "target_modules": "all-linear"}, "precision": "bfloat16"}
@@ -42,7 +51,8 @@ def study(tmp_path_factory):
         "extends": "smoke",
         "name": "mine",
         "reference": {"models": {"llama": "model"}},
-        "raters": {"words": "words.jsonl"},
+        "raters": {"words": "words.jsonl", "texts": "texts.jsonl"},
+        "reward_model": {"backbone": "encoder"},
         "policies": {"count": 2, "runs": ["people"], "data": "prompts.jsonl", "prompts": 20, "warm_up": 16,
                      "evaluation": {"prompts": 4, "samples": 2}, "training": {"llama": training}},
     }  # fmt: skip
@@ -57,8 +67,58 @@ def test_policies_are_trained_on_what_each_has_heard(study):
     assert (policies["step_length"] > 0).all()
     start = pd.read_parquet(train_run(study, RUN.start) / "policies.parquet")
     assert (start["step_length"] == 0).all() and np.isfinite(start["true_reward"]).all()
-    assert isinstance(source := source_of(study, RUN), HeardWords)
+    source = source_of(study, RUN)
+    assert isinstance(source, HeardWords)
     assert (source.people(0) != source.people(1)).any()
+    answers = pd.read_parquet(folder / "answers.parquet")
+    assert answers.groupby(["policy", "prompt"]).size().tolist() == [2] * 8
+    means = [source.true_reward(None, part, part).mean() for part in (
+        answers["answer"][answers["policy"] == j].tolist() for j in (0, 1))]  # fmt: skip
+    assert np.allclose(policies["true_reward"], means)
+
+
+@pytest.mark.parametrize("row", [PEOPLE_ROW, HEADS_ROW], ids=lambda row: row[1])
+def test_a_placebo_is_trained_by_what_the_reference_writes(study, row):
+    runs = stacks(row)
+    assert list(runs) == ["reference", "vanilla", "variance_aware", PLACEBO]
+    runs = {name: replace(one, regime="equal_mean_penalty") for name, one in runs.items()}
+    folders = {name: train_run(study, one) for name, one in runs.items()}
+    written = pd.read_parquet(folders["reference"] / "answers.parquet")["answer"].tolist()
+    source = source_of(study, runs[PLACEBO])
+    if isinstance(source, SmoothField):
+        assert set(source.sample) == set(written)
+    else:
+        assert source.used.sum() == sum(len(text.split()) for text in written)
+    logs = [pd.read_parquet(folders[name] / "log.parquet") for name in ("variance_aware", PLACEBO)]
+    assert (logs[0]["reward"] == logs[1]["reward"]).all()  # of the first step
+    assert (logs[0]["variance"] != logs[1]["variance"]).all()
+
+
+def test_what_policies_write_is_told_by_word(study):
+    runs = {name: replace(one, regime="equal_mean_penalty") for name, one in stacks(PEOPLE_ROW).items()}
+    named = stacks(PEOPLE_ROW)
+    folders = {name: train_run(study, one) for name, one in runs.items()}
+    written = {named[name]: pd.read_parquet(folder / "answers.parquet") for name, folder in folders.items()}
+    source = source_of(study, RUN)
+    found = writing(written, source, ["some"] * 20)
+    uses = found["uses"].set_index(["method", "policy"])
+    answers = written[named["vanilla"]]
+    words = " ".join(answers["answer"][answers["policy"] == 1]).lower().split()
+    counts = pd.Series(words).value_counts() / len(words)
+    assert np.isclose(uses.loc[("vanilla", 1), "known"], len(words) / 8)
+    assert np.isclose(uses.loc[("vanilla", 1), "most_frequent"], counts.max())
+    known = source.words.set_index("text")["mean"]
+    assert np.isclose(uses.loc[("vanilla", 1), "rating"], (counts * known[counts.index]).sum())
+    changes = found["words"][found["words"]["method"] == "vanilla"].set_index("word")
+    shares = [
+        pd.Series(" ".join(written[named[name]]["answer"]).lower().split()).value_counts(normalize=True)
+        for name in ("vanilla", "reference")
+    ]
+    gaps = shares[0].sub(shares[1], fill_value=0)
+    assert np.allclose(changes["change"], gaps.reindex(changes.index).fillna(0))
+    assert np.isclose(changes["change"].max(), gaps.max()) and np.isclose(changes["change"].min(), gaps.min())
+    gamed = found["examples"][found["examples"]["kind"] == "gamed"]
+    assert len(gamed) == 4 and (gamed["rating"] > 0).all()
 
 
 def test_the_plan_is_complete_and_small(study):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from vaalign_lib.data.raters import rated
-from vaalign_lib.rewards.raters import HeardWords
+from vaalign_lib.rewards.raters import ALIKE, AS_USED, ExchangedWords, HeardWords
 
 PEOPLE = {"good": [2, 1, 1, 3, 2, 2, 1, 2, 3, 2], "bad": [-3, -2, -1, -4, -2, -2, -3, -2, 1, -2],
           ":)": [2, 2, 3, 1, 2, 2, 3, 2, 1, 2], "odd": [-1, 4, 0]}  # fmt: skip
@@ -73,3 +73,23 @@ def test_words_are_known_whatever_their_case_and_punctuation(source):
 
 def test_no_responses_are_no_rewards(source):
     assert source.judge([], [], np.array([], dtype=int)).bounds.shape == (0, 2)
+
+
+def test_the_placebo_exchanges_variances_among_words_of_like_use_and_mean():
+    random = np.random.default_rng(0)
+    rows = [(f"w{k}", "words", random.integers(-4, 5, 10).tolist()) for k in range(1000)]
+    source, used = HeardWords(rated(rows), seed=3), random.poisson(3, 1000)
+    placebo = ExchangedWords(source, used)
+    means, own = source.moments
+    assert np.allclose(np.sort(placebo.variances), np.sort(own)) and (placebo.variances != own).mean() > 0.9
+    rest = [one - np.polyval(np.polyfit(means, one, 4), means) for one in (placebo.variances, own)]
+    assert abs(np.corrcoef(rest)[0, 1]) < 0.1  # beyond the mean
+    origin = np.array([np.flatnonzero(np.isclose(own, one)) for one in placebo.variances], dtype=object)
+    gaps = [np.abs(means[one] - means[k]).min() for k, one in enumerate(origin)]
+    assert np.mean(gaps) < means.std() * ALIKE * 2 / AS_USED * 3
+    texts = ["w1 w2 w2", "w3", "none"]
+    judged, plain = placebo.judge([""] * 3, texts, np.arange(3)), source.judge([""] * 3, texts, np.arange(3))
+    assert (judged.bounds == plain.bounds).all()
+    one, two = placebo.variances[1:3]
+    assert np.allclose(judged.weight(), [one / 9 + two * 4 / 9, placebo.variances[3], 0])
+    assert source.uses(texts)[:4].tolist() == [0, 1, 2, 1]

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import xxhash
+from numpy.typing import NDArray
 
 from vaalign_lib.data.pairs import DataError
 from vaalign_lib.statistics.arrays import count
@@ -29,6 +30,7 @@ DOMAINS = {
     "nytEditorialSnippets": "editorials",
 }
 OPENING, LEAST_WORDS = 6, 12  # words of a text that a prompt quotes, and that it must have
+HELD_OUT = 5  # one text of so many
 
 
 def rated(rows: Iterable[tuple[str, str, list[float]]]) -> pd.DataFrame:
@@ -152,17 +154,29 @@ def _listed(place: str, text: str) -> list[float]:
 
 
 def prompts_of_texts(texts: pd.DataFrame) -> pd.DataFrame:
-    """Return `prompt` and `subset`, the domain: to go on from the opening words of long enough texts."""
+    """Return `prompt` and `subset`, the domain: to go on from the opening words of long enough texts that are
+    held out, of all domains mixed.
+    """
     what = {"tweets": "message", "films": "film review", "products": "product review"}
-    rows = []
-    for text, domain in zip(texts["text"], texts["domain"], strict=True):
+    rows, asked = [], texts[held_out(texts["text"])]
+    asked = asked.iloc[np.argsort([_hash(text) for text in asked["text"]], kind="stable")]
+    for text, domain in zip(asked["text"], asked["domain"], strict=True):
         if len(words := text.split()) >= LEAST_WORDS:
             begun = " ".join(words[:OPENING])
             rows.append((f"Finish this {what.get(domain, 'article')} in one sentence: {begun}", domain))
     return pd.DataFrame(rows, columns=["prompt", "subset"]).drop_duplicates("prompt", ignore_index=True)
 
 
-# --- people who are held out ----------------------------------------------------------------------------
+# --- texts and people who are held out ------------------------------------------------------------------
+
+
+def held_out(texts: Iterable[str]) -> NDArray[np.bool_]:
+    """Return which texts no reward model learns from (texts,): one in five, by the text alone."""
+    return np.array([_hash(text) % HELD_OUT == 0 for text in texts], dtype=bool)
+
+
+def _hash(text: str) -> int:
+    return xxhash.xxh64_intdigest(text.encode(errors="surrogatepass"))
 
 
 def split_raters(table: pd.DataFrame, held_out: int, seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -177,8 +191,7 @@ def split_raters(table: pd.DataFrame, held_out: int, seed: int) -> tuple[pd.Data
         raise DataError(f"held_out: {held_out} of {row['people']} leave fewer than two: {row['text']!r:.60}")
     sides: tuple[list[Any], list[Any]] = [], []
     for text, domain, ratings in zip(table["text"], table["domain"], table["ratings"], strict=True):
-        own = xxhash.xxh64_intdigest(text.encode(errors="surrogatepass"))
-        order = np.random.default_rng([seed, own]).permutation(len(ratings))
+        order = np.random.default_rng([seed, _hash(text)]).permutation(len(ratings))
         for side, people in zip(sides, (order[held_out:], order[:held_out]), strict=True):
             side.append((text, domain, ratings[np.sort(people)]))
     return rated(sides[0]), rated(sides[1])

@@ -29,6 +29,7 @@ ENSEMBLES = ("ensemble", "contrasts")  # the second with the variance within pai
 ENSEMBLE_ROW, JUDGE_ROW = (("gpt2", "ensemble"), ("qwen2", "judge-b"))  # the second is that of Figure 7
 ROWS = (ENSEMBLE_ROW, *product(("mistral", "qwen2"), JUDGES))
 PEOPLE_ROW = ("llama", "people")  # a pretrained model; every policy hears one person for each word
+HEADS_ROW = ("llama", "heads")  # the same model; every policy has a head that has heard few people
 WORLDS = 4  # of the primary endpoint
 REFERENCE = "reference"  # in place of a method: the policy that all start from, evaluated as often
 
@@ -38,7 +39,7 @@ class Condition:
     """One stack of policies."""
 
     architecture: str
-    source: str  # of rewards: one of `ENSEMBLES` or of `JUDGES`, or `people`
+    source: str  # of rewards: one of `ENSEMBLES` or of `JUDGES`, `people` or `heads`
     # the method, `placebo`, or `reference` for evaluations of the policy that they start from
     objective: str = "vanilla"
     protocol: Protocol = "shared"  # one source for all, or `independent`: policy j has its own
@@ -163,7 +164,19 @@ GROUPS: dict[RunGroup, Mapping[str, Any]] = {
         "regime": ["matched_kl", "as_printed", "equal_mean_penalty"],
         "row": ROWS,
     },
-    "people": {"row": [PEOPLE_ROW], "protocol": "independent", "regime": "matched_kl"},
+    # data/protocols/10.md
+    "people": {
+        "row": [PEOPLE_ROW],
+        "objective": ["variance_aware", PLACEBO],
+        "protocol": "independent",
+        "regime": "matched_kl",
+    },
+    "people_heads": {
+        "row": [HEADS_ROW],
+        "objective": ["variance_aware", PLACEBO],
+        "protocol": "independent",
+        "regime": "matched_kl",
+    },
 }
 
 

@@ -14,10 +14,10 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from vaalign_lib.data.pairs import EMBEDDED, prompts_of
-from vaalign_lib.data.raters import read_raters
 from vaalign_lib.data.world.world import World
 from vaalign_lib.experiments.conditions import (
     ENSEMBLES,
+    HEADS_ROW,
     JUDGES,
     PEOPLE_ROW,
     PLACEBO,
@@ -27,6 +27,7 @@ from vaalign_lib.experiments.conditions import (
     sampling_of,
     stretch_of,
 )
+from vaalign_lib.experiments.people import heads_folder, heard_heads, heard_words
 from vaalign_lib.experiments.references import reference, stack_seed
 from vaalign_lib.experiments.reward_models import RewardStudy, prepare, reward_source, true_reward
 from vaalign_lib.jobs import WORKER, device, report, run_jobs
@@ -40,7 +41,8 @@ from vaalign_lib.rewards.heads import HeadKind
 from vaalign_lib.rewards.judgements import JudgementStore
 from vaalign_lib.rewards.placebo import Placebo
 from vaalign_lib.rewards.prompted_judge import PromptedJudge, judge_prompt
-from vaalign_lib.rewards.raters import HeardWords
+from vaalign_lib.rewards.rated_heads import SmoothField
+from vaalign_lib.rewards.raters import ExchangedWords, HeardWords
 from vaalign_lib.rewards.simulated_judge import PersistentJudges, stand_ins
 from vaalign_lib.store import (
     RECORD,
@@ -59,9 +61,11 @@ from vaalign_lib.training.matched_kl import Grid, match_kl
 from vaalign_lib.training.memory import available_bytes, beside_bytes, fitting, sizes_of, stack_bytes
 from vaalign_lib.training.objectives import Method, Task
 from vaalign_lib.training.ppo import Trainer
-from vaalign_lib.training.run import policy_trainer, with_gold, write_stack
+from vaalign_lib.training.run import ANSWERS, policy_trainer, with_gold, write_answers, write_stack
 
 JUDGEMENTS = "judgements.sqlite"  # in the run folder: what prompted judges said
+RATED = (PEOPLE_ROW[1], HEADS_ROW[1])  # sources that people's ratings make
+SAMPLE = 4000  # responses of the reference that a placebo is fitted on, at most
 
 
 @dataclass(frozen=True)
@@ -99,10 +103,8 @@ def source_of(study: Study, condition: Condition) -> RewardSource:
         return ensemble if condition.source == "ensemble" else Contrasts(ensemble)
     if condition.source in study.profile.policies.judges:
         return _prompted_judge(study, condition)
-    if condition.source == PEOPLE_ROW[1]:
-        if study.profile.raters is None:
-            raise ValueError(f"raters: {condition.name} is judged by people; name what they rated")
-        return HeardWords(read_raters(study.profile.raters.words), stack_seed(study.seed, condition.repeat))
+    if condition.source in RATED:
+        return _rated_source(study, condition)
     if study.profile.policies.data != EMBEDDED:
         raise ValueError(
             f"policies.judges: {condition.source} is simulated in the embedded world only; "
@@ -115,6 +117,21 @@ def source_of(study: Study, condition: Condition) -> RewardSource:
         seed = stack_seed(study.seed, condition.repeat)
         source = PersistentJudges(judge, world.features, seed, judge.length_scale)
     return Placebo(source, world, study.seed) if condition.objective == PLACEBO else source
+
+
+def _rated_source(study: Study, condition: Condition) -> RewardSource:
+    """Return what people's ratings make: heard words or heads; placebos go by what the reference writes."""
+    if study.profile.raters is None:
+        raise ValueError(f"raters: {condition.name} is judged by people; name what they rated")
+    seed = stack_seed(study.seed, condition.repeat)
+    words = condition.source == PEOPLE_ROW[1]
+    source = heard_words(study, seed) if words else heard_heads(study, seed)
+    if condition.objective != PLACEBO:
+        return source
+    written = pd.read_parquet(_stack(study, condition.start) / ANSWERS)["answer"]
+    if isinstance(source, HeardWords):
+        return ExchangedWords(source, source.uses(written.tolist()))
+    return SmoothField(source, tuple(written.unique()[:SAMPLE]), seed)
 
 
 def _prompted_judge(study: Study, condition: Condition) -> PromptedJudge:
@@ -172,6 +189,10 @@ def prerequisites(study: Study, conditions: Sequence[Condition]) -> None:
     for one in conditions:
         if one.source in ENSEMBLES:
             ensemble_folder(of_world(study, one), one)
+        if one.source == HEADS_ROW[1]:
+            heads_folder(study, stack_seed(study.seed, one.repeat))
+        if one.source in RATED and one.objective == PLACEBO:
+            _stack(study, one.start)
 
 
 def settings_key(profile: Profile, seed: int, condition: Condition) -> str:
@@ -230,6 +251,7 @@ def _stack(study: Study, condition: Condition, beta: float | None = None) -> Pat
             evaluator = evaluator_of(study, condition)
             table = evaluator.references(range(study.profile.policies.count)).assign(step_length=0.0)
             with_gold(table).to_parquet(folder / "policies.parquet")
+            write_answers(folder, evaluator)
             return
         parts = _parts_of(study.profile, condition, scratch)
         if len(parts) == 1:
@@ -268,6 +290,10 @@ def _inputs(study: Study, condition: Condition) -> dict[str, Path]:
     inputs = {"reference": reference(study, condition.architecture)}
     if condition.source in ENSEMBLES:
         inputs["ensemble"] = ensemble_folder(study, condition)
+    if condition.source == HEADS_ROW[1]:
+        inputs["heads"] = heads_folder(study, stack_seed(study.seed, condition.repeat))
+    if condition.source in RATED and condition.objective == PLACEBO:
+        inputs["start"] = _stack(study, condition.start)
     return inputs
 
 
@@ -278,8 +304,8 @@ def _code(study: Study, condition: Condition) -> tuple[str, ...]:
         kind = condition.source
     elif condition.source in study.profile.policies.judges:
         kind = "prompted_judge"
-    elif condition.source == PEOPLE_ROW[1]:
-        kind = "raters"
+    elif condition.source in RATED:
+        kind = {PEOPLE_ROW[1]: "raters", HEADS_ROW[1]: "rated_heads"}[condition.source]
     return "vaalign_lib.training.run", "vaalign_lib.training.matched_kl", f"vaalign_lib.rewards.{kind}"
 
 
@@ -437,6 +463,7 @@ def evaluator_of(study: Study, condition: Condition, trainer: Trainer | None = N
         training.evaluation_samples or study.profile.policies.evaluation.samples,
         stack_seed(study.seed, condition.repeat),
         where,
+        [] if condition.source in RATED else None,
     )
 
 

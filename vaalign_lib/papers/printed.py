@@ -77,6 +77,7 @@ FURTHER_ITEMS = (
     "BRME Lemma 1",
     "BRME Remark 1",
     *(f"BRME Appendix {letter}" for letter in "ABF"),
+    "Real people",
 )
 RANGES = (100, 50, 20, 10)  # R of Table 4
 PRINTED_WIDTHS = dict(zip(RANGES, (17, 5.6, 0.92, 0.11), strict=True))  # its second column

@@ -15,11 +15,11 @@ from pydantic import ValidationError
 from vaalign_lib.papers.printed import UnknownRuleError
 from vaalign_lib.profiles import LARGEST_SEED, PUBLISHED_PROFILE, Profile, ProfileError, Study, load_profile
 from vaalign_lib.reproduce.report import published_parts, write_into_page, write_report
-from vaalign_lib.reproduce.run import is_published, publish, reproduce, select, states, status
+from vaalign_lib.reproduce.run import PEOPLE, is_published, publish, reproduce, select, states, status
 from vaalign_lib.reproduce.run_folder import UsageError, check, opened
 from vaalign_lib.store import NOTEBOOKS, ROOT, RUNS, PlanError, RunDirectoryBusyError, RunStore, content_key
 
-_WITH_MODELS = ("03_ensemble_disagreement", "04_ppo_runs", "05_statistics")
+_WITH_MODELS = ("03_ensemble_disagreement", "04_ppo_runs", "05_statistics", PEOPLE)
 _TOLD = (
     PlanError,
     ProfileError,
@@ -103,7 +103,7 @@ def _before_starting(options: argparse.Namespace, profile: Profile, run_dir: Pat
 
     if options.set:  # with reward models of one's own no policy is trained
         plan.check_own(dict(options.set))
-    elif not options.from_results and any(one.name in _WITH_MODELS for one in select(options.only)):
+    elif not options.from_results and any(one.name in _WITH_MODELS for one in select(options.only, profile)):
         study = _study(options, profile, run_dir)
         if text := plan.checked_plan(study, _workers(options)):
             print(text)
@@ -141,6 +141,13 @@ def _publish(options: argparse.Namespace, profile: Profile, run_dir: Path) -> in
     if options.seed:
         raise UsageError("--seed: only results of seed 0 are published")
     runs = plan(profile.policies.runs)
+    if profile.raters is not None:
+        from vaalign_lib.experiments import people_policies
+
+        with opened(run_dir):
+            tables = people_policies.publish(_study(options, profile, run_dir))
+        print(f"{people_policies.COMMITTED}: {', '.join(tables)}")
+        return 0
     with opened(run_dir):
         try:
             names = publish_runs(_study(options, profile, run_dir), runs)

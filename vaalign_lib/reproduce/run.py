@@ -40,6 +40,7 @@ from vaalign_lib.store import (
 )
 
 PAGES = ROOT / "pages"
+PEOPLE = "10_people"  # the notebook of profiles that name what people have rated
 FROM_RESULTS = "from_results"  # of notebooks that can be drawn from published results; True in JupyterLab
 COMMON_PARAMETERS = ("profile", "seed", "run_dir", "figures_dir", "workers", FROM_RESULTS)
 
@@ -95,13 +96,17 @@ def notebooks() -> list[Notebook]:
     return [Notebook(path) for path in sorted(NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))]
 
 
-def select(only: str | None) -> list[Notebook]:
+def select(only: str | None, profile: Profile | None = None) -> list[Notebook]:
     """Return the notebooks that a list such as "01,02" or "01_bandit" names; all if it is None.
+
+    With people in place of judges the profile has a part in one notebook alone.
 
     Raises:
         UsageError: a name fits none.
     """
     everything = notebooks()
+    if profile is not None and profile.raters is not None:
+        everything = [book for book in everything if book.name == PEOPLE]
     if only is None:
         return everything
     wanted = {part.strip() for part in only.split(",")}
@@ -225,7 +230,7 @@ def reproduce(
         UsageError: the run folder holds other things, or there is no such notebook or parameter.
         ValueError: `workers` is neither a number nor an address.
     """
-    chosen, run_dir, settings = select(only), run_dir.resolve(), dict(settings or {})
+    chosen, run_dir, settings = select(only, profile), run_dir.resolve(), dict(settings or {})
     check_workers(workers, least=0)
     for notebook in chosen:
         free = [name for name in notebook.parameters if name not in COMMON_PARAMETERS]

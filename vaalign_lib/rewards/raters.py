@@ -1,7 +1,7 @@
 """Rewards by people: what several of them said about single words, heard by each policy from one of them."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from string import punctuation
 
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from vaalign_lib.rewards.base import Array, Interval, Judgement, PolicyIndex
 
 Whole = NDArray[np.int64]
+AS_USED, ALIKE = 50, 5  # words of like use; among them words of like mean, whose variances are exchanged
 
 
 @dataclass(frozen=True)
@@ -37,14 +38,23 @@ class HeardWords:
         people = np.array(drawn, dtype=np.int64).reshape(len(policies), len(self.words))
         heard = self._ratings[known, people[which[rows], known]]
         middle = np.bincount(rows, weights * heard, len(responses))
-        variance = np.bincount(rows, weights**2 * self._moments[1][known], len(responses))
-        half = np.sqrt(3 * variance)
+        half = np.sqrt(3 * self.spread(responses, self.moments[1]))
         return Interval(np.stack([middle - half, middle + half], axis=1), np.full(len(responses), 0.5))
 
     def true_reward(self, judgement: Judgement, prompts: Sequence[str], responses: Sequence[str]) -> Array:
         """Return the mean over all people (responses,)."""
         rows, known, weights = self._counted(responses)
-        return np.asarray(np.bincount(rows, weights * self._moments[0][known], len(responses)), dtype=float)
+        return np.asarray(np.bincount(rows, weights * self.moments[0][known], len(responses)), dtype=float)
+
+    def spread(self, responses: Sequence[str], variances: Array) -> Array:
+        """Return the variance of responses whose words have these variances (responses,)."""
+        rows, known, weights = self._counted(responses)
+        return np.asarray(np.bincount(rows, weights**2 * variances[known], len(responses)), dtype=float)
+
+    def uses(self, responses: Sequence[str]) -> Whole:
+        """Return how often responses use each word (words,)."""
+        places = [place for text in responses for place in self.known_words(text)]
+        return np.bincount(np.array(places, dtype=np.int64), minlength=len(self.words))
 
     def people(self, policy: int) -> Whole:
         """Return whom a policy hears for each word, by place in its ratings (words,)."""
@@ -77,6 +87,42 @@ class HeardWords:
         return table
 
     @cached_property
-    def _moments(self) -> tuple[Array, Array]:
+    def moments(self) -> tuple[Array, Array]:
         """The mean and variance, ddof=0, over the people who rated each word (words,)."""
         return np.nanmean(self._ratings, axis=1), np.nanvar(self._ratings, axis=1)
+
+
+@dataclass(frozen=True)
+class ExchangedWords:
+    """A placebo: weights of the penalty are those of `HeardWords` with the words' variances exchanged, at
+    random, among words of like use by the reference policy and like mean. Their distribution, their fall
+    with the number of known words and their correlation with the true reward stay; what they say of the
+    people beyond that goes.
+    """
+
+    source: HeardWords
+    used: Whole  # how often the reference policy uses each word (words,)
+
+    def judge(self, prompts: Sequence[str], responses: Sequence[str], policy: PolicyIndex) -> Interval:
+        """Judge responses as the source does, with the placebo's weights."""
+        weights = self.source.spread(responses, self.variances)
+        return replace(self.source.judge(prompts, responses, policy), weights=weights)
+
+    def true_reward(self, judgement: Judgement, prompts: Sequence[str], responses: Sequence[str]) -> Array:
+        """Return the source's true reward (responses,)."""
+        return self.source.true_reward(judgement, prompts, responses)
+
+    @cached_property
+    def variances(self) -> Array:
+        """The words' exchanged variances (words,)."""
+        random = np.random.default_rng([self.source.seed, len(self.used)])
+        means, own = self.source.moments
+        found = own.copy()
+        order = np.lexsort((random.random(len(own)), -self.used))
+        for first in range(0, len(order), AS_USED):
+            part = order[first : first + AS_USED]
+            part = part[np.argsort(means[part], kind="stable")]
+            for group in (part[k : k + ALIKE] for k in range(0, len(part), ALIKE)):
+                circle = random.permutation(group)  # nobody keeps its own: on average uncorrelated
+                found[circle] = own[np.roll(circle, 1)]
+        return found

@@ -49,6 +49,7 @@ class Evaluator:
     samples: int
     seed: int
     device: torch.device | str = "cpu"
+    answers: list[pd.DataFrame] | None = None  # gets all that is written for rewards, where it is a list
 
     def __post_init__(self) -> None:
         if self.samples < 2 or len(self.task.prompts) < 2:
@@ -94,6 +95,9 @@ class Evaluator:
         count, written = len(self.task.prompts), self._written(writer, random, index, self.sampling)
         asked = list(self.task.prompts) * len(index)
         answers = response_texts(self.tokenizer, written.responses.tolist())
+        if self.answers is not None:
+            about = {"policy": np.repeat(index, count), "prompt": np.tile(np.arange(count), len(index))}
+            self.answers.append(pd.DataFrame(about | {"answer": answers}))
         judgement = self.task.source.judge(asked, answers, np.repeat(np.array(index), count))
         known = self.task.truths(judgement, asked, answers)
         return {

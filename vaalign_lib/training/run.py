@@ -25,6 +25,7 @@ from vaalign_lib.training.evaluation import Evaluator
 from vaalign_lib.training.objectives import Method, Task
 from vaalign_lib.training.ppo import Trainer
 
+ANSWERS = "answers.parquet"  # of a stack: what its policies wrote when they were evaluated
 CHECKPOINT_SECONDS = 30.0  # of work that is lost at most when a run is killed, while
 CHECKPOINT_SHARE = 0.1  # of the time at most goes into writing checkpoints
 
@@ -125,7 +126,8 @@ def write_stack(
     """Train a stack, with no step taken, with checkpoints in `scratch`; evaluate every policy.
 
     The folder is filled with `policies.parquet`, `log.parquet`, `resources.json` and `policy`, the first
-    policy as an ordinary checkpoint or adapter; with `looks.parquet`, the policies after these steps, if any.
+    policy as an ordinary checkpoint or adapter; with `looks.parquet`, the policies after these steps, if any,
+    and `answers.parquet`, what the evaluator keeps of what they write.
     """
     index, started = trainer.index, time.perf_counter()
     start = [one.detach().to("cpu", copy=True) for one in trainer.stack.parameters().values()]
@@ -138,7 +140,10 @@ def write_stack(
     if looks:
         seen = [pd.read_parquet(scratch / f"look-{step}.parquet") for step in looks]
         pd.concat(seen, ignore_index=True).to_parquet(folder / "looks.parquet")
+    if evaluator.answers is not None:
+        evaluator.answers.clear()  # those of the looks
     table = evaluator.policies(trainer.stack, index.tolist())
+    write_answers(folder, evaluator)
     table["step_length"] = step_lengths(start, trainer.stack)
     table = with_gold(table)
     trainer.stack.export(0, folder / "policy")
@@ -154,6 +159,12 @@ def write_stack(
         "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit,
     }
     (folder / "resources.json").write_text(json.dumps(spent, indent=1) + "\n")
+
+
+def write_answers(folder: Path, evaluator: Evaluator) -> None:
+    """Write what the evaluator has kept of policies' answers, if it keeps any."""
+    if evaluator.answers:
+        pd.concat(evaluator.answers, ignore_index=True).to_parquet(folder / ANSWERS)
 
 
 @torch.no_grad()

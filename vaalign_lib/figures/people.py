@@ -1,0 +1,147 @@
+"""Figures of notebook 10."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from vaalign_lib.figures import style
+from vaalign_lib.figures.endpoint import COLOURS as METHOD_COLOURS
+from vaalign_lib.figures.endpoint import WORDS
+
+COLOURS = METHOD_COLOURS | {"reference": style.REFERENCE}
+NAMES = WORDS | {"reference": "reference"}
+ESTIMATES = {"ensemble": style.SERIES[0], "predicted": style.SERIES[1], "mean alone": style.SERIES[2]}
+SHARES = {"real": "not chance", "beyond": "beyond like means", "by_mean": "by the mean alone"}
+
+
+def disagreement(shares: pd.DataFrame, dome: pd.DataFrame) -> Figure:
+    """Draw the variance of ratings against their mean, a panel for each domain, and how much of it is real.
+
+    `shares`, `dome`: of `experiments.people.disagreement` and `.dome`.
+    """
+    domains = list(dome["domain"].unique())
+    with style.grid(len(domains) + 1, 3, 8.2, 2.6) as (figure, panels):
+        for axes, domain in zip(panels, domains, strict=False):
+            part = dome[dome["domain"] == domain]
+            axes.fill_between(
+                part["mean"], part["chance_low"], part["chance_high"],
+                color=style.REFERENCE, alpha=0.25, linewidth=0, label="by chance, among texts of like mean",
+            )  # fmt: skip
+            axes.fill_between(
+                part["mean"], part["low"], part["high"], facecolor="none", edgecolor=style.SERIES[0],
+                linewidth=1.2, label="middle 80% of texts",
+            )  # fmt: skip
+            axes.plot(part["mean"], part["variance"], color=style.SERIES[0], label="mean")
+            edge = np.linspace(-4, 4, 81)
+            axes.plot(edge, 16 - edge**2, ":", color="black", linewidth=1, label="most that the scale allows")
+            axes.set(xlim=(-4, 4), ylim=(0, 3), title=domain)
+        for axes in panels[::3]:
+            axes.set_ylabel("variance of ratings")
+        for axes in panels[-4:-1]:
+            axes.set_xlabel("mean rating")
+        axes = panels[-1]
+        places = style.lines_of(axes, shares["domain"].tolist())
+        for k, (name, words) in enumerate(SHARES.items()):
+            marks = {"label": words, "markersize": 4}
+            style.forest(axes, shares, places + 0.22 * (1 - k), name, style.SERIES[3 * k % 8], **marks)
+        axes.set(xlim=(0, 0.75), title="share of variances' variance")
+        axes.legend(loc="lower center", bbox_to_anchor=(0.5, -0.62))
+        every = shares[shares["domain"] == "all"].iloc[0]
+        style.headline(
+            figure,
+            f"How much people's disagreement differs over {every['texts']:,.0f} texts is no chance to "
+            f"{every['real']:.0%}; the mean rating explains {every['by_mean']:.0%}, and "
+            f"{every['beyond']:.0%} ({every['beyond_low']:.0%} to {every['beyond_high']:.0%}) is more than "
+            "among texts of like mean",
+        )
+        style.legend_outside(figure, panels[0], 2)
+        return figure
+
+
+def reward_models(table: pd.DataFrame, scope: str = "within domains") -> Figure:
+    """Draw rank correlations of estimated variances with the people's variance and with the squared error.
+
+    `table`: of `experiments.people.reward_models`; a panel for each aim and number of people a text.
+    """
+    table = table[table["scope"] == scope]
+    people = sorted(table["people"].unique())
+    with style.canvas(7.4, 5.4, len(people), 2, sharex=True, sharey="row") as (figure, panels):
+        for row, (aim, words) in enumerate((("people", "people's variance"), ("error", "squared error"))):
+            for axes, count in zip(panels[row * len(people) :], people, strict=False):
+                part = table[(table["against"] == aim) & (table["people"] == count)]
+                for k, (name, colour) in enumerate(ESTIMATES.items()):
+                    one = part[part["estimate"] == name]
+                    axes.errorbar(
+                        one["texts"] * 1.06 ** (k - 1), one["correlation"], style.spans(one, "correlation"),
+                        fmt="o-", color=colour, markersize=4, label=name,
+                    )  # fmt: skip
+                top = part[part["estimate"] == "ceiling"]
+                axes.plot(top["texts"], top["correlation"], "--", color="black", lw=1, label="ceiling")
+                axes.axhline(0, color="black", linewidth=0.8)
+                sizes = sorted(part["texts"].unique())
+                style.log_ticks(axes, "x", sizes, lambda size: f"{size:,.0f}")
+                if row == 0:
+                    axes.set_title(f"{count} {'person' if count == 1 else 'people'} a text")
+                else:
+                    axes.set_xlabel("texts of a head")
+            panels[row * len(people)].set_ylabel(f"rank correlation with\nthe {words}")
+        style.headline(figure, said(table))
+        style.legend_outside(figure, panels[0], 4)
+        return figure
+
+
+def said(table: pd.DataFrame) -> str:
+    """Return what the smallest number of people and the middle number of texts give."""
+    size = table["texts"].drop_duplicates().sort_values().iloc[table["texts"].nunique() // 2]
+    main = table[(table["texts"] == size) & (table["people"] == table["people"].min())]
+    known = main.set_index(["estimate", "against"])["correlation"]
+    return (
+        f"With {size:,} texts a head, one person each: the ensemble's variance is correlated "
+        f"{known['ensemble', 'people']:.2f} with the people's and {known['ensemble', 'error']:.2f} with the "
+        f"error, the predicted one {known['predicted', 'people']:.2f} and {known['predicted', 'error']:.2f}"
+    )
+
+
+def policies(stacks: Mapping[str, pd.DataFrame], curves: Mapping[str, pd.DataFrame], start: float) -> Figure:
+    """Draw true reward against KL, a point for each policy, and true reward over training, by method.
+
+    `start`: the reference's true reward; `curves`: of `experiments.results.curves_of`.
+    """
+    with style.canvas(7.4, 3.5, 2) as (figure, [ends, way]):
+        told = []
+        for method, one in stacks.items():
+            colour, name, gains = COLOURS[method], NAMES[method], one["true_reward"] - start
+            ends.plot(one["kl"], one["true_reward"], "o", color=colour, ms=3.5, alpha=0.7, label=name)
+            ends.plot(one["kl"].mean(), one["true_reward"].mean(), "D", color=colour, ms=8, mec="white")
+            style.band(way, curves[method], "step", "true_reward", colour)
+            told.append(f"{name} {gains.mean():+.2f} (SD {gains.std(ddof=1):.2f})")
+        for axes in (ends, way):
+            axes.axhline(start, color=style.REFERENCE, ls="--", lw=1, label="reference")
+        ends.set(xlabel="KL to the reference, nats", ylabel="true reward: mean of all people")
+        way.set(xlabel="step", title="on the way (bands: middle 80% of policies)")
+        count = min(map(len, stacks.values()))
+        style.headline(figure, f"Gain in true reward, {count} policies of each: {', '.join(told)}")
+        style.legend_outside(figure, ends, 4)
+        return figure
+
+
+def words(table: pd.DataFrame) -> Figure:
+    """Draw the words whose use falls and rises most, a panel for each method, against people's variance."""
+    methods = list(table["method"].unique())
+    with style.canvas(8.2, 4.4, len(methods), sharex=True) as (figure, panels):
+        for axes, method in zip(panels, methods, strict=True):
+            part = table[table["method"] == method].sort_values("change", ascending=False)
+            places = style.lines_of(axes, part["word"].tolist())
+            axes.barh(places, 100 * part["change"], color=COLOURS[method], alpha=0.55)
+            for place, variance in zip(places, part["variance"], strict=True):
+                at: Any = {"xycoords": ("axes fraction", "data"), "ha": "right", "va": "center"}
+                axes.annotate(f"{variance:.1f}", (1.0, place), fontsize=style.SMALL, **at)
+            axes.axvline(0, color="black", linewidth=0.8)
+            axes.set(title=NAMES[method], xlabel="change of its share, points")
+        style.headline(
+            figure, "Words whose share of all known words rises and falls most; right: the people's variance"
+        )
+        return figure
