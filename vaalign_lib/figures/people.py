@@ -45,16 +45,17 @@ def disagreement(shares: pd.DataFrame, dome: pd.DataFrame) -> Figure:
         axes = panels[-1]
         places = style.lines_of(axes, shares["domain"].tolist())
         for k, (name, words) in enumerate(SHARES.items()):
-            marks = {"label": words, "markersize": 4}
-            style.forest(axes, shares, places + 0.22 * (1 - k), name, style.SERIES[3 * k % 8], **marks)
-        axes.set(xlim=(0, 0.75), title="share of variances' variance")
-        axes.legend(loc="lower center", bbox_to_anchor=(0.5, -0.62))
+            colour = style.SERIES[3 * k % 8]
+            style.forest(axes, shares, places + 0.22 * (1 - k), name, colour, markersize=4)
+            style.note(axes, words, "lower right", colour, line=2 - k)
+        axes.set(xlim=(0, 1), title="share of variances' variance")
+        axes.set_ylim(axes.get_ylim()[0] - 1.6, axes.get_ylim()[1])
         every = shares[shares["domain"] == "all"].iloc[0]
         style.headline(
             figure,
-            f"How much people's disagreement differs over {every['texts']:,.0f} texts is no chance to "
-            f"{every['real']:.0%}; the mean rating explains {every['by_mean']:.0%}, and "
-            f"{every['beyond']:.0%} ({every['beyond_low']:.0%} to {every['beyond_high']:.0%}) is more than "
+            f"{every['real']:.0%} of how differently people disagree about {every['texts']:,.0f} texts "
+            f"is not chance; the mean rating explains {every['by_mean']:.0%}, and {every['beyond']:.0%} "
+            f"({every['beyond_low']:.0%} to {every['beyond_high']:.0%}) is more than "
             "among texts of like mean",
         )
         style.legend_outside(figure, panels[0], 2)
