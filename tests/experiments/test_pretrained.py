@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, BertConfig, BertModel, LlamaConfi
 from vaalign_lib.data.world.tokenizer import world_tokenizer
 from vaalign_lib.data.world.world import World
 from vaalign_lib.experiments.conditions import HEADS_ROW, PEOPLE_ROW, PLACEBO, Condition, plan
-from vaalign_lib.experiments.people_policies import stacks, writing
+from vaalign_lib.experiments.people_policies import stacks
 from vaalign_lib.experiments.policies import settings_key, source_of, train_run
 from vaalign_lib.models import CONTEXT
 from vaalign_lib.profiles import Study, load_profile
@@ -92,33 +92,6 @@ def test_a_placebo_is_trained_by_what_the_reference_writes(study, row):
     logs = [pd.read_parquet(folders[name] / "log.parquet") for name in ("variance_aware", PLACEBO)]
     assert (logs[0]["reward"] == logs[1]["reward"]).all()  # of the first step
     assert (logs[0]["variance"] != logs[1]["variance"]).all()
-
-
-def test_what_policies_write_is_told_by_word(study):
-    runs = {name: replace(one, regime="equal_mean_penalty") for name, one in stacks(PEOPLE_ROW).items()}
-    named = stacks(PEOPLE_ROW)
-    folders = {name: train_run(study, one) for name, one in runs.items()}
-    written = {named[name]: pd.read_parquet(folder / "answers.parquet") for name, folder in folders.items()}
-    source = source_of(study, RUN)
-    found = writing(written, source, ["some"] * 20)
-    uses = found["uses"].set_index(["method", "policy"])
-    answers = written[named["vanilla"]]
-    words = " ".join(answers["answer"][answers["policy"] == 1]).lower().split()
-    counts = pd.Series(words).value_counts() / len(words)
-    assert np.isclose(uses.loc[("vanilla", 1), "known"], len(words) / 8)
-    assert np.isclose(uses.loc[("vanilla", 1), "most_frequent"], counts.max())
-    known = source.words.set_index("text")["mean"]
-    assert np.isclose(uses.loc[("vanilla", 1), "rating"], (counts * known[counts.index]).sum())
-    changes = found["words"][found["words"]["method"] == "vanilla"].set_index("word")
-    shares = [
-        pd.Series(" ".join(written[named[name]]["answer"]).lower().split()).value_counts(normalize=True)
-        for name in ("vanilla", "reference")
-    ]
-    gaps = shares[0].sub(shares[1], fill_value=0)
-    assert np.allclose(changes["change"], gaps.reindex(changes.index).fillna(0))
-    assert np.isclose(changes["change"].max(), gaps.max()) and np.isclose(changes["change"].min(), gaps.min())
-    gamed = found["examples"][found["examples"]["kind"] == "gamed"]
-    assert len(gamed) == 4 and (gamed["rating"] > 0).all()
 
 
 def test_the_plan_is_complete_and_small(study):

@@ -91,7 +91,7 @@ def test_notebooks_use_rules_that_exist_and_use_all_of_theirs():
         used = {
             name
             for name in re.findall(
-                r'"((?:figure|table|theorem|equation|remark|algorithm|assumption|appendixD|primary)[0-9.]+\.?\w+)"',
+                r'"((?:figure|table|theorem|equation|remark|algorithm|assumption|appendixD|primary|people)[0-9.]+\.?\w+)"',
                 source,
             )
             if name in rules()

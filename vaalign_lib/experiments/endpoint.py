@@ -41,16 +41,14 @@ def by_world(comparisons: Comparisons, rival: str = PLACEBO) -> pd.DataFrame:
     """
     return pd.DataFrame(
         [
-            compared(comparisons, world, runs[rival], runs["variance_aware"])
+            _world(comparisons, world, runs[rival], runs["variance_aware"])
             for world, runs in stacks(comparisons).items()
         ]
     )
 
 
-def compared(comparisons: Comparisons, world: int, rival: Condition, aware: Condition) -> dict[str, float]:
-    """Compare in one world, see `by_world`; policy j of both methods hears judge j, so policies are drawn
-    again together.
-    """
+def _world(comparisons: Comparisons, world: int, rival: Condition, aware: Condition) -> dict[str, float]:
+    """Compare in one world; policy j of both methods hears judge j, so policies are drawn again together."""
     start = policies_of(comparisons.policies, aware.start)[comparisons.outcome]
     pair, rows = [comparisons.returns(one) for one in (rival, aware)], comparisons.rows(aware)
     found: dict[str, float] = {"world": world}

@@ -71,16 +71,16 @@ def features_folder(study: Study) -> Path:
     return study.store.folder("text-features", write_features, {}, _rated(study))
 
 
-def heads_folder(study: Study, seed: int) -> Path:
+def heads_folder(study: Study, seed: int, policies: int) -> Path:
     """Return the folder of the row `heads`: a head for each policy, further ones, one that has heard all."""
-    config = {"seed": seed, "policies": study.profile.policies.count, "further": MEMBERS, "size": list(MAIN)}
+    config = {"seed": seed, "policies": policies, "further": MEMBERS, "size": list(MAIN)}
     inputs = {"texts": _rated(study)["texts"], "features": features_folder(study)}
     return study.store.folder("heard-heads", write_heads, config, inputs)
 
 
-def heard_heads(study: Study, seed: int) -> HeardHeads:
+def heard_heads(study: Study, seed: int, policies: int) -> HeardHeads:
     """Return the source of the row `heads`."""
-    return HeardHeads.load(heads_folder(study, seed), _rated(study)["encoder"])
+    return HeardHeads.load(heads_folder(study, seed, policies), _rated(study)["encoder"])
 
 
 def measured(study: Study) -> dict[str, pd.DataFrame]:
@@ -354,7 +354,8 @@ def _pooled(found: list[tuple[float, Array]], ceiling: bool) -> Estimate:
     if ceiling:
         ends = np.clip(ends, 1e-6, 1)
         ends = np.sqrt(2 * ends / (1 + ends))
-    return Estimate(*map(float, ends), len(borne))
+    value, low, high = map(float, ends)
+    return Estimate(value, low, high, len(borne))
 
 
 def levels(bench: Bench, sizes: Sequence[tuple[int, int]] = SIZES) -> pd.DataFrame:

@@ -125,7 +125,7 @@ def _rated_source(study: Study, condition: Condition) -> RewardSource:
         raise ValueError(f"raters: {condition.name} is judged by people; name what they rated")
     seed = stack_seed(study.seed, condition.repeat)
     words = condition.source == PEOPLE_ROW[1]
-    source = heard_words(study, seed) if words else heard_heads(study, seed)
+    source = heard_words(study, seed) if words else heard_heads(study, seed, study.profile.policies.count)
     if condition.objective != PLACEBO:
         return source
     written = pd.read_parquet(_stack(study, condition.start) / ANSWERS)["answer"]
@@ -190,7 +190,7 @@ def prerequisites(study: Study, conditions: Sequence[Condition]) -> None:
         if one.source in ENSEMBLES:
             ensemble_folder(of_world(study, one), one)
         if one.source == HEADS_ROW[1]:
-            heads_folder(study, stack_seed(study.seed, one.repeat))
+            heads_folder(study, stack_seed(study.seed, one.repeat), study.profile.policies.count)
         if one.source in RATED and one.objective == PLACEBO:
             _stack(study, one.start)
 
@@ -291,7 +291,8 @@ def _inputs(study: Study, condition: Condition) -> dict[str, Path]:
     if condition.source in ENSEMBLES:
         inputs["ensemble"] = ensemble_folder(study, condition)
     if condition.source == HEADS_ROW[1]:
-        inputs["heads"] = heads_folder(study, stack_seed(study.seed, condition.repeat))
+        seed, count = stack_seed(study.seed, condition.repeat), study.profile.policies.count
+        inputs["heads"] = heads_folder(study, seed, count)
     if condition.source in RATED and condition.objective == PLACEBO:
         inputs["start"] = _stack(study, condition.start)
     return inputs

@@ -1,8 +1,5 @@
 """Figures of notebook 10."""
 
-from collections.abc import Mapping
-from typing import Any
-
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
@@ -14,6 +11,7 @@ from vaalign_lib.figures.endpoint import WORDS
 COLOURS = METHOD_COLOURS | {"reference": style.REFERENCE}
 NAMES = WORDS | {"reference": "reference"}
 ESTIMATES = {"ensemble": style.SERIES[0], "predicted": style.SERIES[1], "mean alone": style.SERIES[2]}
+ROWS = {"people": "words", "heads": "heads of few people", "linear": "words, linear policies"}
 SHARES = {"real": "not chance", "beyond": "beyond like means", "by_mean": "by the mean alone"}
 
 
@@ -106,27 +104,37 @@ def said(table: pd.DataFrame) -> str:
     )
 
 
-def policies(stacks: Mapping[str, pd.DataFrame], curves: Mapping[str, pd.DataFrame], start: float) -> Figure:
-    """Draw true reward against KL, a point for each policy, and true reward over training, by method.
+def endpoint(table: pd.DataFrame) -> Figure:
+    """Draw ratios of variance per squared gain with intervals over worlds, by rival, row and KL.
 
-    `start`: the reference's true reward; `curves`: of `experiments.results.curves_of`.
+    `table`: of `experiments.people_bench.log_ratios`.
     """
-    with style.canvas(7.4, 3.5, 2) as (figure, [ends, way]):
-        told = []
-        for method, one in stacks.items():
-            colour, name, gains = COLOURS[method], NAMES[method], one["true_reward"] - start
-            ends.plot(one["kl"], one["true_reward"], "o", color=colour, ms=3.5, alpha=0.7, label=name)
-            ends.plot(one["kl"].mean(), one["true_reward"].mean(), "D", color=colour, ms=8, mec="white")
-            style.band(way, curves[method], "step", "true_reward", colour)
-            told.append(f"{name} {gains.mean():+.2f} (SD {gains.std(ddof=1):.2f})")
-        for axes in (ends, way):
-            axes.axhline(start, color=style.REFERENCE, ls="--", lw=1, label="reference")
-        ends.set(xlabel="KL to the reference, nats", ylabel="true reward: mean of all people")
-        way.set(xlabel="step", title="on the way (bands: middle 80% of policies)")
-        count = min(map(len, stacks.values()))
-        style.headline(figure, f"Gain in true reward, {count} policies of each: {', '.join(told)}")
-        style.legend_outside(figure, ends, 4)
+    groups = [f"{NAMES[one.rival]} : variance-aware" for one in table.itertuples()]
+    table = table.assign(group=groups).sort_values("group", kind="stable")
+    with style.canvas(7.2, 0.24 * len(table) + 2.2) as (figure, [axes]):
+        names = [f"{ROWS[one.row]}, {one.nats:g} nats" for one in table.itertuples()]
+        places = style.lines_of(axes, names, table["group"].tolist())
+        for row, colour in zip(ROWS, (style.AWARE, style.SERIES[0], style.SERIES[1]), strict=True):
+            mine = (table["row"] == row).to_numpy()
+            shown = np.exp(table.loc[mine, ["log_ratio", "log_ratio_low", "log_ratio_high"]])
+            style.forest(axes, shown, places[mine], "log_ratio", colour)
+        style.plain_log(axes)
+        style.octaves(axes)
+        axes.set_xlabel("variance of true reward per squared gain, as a multiple of variance-aware's")
+        main = table[(table["row"] == "people") & (table["nats"] == 0.5)].set_index("rival")
+        told = "; ".join(
+            f"{NAMES[rival]} {one.value:.2f} ({one.low:.2f} to {one.high:.2f})"
+            for rival, one in ((r, np.exp(_interval(main.loc[r]))) for r in main.index)
+        )
+        worlds = int(table["worlds"].iloc[0])
+        how = f"mean of {worlds} worlds with 95% intervals over them"
+        style.headline(figure, f"At equal KL, 0.5 nats, people's words, {how}: {told}")
         return figure
+
+
+def _interval(row: pd.Series) -> pd.Series:
+    values = row[["log_ratio", "log_ratio_low", "log_ratio_high"]].astype(float)
+    return values.set_axis(["value", "low", "high"])
 
 
 def words(table: pd.DataFrame) -> Figure:
@@ -135,14 +143,12 @@ def words(table: pd.DataFrame) -> Figure:
     with style.canvas(8.2, 4.4, len(methods), sharex=True) as (figure, panels):
         for axes, method in zip(panels, methods, strict=True):
             part = table[table["method"] == method].sort_values("change", ascending=False)
-            places = style.lines_of(axes, part["word"].tolist())
+            named = [f"{one.word} ({one.variance:.1f})" for one in part.itertuples()]
+            places = style.lines_of(axes, named)
             axes.barh(places, 100 * part["change"], color=COLOURS[method], alpha=0.55)
-            for place, variance in zip(places, part["variance"], strict=True):
-                at: Any = {"xycoords": ("axes fraction", "data"), "ha": "right", "va": "center"}
-                axes.annotate(f"{variance:.1f}", (1.0, place), fontsize=style.SMALL, **at)
             axes.axvline(0, color="black", linewidth=0.8)
-            axes.set(title=NAMES[method], xlabel="change of its share, points")
+            axes.set(title=NAMES[method], xlabel="change, points")
         style.headline(
-            figure, "Words whose share of all known words rises and falls most; right: the people's variance"
+            figure, "Words whose share of known ones rises and falls most; in brackets: people's variance"
         )
         return figure

@@ -20,7 +20,7 @@ from vaalign_lib.rewards.simulated_judge import fourier_features
 
 TOKENS, ROWS = 256, 64  # of a text at most, as sentence-transformers has it; texts of one pass
 LENGTH_SCALE, FREQUENCIES = 1.0, 256  # of the placebo's field, where features have length one
-PENALTY, TRUTH_PENALTY = 10.0, 1.0  # of heads of few and of all texts, chosen by notebook 10's rule
+PENALTY = 1000.0  # of ridge heads, as the rule of data/protocols/10.md chose it
 FEATURES, HEADS = "features.safetensors", "heads.safetensors"
 Whole = NDArray[np.int64]
 
@@ -56,12 +56,12 @@ class Encoder:
 # --- ridge heads ----------------------------------------------------------------------------------------
 
 
-def with_constant(features: Array) -> Array:
+def with_constant(features: NDArray[Any]) -> NDArray[Any]:
     """Append the constant that heads have beside features (texts, width + 1)."""
     return np.concatenate([features, np.ones((len(features), 1))], axis=1)
 
 
-def ridge(inputs: Array, targets: Array, penalty: float) -> Array:
+def ridge(inputs: NDArray[Any], targets: Array, penalty: float) -> Array:
     """Return the weights (heads, width) of ridge regressions, each on texts of its own, see `Ridge`."""
     return Ridge.of(inputs).fit(targets, penalty)
 
@@ -72,11 +72,11 @@ class Ridge:
     penalized. The penalty is in texts: so many of no reward, with features of length one.
     """
 
-    inputs: Array
+    inputs: NDArray[Any]
     gram: Array  # (heads, width, width)
 
     @classmethod
-    def of(cls, inputs: Array) -> "Ridge":
+    def of(cls, inputs: NDArray[Any]) -> "Ridge":
         """Prepare inputs."""
         return cls(inputs, (np.swapaxes(inputs, 1, 2) @ inputs).astype(float))
 
@@ -128,7 +128,7 @@ class HeardTexts:
         chosen = among[places]
         return cls(chosen, ratings.heard(chosen, people, random))
 
-    def ridge(self, inputs: Array) -> Ridge:
+    def ridge(self, inputs: NDArray[Any]) -> Ridge:
         """Return the regressions on what each head has heard; `inputs` are of all texts there are."""
         return Ridge.of(inputs[self.texts])
 
@@ -154,12 +154,14 @@ def write_heads(
     texts that are held out. `size`: texts of a head, people a text.
     """
     table = read_raters(texts)
-    ratings, inputs = Ratings.of(table["ratings"].tolist()), with_constant(load_features(features))
+    ratings = Ratings.of(table["ratings"].tolist())
+    inputs = with_constant(load_features(features)).astype(np.float32)
     learn = np.flatnonzero(~held_out(table["text"]))
     random = np.random.default_rng([seed, 3])
     heard = HeardTexts.drawn(ratings, learn, policies + further, *size, random)
-    heads = heard.ridge(inputs).fit(heard.ratings.mean(-1), PENALTY)
-    truth = ridge(inputs[learn][None], np.nanmean(ratings.said[learn], axis=1)[None], TRUTH_PENALTY)
+    ratings_heard = zip(heard.texts, heard.ratings.mean(-1), strict=True)
+    heads = np.concatenate([ridge(inputs[one][None], said[None], PENALTY) for one, said in ratings_heard])
+    truth = ridge(inputs[learn][None], np.nanmean(ratings.said[learn], axis=1)[None], PENALTY)
     found = {"own": heads[:policies], "further": heads[policies:], "truth": truth[0]}
     save_file({name: np.ascontiguousarray(one) for name, one in found.items()}, folder / HEADS)
 
