@@ -355,6 +355,7 @@ RunGroup = Literal[
     "controls",
     "printed_widths",
     "every_row",
+    "urme",
     "people",
     "people_heads",
 ]
@@ -376,6 +377,7 @@ ASKS: dict[RunGroup, set[Literal["three_judges", "simulated", "matched", "own_en
     "controls": {"simulated", "matched"},
     "printed_widths": {"simulated"},
     "every_row": {"three_judges", "simulated", "matched", "own_ensembles"},
+    "urme": {"simulated", "matched"},
     "people": {"matched", "people"},
     "people_heads": {"matched", "people"},
 }
@@ -459,6 +461,38 @@ class FeatureBench(Section):
     policies: Annotated[int, Field(ge=4, le=10**4)] = 80  # of each method in each world
 
 
+class AttributeStudy(Section):
+    """Notebook 06: URM and URME on the frozen backbone of notebook 03, and on a bench of several worlds."""
+
+    seeds: Annotated[int, Field(ge=4, le=1000)] = 20
+    members: Annotated[int, Field(ge=2, le=100)] = 3  # of a URME
+    texts: Annotated[int, Field(ge=20, le=10**6)] = 6000  # rated ones, of which every seed takes its own
+    texts_each: Annotated[int, Field(ge=10, le=10**6)] = 2000
+    raters: Annotated[int, Field(ge=1, le=100)] = 3  # of a text
+    test_texts: Annotated[int, Field(ge=20, le=10**6)] = 2000
+    training: HeadTraining = HeadTraining(
+        batch_size=256, learning_rate=0.02, optimizer="adamw_torch", weight_decay=0.001, scheduler="cosine",
+        epochs=8,
+    )  # fmt: skip
+    gating: HeadTraining = HeadTraining(
+        batch_size=128, learning_rate=0.003, optimizer="adamw_torch", weight_decay=0.001, scheduler="cosine",
+        epochs=2,
+    )  # fmt: skip
+    gating_pairs: Annotated[int, Field(ge=10, le=10**6)] = 4000
+    hidden: Count = 64  # units of a gating layer
+    prompts: Annotated[int, Field(ge=2, le=10**4)] = 64  # of best-of-n
+    samples: Annotated[int, Field(ge=4, le=10**4)] = 64  # responses to each
+    bench_worlds: Annotated[int, Field(ge=2, le=1000)] = 12
+    bench_policies: Annotated[int, Field(ge=4, le=10**4)] = 80
+    bench_prompts: Annotated[int, Field(ge=2, le=10**4)] = 48
+    bench_responses: Annotated[int, Field(ge=4, le=10**4)] = 80
+    backbone_texts: Annotated[int, Field(ge=20, le=10**6)] = 800  # ratings that trained backbones learn from
+    backbone: HeadTraining = HeadTraining(
+        batch_size=32, learning_rate=1e-3, optimizer="adamw_torch", weight_decay=0.001, scheduler="cosine",
+        epochs=2,
+    )  # fmt: skip
+
+
 class Raters(Section):
     """People's ratings, in place of judges."""
 
@@ -508,6 +542,7 @@ class Profile(Section):
     bench: FeatureBench = FeatureBench()
     trl: TrlComparison = TrlComparison()
     robust: Robust = Robust()
+    attributes: AttributeStudy = AttributeStudy()
     true_reward: TrueReward = Field(description="`gold` in the embedded world, or a model's name or path")
     raters: Raters | None = None
 

@@ -88,14 +88,7 @@ def test_notebooks_use_rules_that_exist_and_use_all_of_theirs():
     for path in sorted(NOTEBOOKS.glob("*.ipynb")):
         cells = nbformat.read(path, as_version=4).cells
         source = "\n".join(cell.source for cell in cells if cell.cell_type == "code")
-        used = {
-            name
-            for name in re.findall(
-                r'"((?:figure|table|theorem|equation|remark|algorithm|assumption|appendixD|primary|people)[0-9.]+\.?\w+)"',
-                source,
-            )
-            if name in rules()
-        }
+        used = {name for name in re.findall(r'"([\w.-]+)"', source) if name in rules()}
         named = set(re.findall(r'finding\(\s*"([^"]+)"', source))
         made = re.findall(r'finding\(\s*f"([^"]+)"', source)  # by numbers, as in f"algorithm{k}.implemented"
         forms = [re.sub(r"\\{\w+\\}", r"\\w+", re.escape(one)) for one in made]

@@ -1,5 +1,6 @@
 """URM and URME: losses, heads, gating and what members disagree about, against independent computations."""
 
+import copy
 import math
 
 import numpy as np
@@ -22,8 +23,10 @@ from vaalign_lib.rewards.attributes import (
     reward_variance,
     total_variance,
     train_attributes,
+    train_backbones,
     train_gating,
 )
+from vaalign_lib.rewards.classifier import new_reward_model
 
 H, N, K, D = 3, 40, 5, 7
 
@@ -253,6 +256,37 @@ def test_the_law_of_total_variance():
     assert torch.allclose(aleatoric + epistemic, mixture.var(0), rtol=0.02)
     alone = total_variance(means[:1], variances[:1])
     assert torch.equal(alone[0], variances[0]) and (alone[1] == 0).all()
+
+
+def test_trained_backbones_are_separate_models_and_merge_by_weight():
+    """The stack's forward pass against an ordinary model of each member's weights."""
+    model, _ = new_reward_model("tiny-gemma", 16, 0)
+    random = torch.Generator().manual_seed(0)
+    ids = [torch.randint(4, 60, (length,), generator=random).tolist() for length in (5, 9, 12, 7)]
+    scores = torch.randn(4, 2, K, generator=random)
+    heads = AttributeHeads(0.1 * torch.randn(2, K, 2, 16, generator=random), torch.zeros(2, K, 2))
+    settings = training(batch_size=4, learning_rate=0.01, epochs=3)
+    rows = torch.arange(8).repeat(2, 1)
+    trained = train_backbones(model, heads, ids, scores, rows, loss="mle", settings=settings, seed=0)
+    for stack in (trained, trained.merged()):
+        told = stack.ratings(ids)
+        for h in range(len(stack.heads.weight)):
+            one = copy.deepcopy(model).eval()
+            one.load_state_dict({name: w[h] for name, w in stack.weights.items()}, strict=False)
+            state = torch.stack([one.base_model(torch.tensor([row])).last_hidden_state[0, -1] for row in ids])
+            own = stack.heads[h : h + 1].ratings(state)
+            assert torch.allclose(told.means[h], own.means[0], atol=1e-5)
+            assert torch.allclose(told.log_deviations[h], own.log_deviations[0], atol=1e-5)
+    name = next(iter(trained.weights))
+    assert torch.allclose(trained.merged().weights[name][0], trained.weights[name].mean(0))
+    assert (trained.weights[name][0] - trained.weights[name][1]).abs().max() > 1e-4
+    before = likelihood_loss(heads.ratings(features_of(model, ids)), scores[:, 0])
+    assert (likelihood_loss(trained.ratings(ids), scores[:, 0]) < before).all()
+
+
+def features_of(model, ids):
+    with torch.no_grad():
+        return torch.stack([model.base_model(torch.tensor([row])).last_hidden_state[0, -1] for row in ids])
 
 
 def test_distributions_have_positive_variances():

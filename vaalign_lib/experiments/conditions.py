@@ -26,6 +26,7 @@ JUDGES = {
     "judge-c": "stand-in for DeepSeek V3",
 }
 ENSEMBLES = ("ensemble", "contrasts")  # the second with the variance within pairs as weights
+URMES = ("urme-aleatoric", "urme-epistemic")  # a URME for every policy; which of its variances are weights
 ENSEMBLE_ROW, JUDGE_ROW = (("gpt2", "ensemble"), ("qwen2", "judge-b"))  # the second is that of Figure 7
 ROWS = (ENSEMBLE_ROW, *product(("mistral", "qwen2"), JUDGES))
 PEOPLE_ROW = ("llama", "people")  # a pretrained model; every policy hears one person for each word
@@ -39,7 +40,7 @@ class Condition:
     """One stack of policies."""
 
     architecture: str
-    source: str  # of rewards: one of `ENSEMBLES` or of `JUDGES`, `people` or `heads`
+    source: str  # of rewards: one of `ENSEMBLES`, `URMES` or `JUDGES`, or `people` or `heads`
     # the method, `placebo`, or `reference` for evaluations of the policy that they start from
     objective: str = "vanilla"
     protocol: Protocol = "shared"  # one source for all, or `independent`: policy j has its own
@@ -107,7 +108,8 @@ class Condition:
     def vanilla(self) -> "Condition":
         """The stack that this one is compared with; matching changes only those with a weighted penalty."""
         regime: Regime = "equal_mean_penalty" if self.regime == "matched_kl" else self.regime
-        source = "ensemble" if self.source in ENSEMBLES else self.source  # without weights they are one
+        kinds = [one for one in (ENSEMBLES, URMES) if self.source in one]
+        source = kinds[0][0] if kinds else self.source  # without weights they are one
         return replace(self, source=source, objective="vanilla", regime=regime)
 
     @property
@@ -174,6 +176,11 @@ GROUPS: dict[RunGroup, Mapping[str, Any]] = {
     "people_heads": {
         "row": [HEADS_ROW],
         "objective": ["variance_aware", PLACEBO],
+        "protocol": "independent",
+        "regime": "matched_kl",
+    },
+    "urme": {  # data/protocols/06.md
+        "row": [("gpt2", source) for source in URMES],
         "protocol": "independent",
         "regime": "matched_kl",
     },

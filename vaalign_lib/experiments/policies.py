@@ -11,10 +11,12 @@ from typing import Any
 
 import pandas as pd
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from vaalign_lib.data.pairs import EMBEDDED, prompts_of
 from vaalign_lib.data.world.world import World
+from vaalign_lib.experiments.attributes import PRIOR, urmes_of_policies
 from vaalign_lib.experiments.conditions import (
     ENSEMBLES,
     HEADS_ROW,
@@ -22,6 +24,7 @@ from vaalign_lib.experiments.conditions import (
     PEOPLE_ROW,
     PLACEBO,
     REFERENCE,
+    URMES,
     Condition,
     method_of,
     sampling_of,
@@ -34,7 +37,9 @@ from vaalign_lib.jobs import WORKER, device, report, run_jobs
 from vaalign_lib.models import load_tokenizer
 from vaalign_lib.policies.reference import ReferencePolicy
 from vaalign_lib.profiles import Profile, Study, load_profile, local_files
+from vaalign_lib.rewards.attributes import AttributeHeads, AttributeReward
 from vaalign_lib.rewards.base import RewardSource, Truth
+from vaalign_lib.rewards.classifier import load_reward_model
 from vaalign_lib.rewards.contrasts import Contrasts
 from vaalign_lib.rewards.ensemble import EnsembleReward, load_ensemble
 from vaalign_lib.rewards.heads import HeadKind
@@ -101,6 +106,8 @@ def source_of(study: Study, condition: Condition) -> RewardSource:
     if condition.source in ENSEMBLES:
         ensemble = load_ensemble(ensemble_folder(study, condition), true_reward(_reward_study(study)))
         return ensemble if condition.source == "ensemble" else Contrasts(ensemble)
+    if condition.source in URMES:
+        return urmes(study, condition)
     if condition.source in study.profile.policies.judges:
         return _prompted_judge(study, condition)
     if condition.source in RATED:
@@ -179,6 +186,36 @@ def ensemble_folder(study: Study, condition: Condition) -> Path:
     return study.store.folder("ensemble", write, config, inputs, code)
 
 
+def urmes(study: Study, condition: Condition) -> AttributeReward:
+    """Return the URMEs of a condition's policies, with the one of their variances that are its weights."""
+    trained = _reward_study(study)
+    heads = load_file(urmes_folder(study, condition) / "heads.safetensors")
+    return AttributeReward(
+        *load_reward_model(trained.reward_model),
+        AttributeHeads(**heads),
+        PRIOR,
+        members=study.profile.attributes.members,
+        weighed_by=condition.source.removeprefix("urme-"),
+        max_length=trained.settings.max_length,
+        truth=true_reward(trained),
+    )
+
+
+def urmes_folder(study: Study, condition: Condition) -> Path:
+    """Return the folder of value heads for a condition's policies, made now or before."""
+    trained, sizes = _reward_study(study), study.profile.attributes
+    seed = stack_seed(study.seed, condition.repeat)
+
+    def write(folder: Path, **_: Any) -> None:
+        heads = urmes_of_policies(trained, study.profile.policies.count, seed)
+        save_file({"weight": heads.weight, "bias": heads.bias}, folder / "heads.safetensors")
+
+    config = {"policies": study.profile.policies.count, "settings": sizes.model_dump(), "seed": seed}
+    return study.store.folder(
+        "urmes", write, config, {"model": trained.reward_model}, (urmes_of_policies.__module__,)
+    )
+
+
 # --- one condition --------------------------------------------------------------------------------------
 
 
@@ -193,6 +230,8 @@ def prerequisites(study: Study, conditions: Sequence[Condition]) -> None:
             heads_folder(study, stack_seed(study.seed, one.repeat), study.profile.policies.count)
         if one.source in RATED and one.objective == PLACEBO:
             _stack(study, one.start)
+        if one.source in URMES:
+            urmes_folder(of_world(study, one), one)
 
 
 def settings_key(profile: Profile, seed: int, condition: Condition) -> str:
@@ -295,6 +334,8 @@ def _inputs(study: Study, condition: Condition) -> dict[str, Path]:
         inputs["heads"] = heads_folder(study, seed, count)
     if condition.source in RATED and condition.objective == PLACEBO:
         inputs["start"] = _stack(study, condition.start)
+    if condition.source in URMES:
+        inputs["urmes"] = urmes_folder(study, condition)
     return inputs
 
 
@@ -303,6 +344,8 @@ def _code(study: Study, condition: Condition) -> tuple[str, ...]:
     kind = "placebo" if condition.objective == PLACEBO else "simulated_judge"
     if condition.source in ENSEMBLES:
         kind = condition.source
+    elif condition.source in URMES:
+        kind = "attributes"
     elif condition.source in study.profile.policies.judges:
         kind = "prompted_judge"
     elif condition.source in RATED:

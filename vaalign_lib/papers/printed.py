@@ -78,6 +78,12 @@ FURTHER_ITEMS = (
     "BRME Remark 1",
     *(f"BRME Appendix {letter}" for letter in "ABF"),
     "Real people",
+    # of arXiv 2410.00847, uncertainty-aware reward models
+    "URM Section 4.1",
+    *(f"URM Equation {number}" for number in range(4, 10)),
+    *(f"URM Figure {number}" for number in range(4, 8)),
+    *(f"URM Table {number}" for number in range(1, 4)),
+    "URM rewards",
 )
 RANGES = (100, 50, 20, 10)  # R of Table 4
 PRINTED_WIDTHS = dict(zip(RANGES, (17, 5.6, 0.92, 0.11), strict=True))  # its second column

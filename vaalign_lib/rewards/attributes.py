@@ -7,16 +7,23 @@ so every model is trained as if it were alone.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch.func import vmap
 from torch.nn import functional
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from vaalign_lib.profiles import HeadTraining
+from vaalign_lib.rewards.backbones import EVALUATION_ROWS, last_states, template_of
+from vaalign_lib.rewards.base import Array, Judgement, Members, PolicyIndex, Truth
+from vaalign_lib.rewards.classifier import padded, read
 from vaalign_lib.rewards.heads import INITIAL_DEVIATION, batches, steps_of
 
 Loss = Literal["mle", "regression", "deterministic"]
@@ -117,19 +124,10 @@ def train_attributes(
     heads = AttributeHeads(weight.requires_grad_(), bias.requires_grad_())
     optimizer, schedule = _optimizer([heads.weight, heads.bias], settings, rows.shape[1])
     for _, batch in batches(rows, settings, random, description or f"attribute heads, {loss}"):
-        told, wanted = heads.ratings(standard[batch // raters]), labels[batch]
-        if loss == "mle":
-            losses = likelihood_loss(told, wanted)
-        else:
-            noise = torch.randn(wanted.shape, generator=random, dtype=wanted.dtype) * (loss == "regression")
-            losses = regression_loss(told, wanted, noise)
-        _step(losses.sum(), optimizer, schedule)
-    with torch.no_grad():
-        weight = heads.weight / scale
-        bias = heads.bias - weight @ location
-        if loss == "deterministic":
-            weight[:, :, 1], bias[:, :, 1] = 0, -torch.inf
-    return AttributeHeads(weight, bias)
+        told = heads.ratings(standard[batch // raters])
+        _step(_losses(told, labels[batch], loss, random).sum(), optimizer, schedule)
+    weight = heads.weight.detach() / scale
+    return _finished(AttributeHeads(weight, heads.bias.detach() - weight @ location), loss)
 
 
 def _check(features: Tensor, scores: Tensor, rows: Tensor, loss: Loss) -> None:
@@ -160,6 +158,79 @@ def _step(loss: Tensor, optimizer: Optimizer, schedule: LRScheduler) -> None:
     loss.backward()
     optimizer.step()
     schedule.step()
+
+
+# --- trained backbones ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class AttributeBackbones:
+    """H whole URMs of one architecture: stacked weights of their backbones, each (H, ...), and heads."""
+
+    template: PreTrainedModel
+    weights: dict[str, Tensor]
+    heads: AttributeHeads
+
+    @torch.no_grad()
+    def ratings(self, ids: Sequence[Sequence[int]]) -> Ratings:
+        """Return the distributions for tokenized conversations."""
+        states = vmap(last_states(self.template), in_dims=(0, None, None))
+        parts = zip(*(one.split(EVALUATION_ROWS) for one in padded(ids)), strict=True)
+        return self.heads.ratings(torch.cat([states(self.weights, *part) for part in parts], dim=1))
+
+    def merged(self) -> "AttributeBackbones":
+        """Return the one model whose weights, of backbone and head, are the means of all (Appendix C.1)."""
+        means = {name: one.mean(0, keepdim=True) for name, one in self.weights.items()}
+        return AttributeBackbones(self.template, means, merged(self.heads, len(self.heads.weight)))
+
+
+def train_backbones(
+    model: PreTrainedModel,
+    heads: AttributeHeads,
+    ids: Sequence[Sequence[int]],
+    scores: Tensor,
+    rows: Tensor,
+    *,
+    loss: Loss,
+    settings: HeadTraining,
+    seed: int,
+) -> AttributeBackbones:
+    """Train whole URMs, which begin with one reward model's backbone and with heads that were trained on it
+    frozen, on tokenized conversations and ratings as for `train_attributes`.
+    """
+    template, (table, lengths) = template_of(model), padded(ids)
+    start = {name: one.detach() for name, one in template.named_parameters() if "model." in name}
+    weights = {
+        name: one.expand(len(rows), *one.shape).clone().requires_grad_() for name, one in start.items()
+    }
+    bias = heads.bias.masked_fill(heads.bias.isinf(), 0)
+    own = AttributeHeads(heads.weight.clone().requires_grad_(), bias.clone().requires_grad_())
+    optimizer, schedule = _optimizer([*weights.values(), own.weight, own.bias], settings, rows.shape[1])
+    random, labels, raters = torch.Generator().manual_seed(seed), scores.flatten(0, 1), scores.shape[1]
+    states = vmap(last_states(template))
+    for _, batch in batches(rows, settings, random, f"backbones of URMs, {loss}"):
+        texts = batch // raters
+        longest = int(lengths[texts].max())
+        told = own.ratings(states(weights, table[texts][..., :longest], lengths[texts]))
+        _step(_losses(told, labels[batch], loss, random).sum(), optimizer, schedule)
+    trained = {name: one.detach() for name, one in weights.items()}
+    return AttributeBackbones(template, trained, _finished(own, loss))
+
+
+def _losses(told: Ratings, wanted: Tensor, loss: Loss, random: torch.Generator) -> Tensor:
+    if loss == "mle":
+        return likelihood_loss(told, wanted)
+    noise = torch.randn(wanted.shape, generator=random, dtype=wanted.dtype) * (loss == "regression")
+    return regression_loss(told, wanted, noise)
+
+
+@torch.no_grad()
+def _finished(heads: AttributeHeads, loss: Loss) -> AttributeHeads:
+    """Return trained heads; the deterministic twin's deviations are 0."""
+    weight, bias = heads.weight.detach().clone(), heads.bias.detach().clone()
+    if loss == "deterministic":
+        weight[:, :, 1], bias[:, :, 1] = 0, -torch.inf
+    return AttributeHeads(weight, bias)
 
 
 # --- from attributes to one reward ----------------------------------------------------------------------
@@ -223,6 +294,39 @@ def train_gating(
     fitted = {name: one.detach() for name, one in weights.items()}
     first = fitted["0.weight"] / scale
     return Gating(fitted | {"0.weight": first, "0.bias": fitted["0.bias"] - first @ location})
+
+
+@dataclass(frozen=True)
+class AttributeReward:
+    """URMEs on one frozen backbone as a source of rewards, one for every policy: the members' mean reward,
+    with fixed `weights` (K,) of the attributes. The penalty is weighed by one part of its total variance.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    heads: AttributeHeads  # members of a policy's URME side by side
+    weights: Tensor
+    members: int
+    weighed_by: str  # aleatoric, epistemic
+    max_length: int
+    truth: Truth
+
+    def judge(self, prompts: Sequence[str], responses: Sequence[str], policy: PolicyIndex) -> Members:
+        """Judge responses, each by the URME of the policy that wrote it."""
+        features, _ = read(self.model, self.tokenizer, prompts, responses, self.max_length)
+        own = torch.from_numpy(np.asarray(policy, dtype=np.int64))
+        stacked = self.heads.weight, self.heads.bias
+        weight, bias = (one.unflatten(0, (-1, self.members))[own] for one in stacked)  # (N, M, ...)
+        outputs = torch.einsum("nmkpd,nd->mnkp", weight, features) + bias.swapaxes(0, 1)
+        told = Ratings(*outputs.unbind(-1))  # (members, N, K)
+        rewards = reward(told, self.weights)
+        parts = total_variance(rewards, reward_variance(told, self.weights))
+        variance = dict(zip(("aleatoric", "epistemic"), parts, strict=True))[self.weighed_by]
+        return Members(rewards.T.double().numpy(), weights=variance.double().numpy())
+
+    def true_reward(self, judgement: Judgement, prompts: Sequence[str], responses: Sequence[str]) -> Array:
+        """Return the true reward (responses,)."""
+        return self.truth(prompts, responses)
 
 
 # --- URME: what members disagree about ------------------------------------------------------------------

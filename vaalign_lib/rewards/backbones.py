@@ -71,7 +71,7 @@ def load_backbones(folder: str | Path) -> BackboneStack:
     if not (Path(folder) / _STACK).is_file():
         raise BackboneError(f"{folder}: expected saved backbones, without {_STACK}")
     config = AutoConfig.from_pretrained(folder)
-    template = _template(AutoModelForSequenceClassification.from_config(config))
+    template = template_of(AutoModelForSequenceClassification.from_config(config))
     return BackboneStack(template, load_tokenizer(folder), load_file(Path(folder) / _STACK))
 
 
@@ -107,7 +107,7 @@ def train_backbones(
     if members < 2 or pairs_each < 1:
         raise ValueError(f"members, pairs_each: expected at least 2 and 1, got {members} and {pairs_each}")
     models = [new_reward_model(TINY, width, seed + k)[0].eval() for k in range(members)]
-    template, tokenizer = _template(models[0]), world_tokenizer()
+    template, tokenizer = template_of(models[0]), world_tokenizer()
     stacked = stack_module_state(models)[0]  # type: ignore[arg-type]
     weights = {name: w.detach().requires_grad_(True) for name, w in stacked.items()}
     random = torch.Generator().manual_seed(seed)
@@ -128,19 +128,31 @@ def train_backbones(
     return BackboneStack(template, tokenizer, {name: w.detach() for name, w in weights.items()})
 
 
-def _template(model: PreTrainedModel) -> PreTrainedModel:
+def template_of(model: PreTrainedModel) -> PreTrainedModel:
+    """Return a copy of a model that `vmap` can run."""
     model = copy.deepcopy(model).eval()
     model.set_attn_implementation("eager")
     return model
 
 
 def _scorer(model: PreTrainedModel) -> Callable[[dict[str, Tensor], Tensor, Tensor], Tensor]:
-    """Return a function of one member's weights, ids (rows, width) and lengths (rows,): scores (rows,).
+    """Return a function of one member's weights, ids (rows, width) and lengths (rows,): scores (rows,)."""
+    states = last_states(model)
+
+    def score(weights: dict[str, Tensor], ids: Tensor, lengths: Tensor) -> Tensor:
+        return (states(weights, ids, lengths) @ weights["score.weight"].T)[:, 0]
+
+    return score
+
+
+def last_states(model: PreTrainedModel) -> Callable[[dict[str, Tensor], Tensor, Tensor], Tensor]:
+    """Return a function of one member's weights, ids (rows, tokens) and lengths (rows,): the last tokens'
+    states (rows, width).
 
     Conversations are padded on the right, so the causal mask also hides the padding from what counts.
     """
 
-    def score(weights: dict[str, Tensor], ids: Tensor, lengths: Tensor) -> Tensor:
+    def states(weights: dict[str, Tensor], ids: Tensor, lengths: Tensor) -> Tensor:
         width = ids.shape[1]
         ahead = torch.ones(width, width, dtype=torch.bool).triu(1)
         mask = torch.zeros(width, width).masked_fill(ahead, torch.finfo(torch.float32).min)
@@ -148,10 +160,9 @@ def _scorer(model: PreTrainedModel) -> Callable[[dict[str, Tensor], Tensor, Tens
         inputs = {"input_ids": ids, "attention_mask": mask[None, None], "use_cache": False}
         inputs["position_ids"] = torch.arange(width)[None]
         hidden = functional_call(model.base_model, inner, (), inputs).last_hidden_state
-        last = hidden[torch.arange(len(ids)), lengths - 1]
-        return (last @ weights["score.weight"].T)[:, 0]
+        return hidden[torch.arange(len(ids)), lengths - 1]
 
-    return score
+    return states
 
 
 def write_backbones(folder: Path, settings: dict[str, Any], pairs: Path, **options: Any) -> None:

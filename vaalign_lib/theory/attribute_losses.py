@@ -41,11 +41,12 @@ def preference_probability(gap: ArrayLike, variance: ArrayLike) -> Array:
     return np.asarray(expit(np.asarray(gap, dtype=float)[..., None] + spread * places) @ weights)
 
 
-def fit_pairs(wins: Array, likelihood: bool, start: float = 1.0) -> tuple[Array, Array]:
+def fit_pairs(wins: Array, likelihood: bool, start: float = 3.0) -> tuple[Array, Array]:
     """Fit means (of mean 0) and deviations of n items to how often each wins against each other (n, n).
 
     With the `likelihood` of Gaussian rewards, -ln E[sigmoid], as PURM (arXiv 2503.22480), else with the
-    Bradley-Terry loss of sampled rewards, -E[ln sigmoid]; deviations begin at `start`.
+    Bradley-Terry loss of sampled rewards, -E[ln sigmoid]; deviations begin at `start`, which should be
+    large: where they are nearly 0, so is the gradient for their logarithms.
     """
     count = len(wins)
     first, second = np.triu_indices(count, 1)
