@@ -125,9 +125,9 @@ def test_paths_are_relative_to_the_profile(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "said", "runs"),
     [
-        ("smoke", "644358237baffa32", "3c780c0b7fdbea5b"),
+        ("smoke", "641ecf5bee58cefc", "3c780c0b7fdbea5b"),
         ("embedded", "0373ba427ef7cfe4", "8c84498af608ddc4"),
-        ("extended", "3ca071e714c1701f", "2b8d451945e49bcf"),
+        ("extended", "864369ffff963ce6", "2b8d451945e49bcf"),
         ("paper", "77fa1424b0955955", "89167abbefe2d135"),
     ],
 )
