@@ -139,7 +139,11 @@ def commands():
 
 def test_commands_parse():
     inline = [one.split() for one in re.findall(r"`vaalign ([^`]+)`", EVERYTHING)]
-    found = inline + [words[1:] for words in commands() if words[0] == "vaalign"]
+    kinds = next(one.choices for one in _parser()._actions if one.choices)
+    assert {words[0] for words in inline} <= set(kinds)  # a word alone speaks of a command
+    found = [words for words in inline if len(words) > 1] + [
+        words[1:] for words in commands() if words[0] == "vaalign"
+    ]
     assert len(found) > 20
     for words in found:
         _parser().parse_args(words)
