@@ -20,6 +20,7 @@ from vaalign_lib.data.world.attributes import ATTRIBUTES
 from vaalign_lib.data.world.ratings import AttributeRaters
 from vaalign_lib.data.world.world import World
 from vaalign_lib.experiments.feature_bench import stored_texts
+from vaalign_lib.experiments.people import bench
 from vaalign_lib.experiments.reward_models import RewardStudy
 from vaalign_lib.models import conversation_ids
 from vaalign_lib.policies.best_of_n import best_of_n, best_of_n_kl
@@ -568,10 +569,8 @@ def measured_people(study: Study) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Return `people_table` and `people_outside` of the texts that a profile names, or, where it names none,
     what is committed of the profile `pretrained`.
     """
-    if getattr(study.profile.raters, "texts", None) is None:
+    if study.profile.raters is None or study.profile.raters.texts is None:
         return pd.read_parquet(COMMITTED / "urm.parquet"), pd.read_parquet(COMMITTED / "urm_outside.parquet")
-    from vaalign_lib.experiments.people import bench  # type: ignore[import-not-found]
-
     known, sizes = bench(study), study.profile.attributes
     domains = known.texts["domain"].to_numpy(dtype=str)
     given = known.features, known.ratings.said, domains
