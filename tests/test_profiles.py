@@ -127,7 +127,7 @@ def test_paths_are_relative_to_the_profile(tmp_path, monkeypatch):
     [
         ("smoke", "641ecf5bee58cefc", "3c780c0b7fdbea5b"),
         ("embedded", "0373ba427ef7cfe4", "8c84498af608ddc4"),
-        ("extended", "864369ffff963ce6", "2b8d451945e49bcf"),
+        ("extended", "864369ffff963ce6", "f4c0570ba88d0822"),
         ("paper", "77fa1424b0955955", "89167abbefe2d135"),
     ],
 )
