@@ -1,8 +1,10 @@
 """The sliders: every form draws, moving one changes the pictures, headless draws the defaults."""
 
 import dataclasses
+import io
 import time
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -19,6 +21,26 @@ from vaalign_lib.theory.bandit import FORMS, published_bandits
 
 BANDITS = published_bandits()
 PNG = b"\x89PNG"
+HALF_A_SECOND = 5  # times a plain picture of two axes, which takes a tenth of a second of a core
+
+
+def cost(redraw):
+    """Time of a redraw in times of a plain picture, by turns; the least of three, so loading is not in it."""
+    spent = {plain_picture: [], redraw: []}
+    for _ in range(3):
+        for call, times in spent.items():
+            started = time.process_time()
+            call()
+            times.append(time.process_time() - started)
+    return min(spent[redraw]) / min(spent[plain_picture])
+
+
+def plain_picture():
+    figure, axes = plt.subplots(1, 2)
+    for one in axes:
+        one.plot([0, 1])
+    figure.savefig(io.BytesIO(), format="png")
+    plt.close(figure)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -84,9 +106,8 @@ def test_policies_are_drawn_with_the_ratio_of_the_tables(policies):
 @pytest.mark.parametrize("outcome", sliders.OUTCOMES)
 def test_every_outcome_is_redrawn_within_half_a_second(policies, outcome):
     policies = policies.assign(length=policies["kl"] * 3 + 20)
-    began = time.process_time()
     assert sliders.policy_image(policies, **AT_SAME_KL, outcome=outcome).startswith(PNG)
-    assert time.process_time() - began < 0.5
+    assert cost(lambda: sliders.policy_image(policies, **AT_SAME_KL, outcome=outcome)) < HALF_A_SECOND
 
 
 def test_policies_that_were_not_trained_are_named(policies):
@@ -175,9 +196,8 @@ def test_members_and_kind_redraw_an_ensemble_in_half_a_second(monkeypatch):
     box = sliders.ensemble_explorer(measured, ["bootstrap", "order"], 10)
     (kind,), (members,) = (column.children for column in box.children[0].children)
     picture = box.children[1]
-    before, started = bytes(picture.value), time.process_time()
-    members.value = 4
-    assert time.process_time() - started < 0.5
+    before, values = bytes(picture.value), iter((4, 5, 6))
+    assert cost(lambda: setattr(members, "value", next(values))) < HALF_A_SECOND
     assert before.startswith(PNG) and picture.value != before
     before, kind.value = bytes(picture.value), "order"
     assert picture.value != before

@@ -120,12 +120,12 @@ def test_only_publishing_writes_into_the_tree(tmp_path, capsys, monkeypatch):
     states = [State(one, {}, one in finished) for one in notebooks()]
     monkeypatch.setattr(cli, "states", lambda *_: states)
     monkeypatch.setattr(cli, "publish", lambda folder: [cli.ROOT / "figures" / f"{folder.name}.png"])
-    monkeypatch.setattr(cli, "write_into_readme", written.append)
+    monkeypatch.setattr(cli, "write_into_page", written.append)
     options = ["--profile", "smoke", "--run-dir", str(tmp_path)]
     assert main(["publish", *options]) == 0 and not written
     monkeypatch.setattr(cli, "is_published", lambda *_: True)
     assert main(["publish", *options]) == 0 and len(written) == 1
     shown = capsys.readouterr().out
     assert f"figures/{finished[1].name}.png" in shown and "of 2 finished notebooks" in shown
-    called = {name for name in cli._reproduce.__code__.co_names if "publish" in name or "readme" in name}
+    called = {name for name in cli._reproduce.__code__.co_names if "publish" in name or "page" in name}
     assert not called
