@@ -165,5 +165,7 @@ def test_rewards_that_say_nothing_have_the_distribution_they_are_said_to_have():
     assert kstest(rewards[policy == 1], norm.cdf).pvalue > 0.01
     drawn = np.random.default_rng(1).standard_normal((10_000, 5)).min(1)
     assert kstest(rewards[policy == 2], drawn).pvalue > 0.01
+    assert robust.order_mean(5) == pytest.approx(drawn.mean(), abs=0.03)
+    assert robust.order_mean(1) == pytest.approx(0, abs=1e-9)
     kept = Unit().of_judgement(judgement, uniforms, np.ones(30_000))[0]
     np.testing.assert_array_equal(kept, rewards)

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from numpy.typing import NDArray
 
 from vaalign_lib.data.world.world import World
@@ -28,6 +29,7 @@ from vaalign_lib.rewards.robust import (
     Mixture,
     Stochastic,
     nominal,
+    order_mean,
     parts_of,
     units_of,
     weights_of,
@@ -42,7 +44,7 @@ from vaalign_lib.training.run import policy_trainer, write_stack
 
 TABLE = "robust_policies"
 RULES: tuple[Rule, ...] = (*LAMBDAS, "mean", "max")
-KINDS = {"zero": (0.0, 0), "one": (1.0, 0), "random": (0.0, 1), "lowest of 5 random": (0.0, 5)}
+KINDS = {"zero": (0.0, 0), "one": (1.0, 0), "random": (0.0, 1), "lowest of 5 random": (0.0, 5)}  # and draws
 COEFFICIENTS = (0.0, 0.2)  # of the KL penalty in the stochastic case
 FUSIONS: dict[str, tuple[Rule, bool]] = {  # of the parts of raw and of normalized sources
     "raw, 0.6": (0.6, False),
@@ -173,21 +175,24 @@ class Sources:
 
 def _train(
     folder: Path, scratch: Path, setup: Setup, source: RewardSource, method: Method, count: int, steps: int,
-    looks: Sequence[int], critic: str = "", target: float = 0.0,
+    looks: Sequence[int], target: float = 0.0, values: Sequence[float] | None = None,
 ) -> None:  # fmt: skip
-    """Train and evaluate one stack; with a `target` each policy's coefficient holds its KL there."""
+    """Train and evaluate one stack; with a `target` each policy's coefficient holds its KL there, with
+    `values` each policy's critic starts from one number.
+    """
     profile, seed = setup.study.profile, setup.study.seed
-    if critic:
-        policies = profile.policies.model_copy(update={"critic": critic})
-        profile = profile.model_copy(update={"policies": policies})
     asked = prompt_sets(profile, seed)
     task = Task(asked.training, source, asked.gold, population=count)
     changes: dict[str, Any] = {"iterations": steps}
     if target:
-        changes["adaptive_kl"] = {"target": target, "horizon": float(HORIZON * 5)}
+        changes["adaptive_kl"] = {"target": target, "horizon": float(HORIZON)}
     start = reference(setup.study, ARCHITECTURE)
     options: dict[str, Any] = {"policies": range(count), "seed": seed, "device": device(), **changes}
     trainer = policy_trainer(profile, ARCHITECTURE, start, task, method, **options)
+    if values is not None:
+        with torch.no_grad():
+            trainer.critic.weight.zero_()
+            trainer.critic.bias.copy_(torch.tensor(values)[:, None])
     evaluator = Evaluator(
         trainer.reference,
         trainer.tokenizer,
@@ -210,30 +215,31 @@ def stack(study: Study, name: str, target: float = 0.0) -> Path:
 
     def write(folder: Path, scratch: Path, **_: Any) -> None:
         if name in ("one coefficient", "equal KL"):
-            looks = [short * k for k in range(1, SHORT)]
+            looks = [short, 2 * short]
             count = len(RULES) * sizes.ensembles
             _train(folder, scratch, setup, setup.mixture(), plain, count, sizes.steps, looks, target=target)
         elif name == "fusion":
             count = len(FUSIONS) * sizes.repeats
             _train(folder, scratch, setup, setup.fusion(), plain, count, short, [])
         else:
-            _stochastic(
-                folder, scratch, setup, short, "reference_states" if "exact" in name else "own_states"
-            )
+            _stochastic(folder, scratch, setup, short, "exact" in name)
 
     config = {"name": name, "target": target, "settings": key_of(study), "seed": study.seed}
     inputs = {"reference": reference(study, ARCHITECTURE), "model": setup.rewards.reward_model}
     return study.store.resumable(f"robust-{name.replace(' ', '-')}", write, config, inputs, CODE)
 
 
-def _stochastic(folder: Path, scratch: Path, setup: Setup, steps: int, critic: str) -> None:
+def _stochastic(folder: Path, scratch: Path, setup: Setup, steps: int, exact: bool) -> None:
+    """Train the stochastic case, with critics that start from the expected reward, or from 0."""
     kinds, each = len(KINDS), setup.study.profile.robust.repeats
     constants, draws = zip(*KINDS.values(), strict=True)
     source = Stochastic(constants, draws, World(setup.study.seed).gold)
     betas = np.tile(np.repeat(COEFFICIENTS, kinds), each).tolist()
     method = Method("vanilla", beta=betas, standardized=False)
-    looks = [max(1, steps // k) for k in (16, 8, 4, 2)]
-    _train(folder, scratch, setup, source, method, len(betas), steps, looks, critic)
+    looks = [max(1, steps // k) for k in (8, 4, 2)]
+    means = [one + (order_mean(many) if many else 0.0) for one, many in KINDS.values()]
+    values = (np.tile(means, len(betas) // kinds) * exact).tolist()
+    _train(folder, scratch, setup, source, method, len(betas), steps, looks, values=values)
 
 
 def _rows(folder: Path, name: str) -> pd.DataFrame:

@@ -202,7 +202,7 @@ def _ylabels(panels: Sequence[Axes], names: Sequence[str]) -> None:
 
 def bench(gains: Mapping[str, Estimate], signals: Mapping[str, Estimate], told: str) -> Figure:
     """Draw each method's gain in gold and ln (gain / SD)^2, minus those of one judge alone."""
-    with style.canvas(7.4, 3.2, 2, sharey=True) as (figure, panels):
+    with style.canvas(7.4, 3.2, 2) as (figure, panels):
         for axes, found, unit in zip(
             panels, (gains, signals), ("gain in gold", "ln (gain / SD)²"), strict=True
         ):
@@ -210,6 +210,7 @@ def bench(gains: Mapping[str, Estimate], signals: Mapping[str, Estimate], told: 
             style.forest(axes, rows, style.lines_of(axes, list(found)), "value", style.SERIES[0])
             axes.axvline(0, color="black", linewidth=0.8)
             axes.set_xlabel(f"{unit}, minus one judge's")
+        panels[1].tick_params(labelleft=False)
         style.headline(figure, f"{told}; 95% intervals over worlds")
         return figure
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.integrate import quad
 from scipy.stats import norm
 from torch import Tensor
 from torch.nn import functional
@@ -235,6 +236,11 @@ class LowestNormal(Interval):
         assert self.draws is not None
         least = norm.ppf(-np.expm1(np.log1p(-uniforms) / np.maximum(self.draws, 1)))
         return np.where(self.draws > 0, least, self.bounds[:, 0])
+
+
+def order_mean(draws: int) -> float:
+    """Return the mean of the lowest of so many draws from N(0, 1)."""
+    return float(quad(lambda x: x * draws * norm.pdf(x) * norm.sf(x) ** (draws - 1), -12, 12)[0])
 
 
 @dataclass(frozen=True)
