@@ -493,6 +493,20 @@ class AttributeStudy(Section):
     )  # fmt: skip
 
 
+class Frontier(Section):
+    """Notebook 08: what methods and variances do on the feature bench, see `experiments.frontier`."""
+
+    worlds: Annotated[int, Field(ge=3, le=1000)] = 20
+    computed: Annotated[int, Field(ge=1, le=1000)] = 20  # of them; the rest as published, if they are
+    prompts: Annotated[int, Field(ge=4, le=10**4)] = 32
+    responses: Annotated[int, Field(ge=16, le=10**4)] = 64
+    policies: Annotated[int, Field(ge=4, le=10**4)] = 40
+    pairs: Annotated[int, Field(ge=64, le=10**5)] = 200  # a reward model learns from half of them
+    members: Annotated[int, Field(ge=3, le=1000)] = 10  # heads of a reward model
+    many: Annotated[int, Field(ge=3, le=10**4)] = 100  # where more are compared
+    widths: list[Annotated[int, Field(ge=8, le=4096, multiple_of=2)]] = [32, 128]  # beside 64
+
+
 class Raters(Section):
     """People's ratings, in place of judges."""
 
@@ -540,6 +554,7 @@ class Profile(Section):
     ensembles: Ensembles
     policies: Policies
     bench: FeatureBench = FeatureBench()
+    frontier: Frontier = Frontier()
     trl: TrlComparison = TrlComparison()
     robust: Robust = Robust()
     attributes: AttributeStudy = AttributeStudy()

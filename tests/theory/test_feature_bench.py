@@ -151,3 +151,18 @@ def test_what_cannot_be_reached_is_said():
         at_beta(bench, Objective(np.ones(S)), 1.0)
     with pytest.raises(ValueError, match="target: no coefficient was found at which the KL is 50 nats"):
         at_kl(bench, Objective(), 50)
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_weights_of_their_own_are_those_of_each_alone(exact):
+    bench = problem(linear=False)
+    weights = np.exp(0.5 * np.random.default_rng(3).standard_normal(bench.errors.shape))
+    together = at_beta(bench, Objective(weights, stated=exact), BETA)
+    for k in range(N):
+        one = Bench(None, bench.gold, bench.consensus, bench.variance, bench.errors[k : k + 1])
+        alone = at_beta(one, Objective(weights[k], stated=exact), BETA)
+        np.testing.assert_allclose(alone.gains[0], together.gains[k], atol=1e-6)
+        np.testing.assert_allclose(alone.kl[0], together.kl[k], atol=1e-6)
+    assert at_kl(bench, Objective(weights), 0.3).kl.mean() == pytest.approx(0.3, rel=0.01)
+    with pytest.raises(ValueError, match="weights"):
+        at_beta(bench, Objective(weights[:2]), BETA)

@@ -3,6 +3,8 @@
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.integrate import dblquad
+from scipy.stats import norm
 
 from vaalign_lib.theory import bounds, simulations, tabular
 
@@ -154,3 +156,27 @@ def test_tables_depend_on_nothing_but_their_arguments():
     first, again, other = (simulations.risk_formulas(3, 500, seed) for seed in (0, 0, 1))
     pd.testing.assert_frame_equal(first, again)
     assert not first.equals(other)
+
+
+def test_the_counterexamples_losses_are_those_of_quadrature():
+    """r* = (1, 0), variances (1, K): vanilla's gain is x / hypot(x, sqrt(K) z), the other's has K = 1."""
+    table = simulations.tail_counterexample([25.0], 0.1, 400_000, seed=0).set_index("policy")
+    for name, spread in (("vanilla", 5.0), ("variance-aware", 1.0)):
+
+        def loss(z, x, spread=spread):
+            return -x / np.hypot(x, spread * z) * norm.pdf(x - 1) * norm.pdf(z)
+
+        expected = dblquad(loss, -6, 0, -6, 6, epsabs=1e-6)[0]
+        assert table.loc[name, "loss"] == pytest.approx(expected, rel=0.02)
+        assert table.loc[name, "risk"] == pytest.approx(norm.cdf(-1), abs=0.003)
+    assert table.loc["vanilla", "cvar"] > table.loc["variance-aware", "cvar"] + 0.1
+    assert (table["worst_loss"] <= 1 + 1e-9).all()
+
+
+def test_tails_extend_the_theorem_at_equal_gain_and_only_the_worst_loss_at_its_radii():
+    table = simulations.tail_search(40, 0.1, 20_000, seed=1)
+    equal, radii = (table[table["steps"] == name] for name in ("equal gain", "radii"))
+    assert len(equal) == len(radii) == 40
+    for column in ("cvar", "loss"):
+        assert equal[f"{column}_z"].min() > -4 and equal[column].max() > 0.05
+        assert radii[f"{column}_z"].min() < -5

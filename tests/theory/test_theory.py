@@ -241,3 +241,26 @@ def test_up_to_the_interior_epsilon_the_simplex_never_binds():
         beyond = trust_region_policy(estimates, reference, 1.5 * epsilon, form="sum_to_one")
         assert beyond.min() < 0
     assert bounds.interior_epsilon(np.ones(4) / 4) == pytest.approx(1 / 12)
+
+
+def test_normal_tails_are_those_of_draws():
+    gains = 0.7 * (1 + np.random.default_rng(0).standard_normal(2_000_000) / 1.3)
+    cvar, loss = bounds.normal_tails(0.7, 1.3, 0.1)
+    assert cvar == pytest.approx(np.sort(gains)[:200_000].mean(), abs=3e-3)
+    assert loss == pytest.approx(np.maximum(-gains, 0).mean(), rel=0.02)
+
+
+@pytest.mark.parametrize("form", ["free", "sum_to_one"])
+def test_signals_are_those_of_linear_steps_and_make_the_better_tails(form):
+    rng = np.random.default_rng(5)
+    rewards, variances = rng.normal(size=(200, 4)), rng.lognormal(0, 1, (200, 4))
+    signals = [of(rewards, variances, form) for of in (bounds.vanilla_signal, bounds.variance_aware_signal)]
+    assert (signals[1] >= signals[0] * (1 - 1e-12)).all() and (signals[1] > 1.05 * signals[0]).any()
+    for level in (0.01, 0.1, 0.5, 1.0):
+        tails = [np.array(bounds.normal_tails(1.0, signal, level)) for signal in signals]
+        assert (tails[1][0] >= tails[0][0] - 1e-9).all() and (tails[1][1] <= tails[0][1] + 1e-12).all()
+    if form == "free":
+        estimates = draws_of(rewards[0], variances[0], 200_000, seed=6)
+        for signal, weights in zip(signals, (np.ones(4), variances[0]), strict=True):
+            gains = estimates @ (rewards[0] / weights)
+            assert gains.mean() / gains.std() == pytest.approx(signal[0], rel=0.02)

@@ -84,6 +84,7 @@ FURTHER_ITEMS = (
     *(f"URM Figure {number}" for number in range(4, 8)),
     *(f"URM Table {number}" for number in range(1, 4)),
     "URM rewards",
+    "Frontier",
 )
 RANGES = (100, 50, 20, 10)  # R of Table 4
 PRINTED_WIDTHS = dict(zip(RANGES, (17, 5.6, 0.92, 0.11), strict=True))  # its second column

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.stats import chi2, norm
 
-from vaalign_lib.statistics.arrays import Array, broadcast, numbers
+from vaalign_lib.statistics.arrays import Array, broadcast, number, numbers
 from vaalign_lib.theory.tabular import distribution, problem, with_strength
 
 RiskForm = Literal["free", "sum_to_one"]
@@ -135,10 +135,8 @@ def vanilla_risk(true_rewards: ArrayLike, variances: ArrayLike, form: RiskForm =
     r* less its mean over the arms. Neither depends on epsilon. On the simplex there is no such formula;
     up to `interior_epsilon` the risk is that of `sum_to_one`.
     """
-    unit, size, variances = _risk_problem(true_rewards, variances, form, weighted=False)
-    with np.errstate(invalid="ignore"):  # 0 / 0 without signal
-        slope = (unit**2).sum(-1) / np.sqrt((variances * unit**2).sum(-1))
-    return np.where(unit.any(-1), norm.cdf(-size * slope), 1.0)
+    signal = vanilla_signal(true_rewards, variances, form)
+    return np.where(signal > 0, norm.cdf(-signal), 1.0)
 
 
 def variance_aware_risk(true_rewards: ArrayLike, variances: ArrayLike, form: RiskForm = "free") -> Array:
@@ -147,9 +145,38 @@ def variance_aware_risk(true_rewards: ArrayLike, variances: ArrayLike, form: Ris
     `free`: Phi(-sqrt(r*' Sigma^-1 r*)), as printed in Appendix A. `sum_to_one`: the same with r* less
     its precision-weighted mean over the arms.
     """
+    signal = variance_aware_signal(true_rewards, variances, form)
+    return np.where(signal > 0, norm.cdf(-signal), 1.0)
+
+
+def vanilla_signal(true_rewards: ArrayLike, variances: ArrayLike, form: RiskForm = "free") -> Array:
+    """Return mean over deviation of r*' R-hat (...): `vanilla_risk` is Phi(-signal); 0 without any."""
+    unit, size, variances = _risk_problem(true_rewards, variances, form, weighted=False)
+    with np.errstate(invalid="ignore"):  # 0 / 0 without signal
+        slope = (unit**2).sum(-1) / np.sqrt((variances * unit**2).sum(-1))
+    return np.where(unit.any(-1), size * slope, 0.0)
+
+
+def variance_aware_signal(true_rewards: ArrayLike, variances: ArrayLike, form: RiskForm = "free") -> Array:
+    """Return mean over deviation of r*' Sigma^-1 R-hat (...), never below vanilla's (Cauchy-Schwarz)."""
     unit, size, variances = _risk_problem(true_rewards, variances, form, weighted=True)
-    slope = np.sqrt((unit**2 / variances).sum(-1))
-    return np.where(unit.any(-1), norm.cdf(-size * slope), 1.0)
+    return size * np.sqrt((unit**2 / variances).sum(-1))
+
+
+def normal_tails(gain: ArrayLike, signal: ArrayLike, level: float) -> tuple[Array, Array]:
+    """Return CVaR at a level and the expected loss E[max(-G, 0)] of gains G ~ N(gain, (gain / signal)^2).
+
+    Such are the gains of steps that are linear in the estimates, pi - pi_0 = t R-hat (vanilla) or
+    t Sigma^-1 R-hat, as a quadratic penalty of fixed strength has them. At equal mean gain the step with
+    the larger signal has the smaller variance, and of normal gains with one mean it dominates the other to
+    second order: its CVaR is higher at every level, its expected loss lower. So Theorem 2.4 extends to both
+    there. At the radii of Theorem 2.4 it does not, see `simulations.tail_counterexample`.
+    """
+    gain, signal = broadcast(gain=numbers("gain", gain), signal=numbers("signal", signal, above=0))
+    number("level", level, above=0, at_most=1)
+    hazard = norm.pdf(norm.ppf(level)) / level
+    loss = norm.pdf(signal) - signal * norm.cdf(-signal)
+    return gain * (1 - hazard / signal), gain / signal * loss
 
 
 def _risk_problem(

@@ -77,7 +77,7 @@ class Objective:
     """What is maximized, see the module.
 
     Attributes:
-        weights: w of the log ratio, above 0; a number or (P, S).
+        weights: w of the log ratio, above 0; a number, (P, S), or, without features, (N, P, S).
         cost: subtracted from the reward; a number or (P, S).
         trust: how much of its judge's error a policy's reward contains; 0 where it is a bound of the
             judge's interval, which is the same for all.
@@ -181,11 +181,17 @@ def path(bench: Bench, objective: Objective, betas: Sequence[float]) -> pd.DataF
 
 def _problem(bench: Bench, objective: Objective) -> "_Linear | _Free":
     shape = bench.gold.shape
-    weights = _of_responses("weights", objective.weights, shape, above=0)
+    weights = np.asarray(objective.weights)
+    if weights.ndim == 3 and bench.features is None:
+        weights = numbers("weights", weights, above=0).swapaxes(0, 1)  # (P, N, S)
+        if weights.shape != (shape[0], bench.policies, shape[1]):
+            raise ValueError(f"weights: expected {bench.errors.shape}, got {np.shape(objective.weights)}")
+    else:
+        weights = _of_responses("weights", objective.weights, shape, above=0)[:, None]
     rewards = (bench.consensus - _of_responses("cost", objective.cost, shape))[:, None]
     rewards = rewards + number("trust", objective.trust) * bench.errors.swapaxes(0, 1)  # (P, N, S)
     gold = (bench.gold - bench.gold.mean(1, keepdims=True))[..., None]
-    shared = np.ascontiguousarray(rewards), weights[:, None], gold, objective.stated
+    shared = np.ascontiguousarray(rewards), np.ascontiguousarray(weights), gold, objective.stated
     if bench.features is None:
         return _Free(*shared)
     features = bench.features - bench.features.mean(1, keepdims=True)
@@ -226,7 +232,7 @@ class _Stored:
     """What is stored of a bench under an objective; prompts first."""
 
     rewards: Array  # (P, N, S)
-    weights: Array  # (P, 1, S)
+    weights: Array  # (P, 1, S), or of each policy (P, N, S)
     gold: Array  # (P, S, 1), from the reference's
     stated: bool
 
@@ -277,15 +283,22 @@ class _Free(_Stored):
             total = policy.sum(-1, keepdims=True)
             policy /= total
             excess = np.log(total / ratio.shape[-1]) + top
-            slope = policy @ precision.swapaxes(1, 2)
+            slope = _summed(policy, precision)
             nu = nu + excess / slope
             if np.abs(excess).max() < UNIT_MASS:
                 break
-        along = ((policy * rewards) @ precision.swapaxes(1, 2)) / slope
+        along = _summed(policy * rewards, precision) / slope
         divergence = policy * ratio
         rise = (divergence * ((rewards - along) * precision)).sum(-1)
         gold = (policy @ self.gold[prompts])[..., 0]
         return nu[..., 0], along[..., 0], excess[..., 0], divergence.sum(-1), rise, gold
+
+
+def _summed(mass: Array, factor: Array) -> Array:
+    """Return sums over responses of a mass (p, N, S) times factors, (p, 1, S) or (p, N, S): (p, N, 1)."""
+    if factor.shape[1] == 1:
+        return mass @ factor.swapaxes(1, 2)
+    return np.einsum("pns,pns->pn", mass, factor)[..., None]
 
 
 @dataclass(frozen=True)

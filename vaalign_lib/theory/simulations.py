@@ -133,6 +133,66 @@ def simplex_search(arms: int, instances: int, draws: int, seed: int) -> pd.DataF
     return pd.DataFrame(rows)
 
 
+def tail_counterexample(noises: Sequence[float], level: float, draws: int, seed: int) -> pd.DataFrame:
+    """Simulate what Theorem 2.4 does not hold for: CVaR and expected loss, of two arms with r* = (1, 0).
+
+    The first arm's variance is 1, the second's each of `noises`. Both policies lose when the first
+    estimate is negative, so their risks are equal; vanilla's step, of the same length, then goes into the
+    second arm, where nothing is lost. Return a row per noise and policy: risk, CVaR, expected loss, the
+    worst loss that was seen.
+    """
+    rng, rows = np.random.default_rng(seed), []
+    truth, reference = np.array([1.0, 0.0]), np.full(2, 0.5)
+    for noise in noises:
+        variances = np.array([1.0, noise])
+        estimates = draw_estimates(truth, variances, draws, rng)
+        pair = trust_region_pair(estimates, variances, reference, 1.0, "free")
+        for name, policy in zip(POLICIES, pair, strict=True):
+            rows.append({"noise": noise, "policy": name} | _tails((policy - reference) @ truth, level))
+    return pd.DataFrame(rows)
+
+
+def tail_search(instances: int, level: float, draws: int, seed: int) -> pd.DataFrame:
+    """Compare CVaR, expected and worst loss of both policies on random problems (form free).
+
+    At the `radii` of Theorem 2.4, and of linear steps at `equal gain` (`bounds.normal_tails`). Return a row
+    per instance and steps, `value` variance-aware less vanilla, for the two losses vanilla less
+    variance-aware: above 0 where the theorem extends; `_z`: in standard errors, from ten batches of draws.
+    """
+    rng, rows = np.random.default_rng(seed), []
+    for instance in progress(range(instances), "Theorem 2.4, tails", instances):
+        arms = int(rng.integers(2, 9))
+        truth, variances = rng.normal(0, 1, arms), rng.lognormal(0, 1, arms)
+        estimates, reference = draw_estimates(truth, variances, draws, rng), np.full(arms, 1 / arms)
+        pair = trust_region_pair(estimates, variances, reference, 1.0, "free")
+        steps = {
+            "radii": [(policy - reference) @ truth for policy in pair],
+            "equal gain": [
+                estimates @ truth / (truth**2).sum(),
+                estimates @ (truth / variances) / (truth**2 / variances).sum(),
+            ],
+        }
+        for name, gains in steps.items():
+            parts = [[_tails(one, level) for one in np.split(gain, 10)] for gain in gains]
+            row: dict[str, Any] = {"instance": instance, "steps": name}
+            for column, sign in (("cvar", 1), ("loss", -1), ("worst_loss", -1)):
+                first, second = (np.array([one[column] for one in part]) for part in parts)
+                apart = sign * (second - first)
+                row[column] = apart.mean()
+                row[f"{column}_z"] = apart.mean() / max(apart.std(ddof=1) / np.sqrt(10), 1e-12)
+            rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _tails(gains: Array, level: float) -> dict[str, float]:
+    """Return risk, CVaR at a level, expected and worst loss of gains (draws,)."""
+    worst = np.sort(gains)[: max(1, round(level * gains.size))]
+    loss = np.maximum(-gains, 0)
+    names = "risk", "cvar", "loss", "worst_loss"
+    found = (gains <= 0).mean(), worst.mean(), loss.mean(), loss.max()
+    return {name: float(one) for name, one in zip(names, found, strict=True)}
+
+
 def noise_levels(
     arms: int, instances: int, epsilons: Sequence[float], levels: Sequence[float], draws: int, seed: int
 ) -> pd.DataFrame:
