@@ -23,11 +23,13 @@ from vaalign_lib.data.pairs import (
     accuracy_by_category,
     attribute_scores,
     embedded_pairs,
+    prompts_of,
     read_attribute_ratings,
     read_pairs,
     read_prompts,
     read_ratings,
     reward_bench_weights,
+    spread_prompts,
 )
 from vaalign_lib.data.world.world import World
 from vaalign_lib.profiles import load_profile
@@ -406,6 +408,18 @@ def test_prompts_from_a_file(tmp_path):
     prompts = read_prompts(write(tmp_path / "p.jsonl", *rows))
     assert columns(prompts, "category", "prompt") == [["reasoning", "q"], ["p", "p"], ["p", "hi"]]
     assert sum(prompts.attrs["left out"].values()) == 1
+
+
+def test_few_prompts_are_of_all_subsets_as_often_as_all_are(tmp_path):
+    rows = [
+        {"prompt": f"{subset}{k}", "subset": subset}
+        for subset in "ab"
+        for k in range(6 if subset == "a" else 2)
+    ]
+    path = write(tmp_path / "p.jsonl", *rows, {"prompt": "a0", "subset": "a"})
+    assert prompts_of(path, 4) == ["a0", "a1", "b0", "a2"]
+    assert sorted(prompts_of(path, 100)) == sorted(row["prompt"] for row in rows)
+    assert spread_prompts(path, 5)["subset"].tolist() == ["a", "a", "b", "a", "a"]
 
 
 # --- the hub ---

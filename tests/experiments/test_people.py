@@ -7,7 +7,7 @@ from scipy.stats import spearmanr
 
 from vaalign_lib.data.packages import PackageError
 from vaalign_lib.data.raters import held_out, rated
-from vaalign_lib.experiments import people, people_bench
+from vaalign_lib.experiments import people, people_bench, people_frontier
 from vaalign_lib.experiments.conditions import HEADS_ROW, PEOPLE_ROW, PLACEBO, Condition, group
 from vaalign_lib.experiments.people_policies import stacks
 from vaalign_lib.experiments.policies import train_run
@@ -145,6 +145,40 @@ def test_what_is_written_is_an_expectation(judged, monkeypatch):
     assert words["change"].iloc[0] == words["change"].min() < 0 < words["change"].max()
     first = writing.examples(["some"] * 4).query("method == 'vanilla'").iloc[0]
     assert first["answer"] == answers[share[0].argmax()] and np.isclose(first["probability"], share[0].max())
+
+
+def test_methods_of_notebook_08_hear_the_same_people(judged, monkeypatch):
+    found = judged[2]
+    case = people_frontier.case_of(found, slice(1, 3))
+    heard = found.heard[:, 1:3] - found.heard[:, 1:3].mean(-1, keepdims=True)
+    assert np.allclose(case.rewards, heard / heard.std((1, 2), keepdims=True))
+    assert np.allclose(case.variance.mean((1, 2)), 1, atol=0.02) and case.variance.shape == heard.shape
+    below = (case.rewards - case.worst) * heard.std((1, 2), keepdims=True)  # from the same place
+    half = np.sqrt(3 * found.variance[1:3])
+    assert np.allclose(below - below.mean(-1, keepdims=True), half - half.mean(-1, keepdims=True))
+    monkeypatch.setattr(people_frontier, "WORLDS", 2)
+    rows = people_frontier.rows({"people": found, "heads": found})
+    once = rows[(rows["n"] == 4) & (rows["bench"] == "people")].set_index(["world", "method"])
+    policies = at_kl(found.bench(slice(0, 2)), Objective(), once.loc[(0, "vanilla"), "kl"])
+    assert np.isclose(once.loc[(0, "vanilla"), "gain"], policies.gain, rtol=0.02)
+    assert (once["kl"] > 0.3).all() and once.loc[(0, "filtering"), "gain"] != once.loc[(0, "vanilla"), "gain"]
+
+
+def test_a_ranking_is_compared_over_methods_and_worlds_of_both(tmp_path, monkeypatch):
+    random, methods = np.random.default_rng(0), list("abcdefgh")
+    rows = [
+        {"part": "frontier", "bench": bench, "n": 4, "world": world, "method": name}
+        | {"cvar_10": sign * k + random.normal(0, 0.1)}
+        for bench, sign, worlds in (("judges", 1, 20), ("reversed", -1, 20), ("people", 1, 8))
+        for world in range(worlds)
+        for k, name in enumerate([*methods, "placebo"])
+    ]
+    table = pd.DataFrame(rows)
+    table.to_parquet(tmp_path / "frontier_worlds.parquet")
+    monkeypatch.setattr(people_frontier, "RESULTS", tmp_path)
+    same = people_frontier.ranking(table, "people", "judges", 0)
+    assert same.value == same.low == 1 and same.count == 8
+    assert people_frontier.ranking(table, "people", "reversed", 0).value == -1
 
 
 def test_ratios_are_means_over_worlds():

@@ -129,9 +129,19 @@ def read_prompts(source: str | Path) -> pd.DataFrame:
     return prompts[chat].reset_index(drop=True) if _is_hub_name(source) and chat.any() else prompts
 
 
-def prompts_of(data: str, count: int) -> list[str]:
-    """Return the first prompts of a data set, each once, at most `count`."""
-    return list(dict.fromkeys(read_prompts(data)["prompt"]))[:count]
+def spread_prompts(data: str | Path, count: int) -> pd.DataFrame:
+    """Return prompts of a data set, each once, at most `count`: each subset's first, so many that its share
+    is what it is of all.
+    """
+    prompts = read_prompts(data).drop_duplicates("prompt")
+    groups = prompts.groupby("subset", sort=False)["subset"]
+    place = (groups.cumcount() + 0.5) / groups.transform("size")
+    return prompts.iloc[np.argsort(place, kind="stable")[:count]].reset_index(drop=True)
+
+
+def prompts_of(data: str | Path, count: int) -> list[str]:
+    """Return the texts of `spread_prompts`."""
+    return spread_prompts(data, count)["prompt"].tolist()
 
 
 def read_ratings(source: str | Path) -> pd.DataFrame:

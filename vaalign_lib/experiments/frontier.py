@@ -152,10 +152,10 @@ def case_of_judges(texts: Texts, noise: float, random: np.random.Generator, poli
     soft = around.soft_worst(np.full(half.size, STRENGTHS["effective"] / scale)).reshape(half.shape)
     variance = np.broadcast_to(texts.variance, rewards.shape)
     drawn = placebo(texts.variance, texts.varying, random, unrelated=[texts.gold])
-    return _in_units(texts.gold, rewards, variance, rewards - half, rewards + soft, drawn, texts.variance)
+    return in_units(texts.gold, rewards, variance, rewards - half, rewards + soft, drawn, texts.variance)
 
 
-def _in_units(
+def in_units(
     gold: Array,
     rewards: Array,
     variance: Array,
@@ -165,6 +165,7 @@ def _in_units(
     oracle: Array,
     **more: Any,
 ) -> Case:
+    """Return a case whose rewards have mean 0 within prompts and deviation 1, its variances mean 1."""
     location = rewards.mean(-1, keepdims=True)
     scale = (rewards - location).std((1, 2), keepdims=True)
     said = [(one - location) / scale for one in (rewards, worst, soft)]
@@ -258,7 +259,7 @@ def case_of_models(
         name: relative(one.reshape(shape)) for name, one in _by_ratings(source, models, shape[0], random)
     }
     variance = scores.var(1, ddof=1).reshape(shape)
-    return _in_units(texts.gold, rewards, variance, worst, soft, drawn, oracle, single=alone, others=others)
+    return in_units(texts.gold, rewards, variance, worst, soft, drawn, oracle, single=alone, others=others)
 
 
 def _by_ratings(

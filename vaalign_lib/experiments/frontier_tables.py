@@ -143,12 +143,12 @@ def width_correlation(table: pd.DataFrame, seed: int) -> Estimate:
     ends = [per_world(table[table["width"] == width], "cvar_10") for width in (widths[0], widths[-1])]
     shared = ends[0].columns.intersection(ends[1].columns)
     shares = resampled_worlds(len(ends[0]), seed)
-    resampled = _rank_correlations(*(shares @ one[shared].to_numpy() for one in ends))
-    value = _rank_correlations(*(one[shared].mean().to_numpy()[None] for one in ends))[0]
+    resampled = rank_correlations(*(shares @ one[shared].to_numpy() for one in ends))
+    value = rank_correlations(*(one[shared].mean().to_numpy()[None] for one in ends))[0]
     return percentiles(float(value), resampled, len(ends[0]))
 
 
-def _rank_correlations(first: Array, second: Array) -> Array:
+def rank_correlations(first: Array, second: Array) -> Array:
     """Return Spearman's correlation of every row (rows, methods) without ties."""
     ranks = [one.argsort(1).argsort(1).astype(float) for one in (first, second)]
     apart = ((ranks[0] - ranks[1]) ** 2).sum(1)

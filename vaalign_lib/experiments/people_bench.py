@@ -15,7 +15,7 @@ import torch
 from scipy.sparse import csr_array
 from transformers import AutoModelForCausalLM
 
-from vaalign_lib.data.pairs import prompts_of, read_prompts
+from vaalign_lib.data.pairs import prompts_of, spread_prompts
 from vaalign_lib.experiments.conditions import PLACEBO
 from vaalign_lib.experiments.people import heard_heads, heard_words
 from vaalign_lib.experiments.references import reference
@@ -183,17 +183,44 @@ def log_ratios(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def measured(study: Study) -> dict[str, pd.DataFrame]:
-    """Return `bench`, `uses`, `words` and `examples`, of stored responses made now or before."""
-    stored = responses(study).sort_values(["prompt", "sample"])
-    answers, shape = stored["answer"].tolist(), (PROMPTS, len(stored) // PROMPTS)
-    words, heads = heard_words(study, study.seed), heard_heads(study, study.seed, POLICIES)
-    of_people = by_words(words, answers, shape, POLICIES)
-    judged = {"people": of_people, "heads": by_heads(heads, answers, shape, study.seed), "linear": of_people}
-    domains = read_prompts(study.profile.policies.data)["subset"].tolist()
-    writing = Writing(words, answers, written(of_people))
+@dataclass(frozen=True)
+class Stored:
+    """Stored responses, made now or before, and who judges them."""
+
+    study: Study
+
+    @cached_property
+    def answers(self) -> list[str]:
+        """The responses, prompt by prompt."""
+        return responses(self.study).sort_values(["prompt", "sample"])["answer"].tolist()
+
+    @cached_property
+    def words(self) -> HeardWords:
+        """People's words, of which every policy hears its own people's."""
+        return heard_words(self.study, self.study.seed)
+
+    @cached_property
+    def heads(self) -> HeardHeads:
+        """Reward models, of which every policy hears its own."""
+        return heard_heads(self.study, self.study.seed, POLICIES)
+
+    @cached_property
+    def judged(self) -> dict[str, Judged]:
+        """What is said of the responses, by row."""
+        shape = PROMPTS, len(self.answers) // PROMPTS
+        of_people = by_words(self.words, self.answers, shape, POLICIES)
+        of_heads = by_heads(self.heads, self.answers, shape, self.study.seed)
+        return {"people": of_people, "heads": of_heads, "linear": of_people}
+
+
+def measured(stored: Stored) -> dict[str, pd.DataFrame]:
+    """Return `bench`, `uses`, `words` and `examples`."""
+    judged, answers = stored.judged, stored.answers
+    domains = spread_prompts(stored.study.profile.policies.data, PROMPTS)["subset"].tolist()
+    writing = Writing(stored.words, answers, written(judged["people"]))
+    inputs = stored.heads.inputs(answers)[:, :-1]
     return {
-        "bench": compared(judged, components(heads.inputs(answers)[:, :-1], shape)),
+        "bench": compared(judged, components(inputs, judged["people"].truth.shape)),
         "uses": writing.table(),
         "words": writing.words(),
         "examples": writing.examples(domains),

@@ -1,32 +1,37 @@
 """Notebook 10: all its tables, computed or committed, and the policies that were trained."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from vaalign_lib.data.pairs import DataError
-from vaalign_lib.experiments import people, people_bench
+from vaalign_lib.experiments import people, people_bench, people_frontier
 from vaalign_lib.experiments.conditions import HEADS_ROW, PEOPLE_ROW, REFERENCE, Condition, group, plan
 from vaalign_lib.experiments.people_bench import SHOWN_PROMPTS
 from vaalign_lib.experiments.policies import train_runs
 from vaalign_lib.experiments.results import trained
 from vaalign_lib.profiles import Study
-from vaalign_lib.store import RESULTS, RunStore
+from vaalign_lib.store import RESULTS, NotKeptError, RunStore
 from vaalign_lib.training.run import ANSWERS
 
 COMMITTED = RESULTS / "people"
 ROWS = {PEOPLE_ROW: "people", HEADS_ROW: "people_heads"}  # and the group that trains each
 
 
-def results(study: Study, workers: int | str = 1) -> dict[str, pd.DataFrame]:
-    """Return all tables of the notebook: measured and trained here, now or before, where the profile names
-    rated texts, else as they are committed.
+def results(study: Study, workers: int | str = 1, train: bool = False) -> dict[str, pd.DataFrame]:
+    """Return all tables of the notebook: measured here, now or before, where the profile names rated texts,
+    else as they are committed; with `train` also those of policies that are trained.
     """
     if study.profile.raters is None:
         return committed()
-    found = people.measured(study) | people_bench.measured(study)
+    stored = people_bench.Stored(study)
+    found = people.measured(study) | people_bench.measured(stored)
+    found["frontier"] = people_frontier.rows(stored.judged)
+    if not train:
+        return found
     folders = train_runs(study, plan(study.profile.policies.runs), workers)
     return found | of_trained(study, folders)
 
@@ -60,6 +65,8 @@ def publish(study: Study, folder: Path = COMMITTED) -> list[str]:
     finished = Study(RunStore(study.store.root, reads_only=True), study.profile, study.seed)
     folder.mkdir(parents=True, exist_ok=True)
     tables = results(finished)
+    with suppress(NotKeptError):  # where policies were trained
+        tables |= of_trained(finished, train_runs(finished, plan(study.profile.policies.runs), 1))
     for name, table in tables.items():
         table.to_parquet(folder / f"{name}.parquet", index=False, compression="zstd")
     return list(tables)

@@ -1,5 +1,8 @@
 """Figures of notebook 08."""
 
+from collections.abc import Mapping
+from types import MappingProxyType
+
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -69,13 +72,15 @@ def _span(row: dict[str, float], name: str) -> tuple[float, float]:
     return row[name] - row[f"{name}_low"], row[f"{name}_high"] - row[name]
 
 
-def against_vanilla(differences: pd.DataFrame, said: str) -> Figure:
+def against_vanilla(
+    differences: pd.DataFrame, said: str, benches: Mapping[str, str] = MappingProxyType(BENCHES)
+) -> Figure:
     """Draw every method's CVaR and mean gain less vanilla's, with intervals over worlds, a panel a bench.
 
-    `differences`: bench, method, and `gain`, `cvar_10` with their ends.
+    `differences`: bench, method, and `gain`, `cvar_10` with their ends; `benches`: their titles.
     """
-    with style.canvas(10.5, 4.6, 3, sharey=False) as (figure, panels):
-        for axes, (bench, title) in zip(panels, BENCHES.items(), strict=True):
+    with style.canvas(3.5 * len(benches), 4.6, len(benches), sharey=False) as (figure, panels):
+        for axes, (bench, title) in zip(panels, benches.items(), strict=True):
             rows = differences[differences["bench"] == bench].sort_values("cvar_10", ascending=False)
             places = style.lines_of(axes, rows["method"].tolist())
             marks = (

@@ -28,6 +28,10 @@ from vaalign_lib.store import write_atomically
 
 EXECUTED, PAGE, FINDINGS = "executed.ipynb", "page.html", "findings.json"  # in the folder of a run
 POLICY = (Path(__file__).parent / "templates" / "policy.html").read_text(encoding="utf-8")
+_NARROW = (  # on a telephone what is wide scrolls by itself, not the page
+    "<style>.jp-RenderedHTMLCommon, .jp-OutputArea-output { overflow-x: auto; }"
+    " :not(pre) > code { overflow-wrap: anywhere; white-space: normal; }</style>"
+)
 
 _SHOWN = {"text/html", "text/markdown", "text/latex", "text/plain", "image/png", "image/jpeg"}
 _TEXT = "a abbr b blockquote br caption code dd del div dl dt em h1 h2 h3 h4 h5 h6 hr i li ol p pre s"
@@ -111,7 +115,7 @@ def write_page(notebook: nbformat.NotebookNode, path: Path, title: str, banner: 
     shown = _without_foreign_output(notebook)
     page, _ = exporter.from_notebook_node(shown, resources={"metadata": {"name": title}})
     page = re.sub(r"<script\b.*?</script>", "", page, flags=re.DOTALL)  # nbconvert's own
-    page = page.replace("<head>", f"<head>{POLICY.strip()}", 1)
+    page = page.replace("<head>", f"<head>{POLICY.strip()}", 1).replace("</head>", f"{_NARROW}</head>", 1)
     if banner:
         page = re.sub(
             r"<body\b[^>]*>", lambda body: f"{body[0]}{_BANNER.format(html.escape(banner))}", page, count=1

@@ -6,11 +6,13 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import yaml
 from jinja2 import Environment, PackageLoader, select_autoescape
+from PIL import Image
 from pydantic import BaseModel, ConfigDict, field_validator
 
 from vaalign_lib.papers.printed import (
@@ -133,10 +135,11 @@ class Line(_Strict):
 
 
 class Summary(_Strict):
-    """What the summary consists of; see data/summary.yaml."""
+    """What the summary consists of, and what the report asks; see data/summary.yaml."""
 
     stand_ins: str
     figures: list[str]
+    questions: dict[str, str]  # by notebook
     lines: list[Line]
 
 
@@ -237,7 +240,7 @@ def write_report(profile: Profile, run_dir: Path, seed: int = 0) -> Path:
         summary=summary(rows),
         stand_ins=settings().stand_ins,
         headline=[one for name in settings().figures for one in figures if one["name"] == name],
-        items=[_item(name, rows, figures, pages) | {"exhibit": one} for name, one in exhibits().items()],
+        sections=_sections(rows, figures, pages),
         counts=Counter(row.verdict for row in rows),
         meanings=MEANINGS,
         notebooks=[record["notebook"] for record in records],
@@ -262,18 +265,41 @@ def exhibits() -> dict[str, dict[str, str]]:
     return {name: {} for name in ITEMS + FURTHER_ITEMS} | {one["item"]: one for one in listed}
 
 
+def _sections(
+    rows: Sequence[Row], figures: Sequence[Mapping[str, Any]], pages: Mapping[str, str]
+) -> list[dict[str, Any]]:
+    """Return what the page shows under each question, a notebook's each."""
+    asked: dict[str, list[dict[str, Any]]] = {}
+    known = settings()
+    for name, exhibit in exhibits().items():
+        mine = [row for row in rows if row.item == name]
+        notebook = exhibit.get("notebook") or mine[0].notebook
+        asked.setdefault(notebook, []).append(
+            _item(name, mine, figures, known.figures) | {"exhibit": exhibit}
+        )
+    return [
+        {
+            "anchor": notebook,
+            "question": known.questions.get(notebook, f"What does {notebook} show?"),
+            "page": pages.get(notebook),
+            "items": asked[notebook],
+        }
+        for notebook in sorted(asked)
+    ]
+
+
 def _item(
-    name: str, rows: Sequence[Row], figures: Sequence[Mapping[str, Any]], pages: Mapping[str, str]
+    name: str, rows: Sequence[Row], figures: Sequence[Mapping[str, Any]], above: Sequence[str]
 ) -> dict[str, Any]:
-    """Return what the page shows of an item."""
-    mine = [row for row in rows if row.item == name]
+    """Return what the page shows of an item; a figure that stands above is not shown again."""
+    mine = [one for one in figures if one["item"] == name]
     return {
         "name": name,
         "anchor": re.sub("[ .]", "-", name.lower()),
-        "rows": mine,
-        "verdicts": list(dict.fromkeys(row.verdict for row in mine)),
-        "figures": [one for one in figures if one["item"] == name],
-        "pages": {row.notebook: pages[row.notebook] for row in mine if row.notebook in pages},
+        "rows": rows,
+        "verdicts": list(dict.fromkeys(row.verdict for row in rows)),
+        "figures": [one for one in mine if one["name"] not in above],
+        "above": [one for one in mine if one["name"] in above],
     }
 
 
@@ -282,8 +308,9 @@ def _figures(records: Sequence[Mapping[str, Any]], run_dir: Path) -> list[dict[s
     figures = []
     for record in records:
         for entry in record["figures"]:
-            content = (run_dir / record["notebook"] / "figures" / f"{entry['name']}.png").read_bytes()
-            width = int.from_bytes(content[16:20], "big")  # of the PNG header
-            image = "data:image/png;base64," + base64.b64encode(content).decode()
-            figures.append(entry | {"image": image, "width": width // 2})
+            with Image.open(run_dir / record["notebook"] / "figures" / f"{entry['name']}.png") as image:
+                small = BytesIO()  # the same pixels in less than half the bytes
+                image.save(small, "WEBP", lossless=True, quality=30, method=1)
+                source = "data:image/webp;base64," + base64.b64encode(small.getvalue()).decode()
+                figures.append(entry | {"image": source, "width": image.width // 2})
     return figures
