@@ -98,6 +98,21 @@ def test_people_who_are_held_out(people):
     figures.people(table)
 
 
+def test_the_best_of_texts_by_people_who_were_not_heard(people, monkeypatch):
+    monkeypatch.setattr(study, "GROUP", 16)
+    settings = SIZES.training.model_copy(update={"epochs": 4.0})
+    table = study.people_best_of_n(*people, settings, members=3, seed=0)
+    wide = table.groupby(["n", "chooser"])["gain"].mean().unstack()
+    assert np.allclose(wide.loc[1], 0) and (wide.loc[16] > wide.loc[4]).all() and (wide.loc[4] > 0.5).all()
+    assert (table["gain"] <= table["most"] + 1e-9).all() and set(wide) == {"deterministic", "URM", "URME"}
+    divided = study.PeopleApart.of(people[1], 0)
+    for k, rows in enumerate(divided.rows.numpy()):
+        assert not (divided.fold[rows // study.HEARD] == k).any()
+    first = np.sort(np.concatenate([divided.heard[0], divided.apart[0]]))
+    assert set(first) <= set(people[1][0]) and len(set(first)) == study.HEARD + study.APART
+    figures.best_of_n(table, "points", "folds")
+
+
 def test_people_of_other_domains(people):
     features, said, domains = people
     moved = features + 3 * (domains == "tweets")[:, None]

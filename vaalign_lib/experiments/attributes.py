@@ -562,25 +562,63 @@ def _centred(values: Array) -> Array:
 # --- people ---------------------------------------------------------------------------------------------
 
 FOLDS, HEARD, APART = 5, 4, 6  # of texts; ratings of a text that are learned from, and that are held out
+GROUP = 64  # texts of one domain that the best of is chosen from, as if they answered one prompt
 COMMITTED = RESULTS / "people"
+PEOPLE_TABLES = ("urm", "urm_outside", "urm_best_of_n")
 
 
-def measured_people(study: Study) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Return `people_table` and `people_outside` of the texts that a profile names, or, where it names none,
-    what is committed of the profile `pretrained`.
+def measured_people(study: Study) -> dict[str, pd.DataFrame]:
+    """Return `people_table`, `people_outside` and `people_best_of_n` (`PEOPLE_TABLES`) of the texts that a
+    profile names, or, where it names none, what is committed of the profile `pretrained`.
     """
     if study.profile.raters is None or study.profile.raters.texts is None:
-        return pd.read_parquet(COMMITTED / "urm.parquet"), pd.read_parquet(COMMITTED / "urm_outside.parquet")
+        return {name: pd.read_parquet(COMMITTED / f"{name}.parquet") for name in PEOPLE_TABLES}
     known, sizes = bench(study), study.profile.attributes
     domains = known.texts["domain"].to_numpy(dtype=str)
     given = known.features, known.ratings.said, domains
     gentle = sizes.training.model_copy(
         update={"learning_rate": 3e-3}
     )  # at more, heads of wide features diverge
+    few = gentle.model_copy(update={"epochs": 3.0})
     apart = people_outside(
         *given, words_of(known.texts["text"]), sizes.model_copy(update={"training": gentle}), study.seed
     )
-    return people_table(*given, gentle.model_copy(update={"epochs": 3.0}), study.seed), apart
+    best = people_best_of_n(*given, few, sizes.members, study.seed)
+    return dict(zip(PEOPLE_TABLES, (people_table(*given, few, study.seed), apart, best), strict=True))
+
+
+@dataclass(frozen=True)
+class PeopleApart:
+    """Ratings of texts (N, people), divided: of each text those that are learned from, those that are held
+    out, and the fold whose heads have not seen it (N,); numbers of the ratings that each fold's heads learn
+    from (folds, ratings).
+    """
+
+    heard: Array
+    apart: Array
+    fold: NDArray[np.int64]
+    rows: Tensor
+
+    @classmethod
+    def of(cls, said: Array, seed: int) -> "PeopleApart":
+        """Divide ratings, NaN where fewer were asked."""
+        random = np.random.default_rng(seed)
+        order = np.where(np.isnan(said), 2, random.random(said.shape)).argsort(1)
+        mixed = np.take_along_axis(said, order, 1)  # each text's people at random, those who were asked first
+        fold = random.permutation(len(said)) % FOLDS
+        known = min(int((fold != k).sum()) for k in range(FOLDS))
+        texts = [random.permutation(np.flatnonzero(fold != k))[:known] for k in range(FOLDS)]
+        rows = torch.from_numpy(np.stack(texts))[..., None] * HEARD + torch.arange(HEARD)
+        return cls(mixed[:, :HEARD], mixed[:, HEARD : HEARD + APART], fold, rows.flatten(1))
+
+    def heads(
+        self, features: Array, loss: Loss, settings: HeadTraining, seed: int, members: int = 1
+    ) -> AttributeHeads:
+        """Train so many heads of one attribute for each fold, one after another."""
+        rated = torch.from_numpy(self.heard)[..., None].float()
+        rows = self.rows.repeat_interleave(members, 0)
+        inputs = torch.from_numpy(features).float()
+        return train_attributes(inputs, rated, rows, loss=loss, settings=settings, seed=seed)
 
 
 def people_table(
@@ -593,28 +631,48 @@ def people_table(
     of the stated variance with that of the held-out people; `ceiling`, that of the variance of the people
     heard; `ratio`, mean of the held-out people's variance over mean stated; `deviation`, the mean stated one.
     """
-    random = np.random.default_rng(seed)
-    order = np.where(np.isnan(said), 2, random.random(said.shape)).argsort(1)
-    mixed = np.take_along_axis(said, order, 1)  # each text's people at random, those who were asked first
-    heard, apart = mixed[:, :HEARD], mixed[:, HEARD : HEARD + APART]
-    fold = random.permutation(len(said)) % FOLDS
-    rated = torch.from_numpy(heard)[..., None].float()
-    known = min(int((fold != k).sum()) for k in range(FOLDS))
-    texts = [torch.from_numpy(random.permutation(np.flatnonzero(fold != k))[:known]) for k in range(FOLDS)]
-    rows = torch.stack([(one[:, None] * HEARD + torch.arange(HEARD)).flatten() for one in texts])
-    inputs, tables = torch.from_numpy(features).float(), []
+    divided, tables = PeopleApart.of(said, seed), []
     losses: tuple[Loss, ...] = ("mle", "regression")
     for loss in losses:
-        heads = train_attributes(inputs, rated, rows, loss=loss, settings=settings, seed=seed)
-        stated = heads.ratings(inputs).variances[..., 0].double().numpy()
+        heads = divided.heads(features, loss, settings, seed)
+        stated = heads.ratings(torch.from_numpy(features).float()).variances[..., 0].double().numpy()
         for k in range(FOLDS):
-            test = fold == k
-            tables.append(
-                _people_rows(stated[k, test], apart[test], heard[test], domains[test]).assign(
-                    fold=k, kind=loss
-                )
-            )
+            test = divided.fold == k
+            rows = _people_rows(stated[k, test], divided.apart[test], divided.heard[test], domains[test])
+            tables.append(rows.assign(fold=k, kind=loss))
     return pd.concat(tables, ignore_index=True)
+
+
+def people_best_of_n(
+    features: Array, said: Array, domains: NDArray[np.str_], settings: HeadTraining, members: int, seed: int
+) -> pd.DataFrame:
+    """Choose the best of n texts that no head has seen, from groups of one domain; what counts is the mean of
+    people who were not heard (Table 2). A row for each fold, `chooser` and `n`: `gain` over the group's mean
+    in points of the scale, `most`, the gain of who knows these people's mean, and best-of-n's `kl`.
+
+    Choosers: the deterministic twin, one URM, and the mean of a URME of so many `members`.
+    """
+    divided, inputs = PeopleApart.of(said, seed), torch.from_numpy(features).float()
+    random, counts = np.random.default_rng(seed + 1), divided.apart.mean(1)
+    single = divided.heads(features, "deterministic", settings, seed).ratings(inputs).means[..., 0]
+    several = divided.heads(features, "mle", settings, seed, members).ratings(inputs).means[..., 0]
+    urme = several.unflatten(0, (FOLDS, members)).double().numpy()
+    choosers = {"deterministic": single.double().numpy(), "URM": urme[:, 0], "URME": urme.mean(1)}
+    rows = []
+    for k in range(FOLDS):
+        parts = [
+            random.permutation(np.flatnonzero((divided.fold == k) & (domains == one)))
+            for one in np.unique(domains)
+        ]
+        groups = np.concatenate([one[: len(one) // GROUP * GROUP].reshape(-1, GROUP) for one in parts])
+        gold = counts[groups]
+        for n in (n for n in NS if n <= GROUP):
+            most = float((best_of_n(gold, gold, n)[1] - gold.mean(1)).mean())
+            for name, proxy in choosers.items():
+                gain = float((best_of_n(proxy[k][groups], gold, n)[1] - gold.mean(1)).mean())
+                about = {"fold": k, "chooser": name, "n": n, "kl": best_of_n_kl(n)}
+                rows.append(about | {"gain": gain, "most": most})
+    return pd.DataFrame(rows)
 
 
 def _people_rows(stated: Array, apart: Array, heard: Array, domains: NDArray[np.str_]) -> pd.DataFrame:

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from vaalign_lib.data.pairs import DataError
-from vaalign_lib.experiments import people, people_bench, people_frontier
+from vaalign_lib.experiments import attributes, people, people_bench, people_frontier
 from vaalign_lib.experiments.conditions import HEADS_ROW, PEOPLE_ROW, REFERENCE, Condition, group, plan
 from vaalign_lib.experiments.people_bench import SHOWN_PROMPTS
 from vaalign_lib.experiments.policies import train_runs
@@ -29,7 +29,7 @@ def results(study: Study, workers: int | str = 1, train: bool = False) -> dict[s
         return committed()
     stored = people_bench.Stored(study)
     found = people.measured(study) | people_bench.measured(stored)
-    found["frontier"] = people_frontier.rows(stored.judged)
+    found |= {"frontier": people_frontier.rows(stored.judged)} | attributes.measured_people(study)
     if not train:
         return found
     folders = train_runs(study, plan(study.profile.policies.runs), workers)

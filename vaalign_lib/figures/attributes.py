@@ -176,8 +176,8 @@ def filtering(curves: pd.DataFrame, halves: pd.DataFrame) -> Figure:
     return figure
 
 
-def best_of_n(table: pd.DataFrame) -> Figure:
-    """Table 2: gold gained by the best of n against its KL (`chooser`, `n`, `kl`, `seed`, `gain`)."""
+def best_of_n(table: pd.DataFrame, of: str = "gold gained, corpus SDs", unit: str = "seeds") -> Figure:
+    """Table 2: what the best of n gains against its KL (`chooser`, `n`, `kl`, `gain`, a row a unit)."""
     with style.canvas(6.2, 3.6) as (figure, (axes,)):
         found = _over(table, ["chooser", "kl"], "gain")
         names = list(dict.fromkeys(table["chooser"]))
@@ -185,10 +185,10 @@ def best_of_n(table: pd.DataFrame) -> Figure:
             rows = found[found["chooser"] == name]
             style.band(axes, rows, "kl", "gain", colour, marker=mark, markersize=3.5, label=name)
         axes.axhline(0, color="black", linewidth=0.8)
-        axes.set(xlabel="KL of best-of-n, nats", ylabel="gold gained, corpus SDs")
+        axes.set(xlabel="KL of best-of-n, nats", ylabel=of)
         last = found.groupby("chooser", sort=False)["gain"].last()
         told = ", ".join(f"{name} {value:.2f}" for name, value in last.items())
-        style.headline(figure, f"Best of {table['n'].max()}: {told}. Bands: 95% over seeds.")
+        style.headline(figure, f"Best of {table['n'].max()}: {told}. Bands: 95% over {unit}.")
         style.legend_outside(figure, axes, len(names))
     return figure
 
