@@ -81,7 +81,7 @@ def test_no_process_is_left_when_a_notebooks_kernel_is_killed(tmp_path):
 
 def of_worker(number):
     report(1)
-    return number, WORKER.together, os.getpid()
+    return number, WORKER.together, os.environ["OMP_WAIT_POLICY"], os.getpid()
 
 
 def fails(folder):
@@ -91,8 +91,8 @@ def fails(folder):
 
 def test_processes_give_results_in_order_and_what_fails_there_fails_here(tmp_path):
     found = run_jobs({k: partial(of_worker, k) for k in range(5)}, 2, 5, "jobs", tmp_path)
-    assert [one[:2] for one in found.values()] == [(k, 2) for k in range(5)]
-    assert os.getpid() not in {one[2] for one in found.values()}
+    assert [one[:3] for one in found.values()] == [(k, 2, "PASSIVE") for k in range(5)]
+    assert os.getpid() not in {one[3] for one in found.values()}
     started = time.monotonic()
     with pytest.raises(ValueError, match="no job"):
         run_jobs({"bad": partial(fails, tmp_path), "long": partial(nap, tmp_path)}, 2, 2, "jobs", tmp_path)

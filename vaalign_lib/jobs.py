@@ -39,6 +39,7 @@ from vaalign_lib.store import (
 if TYPE_CHECKING:
     import torch
 
+PATIENT = {"OMP_WAIT_POLICY": "PASSIVE"}  # of processes: threads that wait do not keep others from a core
 HEADLESS = "VAALIGN_HEADLESS"  # set by `vaalign reproduce`: nobody can see a widget or move a slider
 ADDRESS = re.compile(r"((tcp|tls|ucx|wss?)://)?[^\s/]+:\d{1,5}")  # of a dask scheduler
 RETRIES = 3  # of a job that failed, for a worker may have lost its GPU or its disk
@@ -198,6 +199,7 @@ def _processes(workers: int, jobs: int) -> Iterator[Executor]:
 
 def start_processes(count: int, together: int, threads: int = 1, reports: Any = None) -> ProcessPoolExecutor:
     """Return processes that end when this one does; `together` share this machine, these included."""
+    os.environ.update(PATIENT | os.environ)  # theirs, for they inherit it; here torch has read its own
     given = (reports, os.getpid(), together, threads)
     return ProcessPoolExecutor(count, get_context("spawn"), _begin, given)
 
