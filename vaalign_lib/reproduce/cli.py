@@ -101,11 +101,13 @@ def _before_starting(options: argparse.Namespace, profile: Profile, run_dir: Pat
     """Say what real models and paid judges would do, and what is missing for it, before they are used."""
     from vaalign_lib.reproduce import plan
 
-    if options.set:  # with reward models of one's own no policy is trained
-        plan.check_own(dict(options.set))
+    settings = dict(options.set)
+    trains = profile.raters is None or settings.pop("train", "") == "True"
+    if settings:  # with reward models of one's own no policy is trained
+        plan.check_own(settings)
     elif not options.from_results and any(one.name in _WITH_MODELS for one in select(options.only, profile)):
         study = _study(options, profile, run_dir)
-        if text := plan.checked_plan(study, _workers(options)):
+        if (text := plan.checked_plan(study, _workers(options))) and trains:
             print(text)
     if options.dask:
         from vaalign_lib import jobs
