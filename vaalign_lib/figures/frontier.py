@@ -58,7 +58,7 @@ def frontier(means: pd.DataFrame, shares: pd.DataFrame, said: str) -> Figure:
                     )  # fmt: skip
                 axes.plot([], [], marker=marker, color=colours[method], label=method, linewidth=0.9)
             here = means.loc[means["bench"] == bench, "deviation"]
-            axes.set_xscale("log")
+            style.log_ticks(axes, "x", [0.01, 0.02, 0.05, 0.1, 0.2, 0.5])
             axes.set_xlim(0.6 * here.min(), 1.6 * here.max())
             axes.set_title(title)
             axes.set_xlabel("SD of gold over policies")
@@ -141,14 +141,15 @@ def _labelled(axes: Axes, rows: pd.DataFrame) -> None:
         return
     ordered = rows.sort_values("log_ratio")
     low, high = axes.get_ylim()
-    least, height = 0.055 * (high - low), ordered["log_ratio"].to_numpy(dtype=float).copy()
-    for k in range(1, len(height)):
-        height[k] = max(height[k], height[k - 1] + least)
+    points, gaps = ordered["log_ratio"].to_numpy(dtype=float), 0.055 * (high - low) * np.arange(len(ordered))
+    up = np.maximum.accumulate(points - gaps) + gaps  # each as far above the last as a name is high
+    down = np.minimum.accumulate((points - gaps)[::-1])[::-1] + gaps  # below the next
+    height = (up + down) / 2
     for row, y in zip(ordered.to_dict("records"), height, strict=True):
         axes.annotate(
             str(row["method"]), (row["correlation"], row["log_ratio"]), (1.04, y), fontsize=style.SMALL,
             textcoords=axes.get_yaxis_transform(), va="center",
-            arrowprops={"arrowstyle": "-", "color": "#999999", "linewidth": 0.6},
+            arrowprops={"arrowstyle": "-", "color": "#999999", "linewidth": 0.6, "relpos": (0, 0.5)},
         )  # fmt: skip
 
 
