@@ -116,7 +116,20 @@ def test_intervals_are_found_by_their_names():
 def test_rows_of_the_published_tables_are_told_apart_by_what_was_chosen():
     """By texts, and by these numbers, which are sizes, steps and levels; never by an estimate."""
     chosen = {"arms", "beta", "dropped", "instance", "level", "policy", "range", "repeat", "setting", "shift"}
-    chosen |= {"n", "nats", "people", "signal", "step", "texts", "smaller risk", "world", "between", "rho"}
+    chosen |= {
+        "dose",
+        "n",
+        "nats",
+        "width",
+        "people",
+        "signal",
+        "step",
+        "texts",
+        "smaller risk",
+        "world",
+        "between",
+        "rho",
+    }
     paths = sorted(RESULTS.glob("*.parquet"))
     assert len(paths) > 30
     for path in paths:
@@ -158,10 +171,10 @@ def test_a_run_as_published(copied, capsys):
     assert outcome["compared"] == ["01_bandit"] and outcome["verdicts_changed"] == []
     assert {one["table"] for one in outcome["tables"]} == {"findings of 01", "bandit_forms", "bandit_shift"}
     report = unescape((copied / "report.html").read_text())
-    assert "Against what is published" in report and "<strong>as published</strong>" in report
+    assert "Is this run as published?" in report and "<strong>as published</strong>" in report
     finished(copied / "01_bandit", at="2026-01-02")  # it ran again: the outcome is of another run
     assert main(["report", "--run-dir", str(copied)]) == 0
-    assert "Against what is published" not in (copied / "report.html").read_text()
+    assert "Is this run as published?" not in (copied / "report.html").read_text()
 
 
 def test_a_run_with_another_verdict_and_a_table_that_is_not_there(copied, capsys):

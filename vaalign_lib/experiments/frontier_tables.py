@@ -10,6 +10,7 @@ from vaalign_lib.statistics.arrays import Array
 from vaalign_lib.statistics.tests import Estimate, mean, percentiles
 from vaalign_lib.theory.simulations import zero_crossing
 
+CHOSEN = ["part", "bench", "method", "world", "n", "width", "dose"]  # columns that tell rows apart
 RESAMPLES = 2000  # of worlds
 CRITERIA = {"gain": 1, "signal": 1, "risk": -1, "cvar_10": 1, "regret": -1}  # 1: more is better
 NEEDS = (  # least first
@@ -26,6 +27,11 @@ NEEDS = (  # least first
     "URM-weighted",
     "URME-weighted",
 )
+
+
+def kept(worlds: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows of all worlds as they are published: what was chosen before what was measured."""
+    return worlds[[*CHOSEN, *worlds.columns.difference([*CHOSEN, "origin"], sort=False)]]
 
 
 def paired(table: pd.DataFrame, column: str, one: str, other: str, by: str = "method") -> Estimate:
