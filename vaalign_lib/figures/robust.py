@@ -189,7 +189,7 @@ def stochastic(table: pd.DataFrame, told: str) -> Figure:
             panels[k].set_yscale("symlog", linthresh=1e-3)
             panels[len(stacks) + k].axhline(table["start"].iloc[0], color=style.REFERENCE, linestyle="--")
             panels[len(stacks) + k].set_xlabel("step")
-        _ylabels([panels[0], panels[len(stacks)]], ["KL to the reference, nats", "gold, SDs of the corpus"])
+        _ylabels([panels[0], panels[len(stacks)]], ["KL, nats", "gold, corpus SDs"])
         style.headline(figure, told)
         style.legend_outside(figure, panels[0], 2)
         return figure
