@@ -46,6 +46,9 @@ def test_labels_of_a_file_are_read(tmp_path):
     path.write_text('{"text": "a", "ratings": [3, 1, 2]}\n')
     with pytest.raises(ValueError, match="expected 0, 1 or 2"):
         robust.labels_of_file(path)
+    path.write_text('{"said": [1, 2]}\n')
+    with pytest.raises(ValueError, match="expected lines of JSON with `ratings`"):
+        robust.labels_of_file(path)
 
 
 def test_accuracies_coverage_margins_and_confidence_by_hand():

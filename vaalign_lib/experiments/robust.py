@@ -15,7 +15,6 @@ from scipy.stats import rankdata
 from torch import Tensor
 
 from vaalign_lib.data.pairs import EMBEDDED, DataError
-from vaalign_lib.data.raters import read_raters
 from vaalign_lib.data.world.world import World
 from vaalign_lib.experiments.feature_bench import TARGET, judge_errors, stored_texts
 from vaalign_lib.experiments.references import reference
@@ -311,10 +310,13 @@ def labels_of_world(study: RewardStudy, people: int = 2) -> Array:
 
 
 def labels_of_file(path: str | Path) -> Array:
-    """Read what several people said of pairs, a file of `data.raters` whose `ratings` are 0 (the same),
-    1 (the first is better) or 2; people are as many as the first line has.
+    """Read what several people said of pairs, lines of JSON whose `ratings` are 0 (the same), 1 (the first is
+    better) or 2; people are as many as the first line has.
     """
-    ratings = read_raters(path)["ratings"]
+    try:
+        ratings = pd.read_json(path, lines=True)["ratings"].map(np.asarray).tolist()
+    except (OSError, ValueError, KeyError) as error:
+        raise DataError(f"{path}: expected lines of JSON with `ratings`: {error}") from None
     same = [one for one in ratings if len(one) == len(ratings[0])]
     labels = np.stack(same)
     if not np.isin(labels, (0, 1, 2)).all():
