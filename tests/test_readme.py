@@ -304,7 +304,7 @@ def test_the_numbers_of_the_readme_are_the_published_ones():
             numbers = map(math.exp, numbers)
         assert text.format(*(f"{number:.{digits}f}" for number in numbers)) in README
     numbers = [found_here("08_frontier")["frontier.break_even"][name] for name in ("value", "low", "high")]
-    assert "squared errors is above {:.2f} ({:.2f} to {:.2f}".format(*numbers) in README
+    assert "squared errors is above {:.2f} ({:.2f} to {:.2f})".format(*numbers) in README
     sources = pd.read_parquet(RESULTS / "variance_sources.parquet").set_index("method")
     assert f"Ten bootstrapped heads have {sources.loc['10 heads', 'correlation']:.2f}" in README
 
