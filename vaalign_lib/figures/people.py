@@ -107,8 +107,10 @@ def said(table: pd.DataFrame) -> str:
 def endpoint(table: pd.DataFrame) -> Figure:
     """Draw ratios of variance per squared gain with intervals over worlds, by rival, row and KL.
 
-    `table`: of `experiments.people_bench.log_ratios`.
+    `table`: of `experiments.people_bench.log_ratios`; rows of fewer than five worlds are left out, for their
+    intervals are as wide as the picture.
     """
+    table = table[table["worlds"] > 4]
     groups = [f"{NAMES[one.rival]} : variance-aware" for one in table.itertuples()]
     table = table.assign(group=groups).sort_values("group", kind="stable")
     with style.canvas(7.2, 0.24 * len(table) + 2.2) as (figure, [axes]):
@@ -120,7 +122,7 @@ def endpoint(table: pd.DataFrame) -> Figure:
             style.forest(axes, shown, places[mine], "log_ratio", colour)
         style.plain_log(axes)
         style.octaves(axes)
-        axes.set_xlabel("variance of true reward per squared gain, as a multiple of variance-aware's")
+        axes.set_xlabel("variance per squared gain, times variance-aware's")
         main = table[(table["row"] == "people") & (table["nats"] == 0.5)].set_index("rival")
         told = "; ".join(
             f"{NAMES[rival]} {one.value:.2f} ({one.low:.2f} to {one.high:.2f})"
