@@ -199,7 +199,8 @@ def _processes(workers: int, jobs: int) -> Iterator[Executor]:
 
 def start_processes(count: int, together: int, threads: int = 1, reports: Any = None) -> ProcessPoolExecutor:
     """Return processes that end when this one does; `together` share this machine, these included."""
-    os.environ.update(PATIENT | os.environ)  # theirs, for they inherit it; here torch has read its own
+    for name, value in PATIENT.items():  # theirs, for they inherit it; here torch has read its own
+        os.environ.setdefault(name, value)
     given = (reports, os.getpid(), together, threads)
     return ProcessPoolExecutor(count, get_context("spawn"), _begin, given)
 

@@ -13,8 +13,9 @@ from vaalign_lib.experiments import frontier, frontier_tables
 from vaalign_lib.experiments.feature_bench import stored_texts
 from vaalign_lib.profiles import Study, load_profile
 from vaalign_lib.rewards.base import Members
-from vaalign_lib.statistics.tests import mean
+from vaalign_lib.statistics.tests import mean, rank_correlations
 from vaalign_lib.store import RunStore
+from vaalign_lib.theory.feature_bench import probabilities
 from vaalign_lib.training.objectives import OBJECTIVES, Outcome
 
 SIZES = {"prompts": 8, "responses": 24, "policies": 8, "pairs": 64, "members": 4, "many": 5, "widths": [32]}
@@ -104,12 +105,12 @@ def test_stacks_have_their_kl_and_probabilities_their_gains(texts):
     for method in ("vanilla", "variance-aware"):
         rewards, weights, stated = case.objectives()[method]
         stack = frontier.trained(case.gold, rewards, weights, stated, target)
-        chances = frontier.probabilities(stack, rewards, weights)
+        chances = probabilities(stack, rewards, weights)
         np.testing.assert_allclose(frontier.gained(chances, case.gold), stack.gains, atol=1e-6)
         assert (chances * np.log(24 * chances)).sum(-1).mean() == pytest.approx(target, rel=0.01)
     vanilla = frontier.trained(case.gold, case.rewards, 1.0, False, target)
     kept = frontier.filtered(case, target, vanilla)
-    left = frontier.probabilities(kept, case.rewards, 1.0)
+    left = probabilities(kept, case.rewards, 1.0)
     count = round(24 * (1 - np.exp(-target / 2)))
     masked = case.variance.argsort(-1).argsort(-1) >= 24 - count
     left[masked] = 0
@@ -235,7 +236,7 @@ def test_break_even_is_where_the_line_crosses():
 def test_rank_correlations_are_scipys():
     random = np.random.default_rng(0)
     pair = random.standard_normal((2, 1, 7))
-    assert frontier_tables._rank_correlations(*pair)[0] == pytest.approx(spearmanr(*pair[:, 0])[0])
+    assert rank_correlations(*pair)[0] == pytest.approx(spearmanr(*pair[:, 0])[0])
 
 
 def test_the_tables_rules_run_on_worlds(table):

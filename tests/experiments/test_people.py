@@ -16,7 +16,7 @@ from vaalign_lib.reproduce import pretrained
 from vaalign_lib.rewards.rated_heads import Encoder, HeardTexts, Ratings
 from vaalign_lib.rewards.raters import HeardWords
 from vaalign_lib.store import RunStore
-from vaalign_lib.theory.feature_bench import Objective, at_kl
+from vaalign_lib.theory.feature_bench import Objective, at_kl, probabilities
 
 
 def texts(variances, means, people, random, domain="some"):
@@ -122,7 +122,7 @@ def test_policies_of_the_bench_hear_people_and_are_held_by_their_variance(judged
     bench = found.bench(slice(0, 4))
     for one in found.weights(slice(0, 4)).values():
         policies = at_kl(bench, Objective(one), 0.3)
-        shares = people_bench.probabilities(bench, one, policies)
+        shares = probabilities(policies, bench.consensus + bench.errors, one)
         assert np.allclose(shares.sum(-1), 1)
         gains = ((shares - 1 / 16) * found.truth).sum(-1).mean(-1)
         assert np.allclose(gains, policies.gains)

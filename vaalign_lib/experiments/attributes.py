@@ -41,7 +41,7 @@ from vaalign_lib.rewards.attributes import (
 )
 from vaalign_lib.rewards.classifier import load_reward_model
 from vaalign_lib.statistics.arrays import Array
-from vaalign_lib.statistics.tests import Estimate, mean
+from vaalign_lib.statistics.tests import Estimate, mean, rank_correlations
 from vaalign_lib.store import RESULTS
 from vaalign_lib.theory.feature_bench import Bench, Objective, at_kl
 from vaalign_lib.theory.variance_weights import normal_scores, placebo, with_values_of
@@ -156,14 +156,6 @@ def firsts(heads: AttributeHeads, seeds: int) -> AttributeHeads:
 
 
 # --- is the variance that of the raters? ----------------------------------------------------------------
-
-
-def rank_correlations(first: Array, second: Array) -> Array:
-    """Return Spearman's correlation along the last axis, broadcast over the others."""
-    ranks = [rankdata(one, axis=-1) for one in (first, second)]
-    centred = [one - one.mean(-1, keepdims=True) for one in ranks]
-    product = (centred[0] * centred[1]).sum(-1)
-    return product / np.sqrt((centred[0] ** 2).sum(-1) * (centred[1] ** 2).sum(-1))
 
 
 def variance_table(heads: Mapping[str, AttributeHeads], texts: Texts, seeds: int) -> pd.DataFrame:
@@ -433,9 +425,13 @@ def best_of_n_table(study: RewardStudy, reference: Path, heads: Mapping[str, Att
     for name, proxy in proxies.items():
         for k, one in enumerate(proxy.reshape(shape)):
             for n in (n for n in NS if n <= sizes.samples):
-                gain = float((best_of_n(one, gold, n)[1] - gold.mean(1)).mean())
+                gain = _best_of_n_gain(one, gold, n)
                 rows.append({"chooser": name, "seed": k, "n": n, "kl": best_of_n_kl(n), "gain": gain})
     return pd.DataFrame(rows)
+
+
+def _best_of_n_gain(proxy: Array, gold: Array, n: int) -> float:
+    return float((best_of_n(proxy, gold, n)[1] - gold.mean(1)).mean())
 
 
 # --- merging --------------------------------------------------------------------------------------------
@@ -612,13 +608,12 @@ class PeopleApart:
         return cls(mixed[:, :HEARD], mixed[:, HEARD : HEARD + APART], fold, rows.flatten(1))
 
     def heads(
-        self, features: Array, loss: Loss, settings: HeadTraining, seed: int, members: int = 1
+        self, features: Tensor, loss: Loss, settings: HeadTraining, seed: int, members: int = 1
     ) -> AttributeHeads:
         """Train so many heads of one attribute for each fold, one after another."""
         rated = torch.from_numpy(self.heard)[..., None].float()
         rows = self.rows.repeat_interleave(members, 0)
-        inputs = torch.from_numpy(features).float()
-        return train_attributes(inputs, rated, rows, loss=loss, settings=settings, seed=seed)
+        return train_attributes(features, rated, rows, loss=loss, settings=settings, seed=seed)
 
 
 def people_table(
@@ -631,11 +626,11 @@ def people_table(
     of the stated variance with that of the held-out people; `ceiling`, that of the variance of the people
     heard; `ratio`, mean of the held-out people's variance over mean stated; `deviation`, the mean stated one.
     """
-    divided, tables = PeopleApart.of(said, seed), []
+    divided, inputs, tables = PeopleApart.of(said, seed), torch.from_numpy(features).float(), []
     losses: tuple[Loss, ...] = ("mle", "regression")
     for loss in losses:
-        heads = divided.heads(features, loss, settings, seed)
-        stated = heads.ratings(torch.from_numpy(features).float()).variances[..., 0].double().numpy()
+        heads = divided.heads(inputs, loss, settings, seed)
+        stated = heads.ratings(inputs).variances[..., 0].double().numpy()
         for k in range(FOLDS):
             test = divided.fold == k
             rows = _people_rows(stated[k, test], divided.apart[test], divided.heard[test], domains[test])
@@ -654,8 +649,8 @@ def people_best_of_n(
     """
     divided, inputs = PeopleApart.of(said, seed), torch.from_numpy(features).float()
     random, counts = np.random.default_rng(seed + 1), divided.apart.mean(1)
-    single = divided.heads(features, "deterministic", settings, seed).ratings(inputs).means[..., 0]
-    several = divided.heads(features, "mle", settings, seed, members).ratings(inputs).means[..., 0]
+    single = divided.heads(inputs, "deterministic", settings, seed).ratings(inputs).means[..., 0]
+    several = divided.heads(inputs, "mle", settings, seed, members).ratings(inputs).means[..., 0]
     urme = several.unflatten(0, (FOLDS, members)).double().numpy()
     choosers = {"deterministic": single.double().numpy(), "URM": urme[:, 0], "URME": urme.mean(1)}
     rows = []
@@ -667,11 +662,10 @@ def people_best_of_n(
         groups = np.concatenate([one[: len(one) // GROUP * GROUP].reshape(-1, GROUP) for one in parts])
         gold = counts[groups]
         for n in (n for n in NS if n <= GROUP):
-            most = float((best_of_n(gold, gold, n)[1] - gold.mean(1)).mean())
+            most = _best_of_n_gain(gold, gold, n)
             for name, proxy in choosers.items():
-                gain = float((best_of_n(proxy[k][groups], gold, n)[1] - gold.mean(1)).mean())
                 about = {"fold": k, "chooser": name, "n": n, "kl": best_of_n_kl(n)}
-                rows.append(about | {"gain": gain, "most": most})
+                rows.append(about | {"gain": _best_of_n_gain(proxy[k][groups], gold, n), "most": most})
     return pd.DataFrame(rows)
 
 

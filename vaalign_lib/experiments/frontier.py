@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
-from scipy.special import expit, softmax
+from scipy.special import expit
 from scipy.stats import rankdata
 
 from vaalign_lib.data.world import language
@@ -38,8 +38,9 @@ from vaalign_lib.rewards.last_layer import (
 from vaalign_lib.rewards.simulated_judge import fourier_features
 from vaalign_lib.statistics.arrays import Array
 from vaalign_lib.statistics.returns import RISK_MEASURES, risk_measures
+from vaalign_lib.statistics.tests import rank_correlations
 from vaalign_lib.store import RESULTS, RunStore, content_key
-from vaalign_lib.theory.feature_bench import Bench, Objective, Policies, at_kl
+from vaalign_lib.theory.feature_bench import Bench, Objective, Policies, at_kl, probabilities
 from vaalign_lib.theory.variance_weights import correlated, noisy, placebo, power, prompt_only
 
 NOISE = {"judges": 1.0, "unreliable judges": 8.0}  # error over what the annotators differ by
@@ -130,10 +131,9 @@ def rank_correlation(weights: Array, squares: Array) -> float:
     over policies.
     """
     flat = squares.reshape(len(squares), -1)
-    ranks = [rankdata(one.reshape(-1, flat.shape[1]), axis=1) for one in (weights, flat)]
-    first, second = (one - one.mean(1, keepdims=True) for one in ranks)
-    norms = np.sqrt((first**2).sum(1) * (second**2).sum(1))
-    return float(((first * second).sum(1) / np.maximum(norms, 1e-12)).mean())
+    with np.errstate(invalid="ignore"):  # 0 where all weights are the same
+        found = rank_correlations(weights.reshape(-1, flat.shape[1]), flat)
+    return float(np.nan_to_num(found).mean())
 
 
 # --- cases ------------------------------------------------------------------------------------------
@@ -146,16 +146,23 @@ def case_of_judges(texts: Texts, noise: float, random: np.random.Generator, poli
     or the certainty equivalent of an interval around it.
     """
     rewards = texts.consensus + noise * judge_errors(texts, "persistent", random, policies)
-    half = noise * np.sqrt(3 * texts.variance)
+    drawn = placebo(texts.variance, texts.varying, random, unrelated=[texts.gold])
+    return case_of_intervals(texts.gold, rewards, texts.variance, drawn, noise)
+
+
+def case_of_intervals(gold: Array, rewards: Array, variance: Array, drawn: Array, noise: float = 1.0) -> Case:
+    """Return policies that hear rewards (N, P, S) of a stated variance (P, S), times `noise` squared: their
+    pessimism is about an interval of that variance around what they hear.
+    """
+    half = noise * np.sqrt(3 * variance)
     scale = float((rewards - rewards.mean(-1, keepdims=True)).std())
     around = Interval(np.stack([-half, half], axis=-1).reshape(-1, 2))
     soft = around.soft_worst(np.full(half.size, STRENGTHS["effective"] / scale)).reshape(half.shape)
-    variance = np.broadcast_to(texts.variance, rewards.shape)
-    drawn = placebo(texts.variance, texts.varying, random, unrelated=[texts.gold])
-    return in_units(texts.gold, rewards, variance, rewards - half, rewards + soft, drawn, texts.variance)
+    of_each = np.broadcast_to(variance, rewards.shape)
+    return _in_units(gold, rewards, of_each, rewards - half, rewards + soft, drawn, variance)
 
 
-def in_units(
+def _in_units(
     gold: Array,
     rewards: Array,
     variance: Array,
@@ -165,7 +172,6 @@ def in_units(
     oracle: Array,
     **more: Any,
 ) -> Case:
-    """Return a case whose rewards have mean 0 within prompts and deviation 1, its variances mean 1."""
     location = rewards.mean(-1, keepdims=True)
     scale = (rewards - location).std((1, 2), keepdims=True)
     said = [(one - location) / scale for one in (rewards, worst, soft)]
@@ -259,7 +265,7 @@ def case_of_models(
         name: relative(one.reshape(shape)) for name, one in _by_ratings(source, models, shape[0], random)
     }
     variance = scores.var(1, ddof=1).reshape(shape)
-    return in_units(texts.gold, rewards, variance, worst, soft, drawn, oracle, single=alone, others=others)
+    return _in_units(texts.gold, rewards, variance, worst, soft, drawn, oracle, single=alone, others=others)
 
 
 def _by_ratings(
@@ -439,10 +445,8 @@ def sources(
 
 KLS = (0.05, 0.1, 0.2, 0.35, 0.6, 1.0, 1.5, 2.2)  # of the path that beta is chosen on
 BUDGET, RISK = 0.6, 0.05  # of matched KL and adaptive; of target risk
-VALIDATED, EACH = (
-    4,
-    16,
-)  # a part of 1 / 4 of the prompts is for validation, with so many gold labels to a prompt
+VALIDATED = 4  # one part in so many of the prompts is for validation,
+EACH = 16  # with so many gold labels to a prompt
 
 
 def beta_rows(case: Case, random: np.random.Generator) -> Iterator[dict[str, Any]]:
@@ -471,12 +475,6 @@ def beta_rows(case: Case, random: np.random.Generator) -> Iterator[dict[str, Any
             told = measured(gains, np.nan) | {"labels": cost}
             told |= {"regret_gain": means.max() - told["gain"], "regret_cvar": tails.max() - told["cvar_10"]}
             yield {"part": "beta", "method": method, "choice": how} | told
-
-
-def probabilities(stack: Policies, rewards: Array, weights: Array | float) -> Array:
-    """Return the policies themselves (N, P, S): softmax((rewards / beta - nu / beta) / weights)."""
-    logits = (rewards / stack.beta[:, None, None] - stack.theta[..., None]) / weights
-    return np.asarray(softmax(logits, axis=-1))
 
 
 def gained(chances: Array, gold: Array) -> Array:

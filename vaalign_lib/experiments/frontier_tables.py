@@ -7,7 +7,7 @@ import pandas as pd
 
 from vaalign_lib.experiments.frontier import MIDDLE
 from vaalign_lib.statistics.arrays import Array
-from vaalign_lib.statistics.tests import Estimate, mean, percentiles
+from vaalign_lib.statistics.tests import Estimate, mean, percentiles, rank_correlations
 from vaalign_lib.theory.simulations import zero_crossing
 
 CHOSEN = ["part", "bench", "method", "world", "n", "width", "dose"]  # columns that tell rows apart
@@ -152,14 +152,6 @@ def width_correlation(table: pd.DataFrame, seed: int) -> Estimate:
     resampled = rank_correlations(*(shares @ one[shared].to_numpy() for one in ends))
     value = rank_correlations(*(one[shared].mean().to_numpy()[None] for one in ends))[0]
     return percentiles(float(value), resampled, len(ends[0]))
-
-
-def rank_correlations(first: Array, second: Array) -> Array:
-    """Return Spearman's correlation of every row (rows, methods) without ties."""
-    ranks = [one.argsort(1).argsort(1).astype(float) for one in (first, second)]
-    apart = ((ranks[0] - ranks[1]) ** 2).sum(1)
-    count = first.shape[1]
-    return np.asarray(1 - 6 * apart / (count * (count**2 - 1)))
 
 
 def at_middle(table: pd.DataFrame, part: str, bench: str) -> pd.DataFrame:

@@ -29,7 +29,7 @@ from vaalign_lib.rewards.rated_heads import HeardHeads, SmoothField
 from vaalign_lib.rewards.raters import ExchangedWords, HeardWords
 from vaalign_lib.statistics.tests import mean
 from vaalign_lib.store import write_atomically
-from vaalign_lib.theory.feature_bench import Bench, Objective, Policies, at_kl
+from vaalign_lib.theory.feature_bench import Bench, Objective, at_kl, probabilities
 
 PROMPTS, SAMPLES = 64, 24  # of the stored responses; samples of each prompt
 WORLDS, POLICIES = 8, 200  # of disjoint prompts; of each method in each, with people of their own
@@ -230,14 +230,6 @@ def measured(stored: Stored) -> dict[str, pd.DataFrame]:
 # --- what such policies write ---------------------------------------------------------------------------
 
 
-def probabilities(bench: Bench, weights: Array, policies: Policies) -> Array:
-    """Return how probable each response is by policies with a logit for each (policies, prompts, samples)."""
-    rewards = (bench.consensus + bench.errors) / policies.beta[:, None, None]
-    logits = (rewards - policies.theta[:, :, None]) / weights
-    found = np.exp(logits - logits.max(-1, keepdims=True))
-    return np.asarray(found / found.sum(-1, keepdims=True))
-
-
 def written(judged: Judged, nats: float = MAIN_NATS) -> dict[str, Array]:
     """Return by method how probable each response is, mean over policies (prompts, samples)."""
     found: dict[str, list[Array]] = {"reference": [np.full(judged.truth.shape, 1 / judged.truth.shape[1])]}
@@ -246,7 +238,8 @@ def written(judged: Judged, nats: float = MAIN_NATS) -> dict[str, Array]:
         bench = judged.bench(part)
         for method, weights in judged.weights(part).items():
             policies = at_kl(bench, Objective(weights), nats)
-            found.setdefault(method, []).append(probabilities(bench, weights, policies).mean(0))
+            shares = probabilities(policies, judged.heard[:, part], weights)
+            found.setdefault(method, []).append(shares.mean(0))
     return {method: np.concatenate(parts) for method, parts in found.items()}
 
 

@@ -5,29 +5,19 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
-from vaalign_lib.experiments.frontier import MIDDLE, PUBLISHED, STRENGTHS, Case, frontier, in_units
-from vaalign_lib.experiments.frontier_tables import at_middle, per_world, rank_correlations, resampled_worlds
+from vaalign_lib.experiments.frontier import MIDDLE, PUBLISHED, Case, case_of_intervals, frontier
+from vaalign_lib.experiments.frontier_tables import at_middle, per_world, resampled_worlds
 from vaalign_lib.experiments.people_bench import WORLDS, Judged
-from vaalign_lib.rewards.base import Interval
-from vaalign_lib.statistics.tests import Estimate, percentiles
+from vaalign_lib.statistics.tests import Estimate, percentiles, rank_correlations
 from vaalign_lib.store import RESULTS
 
 BENCHES = {"people": "words, heard from one person each", "heads": "heads of few people"}
 
 
 def case_of(judged: Judged, prompts: slice) -> Case:
-    """Return the case of some prompts: policies that hear one person or head each, and the stated variance.
-
-    As with judges, pessimism is about an interval of that variance around what a policy hears.
-    """
-    truth, heard = judged.truth[prompts], judged.heard[:, prompts]
-    variance = np.broadcast_to(judged.variance[prompts], heard.shape)
-    half = np.sqrt(3 * judged.variance[prompts])
-    scale = float((heard - heard.mean(-1, keepdims=True)).std())
-    around = Interval(np.stack([-half, half], axis=-1).reshape(-1, 2))
-    soft = around.soft_worst(np.full(half.size, STRENGTHS["effective"] / scale)).reshape(half.shape)
-    said = heard, variance, heard - half, heard + soft
-    return in_units(truth, *said, judged.placebo[prompts], judged.variance[prompts])
+    """Return the case of some prompts: policies that hear one person or head each, its variance stated."""
+    truth, variance, drawn = (one[prompts] for one in (judged.truth, judged.variance, judged.placebo))
+    return case_of_intervals(truth, judged.heard[:, prompts], variance, drawn)
 
 
 def rows(judged: Mapping[str, Judged]) -> pd.DataFrame:

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from scipy.stats import rankdata
 from torch import Tensor
 
 from vaalign_lib.data.pairs import EMBEDDED, DataError
@@ -23,7 +22,7 @@ from vaalign_lib.profiles import Profile, Study, load_profile
 from vaalign_lib.rewards.heads import train_heads
 from vaalign_lib.rewards.robust import HEADS, GaussianHeads, Loss, mse_loss, nominal, train_gaussian_heads
 from vaalign_lib.statistics.arrays import Array
-from vaalign_lib.statistics.tests import Estimate, mean, percentiles
+from vaalign_lib.statistics.tests import Estimate, mean, percentiles, rank_correlations
 from vaalign_lib.store import content_key
 from vaalign_lib.theory import toy
 from vaalign_lib.theory.feature_bench import Bench, Objective, at_kl
@@ -205,9 +204,7 @@ def confidence(models: Mapping[str, Sides], errors: Array) -> Array:
     mean over an ensemble's heads (E,).
     """
     deviations = np.concatenate(models["deviations"], 2)
-    ranks = [rankdata(one, axis=2) for one in (deviations, np.abs(errors))]
-    ranks = [(one - one.mean(2, keepdims=True)) / one.std(2, keepdims=True) for one in ranks]
-    return np.asarray((ranks[0] * ranks[1]).mean(2).mean(1))
+    return np.asarray(rank_correlations(deviations, np.abs(errors)).mean(1))
 
 
 # --- the feature bench ----------------------------------------------------------------------------------

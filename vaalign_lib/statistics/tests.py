@@ -123,6 +123,14 @@ def spearman(first: ArrayLike, second: ArrayLike) -> Estimate:
     return Estimate(r, float(low), float(high), a.size)
 
 
+def rank_correlations(first: Array, second: Array) -> Array:
+    """Return Spearman's correlation along the last axis, broadcast over the others."""
+    ranks = [stats.rankdata(one, axis=-1) for one in (first, second)]
+    centred = [one - one.mean(-1, keepdims=True) for one in ranks]
+    product = (centred[0] * centred[1]).sum(-1)
+    return product / np.sqrt((centred[0] ** 2).sum(-1) * (centred[1] ** 2).sum(-1))
+
+
 def paired_variance_ratio(numerator: ArrayLike, denominator: ArrayLike) -> Estimate:
     """Estimate Var(numerator) / Var(denominator) from paired samples (count,).
 

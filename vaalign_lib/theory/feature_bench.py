@@ -22,6 +22,7 @@ from functools import cached_property
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
+from scipy.special import softmax
 
 from vaalign_lib.statistics.arrays import Array, number, numbers
 
@@ -177,6 +178,14 @@ def path(bench: Bench, objective: Objective, betas: Sequence[float]) -> pd.DataF
         trained = at_beta(bench, objective, float(beta), trained)
         rows.append(trained.row())
     return pd.DataFrame(rows)
+
+
+def probabilities(policies: Policies, rewards: Array, weights: Array | float) -> Array:
+    """Return how probable each response is by policies with a logit for each (N, P, S), the maximum of the
+    `programmed` objective: softmax((rewards - nu) / (beta weights)).
+    """
+    logits = (rewards / policies.beta[:, None, None] - policies.theta[..., None]) / weights
+    return np.asarray(softmax(logits, axis=-1))
 
 
 def _problem(bench: Bench, objective: Objective) -> "_Linear | _Free":
