@@ -11,20 +11,18 @@ import subprocess
 import sys
 import threading
 import time
-import uuid
-from contextlib import suppress
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 import pandas as pd
 import psutil
 import pytest
 
+from tests.jobs_to_run import fails, job, nap, of_worker
 from vaalign_lib import jobs
 from vaalign_lib.experiments.conditions import Condition
 from vaalign_lib.experiments.policies import train_runs
-from vaalign_lib.jobs import WORKER, report, run_jobs
+from vaalign_lib.jobs import run_jobs
 from vaalign_lib.profiles import Study, load_profile
 from vaalign_lib.reproduce.notebook import start
 from vaalign_lib.store import PACKAGE, ROOT, RunStore
@@ -39,19 +37,13 @@ PARENT = """
 import sys
 from functools import partial
 from pathlib import Path
-from tests.test_jobs import nap
+from tests.jobs_to_run import nap
 from vaalign_lib.jobs import run_jobs, start_processes
 job = partial(nap, Path(sys.argv[1]))
 pool = start_processes(1, together=3)
 pool.submit(job)
 run_jobs(dict.fromkeys("abc", job), 2, 3, "naps", Path(sys.argv[1]))
 """
-
-
-def nap(folder):
-    """Work for a long time."""
-    (folder / str(os.getpid())).touch()
-    time.sleep(600)
 
 
 def wait_until(fulfilled, seconds):
@@ -77,16 +69,6 @@ def test_no_process_is_left_when_a_notebooks_kernel_is_killed(tmp_path):
     parent.wait()
     gone, left = psutil.wait_procs(family, timeout=10)
     assert len(gone) >= 3 and not left
-
-
-def of_worker(number):
-    report(1)
-    return number, WORKER.together, os.environ["OMP_WAIT_POLICY"], os.getpid()
-
-
-def fails(folder):
-    (folder / "begun").touch()
-    raise ValueError("no job")
 
 
 def test_processes_give_results_in_order_and_what_fails_there_fails_here(tmp_path):
@@ -248,14 +230,6 @@ def test_a_worker_may_die_and_another_join(scheduler, worker_called, tmp_path):
         process.wait(20)
 
 
-def job(folder, number):
-    report(1)
-    (Path(folder) / f"{number}-{uuid.uuid4().hex}").touch()
-    if number < 0:
-        raise ValueError(f"job {number}")
-    return number, os.getpid()
-
-
 def test_no_workers_are_told_and_waited_for(scheduler, worker_called, tmp_path, monkeypatch):
     monkeypatch.setattr(jobs, "LOOK_SECONDS", 0.2)
     with pytest.warns(jobs.NoWorkersWarning, match=r"no workers: 1 jobs wait.*dask worker tcp"):
@@ -321,19 +295,11 @@ CLIENT = """
 import sys
 from functools import partial
 from pathlib import Path
-from tests.test_jobs import endless
+from tests.jobs_to_run import endless
 from vaalign_lib.jobs import run_jobs
 folder = Path(sys.argv[2])
 run_jobs({"one": partial(endless, folder)}, sys.argv[1], 1, "jobs", folder / "store")
 """
-
-
-def endless(folder):
-    """Beat without ever reporting, as deep inside a trainer, deaf to ordinary exceptions."""
-    while True:
-        with suppress(Exception):
-            (folder / "beat").write_text(str(time.time()))
-            time.sleep(0.05)
 
 
 def test_jobs_end_with_their_client_and_the_next_client_need_not_wait(scheduler, worker_called, tmp_path):

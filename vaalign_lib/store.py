@@ -386,13 +386,15 @@ class RunStore:
         """Open a store; one that reads only raises `NotKeptError` where something would be computed."""
         self.root, self.reads_only = root, reads_only
 
-    def table(self, name: str, compute: Callable[..., pd.DataFrame], config: Config) -> pd.DataFrame:
+    def table(
+        self, name: str, compute: Callable[..., pd.DataFrame], config: Config, code: Sequence[str] = ()
+    ) -> pd.DataFrame:
         """Return the tidy table compute(**config), from the store if it was computed before."""
 
         def write(folder: Path, **arguments: Any) -> None:
             compute(**arguments).to_parquet(folder / "table.parquet")
 
-        folder = self.place(name, compute, config)
+        folder = self.place(name, compute, config, code=code)
         return pd.read_parquet(self._filled(folder, write, config) / "table.parquet")
 
     def folder(

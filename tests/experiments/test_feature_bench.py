@@ -1,5 +1,7 @@
 """The feature bench in the embedded world: its judges, its objectives, and the dose-response."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -8,9 +10,11 @@ import torch
 from vaalign_lib.data.world.world import World
 from vaalign_lib.experiments import feature_bench as bench
 from vaalign_lib.figures.bench import dose_response, said
+from vaalign_lib.profiles import FeatureBench, Study, load_profile
 from vaalign_lib.rewards.base import Interval
 from vaalign_lib.rewards.simulated_judge import PersistentJudges
 from vaalign_lib.statistics.tests import mean
+from vaalign_lib.store import RunStore
 from vaalign_lib.theory.feature_bench import at_kl
 from vaalign_lib.training.objectives import OBJECTIVES, Outcome
 
@@ -113,6 +117,28 @@ def test_parts_of_the_effect_add_up(table):
 def test_a_bench_is_a_function_of_its_world(table):
     again = bench.dose_response([1], rhos=(-1, 0, 1), **SMALL)
     pd.testing.assert_frame_equal(again, table[table["world"] == 1].reset_index(drop=True))
+
+
+def test_worlds_are_kept_published_and_taken(tmp_path, monkeypatch):
+    profile = load_profile("smoke")
+    sizes = FeatureBench(worlds=2, **SMALL)
+    study = Study(RunStore(tmp_path / "store"), profile.model_copy(update={"bench": sizes}), 5)
+    computed = bench.worlds_table(study, 1, published=tmp_path)
+    free = bench.dose_response([5, 6], **SMALL)
+    shown = computed[~computed["linear"]].reset_index(drop=True)[list(free)]
+    pd.testing.assert_frame_equal(shown, free)
+    assert set(computed["world"]) == {5, 6} and computed["linear"].sum() == 2 * 2 * 5
+    computed.drop(columns="origin").to_parquet(tmp_path / f"{bench.PUBLISHED}.parquet")
+    monkeypatch.setattr(bench, "run_jobs", lambda jobs, *_: pytest.fail("computed again"))
+    taken = bench.worlds_table(study, 1, True, tmp_path)
+    assert set(taken["origin"]) == {"published"} and taken["gain"].equals(computed["gain"])
+    monkeypatch.setattr(
+        bench, "run_jobs", lambda jobs, *_: dict.fromkeys(jobs, computed.drop(columns="origin"))
+    )
+    other = replace(
+        study, profile=profile.model_copy(update={"bench": sizes.model_copy(update={"prompts": 9})})
+    )
+    assert set(bench.worlds_table(other, 1, True, tmp_path)["origin"]) == {"computed"}
 
 
 def test_the_figure_says_what_the_table_holds(table):

@@ -9,7 +9,7 @@ import torch
 from scipy.stats import spearmanr
 
 from vaalign_lib.data.world.world import World
-from vaalign_lib.experiments import frontier, frontier_tables
+from vaalign_lib.experiments import feature_bench, frontier, frontier_tables
 from vaalign_lib.experiments.feature_bench import stored_texts
 from vaalign_lib.profiles import Study, load_profile
 from vaalign_lib.rewards.base import Members
@@ -168,8 +168,10 @@ def test_worlds_are_computed_or_as_published(monkeypatch, tmp_path):
         made.append(seed)
         return pd.DataFrame({"world": [seed], "gain": [seed / 10]})
 
-    monkeypatch.setattr(frontier, "_kept", lambda store, config: world(**config))
-    monkeypatch.setattr(frontier, "run_jobs", lambda jobs, *rest: {name: job() for name, job in jobs.items()})
+    monkeypatch.setattr(feature_bench, "_kept", lambda store, name, compute, config, code: world(**config))
+    monkeypatch.setattr(
+        feature_bench, "run_jobs", lambda jobs, *_: {name: job() for name, job in jobs.items()}
+    )
     profile = load_profile("smoke")
     some = profile.frontier.model_copy(update={"worlds": 4, "computed": 2})
     study = Study(RunStore(tmp_path / "store"), profile.model_copy(update={"frontier": some}), 7)

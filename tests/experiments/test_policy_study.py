@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 from transformers import AutoModelForCausalLM
 
+from vaalign_lib.data.pairs import DataError
 from vaalign_lib.experiments import conditions
 from vaalign_lib.experiments import policies as policy_study
 from vaalign_lib.experiments.conditions import (
@@ -285,6 +286,12 @@ def test_what_is_published_is_read_again_and_not_trained(store, uninterrupted, t
     for one in (PLAIN, PLAIN.start):
         train_run(Study(store, small(), 0), one)
     runs = [PLAIN, PLAIN.start, never]  # the first with looks
+    with pytest.raises(DataError, match=r"publish: 2 of 3 stacks are trained in .*together"):
+        publish_runs(Study(store, small(), 0), runs, tmp_path, whole=True)
+    assert not list(tmp_path.glob("*/*.parquet"))  # stacks of two runs would be compared
+    assert (
+        publish_runs(Study(store, small(), 0), [never], tmp_path, whole=True) == []
+    )  # none yet: nothing to refuse
     assert publish_runs(Study(store, small(), 0), runs, tmp_path) == [PLAIN.name, PLAIN.start.name]
     assert publish_runs(Study(store, small(), 0), runs, tmp_path) == []  # nothing new
     found = published(small(), 0, tmp_path)

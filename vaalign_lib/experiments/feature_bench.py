@@ -3,9 +3,11 @@
 Texts are drawn from the world's own grammar, so that a bench depends on its seed alone and not on a machine.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, get_args
 
 import numpy as np
 import pandas as pd
@@ -14,10 +16,13 @@ from scipy.stats import spearmanr
 
 from vaalign_lib.data.world import language
 from vaalign_lib.data.world.world import Disagreement, World
+from vaalign_lib.jobs import report, run_jobs
+from vaalign_lib.profiles import Study
 from vaalign_lib.rewards.base import Interval
 from vaalign_lib.rewards.simulated_judge import fourier_features
 from vaalign_lib.statistics.arrays import Array
 from vaalign_lib.statistics.tests import mean
+from vaalign_lib.store import RESULTS, RunStore, content_key
 from vaalign_lib.theory.feature_bench import Bench, Objective, Policies, at_kl
 from vaalign_lib.theory.variance_weights import correlated, placebo
 
@@ -26,8 +31,10 @@ PROMPTS, RESPONSES, POLICIES = 96, 160, 80
 RHOS = (-1.0, -0.5, 0.0, 0.3, 0.5, 0.7, 1.0)
 WORLDS = tuple(range(20))
 TARGET = 0.5  # nats
+LINEAR_TARGET, LINEAR_RHOS = 0.1, (-1.0, 0.0, 1.0)  # of policies linear in features
 LENGTH_SCALE, FREQUENCIES = 2.0, 256  # of judges' tastes, as of `simulated_judge.PersistentJudges`
 KEEPING_GOLD = "placebo that keeps gold"
+PUBLISHED = "dose_response_worlds"  # a table
 
 
 @dataclass(frozen=True)
@@ -142,6 +149,61 @@ def dose_response(
             bench = bench_of(texts, noise, world.rng("judges", noise), policies, linear)
             rows += _compared(bench, weights, target, stated, {"world": int(seed), "noise": noise})
     return pd.DataFrame(rows)
+
+
+def world_table(seed: int, **sizes: Any) -> pd.DataFrame:
+    """Return `dose_response` in one world, of free policies and of `linear` ones."""
+    free = dose_response([seed], **sizes)
+    linear = dose_response([seed], LINEAR_TARGET, LINEAR_RHOS, linear=True, **sizes)
+    return pd.concat([free.assign(linear=False), linear.assign(linear=True)], ignore_index=True)
+
+
+def worlds_table(
+    study: Study, workers: int | str, from_results: bool = False, published: Path = RESULTS
+) -> pd.DataFrame:
+    """Return `dose_response` of free policies and of `linear` ones in all worlds, each kept in the run store;
+    `from_results`, as published where it was published with these settings.
+    """
+    sizes = study.profile.bench.model_dump(mode="json")
+    seeds = range(study.seed, study.seed + sizes.pop("worlds"))
+    taken, path = seeds if from_results else seeds[:0], published / f"{PUBLISHED}.parquet"
+    return of_worlds(study.store, "bench-world", world_table, sizes, seeds, workers, taken, path, (__name__,))
+
+
+def of_worlds(
+    store: RunStore,
+    name: str,
+    compute: Callable[..., pd.DataFrame],
+    sizes: Mapping[str, Any],
+    seeds: Sequence[int],
+    workers: int | str,
+    taken: Sequence[int],
+    published: Path,
+    code: Sequence[str],
+) -> pd.DataFrame:
+    """Return the rows compute(seed, **sizes) of all worlds: those of worlds that may be `taken` as published
+    with the same sizes, the others computed, each kept in the run store. `origin` says which.
+    """
+    settings, known = content_key(**sizes), pd.DataFrame({"world": [], "settings": []})
+    if len(taken) and published.is_file():
+        known = pd.read_parquet(published)
+    known = known[(known["settings"] == settings) & known["world"].isin(taken)]
+    jobs = {
+        seed: partial(_kept, store, name, compute, {"seed": seed, **sizes}, code)
+        for seed in seeds
+        if seed not in set(known["world"])
+    }
+    found = [known.assign(origin="published")] if len(known) else []
+    if jobs:
+        tables = run_jobs(jobs, workers, len(jobs), "worlds", store.root).values()
+        found.insert(0, pd.concat(tables, ignore_index=True).assign(settings=settings, origin="computed"))
+    return pd.concat(found, ignore_index=True)
+
+
+def _kept(store: RunStore, *arguments: Any) -> pd.DataFrame:
+    table = store.table(*arguments)
+    report(1)
+    return table
 
 
 def _weights(

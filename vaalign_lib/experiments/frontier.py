@@ -22,8 +22,7 @@ from vaalign_lib.data.world import language
 from vaalign_lib.data.world.ratings import AttributeRaters
 from vaalign_lib.data.world.world import ANNOTATORS, World
 from vaalign_lib.experiments import feature_bench
-from vaalign_lib.experiments.feature_bench import Texts, judge_errors, stored_texts
-from vaalign_lib.jobs import report, run_jobs
+from vaalign_lib.experiments.feature_bench import Texts, judge_errors, of_worlds, stored_texts
 from vaalign_lib.policies.best_of_n import best_of_n_weights
 from vaalign_lib.profiles import HeadTraining, Study
 from vaalign_lib.rewards.attributes import reward_variance, total_variance, train_attributes
@@ -39,7 +38,7 @@ from vaalign_lib.rewards.simulated_judge import fourier_features
 from vaalign_lib.statistics.arrays import Array
 from vaalign_lib.statistics.returns import RISK_MEASURES, risk_measures
 from vaalign_lib.statistics.tests import rank_correlations
-from vaalign_lib.store import RESULTS, RunStore, content_key
+from vaalign_lib.store import RESULTS
 from vaalign_lib.theory.feature_bench import Bench, Objective, Policies, at_kl, probabilities
 from vaalign_lib.theory.variance_weights import correlated, noisy, placebo, power, prompt_only
 
@@ -596,17 +595,7 @@ def world_table(
             hundred = models.members(many, random("many"))
             add(MODELS, dose_rows(case, list(sources(texts, models, heads, hundred, case)), "source"))
         add(MODELS, (row | {"width": width} for row in frontier(case, "width", (MIDDLE,))))
-    report(1)
     return pd.DataFrame(rows)
-
-
-def _write_world(folder: Path, **sizes: Any) -> None:
-    world_table(**sizes).to_parquet(folder / "table.parquet")
-
-
-def _kept(store: RunStore, config: dict[str, Any]) -> pd.DataFrame:
-    code = __name__, feature_bench.__name__
-    return pd.read_parquet(store.folder("frontier-world", _write_world, config, code=code) / "table.parquet")
 
 
 def worlds_table(study: Study, workers: int | str, published: Path = RESULTS) -> pd.DataFrame:
@@ -616,18 +605,6 @@ def worlds_table(study: Study, workers: int | str, published: Path = RESULTS) ->
     """
     sizes = study.profile.frontier.model_dump(mode="json")
     seeds = range(study.seed, study.seed + sizes.pop("worlds"))
-    here, settings = sizes.pop("computed"), content_key(**sizes)
-    known = pd.DataFrame({"world": [], "settings": []})
-    if (path := published / f"{PUBLISHED}.parquet").is_file():
-        known = pd.read_parquet(path)
-    known = known[(known["settings"] == settings) & known["world"].isin(seeds[here:])]
-    jobs = {
-        seed: partial(_kept, study.store, {"seed": seed} | sizes)
-        for seed in seeds
-        if seed not in set(known["world"])
-    }
-    found = run_jobs(jobs, workers, len(jobs), "worlds", study.store.root)
-    computed = pd.concat(found.values(), ignore_index=True).assign(settings=settings, origin="computed")
-    return pd.concat(
-        [computed, known.assign(origin="published")] if len(known) else [computed], ignore_index=True
-    )
+    taken, path = seeds[sizes.pop("computed") :], published / f"{PUBLISHED}.parquet"
+    code = __name__, feature_bench.__name__
+    return of_worlds(study.store, "frontier-world", world_table, sizes, seeds, workers, taken, path, code)

@@ -298,25 +298,37 @@ def published(profile: Profile, seed: int, folder: Path = PUBLISHED) -> Results:
 
 
 @read_once()
-def publish_runs(study: Study, runs: Sequence[Condition], folder: Path = PUBLISHED) -> list[str]:
+def publish_runs(
+    study: Study, runs: Sequence[Condition], folder: Path = PUBLISHED, whole: bool = False
+) -> list[str]:
     """Publish those of some runs that are finished, beside what the profile has published before.
 
     What other profiles have published is left out. What was published with other settings goes.
 
     Returns:
         The names of the runs that were added or replaced.
+
+    Raises:
+        DataError: `whole`, and only some of the runs are finished: published beside those of an earlier
+            run, what is compared would be of two.
     """
     finished = Study(RunStore(study.store.root, reads_only=True), study.profile, study.seed)
     published_before = published(study.profile, study.seed, folder)
     mine = published_before.runs["origin"] == _origin(study.profile.name)
     before = published_before.of(published_before.runs.loc[mine, "run"])
     elsewhere = published_before.names - before.names
+    own_runs = [one for one in runs if one.name not in elsewhere]
     folders: dict[Condition, Path] = {}
-    for run in (one for one in runs if one.name not in elsewhere):
+    for run in own_runs:
         with suppress(NotKeptError):
             folders[run] = train_run(finished, run)
     if not folders:
         return []
+    if whole and len(folders) < len(own_runs):
+        raise DataError(
+            f"publish: {len(folders)} of {len(own_runs)} stacks are trained in {study.store.root}; they are "
+            f"published together, so that what is compared is of one run: `vaalign reproduce` trains the rest"
+        )
     place = folder / study.profile.name
     own = trained(study, folders)
     known = own.runs["run"].map(before.runs.set_index("run")["key"])

@@ -152,12 +152,13 @@ def _publish(options: argparse.Namespace, profile: Profile, run_dir: Path) -> in
         return 0
     with opened(run_dir):
         try:
-            names = publish_runs(_study(options, profile, run_dir), runs)
+            whole = is_published(profile, run_dir, options.seed)
+            names = publish_runs(_study(options, profile, run_dir), runs, whole=whole)
         except DataError as error:
             raise PlanError(str(error)) from None
         done = [one.notebook.name for one in states(profile, run_dir) if one.current and not one.settings]
         files = []
-        if is_published(profile, run_dir, options.seed):
+        if whole:
             files = [path for name in done for path in publish(run_dir / name)]
             write_into_page(published_parts())
     for name in (*names, *(path.relative_to(ROOT) for path in files)):
