@@ -27,7 +27,7 @@ from vaalign_lib.profiles import Study, load_profile
 from vaalign_lib.reproduce.notebook import start
 from vaalign_lib.store import PACKAGE, ROOT, RunStore
 
-STEPS = 12
+STEPS = 6
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT)}  # workers know the jobs of this module
 
 
@@ -159,7 +159,7 @@ def small():
 def stacks():
     first = Condition("qwen2", "judge-a")
     methods = [replace(first, objective=name) for name in ("vanilla", "variance_aware")]
-    return [*methods, replace(first, source="judge-b"), first.start]
+    return [*methods, first.start]
 
 
 def contents(folders):

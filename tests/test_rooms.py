@@ -15,7 +15,7 @@ ORDER = (  # what stands lower knows nothing of what stands higher, rooms of one
     ("experiments",),
     ("training", "figures"),
     ("rewards", "policies"),
-    ("theory", "models"),
+    ("theory", "models", "trainers"),
     ("data", "papers", "profiles", "jobs"),
     ("statistics", "store"),
 )

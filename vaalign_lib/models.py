@@ -14,14 +14,10 @@ from transformers import (
     PretrainedConfig,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
-    PrinterCallback,
-    Trainer,
-    TrainerCallback,
 )
 
 from vaalign_lib.data.hub import ask_hub
 from vaalign_lib.data.world.tokenizer import world_tokenizer
-from vaalign_lib.jobs import bar
 
 _LOG = logging.getLogger(__name__)
 
@@ -211,31 +207,3 @@ def tiny_config(architecture: Architecture, width: int, layers: int = 2) -> Pret
         raise ValueError(f"architecture: expected one of {', '.join(own)}, got {architecture!r}")
     tokens = {"vocab_size": len(tokenizer), "pad_token_id": pad, "eos_token_id": end, "bos_token_id": end}
     return AutoConfig.for_model(architecture, **tokens, **own[architecture])
-
-
-def train_quietly(trainer: Trainer, description: str) -> None:
-    """Train with a bar that shows the latest loss, and without printing every log."""
-    trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(TrainingBar(description))
-    trainer.train()
-
-
-class TrainingBar(TrainerCallback):
-    """A bar for the trainers of transformers and trl, with the latest loss."""
-
-    def __init__(self, description: str) -> None:
-        self._description = description
-        self._bar: Any = None
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
-        self._bar = bar(state.max_steps, self._description)
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
-        self._bar.update(state.global_step - self._bar.n)
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **rest: Any) -> None:
-        if logs and "loss" in logs:
-            self._bar.set_postfix(loss=f"{float(logs['loss']):.3f}")
-
-    def on_train_end(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
-        self._bar.close()

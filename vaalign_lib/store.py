@@ -325,6 +325,7 @@ def _module_path(name: str) -> Path | None:
     return next((one for one in files if package == PACKAGE.name and one.is_file()), None)
 
 
+@cache
 def package_versions() -> dict[str, str]:
     """Return the versions of the packages that compute numbers."""
     return {name: importlib.metadata.version(name) for name in _NUMERICAL.split()}

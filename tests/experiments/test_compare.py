@@ -304,6 +304,8 @@ def test_the_command_compares_what_a_file_says(file, tmp_path, capsys):
     record = json.loads((tmp_path / "answer.json").read_text())
     assert [row["world"] for row in record["contrasts"]] == ["0", "1", "all"]
     assert (tmp_path / "answer.png").is_file()
+    page = (tmp_path / "answer.html").read_text()
+    assert page.count("<img ") == 1 and page.count("<table") == 2 and "answer.png" not in page
 
 
 @pytest.mark.parametrize(

@@ -64,6 +64,9 @@ def test_the_command_passes_and_fails_by_rule(folder, pairs, tmp_path, capsys):
     assert rows["members.spread"]["verdict"] == rows["ratings.rank"]["verdict"] == "not measured"
     page = (tmp_path / "check.md").read_text()
     assert page.startswith("# Reward models: passed") and "## Accuracy by subset" in page
+    shown = (tmp_path / "check.html").read_text()
+    assert "<title>Reward models: passed</title>" in shown and "all end with &lt;/s&gt;" in shown
+    assert "<table" in shown and "<script" not in shown
     assert main([*options, "--pairs", str(turned(pairs))]) == 1
     assert "failed: accuracy.all" in capsys.readouterr().out
     page = (tmp_path / "check.md").read_text()

@@ -15,6 +15,7 @@ from tests.small_problem import TableReward, tokenizer
 from tests.trl_problem import KINDS, WORDS, equal, make, rewards_of, start, uneven, weights
 from vaalign_lib.experiments.trl import VARIANTS as VARIANTS_ON_ONE_TOKEN
 from vaalign_lib.theory.tabular import exact_policy, grpo_fixed_point, ppo_fixed_point
+from vaalign_lib.training.one_token import BETA, one_token_problem
 from vaalign_lib.training.trl import (
     VARIANCE,
     IncompatibleTrlError,
@@ -25,7 +26,7 @@ from vaalign_lib.training.trl import (
     reward_function,
     summed,
 )
-from vaalign_lib.training.trl_runs import BETA, one_token_problem, one_token_shares
+from vaalign_lib.training.trl_runs import one_token_shares
 
 VARIANTS = {
     "plain": {},

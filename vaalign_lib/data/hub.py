@@ -6,7 +6,6 @@ from functools import cache
 from pathlib import Path
 from threading import Thread
 
-import datasets
 from huggingface_hub import constants, get_session, is_offline_mode
 
 SECONDS = 8  # in which it must answer
@@ -19,6 +18,8 @@ def ask_hub(name: str | Path) -> None:
     """
     if not Path(name).exists() and not is_offline_mode() and (failure := _failure()):
         _log.info("the hub does not answer (%s): what was loaded before is taken", failure)
+        import datasets  # here, for it takes a second
+
         os.environ["HF_HUB_OFFLINE"] = "1"
         constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
 

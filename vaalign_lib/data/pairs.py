@@ -24,7 +24,6 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
-from datasets import load_dataset
 from huggingface_hub import is_offline_mode
 
 from vaalign_lib.data.hub import ask_hub
@@ -553,6 +552,8 @@ def _hub_records(name: str) -> Records:
     path, _, split = name.partition("@")
     split = split or _SPLITS.get(path.rpartition("/")[2], "train")
     ask_hub(path)
+    from datasets import load_dataset  # here, for it takes a second
+
     try:
         data = load_dataset(path, split=split)
     except Exception as error:

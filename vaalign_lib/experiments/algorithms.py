@@ -22,8 +22,7 @@ from vaalign_lib.rewards.base import Array, Interval, Judgement, Members, Policy
 from vaalign_lib.theory.tabular import ppo_fixed_point, softmax_policy
 from vaalign_lib.training.evaluation import Evaluator
 from vaalign_lib.training.objectives import Method, Task
-from vaalign_lib.training.ppo import Trainer
-from vaalign_lib.training.trl_runs import (
+from vaalign_lib.training.one_token import (
     BETA,
     END,
     PROMPT,
@@ -32,6 +31,7 @@ from vaalign_lib.training.trl_runs import (
     one_token_problem,
     one_token_tokenizer,
 )
+from vaalign_lib.training.ppo import Trainer
 
 Check = tuple[str, bool]
 POLICIES, SMALLEST = 4, 0.5  # policies of a stack, and the smallest variance of a word

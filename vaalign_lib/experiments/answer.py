@@ -29,7 +29,6 @@ from vaalign_lib.statistics.tests import (
 )
 from vaalign_lib.store import DATA, write_atomically
 from vaalign_lib.training.matched_kl import LAST
-from vaalign_lib.training.trl_runs import training_log
 
 RULES = DATA / "compare_rules.yaml"
 RESAMPLES = 10_000
@@ -253,6 +252,8 @@ def of_trainers(trainers: Mapping[str, Sequence[Any]]) -> Answer:
     rows, starts = [], []
     for method, seeds in trainers.items():
         for seed, trainer in enumerate(seeds):
+            from vaalign_lib.training.trl_runs import training_log  # here, for it takes seconds
+
             log = training_log(trainer)
             last = log.tail(LAST)
             found = {

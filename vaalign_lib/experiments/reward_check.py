@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 from typing import Any, Literal
 
@@ -105,10 +106,10 @@ class Checked:
         rows = self.rows.map(_cell)
         todo = [
             f"- **{row['rule']}** {row['verdict']}, {row['model']}: {row['found']}. Expected: {row['claim']} "
-            f"({row['expected']}). To do: {row['remedy']}."
+            f"({row['expected']}). To do: {row['remedy']}"
             for row in rows[rows["verdict"].isin(("failed", "warned"))].to_dict("records")
         ]
-        asked = rows[["model", "rule", "verdict", "found", "expected", "claim"]]
+        asked = self.rows[["model", "rule", "verdict", "found", "expected", "claim"]]
         parts = [
             f"# Reward models: {'passed' if self.passed else 'failed'}",
             f"{self.in_words}; {self.texts}.",
@@ -120,7 +121,10 @@ class Checked:
 
 
 def _cell(value: Any) -> Any:
-    return " ".join(value.split()).replace("|", "\\|") if isinstance(value, str) else value
+    """Return a value for Markdown, in which a token such as <s> is no markup."""
+    if not isinstance(value, str):
+        return value
+    return escape(" ".join(value.split()), quote=False).replace("|", "\\|")
 
 
 def texts_of(pairs: str | Path | None, limit: int) -> tuple[pd.DataFrame, str]:

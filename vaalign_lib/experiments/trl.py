@@ -23,15 +23,14 @@ from vaalign_lib.statistics.tests import Estimate, mean
 from vaalign_lib.theory.tabular import exact_policy, grpo_fixed_point, ppo_fixed_point
 from vaalign_lib.training.matched_kl import MatchError, match_kl
 from vaalign_lib.training.objectives import Task
+from vaalign_lib.training.one_token import BETA, one_token_problem
 from vaalign_lib.training.run import embedded_task
 from vaalign_lib.training.trl_runs import (
     ARCHITECTURE,
-    BETA,
     TRAINERS,
     Setting,
     Setup,
     Variant,
-    one_token_problem,
     one_token_shares,
     write_policies,
 )

@@ -3,6 +3,7 @@
 Adapters are plain LoRA: they start as no change, and act on linear layers below the output.
 """
 
+import sys
 from collections.abc import Sequence
 from dataclasses import fields
 from math import isfinite
@@ -10,8 +11,6 @@ from numbers import Integral
 from pathlib import Path
 from typing import Any
 
-from peft import LoraConfig
-from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from vaalign_lib.data.hub import ask_hub
@@ -84,7 +83,8 @@ def check_model(model: PreTrainedModel) -> None:
     """Refuse models that were changed before, and those without an output layer."""
     check_config(model.config)
     kind, layers = type(model).__name__, list(model.modules())
-    if any(isinstance(one, BaseTunerLayer) for one in layers):
+    tuners = sys.modules.get("peft.tuners.tuners_utils")  # where it was not imported, nobody has adapters
+    if tuners and any(isinstance(one, tuners.BaseTunerLayer) for one in layers):
         raise StackError(f"source: this {kind} has adapters already; take peft's merge_and_unload() of it")
     if stacked := {type(one).__name__ for one in layers if "Stacked" in type(one).__name__}:
         raise StackError(f"source: this {kind} is a stack already, of {', '.join(sorted(stacked))}")
@@ -94,6 +94,8 @@ def check_model(model: PreTrainedModel) -> None:
 
 def check_lora(lora: Any) -> None:
     """Refuse settings of adapters beyond plain LoRA (see `LORA`), and numbers out of their range."""
+    from peft import LoraConfig  # here, for it takes seconds
+
     if type(lora) is not LoraConfig:
         raise StackError(f"lora: expected peft's LoraConfig, got {type(lora).__name__}")
     plain = LoraConfig()

@@ -1,15 +1,17 @@
 """Layers for many policies at once: stacked weights and adapters, and attention among them."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import AttentionInterface, AttentionMaskInterface, PretrainedConfig
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 from transformers.pytorch_utils import Conv1D
+
+if TYPE_CHECKING:
+    from peft.tuners.lora import LoraLayer
 
 RMS_NORMS = ("LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm", "SmolLM3RMSNorm",
              "Phi3RMSNorm", "Olmo2RMSNorm")  # fmt: skip
@@ -144,7 +146,7 @@ def stacked(layer: nn.Module, size: int, known: dict[int, nn.Parameter]) -> nn.M
     return StackedLinear(weight, bias, inputs_first=isinstance(layer, Conv1D))
 
 
-def stacked_lora(layer: LoraLayer, size: int, generators: list[torch.Generator]) -> StackedLora:
+def stacked_lora(layer: "LoraLayer", size: int, generators: list[torch.Generator]) -> StackedLora:
     """Return the stack that takes the place of a linear layer to which peft gave an adapter.
 
     Each policy's generator draws its lora_A as peft does; lora_B is zero.

@@ -3,13 +3,11 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
-from datasets import Dataset
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
-from trl import SFTConfig, SFTTrainer
 
 from vaalign_lib.data.world.tokenizer import world_tokenizer
 from vaalign_lib.data.world.world import World
@@ -20,12 +18,14 @@ from vaalign_lib.models import (
     prompt_ids,
     response_texts,
     tiny_config,
-    train_quietly,
 )
 from vaalign_lib.policies.checks import check_model
 from vaalign_lib.policies.sampling import Sequences, Writer, response_states
 from vaalign_lib.policies.stack import PolicyStack
 from vaalign_lib.profiles import Precision
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 PIECE, NUMBERS = 512, 2**28  # rows of one pass at most, and numbers that it keeps
 
@@ -115,6 +115,10 @@ def write_reference(
     The learning rate is the highest of AdamW with a cosine schedule; `seed` is that of the corpus of so many
     responses, the weights and the order of the data.
     """
+    from trl import SFTConfig, SFTTrainer  # here, for it takes seconds
+
+    from vaalign_lib.trainers import quiet_training, train_quietly
+
     tokenizer, world = world_tokenizer(), World(world_seed)
     data = _supervised(tokenizer, *world.corpus(responses, world.rng("corpus", seed)))
     torch.manual_seed(seed)
@@ -137,18 +141,13 @@ def write_reference(
     tokenizer.save_pretrained(folder)
 
 
-def quiet_training() -> dict[str, Any]:
-    """Return what all trainings of tiny models share: on the CPU, no checkpoints, no reports."""
-    off = dict.fromkeys(("bf16", "activation_checkpointing", "dataloader_pin_memory"), False)
-    quiet = {"save_strategy": "no", "report_to": "none", "disable_tqdm": True, "logging_steps": 50}
-    return {"use_cpu": True, **off, **quiet}
-
-
-def _supervised(tokenizer: PreTrainedTokenizerBase, prompts: list[str], responses: list[str]) -> Dataset:
+def _supervised(tokenizer: PreTrainedTokenizerBase, prompts: list[str], responses: list[str]) -> "Dataset":
     """Tokenize for SFTTrainer; only the response counts in the loss."""
     whole = conversation_ids(tokenizer, prompts, responses, CONTEXT)
     asked = prompt_ids(tokenizer, prompts, CONTEXT)
     masks = [[0] * len(p) + [1] * (len(w) - len(p)) for p, w in zip(asked, whole, strict=True)]
+    from datasets import Dataset
+
     return Dataset.from_dict({"input_ids": whole, "completion_mask": masks})
 
 

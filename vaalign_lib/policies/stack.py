@@ -4,11 +4,9 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import torch
-from peft import LoraConfig, get_peft_model
-from peft.tuners.lora import LoraLayer
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -37,6 +35,9 @@ from vaalign_lib.policies.sampling import Writer
 from vaalign_lib.profiles import Precision
 from vaalign_lib.store import spared_folder
 
+if TYPE_CHECKING:
+    from peft import LoraConfig
+
 FOUR_BIT = BitsAndBytesConfig(
     load_in_4bit=True,
     bnb_4bit_compute_dtype=torch.bfloat16,
@@ -57,7 +58,7 @@ class PolicyStack(Writer):
         source: str | Path | PretrainedConfig | PreTrainedModel,
         size: int,
         *,
-        lora: LoraConfig | None = None,
+        lora: "LoraConfig | None" = None,
         four_bit: bool = False,
         seeds: Sequence[int] | None = None,
         dtype: torch.dtype | None = None,
@@ -256,9 +257,12 @@ def _quick(config: PretrainedConfig) -> PretrainedConfig:
 
 
 def _stack_adapters(
-    model: PreTrainedModel, lora: LoraConfig, size: int, generators: list[torch.Generator]
+    model: PreTrainedModel, lora: "LoraConfig", size: int, generators: list[torch.Generator]
 ) -> PreTrainedModel:
     """Let peft choose and make the adapters, then put stacks in their places."""
+    from peft import get_peft_model  # here, for it takes seconds
+    from peft.tuners.lora import LoraLayer
+
     output = model.get_output_embeddings()
     try:
         base = get_peft_model(model, lora).get_base_model()
@@ -287,7 +291,7 @@ def _write_model(config: PretrainedConfig, weights: dict[str, Tensor], folder: P
 
 
 def _write_adapter(
-    lora: LoraConfig, config: PretrainedConfig, weights: dict[str, Tensor], folder: Path
+    lora: "LoraConfig", config: PretrainedConfig, weights: dict[str, Tensor], folder: Path
 ) -> None:
     names, renamed = {"down": "lora_A", "up": "lora_B"}, {}
     for name, weight in weights.items():

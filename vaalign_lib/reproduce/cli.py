@@ -199,11 +199,13 @@ def _status(options: argparse.Namespace, profile: Profile, run_dir: Path) -> int
 def _check_reward(options: argparse.Namespace) -> int:
     """Ask reward models of one's own what people trip over."""
     from vaalign_lib.experiments.reward_check import RULES, check_rewards
+    from vaalign_lib.reproduce.execute import write_answer
 
     sources = options.pairs, options.ratings, options.rules or RULES
     with _told():
         found = check_rewards(options.folders, *sources, options.max_length, options.limit)
-    files = found.write(options.out or RUNS / "check-reward" / options.folders[0].resolve().name)
+    folder = options.out or RUNS / "check-reward" / options.folders[0].resolve().name
+    files = [*found.write(folder), write_answer(folder / "check.md")]
     for row in found.rows[found.rows["verdict"].isin(("failed", "warned"))].to_dict("records"):
         print(f"  {row['verdict']}: {row['rule']}, {row['model']}: {row['found']}")
     print(f"{'passed' if found.passed else 'failed'}: {found.in_words}; {', '.join(map(str, files))}")
@@ -213,13 +215,15 @@ def _check_reward(options: argparse.Namespace) -> int:
 def _compare(options: argparse.Namespace) -> int:
     """Train policies of several methods on models of one's own, and say what came of it."""
     from vaalign_lib.experiments.compare import read_plan, run_plan
+    from vaalign_lib.reproduce.execute import write_answer
 
     logging.getLogger("vaalign_lib.experiments.compare").setLevel(logging.INFO)
     plan = read_plan(options.file)
     folder = options.out or RUNS / "compare" / options.file.stem
     with _told():
         answer = run_plan(plan, folder)
-    print(f"{answer.text}\n{', '.join(map(str, answer.write(folder)))}")
+    files = [*answer.write(folder), write_answer(folder / "answer.md", folder / "answer.png")]
+    print(f"{answer.text}\n{', '.join(map(str, files))}")
     return 0
 
 

@@ -5,6 +5,7 @@ import logging
 import re
 import subprocess
 import sys
+from base64 import b64encode
 from contextlib import AbstractContextManager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -107,10 +108,12 @@ def _without_foreign_output(notebook: nbformat.NotebookNode) -> nbformat.Noteboo
     return copy
 
 
-def write_page(notebook: nbformat.NotebookNode, path: Path, title: str, banner: str = "") -> None:
-    """Write an executed notebook as one self-contained HTML file, below a banner if it has one."""
+def write_page(
+    notebook: nbformat.NotebookNode, path: Path, title: str, banner: str = "", code: bool = True
+) -> None:
+    """Write an executed notebook, with its code or not, as one self-contained HTML file, below a banner."""
     exporter = OfflineHTMLExporter(  # type: ignore[no-untyped-call]
-        mathjax_url="", require_js_url="", jquery_url="", mermaid_js_url=""
+        mathjax_url="", require_js_url="", jquery_url="", mermaid_js_url="", exclude_input=not code
     )
     shown = _without_foreign_output(notebook)
     page, _ = exporter.from_notebook_node(shown, resources={"metadata": {"name": title}})
@@ -121,6 +124,20 @@ def write_page(notebook: nbformat.NotebookNode, path: Path, title: str, banner: 
             r"<body\b[^>]*>", lambda body: f"{body[0]}{_BANNER.format(html.escape(banner))}", page, count=1
         )
     write_atomically(path, page)
+
+
+def write_answer(markdown: Path, picture: Path | None = None) -> Path:
+    """Write a page of Markdown, and a picture below it, as one self-contained HTML file beside it."""
+    text = re.sub(r"^!\[.*?\]\(.*?\)$", "", markdown.read_text(encoding="utf-8"), flags=re.M)
+    cells = [nbformat.v4.new_markdown_cell(text)]
+    if picture is not None:
+        shown = {"image/png": b64encode(picture.read_bytes()).decode()}
+        output = nbformat.v4.new_output("display_data", shown)
+        cells.append(nbformat.v4.new_code_cell("", outputs=[output]))
+    page = markdown.with_suffix(".html")
+    title = text.partition("\n")[0].removeprefix("# ")
+    write_page(nbformat.v4.new_notebook(cells=cells), page, title, code=False)
+    return page
 
 
 def execute(

@@ -5,12 +5,11 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 import torch
-from datasets import Dataset
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
@@ -19,15 +18,17 @@ from transformers import (
     AutoModelForSequenceClassification,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    TrainerCallback,
 )
-from trl import RewardConfig, RewardTrainer
 
 from vaalign_lib.data.pairs import read_part
 from vaalign_lib.data.world.tokenizer import world_tokenizer
 from vaalign_lib.jobs import device, progress
-from vaalign_lib.models import conversation_ids, fitting_ids, load_tokenizer, tiny_config, train_quietly
+from vaalign_lib.models import conversation_ids, fitting_ids, load_tokenizer, tiny_config
 from vaalign_lib.profiles import RewardModel
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from trl import RewardConfig
 
 _LOG = logging.getLogger(__name__)
 TINY = "tiny-gemma"
@@ -185,6 +186,10 @@ def train_reward_model(
         _LOG.warning("pairs left out: %s", ", ".join(f"{n} ({why})" for why, n in left_out.items()))
     if kept.empty:
         raise ValueError(f"pairs: none of {len(pairs)} can be learned from: {left_out}")
+    from trl import RewardTrainer  # here, for it takes seconds
+
+    from vaalign_lib.trainers import StopAtLoss, train_quietly
+
     trainer = RewardTrainer(
         model,
         args=_arguments(folder, settings, len(kept), seed),
@@ -199,7 +204,9 @@ def train_reward_model(
     return pd.DataFrame(lines)[["step", "loss", "accuracy"]].astype(float)
 
 
-def _arguments(folder: Path, settings: RewardModel, pairs: int, seed: int) -> RewardConfig:
+def _arguments(folder: Path, settings: RewardModel, pairs: int, seed: int) -> "RewardConfig":
+    from trl import RewardConfig
+
     on_gpu, devices = torch.cuda.is_available(), max(1, torch.cuda.device_count())
     passes = settings.batch_size // settings.device_batch_size
     if passes % devices:
@@ -230,17 +237,6 @@ def _arguments(folder: Path, settings: RewardModel, pairs: int, seed: int) -> Re
     )
 
 
-class StopAtLoss(TrainerCallback):
-    """Ends training once the logged loss has reached a threshold."""
-
-    def __init__(self, threshold: float) -> None:
-        self._threshold = threshold
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **rest: Any) -> None:
-        if logs and float(logs.get("loss", np.inf)) <= self._threshold:
-            control.should_training_stop = True
-
-
 def usable(
     tokenizer: PreTrainedTokenizerBase, pairs: pd.DataFrame, max_length: int
 ) -> tuple[pd.DataFrame, dict[str, int]]:
@@ -254,10 +250,12 @@ def usable(
     return pairs[~(long | equal)], left_out | {"the same tokens in both responses": int(equal.sum())}
 
 
-def tokenized_pairs(tokenizer: PreTrainedTokenizerBase, pairs: pd.DataFrame, max_length: int) -> Dataset:
+def tokenized_pairs(tokenizer: PreTrainedTokenizerBase, pairs: pd.DataFrame, max_length: int) -> "Dataset":
     """Return pairs as trl wants them: `chosen_ids` and `rejected_ids`."""
     prompts, responses = pairs["prompt"].tolist(), {f"{side}_ids": pairs[side].tolist() for side in SIDES}
     ids = {name: conversation_ids(tokenizer, prompts, texts, max_length) for name, texts in responses.items()}
+    from datasets import Dataset
+
     return Dataset.from_dict(ids)
 
 

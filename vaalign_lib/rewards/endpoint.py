@@ -20,13 +20,15 @@ import time
 from contextlib import aclosing
 from dataclasses import dataclass
 from email.utils import mktime_tz, parsedate_tz
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import httpx2
-import openai
 from pydantic import BaseModel, Field
 
 from vaalign_lib.rewards.replies import ReplyError, shortened
+
+if TYPE_CHECKING:
+    import openai
 
 OPENAI = "https://api.openai.com/v1"
 LONGEST = 2**20  # bytes of an answer; a judge's has some hundreds
@@ -97,11 +99,13 @@ class _Completion(BaseModel):
     choices: list[_Choice] = Field(min_length=1)
 
 
-def client_of(base_url: str | None, key: str, seconds: float) -> openai.AsyncOpenAI:
+def client_of(base_url: str | None, key: str, seconds: float) -> "openai.AsyncOpenAI":
     """Return a client that follows no redirect and reads no more than `LONGEST` bytes of an answer.
 
     Where there cannot be one, say for the proxy that the environment names, that is a `StopError`.
     """
+    import openai  # here, for it takes a second
+
     try:
         http = openai.DefaultAsyncHttpxClient(follow_redirects=False, event_hooks={"response": [_bounded]})
         return openai.AsyncOpenAI(
@@ -130,8 +134,10 @@ async def _bounded(response: httpx2.Response) -> None:
     response.stream = httpx2.ByteStream(bytes(body))
 
 
-async def completion(client: openai.AsyncOpenAI, seconds: float, **request: Any) -> Reply:
+async def completion(client: "openai.AsyncOpenAI", seconds: float, **request: Any) -> Reply:
     """Ask once and return the judge's words, or raise as above; `seconds` are for the whole answer."""
+    import openai
+
     try:
         async with asyncio.timeout(seconds):
             raw = await client.chat.completions.with_raw_response.create(**request)

@@ -17,11 +17,10 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import numpy as np
-import openai
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 from vaalign_lib.jobs import bar
@@ -30,6 +29,9 @@ from vaalign_lib.rewards.endpoint import RefusalError, Reply, StopError, Transie
 from vaalign_lib.rewards.judgements import LEASE, JudgementStore, Record, RecordError
 from vaalign_lib.rewards.replies import ReplyError, parse_interval
 from vaalign_lib.store import FinalError
+
+if TYPE_CHECKING:
+    import openai
 
 REPLIES = 2  # to one text that are paid for at most: one that is no interval is asked for once more
 REFUSED = "refusal"  # how the failure begins of a text that asking again would not help
@@ -228,7 +230,7 @@ class _Asking:
             await asyncio.gather(renewing, client.close(), return_exceptions=True)
             judge.store.release(self.owner)
 
-    async def _work(self, client: openai.AsyncOpenAI, progress: Any) -> None:
+    async def _work(self, client: "openai.AsyncOpenAI", progress: Any) -> None:
         try:
             while (key := await self._next(progress)) is not None:
                 record = await self._ask(client, self.texts[key])
@@ -267,7 +269,7 @@ class _Asking:
         with suppress(TimeoutError):
             await asyncio.wait_for(self.stop.wait(), seconds)
 
-    async def _ask(self, client: openai.AsyncOpenAI, text: str) -> Record:
+    async def _ask(self, client: "openai.AsyncOpenAI", text: str) -> Record:
         """Ask for one text until there is an interval, a refusal, or no more to be tried."""
         judge, reply, unfit = self.judge, Reply(), 0
         request: dict[str, Any] = {"temperature": judge.temperature, "max_tokens": judge.reply_tokens}

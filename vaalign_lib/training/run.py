@@ -6,12 +6,11 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 import torch
-from peft import LoraConfig
 from transformers import AutoModelForCausalLM
 
 from vaalign_lib.data.world.world import World
@@ -24,6 +23,9 @@ from vaalign_lib.store import Checkpoints
 from vaalign_lib.training.evaluation import Evaluator
 from vaalign_lib.training.objectives import Method, Task
 from vaalign_lib.training.ppo import Trainer
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
 
 ANSWERS = "answers.parquet"  # of a stack: what its policies wrote when they were evaluated
 CHECKPOINT_SECONDS = 30.0  # of work that is lost at most when a run is killed, while
@@ -100,9 +102,11 @@ def policy_trainer(
     )
 
 
-def lora_config(settings: Lora) -> LoraConfig:
+def lora_config(settings: Lora) -> "LoraConfig":
     """Return peft's configuration of a profile's adapters."""
     held = {"four_bit", "sixteen_bit"}
+    from peft import LoraConfig  # here, for it takes seconds
+
     return LoraConfig(task_type="CAUSAL_LM", bias="none", **settings.model_dump(exclude=held))
 
 

@@ -11,18 +11,25 @@ import numpy as np
 import pandas as pd
 import torch
 from datasets import Dataset
-from tokenizers import Tokenizer, models
-from transformers import AutoModelForCausalLM, GPT2Config, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
 from vaalign_lib.jobs import report
-from vaalign_lib.models import load_tokenizer, train_quietly
-from vaalign_lib.policies.reference import ReferencePolicy, quiet_training
+from vaalign_lib.models import load_tokenizer
+from vaalign_lib.policies.reference import ReferencePolicy
 from vaalign_lib.policies.stack import PolicyStack
 from vaalign_lib.profiles import Profile
 from vaalign_lib.rewards.base import Array, Unit
+from vaalign_lib.trainers import quiet_training, train_quietly
 from vaalign_lib.training.evaluation import Evaluator
 from vaalign_lib.training.objectives import Method, Task
+from vaalign_lib.training.one_token import (
+    BETA,
+    PROMPT,
+    one_token_policy,
+    one_token_problem,
+    one_token_tokenizer,
+)
 from vaalign_lib.training.ppo import Trainer
 from vaalign_lib.training.run import policy_trainer
 from vaalign_lib.training.trl import (
@@ -182,31 +189,6 @@ class Variant:
     def name(self) -> str:
         plain = "" if self.corrected else ", uncorrected KL"
         return f"{self.algorithm.upper()}{plain}, {self.penalty}"
-
-
-WORDS, END, PROMPT, BETA = 8, 1, "3", 0.5  # of the problem of one token
-
-
-def one_token_problem(seed: int, smallest: float = 0.3) -> tuple[Array, Array]:
-    """Return rewards and variances of the eight completions."""
-    random = np.random.default_rng(seed)
-    return random.normal(0, 0.4, WORDS), random.choice([smallest, 2.0], WORDS)
-
-
-def one_token_policy(seed: int) -> Any:
-    """Return a random GPT-2 that writes the words."""
-    none = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
-    size = {"vocab_size": WORDS, "n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 16}
-    config = GPT2Config(**size, **none, bos_token_id=END, eos_token_id=END, pad_token_id=0)
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        return AutoModelForCausalLM.from_config(config)
-
-
-def one_token_tokenizer() -> PreTrainedTokenizerFast:
-    """Return a tokenizer of the words "0", "1", ...; "1" ends a response."""
-    words = Tokenizer(models.WordLevel({str(k): k for k in range(WORDS)}, unk_token="0"))
-    return PreTrainedTokenizerFast(tokenizer_object=words, eos_token=str(END), pad_token="0")
 
 
 def one_token_shares(
