@@ -16,6 +16,7 @@ from vaalign_lib.store import FIGURES, NOTEBOOKS, RESULTS
 
 PATHS = sorted(NOTEBOOKS.glob("*.ipynb"))
 NAMES = ["profile", "seed", "run_dir", "figures_dir", "workers"]
+OF_EXTENDED = {"urm.ppo.epistemic", "urm.ppo.aleatoric"}  # found where its published stacks have the settings
 COMMITTED_ONCE = {path.stem for folder in (FIGURES, RESULTS) for path in folder.glob("*.*")}
 
 
@@ -87,7 +88,7 @@ def test_runs_in_the_smoke_profile(path, smoke_run):
     assert outcomes[path.stem].state == "done", outcomes[path.stem].message
     record = json.loads((folder / path.stem / "findings.json").read_text())
     judged = {finding["rule"] for finding in record["findings"]}
-    assert judged == {rule.id for rule in rules().values() if rule.notebook == path.stem}
+    assert judged == {rule.id for rule in rules().values() if rule.notebook == path.stem} - OF_EXTENDED
     for figure in record["figures"]:
         assert (folder / path.stem / "figures" / f"{figure['name']}.png").stat().st_size > 5000
     page = (folder / path.stem / "page.html").read_text()
