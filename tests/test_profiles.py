@@ -125,7 +125,7 @@ def test_paths_are_relative_to_the_profile(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "said", "runs"),
     [
-        ("smoke", "26a96590d11ef5e0", "3c780c0b7fdbea5b"),
+        ("smoke", "4c78fbec4883b619", "3c780c0b7fdbea5b"),
         ("embedded", "62b014883982bad9", "8c84498af608ddc4"),
         ("extended", "840933420d95b979", "f4c0570ba88d0822"),
         ("paper", "77fa1424b0955955", "89167abbefe2d135"),

@@ -73,7 +73,7 @@ def test_status_and_report_of_an_empty_folder(tmp_path, capsys):
 
 
 def test_publishing_data_that_cannot_be_read_is_told_in_a_line(tmp_path, capsys, monkeypatch):
-    def refuse(*_):
+    def refuse(*_, **__):
         raise DataError("pairs.jsonl:3: no prompt")
 
     monkeypatch.setattr("vaalign_lib.experiments.results.publish_runs", refuse)

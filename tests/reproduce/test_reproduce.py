@@ -227,8 +227,8 @@ Path({str(marker)!r}).touch()
 while not Path({str(go_on)!r}).exists():
     time.sleep(0.05)
 """
-    write_notebook(study, "01_quick", "1")
-    write_notebook(study, "02_slow", slow)
+    write_notebook(study, "01_quick", FIGURE)
+    write_notebook(study, "02_slow", FIGURE, slow)
     process = start_process(study, tmp_path)
     wait_for(marker)
     process.send_signal(how)
