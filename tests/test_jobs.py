@@ -28,7 +28,7 @@ from vaalign_lib.reproduce.notebook import start
 from vaalign_lib.store import PACKAGE, ROOT, RunStore
 
 STEPS = 6
-ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT)}  # workers know the jobs of this module
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT)}  # workers find tests.jobs_to_run
 
 
 # --- processes of this machine --------------------------------------------------------------------------

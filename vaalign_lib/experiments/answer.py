@@ -249,11 +249,11 @@ def of_trainers(trainers: Mapping[str, Sequence[Any]]) -> Answer:
     Trainers of one place share their seed. A seed's outcome is its mean reward over the last ten logged
     steps, with the standard error of that mean; the start's is the reward of the first step.
     """
+    from vaalign_lib.training.trl_runs import training_log  # here, for it takes seconds
+
     rows, starts = [], []
     for method, seeds in trainers.items():
         for seed, trainer in enumerate(seeds):
-            from vaalign_lib.training.trl_runs import training_log  # here, for it takes seconds
-
             log = training_log(trainer)
             last = log.tail(LAST)
             found = {

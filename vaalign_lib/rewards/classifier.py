@@ -252,10 +252,10 @@ def usable(
 
 def tokenized_pairs(tokenizer: PreTrainedTokenizerBase, pairs: pd.DataFrame, max_length: int) -> "Dataset":
     """Return pairs as trl wants them: `chosen_ids` and `rejected_ids`."""
+    from datasets import Dataset  # here, for it takes a second
+
     prompts, responses = pairs["prompt"].tolist(), {f"{side}_ids": pairs[side].tolist() for side in SIDES}
     ids = {name: conversation_ids(tokenizer, prompts, texts, max_length) for name, texts in responses.items()}
-    from datasets import Dataset
-
     return Dataset.from_dict(ids)
 
 

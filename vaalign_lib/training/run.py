@@ -104,9 +104,9 @@ def policy_trainer(
 
 def lora_config(settings: Lora) -> "LoraConfig":
     """Return peft's configuration of a profile's adapters."""
-    held = {"four_bit", "sixteen_bit"}
     from peft import LoraConfig  # here, for it takes seconds
 
+    held = {"four_bit", "sixteen_bit"}
     return LoraConfig(task_type="CAUSAL_LM", bias="none", **settings.model_dump(exclude=held))
 
 
