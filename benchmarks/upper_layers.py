@@ -27,9 +27,9 @@ from trl import RLOOConfig, RLOOTrainer
 from vaalign_lib.data.pairs import read_prompts
 from vaalign_lib.jobs import silence_libraries
 from vaalign_lib.models import load_tokenizer, prompt_ids
-from vaalign_lib.policies.reference import quiet_training
 from vaalign_lib.profiles import Profile, load_profile
 from vaalign_lib.rewards.base import Interval
+from vaalign_lib.trainers import quiet_training
 from vaalign_lib.training.objectives import Method, Task
 from vaalign_lib.training.ppo import Trainer
 from vaalign_lib.training.run import lora_config, policy_trainer

@@ -1,6 +1,7 @@
 """What the tests let other processes do: importable without torch, which would be most of their time."""
 
 import os
+import resource
 import time
 import uuid
 from contextlib import suppress
@@ -18,6 +19,18 @@ def nap(folder):
 def of_worker(number):
     report(1)
     return number, WORKER.together, os.environ["OMP_WAIT_POLICY"], os.getpid()
+
+
+def faults_of_freeing(blocks):
+    """Return at how many pages the system stepped in while so many blocks of 16 MiB were filled and freed,
+    after the first few.
+    """
+    for k in range(blocks + 3):
+        if k == 3:
+            before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        pair = [bytearray(2**24) for _ in range(2)]
+        del pair
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
 
 def fails(folder):

@@ -4,6 +4,7 @@ whose workers die, join, refuse and wait.
 
 import ast
 import os
+import platform
 import re
 import signal
 import socket
@@ -18,7 +19,7 @@ import pandas as pd
 import psutil
 import pytest
 
-from tests.jobs_to_run import fails, job, nap, of_worker
+from tests.jobs_to_run import fails, faults_of_freeing, job, nap, of_worker
 from vaalign_lib import jobs
 from vaalign_lib.experiments.conditions import Condition
 from vaalign_lib.experiments.policies import train_runs
@@ -79,6 +80,17 @@ def test_processes_give_results_in_order_and_what_fails_there_fails_here(tmp_pat
     with pytest.raises(ValueError, match="no job"):
         run_jobs({"bad": partial(fails, tmp_path), "long": partial(nap, tmp_path)}, 2, 2, "jobs", tmp_path)
     assert time.monotonic() - started < 120  # the long one is stopped
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other allocators have other settings")
+def test_freed_memory_stays_with_a_process(tmp_path, monkeypatch):
+    kept = run_jobs({0: partial(faults_of_freeing, 8)}, 1, 1, "jobs", tmp_path)[0]
+    for name in jobs.ENVIRONMENT:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(jobs, "ENVIRONMENT", {"MALLOC_TRIM_THRESHOLD_": str(2**17)})
+    given_back = run_jobs({0: partial(faults_of_freeing, 8)}, 1, 1, "jobs", tmp_path)[0]
+    pages = 2**24 / os.sysconf("SC_PAGE_SIZE")
+    assert kept < pages < 8 * pages < given_back
 
 
 STARTING = ("multiprocessing", "subprocess", "concurrent.futures.process", "os.fork", "os.spawn")

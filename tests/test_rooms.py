@@ -1,6 +1,7 @@
 """The rooms of the library: imports go only down, in no circle, and docs/layout.md names every room."""
 
 import ast
+import importlib
 import re
 from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
@@ -110,3 +111,12 @@ def test_a_circle_is_found(tmp_path):
     package.joinpath("one.py").write_text("from vaalign_lib.two import x")
     package.joinpath("two.py").write_text("def f():\n    from vaalign_lib import one")
     assert {"vaalign_lib.one", "vaalign_lib.two"} <= set(circle(package))
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "benchmarks").glob("*.py")), ids=lambda path: path.stem)
+def test_what_benchmarks_import_is_there(path):
+    """They run by hand only, so nothing else would notice a name that has moved."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and str(node.module).startswith("vaalign_lib"):
+            home = importlib.import_module(str(node.module))
+            assert [one.name for one in node.names if not hasattr(home, one.name)] == []

@@ -39,7 +39,11 @@ from vaalign_lib.store import (
 if TYPE_CHECKING:
     import torch
 
-PATIENT = {"OMP_WAIT_POLICY": "PASSIVE"}  # of processes: threads that wait do not keep others from a core
+ENVIRONMENT = {  # of processes
+    "OMP_WAIT_POLICY": "PASSIVE",  # threads that wait do not keep others from a core
+    "MALLOC_MMAP_THRESHOLD_": str(2**25),  # glibc gives freed memory back and asks for it anew: a tenth of the
+    "MALLOC_TRIM_THRESHOLD_": str(2**28),  # time of a stack of 80 tiny policies, unless it keeps so many bytes
+}
 HEADLESS = "VAALIGN_HEADLESS"  # set by `vaalign reproduce`: nobody can see a widget or move a slider
 ADDRESS = re.compile(r"((tcp|tls|ucx|wss?)://)?[^\s/]+:\d{1,5}")  # of a dask scheduler
 RETRIES = 3  # of a job that failed, for a worker may have lost its GPU or its disk
@@ -199,7 +203,7 @@ def _processes(workers: int, jobs: int) -> Iterator[Executor]:
 
 def start_processes(count: int, together: int, threads: int = 1, reports: Any = None) -> ProcessPoolExecutor:
     """Return processes that end when this one does; `together` share this machine, these included."""
-    for name, value in PATIENT.items():  # theirs, for they inherit it; here torch has read its own
+    for name, value in ENVIRONMENT.items():  # theirs, for they inherit it; here torch has read its own
         os.environ.setdefault(name, value)
     given = (reports, os.getpid(), together, threads)
     return ProcessPoolExecutor(count, get_context("spawn"), _begin, given)

@@ -24,7 +24,7 @@ from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 from tqdm import tqdm
 from traitlets import default
 
-from vaalign_lib.jobs import HEADLESS, PATIENT
+from vaalign_lib.jobs import ENVIRONMENT, HEADLESS
 from vaalign_lib.store import write_atomically
 
 EXECUTED, PAGE, FINDINGS = "executed.ipynb", "page.html", "findings.json"  # in the folder of a run
@@ -193,7 +193,7 @@ class _ThisInterpreter(AsyncKernelManager):
         return KernelSpecManager(kernel_dirs=[])
 
     async def _async_launch_kernel(self, kernel_cmd: list[str], **options: Any) -> None:
-        options |= {"stderr": subprocess.DEVNULL, "env": PATIENT | options["env"] | {HEADLESS: "1"}}
+        options |= {"stderr": subprocess.DEVNULL, "env": ENVIRONMENT | options["env"] | {HEADLESS: "1"}}
         await super()._async_launch_kernel(kernel_cmd, **options)
 
 
