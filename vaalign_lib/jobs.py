@@ -41,8 +41,9 @@ if TYPE_CHECKING:
 
 ENVIRONMENT = {  # of processes
     "OMP_WAIT_POLICY": "PASSIVE",  # threads that wait do not keep others from a core
-    "MALLOC_MMAP_THRESHOLD_": str(2**25),  # glibc gives freed memory back and asks for it anew: a tenth of the
-    "MALLOC_TRIM_THRESHOLD_": str(2**28),  # time of a stack of 80 tiny policies, unless it keeps so many bytes
+    # Freed memory is kept: else glibc gives it back and asks for it anew, a tenth of a stack of 80's time.
+    "MALLOC_MMAP_THRESHOLD_": str(2**25),
+    "MALLOC_TRIM_THRESHOLD_": str(2**28),
 }
 HEADLESS = "VAALIGN_HEADLESS"  # set by `vaalign reproduce`: nobody can see a widget or move a slider
 ADDRESS = re.compile(r"((tcp|tls|ucx|wss?)://)?[^\s/]+:\d{1,5}")  # of a dask scheduler
