@@ -16,6 +16,7 @@ import yaml
 
 from tests.experiments.test_paper_profile import checkpoints, data_files
 from tests.papers.test_exhibits import resolve
+from vaalign_lib.experiments import conditions
 from vaalign_lib.experiments.compare import read_plan
 from vaalign_lib.profiles import available_profiles, load_profile
 from vaalign_lib.reproduce.cli import _parser, main
@@ -26,6 +27,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 FILES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted(ROOT.glob("docs/*.md"))]
 PAGES = {path.name: path.read_text(encoding="utf-8") for path in FILES}
 EVERYTHING = "\n".join(PAGES.values())
+FINDINGS = PAGES["findings.md"]
 
 
 def blocks(text, *languages):
@@ -291,22 +293,114 @@ def test_the_primary_endpoint_is_the_published_one():
         assert f"| {ratio:.2f} [{low:.2f}, {high:.2f}] |" in row
 
 
+def in_one_line(text):
+    return " ".join(text.split())
+
+
 def test_the_numbers_of_the_readme_are_the_published_ones():
     found = found_here()
-    for rule, digits, text in (
-        ("primary.vanilla", 0, "{} times smaller than vanilla's ({} to {}, a 95% interval"),
-        ("primary.reliability", 0, "{} times smaller ({} to {}) than with a placebo"),
-        ("figure6.fresh_noise", 2, "drawn anew {} ({} to {})"),
-        ("figure6.ensemble_noise", 2, "an ensemble for every policy {} ({} to {})"),
+    for rule, text in (
+        ("primary.vanilla", "{:.0f} times smaller than vanilla's ({:.0f} to {:.0f}, a 95% interval"),
+        ("primary.reliability", "{:.0f} times smaller ({:.0f} to {:.0f}) than "),
     ):
-        numbers = [found[rule][name] for name in ("value", "low", "high")]
-        if rule.startswith("primary"):
-            numbers = map(math.exp, numbers)
-        assert text.format(*(f"{number:.{digits}f}" for number in numbers)) in README
-    numbers = [found_here("08_frontier")["frontier.break_even"][name] for name in ("value", "low", "high")]
-    assert "squared errors is above {:.2f} ({:.2f} to {:.2f})".format(*numbers) in README
-    sources = pd.read_parquet(RESULTS / "variance_sources.parquet").set_index("method")
-    assert f"Ten bootstrapped heads have {sources.loc['10 heads', 'correlation']:.2f}" in README
+        numbers = [math.exp(found[rule][name]) for name in ("value", "low", "high")]
+        for page in (README, FINDINGS):
+            assert text.format(*numbers) in in_one_line(page)
+
+
+def test_the_numbers_in_the_prose_of_the_findings_are_the_published_ones():
+    prose = in_one_line(FINDINGS)
+    for notebook, rule, text in (
+        (
+            "04_ppo_runs",
+            "primary.gold_vanilla",
+            "gain {:.2f} SDs more gold than vanilla's ({:.2f} to {:.2f})",
+        ),
+        ("04_ppo_runs", "primary.gold", "{:.2f} more than the placebo's ({:.2f} to {:.2f})"),
+        ("04_ppo_runs", "figure6.fresh_noise", "drawn anew {:.2f} ({:.2f} to {:.2f})"),
+        ("04_ppo_runs", "figure6.ensemble_noise", "an ensemble for every policy {:.2f} ({:.2f} to {:.2f})"),
+        ("05_statistics", "table1.variance_ratios", "equal mean penalty, it is {:.2f} ({:.2f} to {:.2f})"),
+        ("08_frontier", "frontier.break_even", "squared errors is above {:.2f} ({:.2f} to {:.2f})"),
+    ):
+        numbers = [found_here(notebook)[rule][name] for name in ("value", "low", "high")]
+        assert text.format(*numbers) in prose, rule
+    for rule, text in (
+        ("people.reliability", "{:.1f} times smaller than the placebo's ({:.1f} to {:.1f})"),
+        ("people.vanilla", "{:.1f} times smaller than vanilla's ({:.1f} to {:.1f})"),
+        ("people.heads", "({:.2f}, {:.2f} to {:.2f};"),
+    ):
+        numbers = [math.exp(found_here("10_people")[rule][name]) for name in ("value", "low", "high")]
+        assert text.format(*numbers) in prose, rule
+    sources = pd.read_parquet(RESULTS / "variance_sources.parquet").set_index("method").loc["10 heads"]
+    assert f"heads has a correlation of {sources['correlation']:.2f} with the squared errors" in prose
+    ratio = [math.exp(sources[f"log_ratio{end}"]) for end in ("", "_low", "_high")]
+    assert "{:.2f} times the (gain / SD)² ({:.2f} to {:.2f})".format(*ratio) in prose
+
+
+def test_gains_on_the_benches_are_the_published_ones():
+    prose = in_one_line(FINDINGS)
+    dose = pd.read_parquet(RESULTS / "dose_response.parquet").query("noise == 'persistent'")
+    aware, none = dose[dose["rho"] == 1]["gain"].item(), dose[dose["weights"] == "none"]["gain"].item()
+    assert f"{aware:.2f} against vanilla's {none:.2f} with judges that stay themselves" in prose
+    frontier = pd.read_parquet(RESULTS / "frontier.parquet").query("n == 4").set_index(["bench", "method"])
+    for bench, text in (
+        ("judges", "{:.2f} against {:.2f} at the KL of best of 4"),
+        ("unreliable judges", "eight times as noisy: {:.2f} against {:.2f}"),
+    ):
+        gains = [frontier.loc[(bench, method), "gain"] for method in ("variance-aware", "vanilla")]
+        assert text.format(*gains) in prose
+
+
+def test_shares_of_policies_that_end_below_their_start_are_the_published_ones():
+    policies = pd.read_parquet(RESULTS / "runs" / "embedded" / "policies.parquet")
+    gold = policies.groupby("run")["gold"]
+    shares = {}
+    for method in (
+        "vanilla-independent",
+        *(f"{m}-independent-matched-kl" for m in ("placebo", "variance-aware")),
+    ):
+        shares[method] = [
+            (
+                gold.get_group(f"qwen2-judge-b-{method}{world}")
+                <= gold.mean()[f"qwen2-judge-b-reference{world}"]
+            ).mean()
+            for world in ("", "-world-1", "-world-2", "-world-3")
+        ]
+    vanilla, placebo, aware = shares.values()
+    prose = in_one_line(FINDINGS)
+    assert (
+        f"By world, {min(vanilla):.0%} to {max(vanilla):.0%} of vanilla's policies end at or below" in prose
+    )
+    assert f"{min(placebo):.0%} to {max(placebo):.0%} of the placebo's" in prose and max(aware) == 0
+
+
+def test_the_published_part_of_extended_is_told():
+    """The table of groups in docs/reproduce.md: stacks of each, and how many of them are published."""
+    runs = [
+        pd.read_parquet(RESULTS / "runs" / one / "runs.parquet")["run"] for one in ("embedded", "extended")
+    ]
+    here = set(pd.concat(runs))
+    page, groups = PAGES["reproduce.md"], load_profile("extended").policies.runs
+    told = re.findall(r"^\| `(\w+)` \| .* \| (\d+) \| (\d+|not yet)\b", page, flags=re.M)
+    assert sorted(name for name, *_ in told) == sorted(groups)
+    for name, stacks, published in told:
+        trained = {one.name for one in conditions.plan([name]) if one.objective != conditions.REFERENCE}
+        assert int(stacks) == len(trained), name
+        assert int(published.replace("not yet", "0")) == len(trained & here), name
+    trained = {one.name for one in conditions.plan(groups) if one.objective != conditions.REFERENCE}
+    default = trained & set(runs[0])
+    assert (
+        f"Of its {len(trained)} stacks {len(trained & here)} are published, {len(default)} of"
+        in in_one_line(page)
+    )
+    assert f"{len(trained & here)} of its {len(trained)} stacks are published" in PAGES["profiles.md"]
+
+
+def test_the_intervals_of_the_first_world_are_the_published_ones():
+    first = pd.read_parquet(RESULTS / "primary_endpoint.parquet").query("world == 0")
+    numbers = first[["log_ratio", "log_ratio_low", "log_ratio_high"]].to_numpy().ravel()
+    text = "published are {:.2f} ({:.2f} to {:.2f}) and {:.2f} ({:.2f} to {:.2f})".format(*numbers)
+    assert text in in_one_line(PAGES["reproduce.md"])
 
 
 def test_published_runs_are_committed():

@@ -1,9 +1,12 @@
 """The checks of Algorithms 1 to 9 hold, and fail where they should."""
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from vaalign_lib.experiments import algorithms
+from vaalign_lib.experiments.conditions import JUDGE_ROW, Condition
+from vaalign_lib.profiles import load_profile
 from vaalign_lib.rewards.base import Interval
 
 
@@ -18,6 +21,25 @@ def test_evaluations_lie_around_a_known_return():
 
 def test_equal_variances_change_nothing():
     assert algorithms.equal_variances(0)[1]
+
+
+def test_a_missing_policy_and_a_stack_that_was_cut_off_are_seen():
+    profile, stack = load_profile("smoke"), Condition(*JUDGE_ROW, "variance_aware")
+    steps = profile.policies.training[stack.architecture].settings(stack.objective).iterations
+    names = ["true_reward", "true_reward_error", "gold", "kl", "length"]
+    policies = pd.DataFrame(0.0, range(profile.policies.count), names).assign(run=stack.name)
+    policies["policy"] = policies.index
+    curves = pd.DataFrame({"run": stack.name, "step": range(1, steps + 1)})
+    cases = {
+        "whole": (policies, curves),
+        "a policy less": (policies[1:], curves),
+        "a step less": (policies, curves[:-1]),
+        "a number less": (policies.assign(gold=np.nan), curves),
+    }
+    found = {
+        name: algorithms.every_stack_complete(*given, [stack], profile)[1] for name, given in cases.items()
+    }
+    assert found == {name: name == "whole" for name in cases}
 
 
 def test_a_source_with_an_offset_is_found_out():

@@ -12,6 +12,7 @@ from vaalign_lib.experiments import endpoint as analysis
 from vaalign_lib.experiments.comparisons import Comparisons
 from vaalign_lib.experiments.conditions import METHODS, PLACEBO, plan
 from vaalign_lib.figures import endpoint as figures
+from vaalign_lib.figures import style
 
 
 @pytest.fixture(scope="module")
@@ -58,16 +59,19 @@ def test_what_judges_make(comparisons, tmp_path):
     table = analysis.made_by(comparisons)
     figure = figures.made_by(table)
     told = drawn(figure, tmp_path)
-    falls = {}
-    for part in ("judge", "training"):
-        rows = table[table["made_by"] == part]
-        vanilla, aware = (rows.loc[rows["method"] == one, "variance"].sum() for one in METHODS)
-        falls[part] = vanilla / aware
+    for part in ("the judge", "training"):
+        rows = (
+            table[table["made_by"] == part.split()[-1]].groupby("method")[["variance", "variance_low"]].mean()
+        )
+        vanilla, aware = (rows.loc[one, "variance"] for one in METHODS)
+        assert rows.loc["variance_aware", "variance_low"] > 0
+        assert f"by {part} {style.times(vanilla / aware)} times" in told
     assert "worlds: 4" in told
-    assert f"The judge makes {falls['judge']:.2f} times" in told
-    assert f"training {falls['training']:.2f} times" in told
     heights = [bar.get_height() for axes in figure.axes for bar in axes.patches]
     np.testing.assert_allclose(np.sort(heights), np.sort(table["variance"]))
+    nothing = table.assign(variance_low=table["variance_low"].where(table["made_by"] == "training", -0.1))
+    told = headline(figures.made_by(nothing))
+    assert "made by the judge not determinable" in told and "by training not" not in told
 
 
 def test_what_policies_write(comparisons, tmp_path):
@@ -134,5 +138,14 @@ def test_strengths(tmp_path):
             "regime": ["fixed", "fixed", "fixed", "held", "held"],
         }
     )
-    told = drawn(figures.strengths(table), tmp_path)
+    figure = figures.strengths(table)
+    told = drawn(figure, tmp_path)
     assert "Penalties 0.4 to 30 times vanilla's: in 4 of 5 comparisons" in told
+    axes = figure.axes[0]
+    faces = {one.get_label(): one.lines[0].get_markerfacecolor() for one in axes.containers}
+    assert [name for name, face in faces.items() if face == "white"] == ["fixed: not determinable"]
+    lines = [np.asarray(one.lines[0].get_ydata(), dtype=float) for one in axes.containers]
+    assert [np.isnan(line).sum() for line in lines] == [1, 0, 0]  # no line through what is not determinable
+    low, high = axes.get_ylim()
+    assert low < table["ratio_low"].min() and table["ratio_high"].max() < high
+    assert low < min(axes.get_yticks()) and max(axes.get_yticks()) < high

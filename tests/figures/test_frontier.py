@@ -51,3 +51,37 @@ def test_sources_are_named_beside_their_points_without_overlap():
     heights = sorted(text.get_position()[1] for text in texts)
     assert len(texts) == 5 and np.diff(heights).min() > 0.05
     assert len(figure.axes[0].patches) == 0 and len(figure.axes[1].patches) == 1
+
+
+def test_methods_come_in_one_order_in_all_panels():
+    rows = [("judges", "uwo", 0.1), ("judges", "placebo", 0.3), ("reward models", "uwo", 0.9)]
+    table = pd.DataFrame(
+        [
+            {"bench": bench, "method": method} | told("gain", value) | told("cvar_10", value)
+            for bench, method, value in rows
+        ]
+    )
+    benches = {"judges": "judges", "reward models": "learned"}
+    first, second = figures.against_vanilla(table, "a title", benches).axes
+    assert [text.get_text() for text in first.get_yticklabels()] == ["uwo", "placebo"]
+    places = [np.asarray(axes.containers[0].lines[0].get_ydata(), dtype=float) for axes in (first, second)]
+    assert places[0][0] == places[1][0] > places[0][1]
+
+
+def test_where_another_choice_regrets_less_is_said():
+    regrets = {bench: {"matched KL": 0.5, "target risk": 0.1} for bench in figures.BENCHES}
+    regrets["unreliable judges"] = {"matched KL": 0.2, "target risk": 0.3}
+    table = pd.DataFrame(
+        [
+            {"bench": bench, "method": method, "choice": choice}
+            | told("regret_gain", 0.1)
+            | told("regret_cvar", value)
+            for bench, choices in regrets.items()
+            for choice, value in choices.items()
+            for method in ("vanilla", "variance-aware")
+        ]
+    )
+    title = " ".join(figures.choices(table, "Least: target risk").get_suptitle().replace("-\n", "-").split())
+    less = "matched KL 0.200, target risk 0.300"
+    where = "; ".join(f"unreliable judges, {method}, {less}" for method in ("vanilla", "variance-aware"))
+    assert title == f"Least: target risk. Not everywhere: {where}"

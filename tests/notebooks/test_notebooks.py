@@ -75,6 +75,15 @@ def test_cells_define_no_long_functions(path):
                 assert len(body.splitlines()) <= 6
 
 
+@pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
+def test_cells_fit_a_screen(path):
+    for cell in read(path).cells:
+        lines = cell.source.splitlines()
+        assert cell.cell_type == "markdown" or len(lines) <= 25, cell.source
+        whole = [line for line in lines if len(line) > 120 and not line.lstrip().startswith(("|", "$$"))]
+        assert whole == []  # rows of tables and formulas cannot be broken
+
+
 @pytest.fixture(scope="module")
 def smoke_run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("smoke")

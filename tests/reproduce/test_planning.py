@@ -2,15 +2,22 @@
 
 import pandas as pd
 import pytest
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM
 
+from vaalign_lib.data.world.tokenizer import world_tokenizer
+from vaalign_lib.data.world.world import World
 from vaalign_lib.experiments.conditions import Condition, plan
 from vaalign_lib.experiments.policies import train_run
 from vaalign_lib.models import tiny_config
-from vaalign_lib.profiles import Judge, Study, load_profile
+from vaalign_lib.profiles import Judge, Lora, Study, load_profile
 from vaalign_lib.reproduce import plan as planning
 from vaalign_lib.reproduce.cli import main
+from vaalign_lib.rewards.simulated_judge import stand_ins
 from vaalign_lib.store import PlanError, RunStore
+from vaalign_lib.training.memory import Sizes
+from vaalign_lib.training.objectives import Method
+from vaalign_lib.training.run import embedded_task, policy_trainer
 
 SMOKE = load_profile("smoke")
 
@@ -62,6 +69,35 @@ def test_time_is_that_of_products_in_the_precision_of_training(table, tmp_path, 
     ratio = found[0] / found[1]
     assert (ratio[ratio.index.str.startswith("qwen2")] == 4).all()
     assert (ratio[ratio.index.str.startswith("mistral")] == 1).all()
+
+
+LORA = {"r": 2, "lora_alpha": 4, "target_modules": ["q_proj", "k_proj", "v_proj", "o_proj", "up_proj"]}
+
+
+@pytest.mark.parametrize("lora", [None, LORA, LORA | {"layers_to_transform": [3]}])
+def test_counted_products_are_those_of_a_step(lora, tmp_path):
+    """Against torch's count of a step of PPO with one epoch and with three."""
+    lora = lora and Lora(**lora)
+    training = SMOKE.policies.training["qwen2"].model_copy(update={"lora": lora})
+    policies = SMOKE.policies.model_copy(update={"training": {"qwen2": training}, "warm_up": 4})
+    profile = SMOKE.model_copy(update={"policies": policies})
+    AutoModelForCausalLM.from_config(tiny_config("qwen2", 192, layers=4)).save_pretrained(tmp_path)
+    world_tokenizer().save_pretrained(tmp_path)
+    world, found = World(0), []
+    task = embedded_task(profile, stand_ins(world)["stand-in for Gemini 1.5 Flash"], world)
+    given = profile, "qwen2", tmp_path, task, Method()
+    for epochs in (1, 3):
+        trainer = policy_trainer(*given, policies=[0, 1], ppo_epochs=epochs)
+        with FlopCounterMode(display=False) as counter:
+            trainer.step()
+        found.append(counter.get_total_flops())
+    stack, sampling = trainer.stack, trainer.sampling
+    weights = sum(one.numel() for one in AutoModelForCausalLM.from_pretrained(tmp_path).parameters())
+    sizes = Sizes(weights, 0, 4, 192, stack.config.vocab_size, frozen=stack.frozen)
+    once, again = planning._products(sizes, training)
+    tokens = 2 * trainer.settings.batch_size * (trainer._prompts.ids.shape[1] + sampling.max_new_tokens)
+    assert (found[1] - found[0]) / 2 == pytest.approx(tokens * again, rel=0.25)
+    assert found[0] == pytest.approx(tokens * (once + again), rel=0.25)
 
 
 def test_what_is_done_is_not_to_do(tmp_path):

@@ -35,6 +35,25 @@ def coverage(estimate, truth, samples):
     return np.mean(inside)
 
 
+@pytest.mark.parametrize(
+    ("numbers", "told"),
+    [
+        ((22.23, 12.22, 40.46), "22 [12, 40]"),
+        ((0.5705, 0.2488, 1.737), "0.57 [0.25, 1.74]"),
+        ((0.01228, 0.0007716, 0.02378), "0.012 [0.001, 0.024]"),
+        ((1.4, 1.004, 1.9), "1.400 [1.004, 1.900]"),  # above 1, and so it reads
+        ((43.4, 0.95, 100.2), "43.4 [0.9, 100.2]"),
+        ((0.0, -0.046, 0.046), "0.000 [-0.046, 0.046]"),
+        ((12345.6, 10000, 15000), "12346 [10000, 15000]"),
+        ((0.0, 0.0, 0.0), "0 [0, 0]"),
+        ((2.0, 1.0, np.inf), "2 [1, inf]"),
+        ((np.nan, 0.0, 1.0), "nan [0, 1]"),
+    ],
+)
+def test_estimates_are_told_as_precisely_as_they_are_known(numbers, told):
+    assert str(Estimate(*numbers, 5)) == told
+
+
 def test_clopper_pearson_known_values():
     # 1 of 1,000 and 2 of 1,000: binom.test in R gives 2.5317e-05..0.0055589 and 0.00024231..0.0072058
     one, two = (proportion(np.arange(1000) < k) for k in (1, 2))

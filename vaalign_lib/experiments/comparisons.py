@@ -250,8 +250,8 @@ def brief(table: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
             pairs = zip(table[f"{name}_vanilla"], table[f"{name}_aware"], strict=True)
             found[name] = [f"{one:.3g} → {other:.3g}" for one, other in pairs]
         elif f"{name}_low" in table:
-            ends = zip(table[name], table[f"{name}_low"], table[f"{name}_high"], strict=True)
-            found[name] = [f"{value:.2f} [{low:.2f}, {high:.2f}]" for value, low, high in ends]
+            ends = table[[name, f"{name}_low", f"{name}_high"]].astype(float).to_numpy()
+            found[name] = [str(Estimate(*one, count=1)) for one in ends]
             if name == "ratio" and "floored" in table:
                 unclear = table["floored"] >= Ratio.FLOORED
                 found[name] = [
@@ -266,7 +266,8 @@ def brief(table: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
 
 def in_words(ratio: Estimate) -> str:
     """Return what a ratio of training variances, vanilla over variance-aware, says."""
-    interval = f"(ratio {ratio.value:.2f}, 95% interval {ratio.low:.2f} to {ratio.high:.2f})"
+    value, low, high = ratio.texts()
+    interval = f"(ratio {value}, 95% interval {low} to {high})"
     if isinstance(ratio, Ratio) and not ratio.measurable:
         return (
             f"not determinable {interval}: in {ratio.floored:.0%} of resamples a training "

@@ -32,7 +32,7 @@ from vaalign_lib.store import write_atomically
 from vaalign_lib.theory.feature_bench import Bench, Objective, at_kl, probabilities
 
 PROMPTS, SAMPLES = 64, 24  # of the stored responses; samples of each prompt
-WORLDS, POLICIES = 8, 200  # of disjoint prompts; of each method in each, with people of their own
+WORLDS, POLICIES = 8, 200  # of disjoint prompts; of each method in each, the same people's in all
 NATS, MAIN_NATS = (0.25, 0.5, 1.0), 0.5
 LEAST = 0.05  # of the mean that a weight is at least
 COMPONENTS = 10  # of the encoder's features, of linear policies

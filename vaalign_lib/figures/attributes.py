@@ -13,7 +13,7 @@ from vaalign_lib.statistics.arrays import Array
 from vaalign_lib.statistics.tests import mean
 
 ONE, OTHER, THIRD = style.SERIES[:3]
-LOSSES = {"mle": ("likelihood", ONE, "o"), "regression": ("regression", OTHER, "s")}
+LOSSES = {"mle": ("likelihood", ONE, "o"), "regression": ("regression", THIRD, "s")}
 WEIGHTS = ("placebo", "none", "aleatoric", "epistemic", "total", "errors")
 
 
@@ -31,7 +31,7 @@ def deviations(paths: Mapping[str, Array], truth: float, pairs: pd.DataFrame) ->
     from comparisons alone, fitted against true deviations of items: `true`, `likelihood`, `sampled`.
     """
     with style.canvas(7.6, 3.6, 2) as (figure, (left, right)):
-        for (name, path), colour in zip(paths.items(), (OTHER, ONE), strict=True):
+        for (name, path), colour in zip(paths.items(), (THIRD, ONE), strict=True):
             left.plot(path, color=colour)
             style.label(left, len(path) - 1, path[-1], name, colour, offset=(0, 8), ha="right")
         left.axhline(truth, color=style.TRUTH, linestyle=":", linewidth=1)
@@ -44,8 +44,8 @@ def deviations(paths: Mapping[str, Array], truth: float, pairs: pd.DataFrame) ->
         right.legend(loc="upper left")
         style.headline(
             figure,
-            f"Regression and Bradley-Terry let σ go to 0 (at the end {paths['regression'][-1]:.2f} and "
-            f"{pairs['sampled'].max():.3f}), likelihoods find the true one",
+            f"Regression takes σ to {paths['regression'][-1]:.2f} where the raters' own is {truth:g}; "
+            f"Bradley-Terry takes it to {pairs['sampled'].max():.3f}; likelihoods find the true one",
         )
     return figure
 
@@ -66,9 +66,10 @@ def learned_variances(table: pd.DataFrame, curve: pd.DataFrame, threshold: float
             found = _over(rows, ["attribute"], "rank")
             style.forest(left, found, at, "rank", colour, fmt=mark, label=text)
         left.axvline(0, color="black", linewidth=0.8)
-        left.axvline(threshold, color=style.REFERENCE, linewidth=0.8, linestyle=":")
+        dotted: Any = {"linestyle": ":", "label": f"threshold of the protocol, {threshold:g}"}
+        left.axvline(threshold, color=style.REFERENCE, linewidth=1.2, **dotted)
         left.set(xlabel="rank correlation with the raters' variance", title="By seed; mean, 95%")
-        style.legend_outside(figure, left, 2)
+        style.legend_outside(figure, left, 3)
         for name, colour in zip(names, style.SERIES, strict=False):
             rows = curve[curve["attribute"] == name]
             right.plot(rows["stated"], rows["true"], "o-", color=colour, markersize=3, label=name)
@@ -223,9 +224,9 @@ def bench_weights(table: pd.DataFrame) -> Figure:
             words = {"none": "none (vanilla)", "errors": "true variance of errors"}.get(name, name)
             bars: Any = {"fmt": mark, "color": colour, "label": words}
             axes.errorbar([ranks[name]], row["log_ratio"], style.spans(row, "log_ratio"), **bars)
-        style.octaves(axes, "y")
-        low, high = np.exp(table["log_ratio"].min()), np.exp(table["log_ratio"].max())
-        axes.set(ylim=(low / 1.15, high * 1.15))
+        style.octaves(
+            axes, "y", np.exp([*table["log_ratio"], *np.stack(style.ends(ratios, "log_ratio")).flat])
+        )
         style.legend_outside(figure, axes, 3)
         axes.set(xlabel="rank correlation with the errors' true variance",
                  ylabel="(gain / SD)², times the placebo's")  # fmt: skip

@@ -42,12 +42,7 @@ def endpoint(tables: Mapping[str, pd.DataFrame], pooled: Mapping[str, Estimate])
             first += len(table) + 1
         reach = [np.exp(one[["log_ratio_low", "log_ratio_high"]].to_numpy()) for one in tables.values()]
         low, high = min(0.45, *(one.min() for one in reach)), max(2.2, *(one.max() for one in reach))
-        powers = np.arange(np.floor(np.log2(low)), np.ceil(np.log2(high)) + 1)
-        style.log_ticks(
-            axes, "x", (2.0**powers).tolist(), lambda tick: f"{tick:g}" if tick >= 1 else f"1/{1 / tick:g}"
-        )
-        axes.axvline(1, color="black", linewidth=0.8)
-        axes.set_xlim(low / 1.1, high * 1.1)
+        style.octaves(axes, "x", [low, high], most=np.inf)
         axes.set_xlabel("variance of gold per squared gain, as a multiple of variance-aware's")
         told = "; ".join(
             f"{title}: {np.exp(one.value):.2f} [{np.exp(one.low):.2f}, {np.exp(one.high):.2f}]"
@@ -75,16 +70,22 @@ def made_by(table: pd.DataFrame) -> Figure:
             axes.axhline(0, color="black", linewidth=0.8)
             axes.set_title(f"world {world}")
         panels[0].set_ylabel("variance of gold over policies")
-        sums = table.groupby(["method", "made_by"])["variance"].mean()
-        falls = {part: sums["vanilla", part] / sums["variance_aware", part] for part in ("judge", "training")}
         style.headline(
             figure,
-            f"The judge makes {style.times(falls['judge'])} times as much variance with vanilla as "
-            f"with variance-aware, training {style.times(falls['training'])} times (worlds: "
-            f"{len(worlds)}; intervals over policies)",
+            f"Variance over policies, vanilla's over variance-aware's: made by the judge "
+            f"{_fall(table, 'judge')}; by training {_fall(table, 'training')} (worlds: {len(worlds)}; "
+            "intervals over policies)",
         )
         style.legend_outside(figure, panels[0], 2)
         return figure
+
+
+def _fall(table: pd.DataFrame, part: str) -> str:
+    """Return vanilla's part over variance-aware's in words: none where the latter may be zero."""
+    rows = table[table["made_by"] == part].groupby("method")[["variance", "variance_low"]].mean()
+    if rows.loc["variance_aware", "variance_low"] <= 0:
+        return "not determinable, as the latter may be 0"
+    return f"{style.times(rows.loc['vanilla', 'variance'] / rows.loc['variance_aware', 'variance'])} times"
 
 
 def written(policies: pd.DataFrame, correlations: pd.DataFrame) -> Figure:
@@ -177,25 +178,15 @@ def strengths(table: pd.DataFrame) -> Figure:
         for k, (regime, rows) in enumerate(table.groupby("regime", sort=False)):
             colour = style.SERIES[k % len(style.SERIES)]
             rows = rows.sort_values("strength")
-            axes.errorbar(
-                rows["strength"],
-                rows["ratio"],
-                style.spans(rows, "ratio"),
-                fmt="o-",
-                capsize=2,
-                color=colour,
-                label=regime,
-            )
-            axes.plot(
-                *rows.loc[rows["floored"] >= Ratio.FLOORED, ["strength", "ratio"]].to_numpy().T,
-                "o",
-                mfc="white",
-                mec=colour,
-            )
+            sure = rows["floored"] < Ratio.FLOORED
+            style.determinable(axes, rows, "strength", "ratio", sure, colour, str(regime))
+            side: Any = {"offset": (6, 8), "ha": "left"} if k else {"offset": (-6, 8), "ha": "right"}
+            white = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.8}
             for x, y, top in zip(rows["strength"], rows["ratio"], rows["range"], strict=True):
-                style.label(axes, x, y, f"R = {top:g}", colour, offset=(5, 6))
+                style.label(axes, x, y, f"R = {top:g}", colour, bbox=white, **side)
         style.plain_log(axes, "x")
-        style.octaves(axes, "y")
+        style.octaves(axes, "y", np.stack(style.ends(table, "ratio")))
+        axes.margins(x=0.15)  # for the names of the last points
         axes.set(
             xlabel="mean weight of the variance-aware penalty, vanilla's = 1",
             ylabel="training variance of gold,\nvanilla : variance-aware",

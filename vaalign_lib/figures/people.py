@@ -113,23 +113,27 @@ def endpoint(table: pd.DataFrame) -> Figure:
     table = table[table["worlds"] > 4]
     groups = [f"{NAMES[one.rival]} : variance-aware" for one in table.itertuples()]
     table = table.assign(group=groups).sort_values("group", kind="stable")
+    most = table["worlds"].max()
     with style.canvas(7.2, 0.24 * len(table) + 2.2) as (figure, [axes]):
-        names = [f"{ROWS[one.row]}, {one.nats:g} nats" for one in table.itertuples()]
+        names = [
+            f"{ROWS[one.row]}, {one.nats:g} nat{'' if one.nats == 1 else 's'}"
+            + ("" if one.worlds == most else f", {one.worlds} worlds")
+            for one in table.itertuples()
+        ]
         places = style.lines_of(axes, names, table["group"].tolist())
         for row, colour in zip(ROWS, (style.AWARE, style.SERIES[0], style.SERIES[1]), strict=True):
-            mine = (table["row"] == row).to_numpy()
-            shown = np.exp(table.loc[mine, ["log_ratio", "log_ratio_low", "log_ratio_high"]])
-            style.forest(axes, shown, places[mine], "log_ratio", colour)
-        style.plain_log(axes)
-        style.octaves(axes)
+            for clear, face in ((True, colour), (False, "white")):  # open: a gain may be below 0
+                mine = ((table["row"] == row) & (table["clear"] == clear)).to_numpy()
+                shown = np.exp(table.loc[mine, ["log_ratio", "log_ratio_low", "log_ratio_high"]])
+                style.forest(axes, shown, places[mine], "log_ratio", colour, mfc=face)
+        style.octaves(axes, "x", np.exp(np.stack(style.ends(table, "log_ratio"))))
         axes.set_xlabel("variance per squared gain, times variance-aware's")
         main = table[(table["row"] == "people") & (table["nats"] == 0.5)].set_index("rival")
         told = "; ".join(
             f"{NAMES[rival]} {one.value:.2f} ({one.low:.2f} to {one.high:.2f})"
             for rival, one in ((r, np.exp(_interval(main.loc[r]))) for r in main.index)
         )
-        worlds = int(table["worlds"].iloc[0])
-        how = f"mean of {worlds} worlds with 95% intervals over them"
+        how = f"mean of {most} worlds with 95% intervals over them"
         style.headline(figure, f"At equal KL, 0.5 nats, people's words, {how}: {told}")
         return figure
 
@@ -149,8 +153,14 @@ def words(table: pd.DataFrame) -> Figure:
             places = style.lines_of(axes, named)
             axes.barh(places, 100 * part["change"], color=COLOURS[method], alpha=0.55)
             axes.axvline(0, color="black", linewidth=0.8)
-            axes.set(title=NAMES[method], xlabel="change, points")
+            axes.set(title=NAMES[method], xlabel="change of share,\npoints")
+        rising = table[table["change"] > 0].assign(weighed=table["change"] * table["variance"])
+        sums = rising.groupby("method", sort=False)[["weighed", "change"]].sum()
+        told = ", ".join(
+            f"{value:.2f} ({NAMES[one]})" for one, value in (sums["weighed"] / sums["change"]).items()
+        )
         style.headline(
-            figure, "Words whose share of known ones rises and falls most; in brackets: people's variance"
+            figure,
+            f"People's variance (in brackets) of the words that rise most, weighed by their rise: {told}",
         )
         return figure

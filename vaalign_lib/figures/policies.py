@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from scipy.stats import gaussian_kde
 
 from vaalign_lib.figures import style
@@ -13,6 +14,13 @@ from vaalign_lib.statistics.arrays import Array
 from vaalign_lib.statistics.returns import Ratio
 from vaalign_lib.statistics.tests import Estimate
 
+REGIMES = {
+    "as_printed": "printed coefficients",
+    "printed_gentle": "printed coefficients, at a gentler rate",
+    "printed_fixed": "printed coefficients, fixed, at a gentler rate",
+}
+WIDTHS = {"as Table 4's second column": "widths of Table 4"}
+UNKNOWN = "not determinable"
 LABELS = {
     "reward": "reward, SDs of the reference",
     "gold": "gold reward, SDs of the corpus",
@@ -77,33 +85,60 @@ def return_distributions(
         figure,
         places,
     ):
+        units = dict.fromkeys(panels, unit) if isinstance(unit, str) else dict(unit)
+        reach = {title: _reach(stacks, outcome) for title, stacks in panels.items()}
         for axes, (title, stacks) in zip(places, panels.items(), strict=True):
-            _returns(axes, stacks, outcome)
+            alike = np.array([ends for one, ends in reach.items() if units[one] == units[title]])
+            _returns(axes, stacks, outcome, (alike[:, 0].min(), alike[:, 1].max()))
             axes.set_title(f"{title}\nratio {ratios[title]}".replace("; ", ";\n"))
-            axes.set(xlabel=unit if isinstance(unit, str) else unit[title], yticks=[])
-        above, below = sum(r.low > 1 for r in ratios.values()), sum(r.high < 1 for r in ratios.values())
+            axes.set(xlabel=units[title], yticks=[])
         count = len(next(iter(panels.values()))["vanilla"])
         style.headline(
             figure,
-            f"Vanilla's training variance over variance-aware's: interval above 1 in {above}, below 1 in "
-            f"{below} of {len(panels)}; {count} policies each. Numbers: variance = training + noise.",
+            f"{_verdicts([ratios[title] for title in panels])}; {count} policies each. Ratio: vanilla's "
+            "over variance-aware's. Numbers: training + noise.",
         )
         widest = max(places, key=lambda axes: len(axes.get_legend_handles_labels()[0]))
         style.legend_outside(figure, widest, 3)
         return figure
 
 
-def _returns(axes: Axes, stacks: Mapping[str, pd.DataFrame], outcome: str) -> None:
-    bar = stacks["reference"][outcome]
-    values = {name: stacks[name][outcome].to_numpy() for name in style.METHODS}
-    every = np.concatenate(list(values.values()))
+def _verdicts(ratios: Sequence[Estimate]) -> str:
+    """Return in words in how many comparisons which method's training variance is the lower one."""
+    found = [_verdict(ratio) for ratio in ratios]
+    if len(found) == 1:
+        alone = {"open": "may be lower or higher than vanilla's", UNKNOWN: f"over vanilla's is {UNKNOWN}"}
+        return f"Variance-aware training variance {alone.get(found[0], f'is {found[0]}')}"
+    names = ("clearly lower", "clearly higher", "open", UNKNOWN)
+    told = [f"{name} in {found.count(name)}" for name in names if name in found]
+    return f"Variance-aware training variance: {', '.join(told)} of {len(found)} comparisons"
+
+
+def _verdict(ratio: Estimate) -> str:
+    if isinstance(ratio, Ratio) and not ratio.measurable:
+        return UNKNOWN
+    return "clearly lower" if ratio.low > 1 else "clearly higher" if ratio.high < 1 else "open"
+
+
+def _reach(stacks: Mapping[str, pd.DataFrame], outcome: str) -> tuple[float, float]:
+    """Return the ends of an axis for the policies, and for the reference unless it is far from all."""
+    bar = stacks["reference"][outcome].mean()
+    every = np.concatenate([stacks[name][outcome].to_numpy() for name in style.METHODS])
     span = np.ptp(every) + 1e-9
-    near = every.min() - span < bar.mean() < every.max() + span
-    within = np.append(every, bar.mean()) if near else every
-    low, high = within.min() - 0.15 * span, within.max() + 0.15 * span
+    near = every.min() - span < bar < every.max() + span
+    within = np.append(every, bar) if near else every
+    return within.min() - 0.15 * span, within.max() + 0.15 * span
+
+
+def _returns(
+    axes: Axes, stacks: Mapping[str, pd.DataFrame], outcome: str, limits: tuple[float, float]
+) -> None:
+    bar, (low, high) = stacks["reference"][outcome], limits
+    values = {name: stacks[name][outcome].to_numpy() for name in style.METHODS}
     places = np.linspace(low, high, 300)
     axes.set_xlim(low, high)
-    if near:
+    axes.xaxis.set_major_locator(MaxNLocator(5))
+    if low < bar.mean() < high:
         half = 2 * bar.sem()
         axes.axvspan(bar.mean() - half, bar.mean() + half, color=style.REFERENCE, alpha=0.25, linewidth=0)
         axes.axvline(bar.mean(), color=style.REFERENCE, linestyle="--", label="reference")
@@ -131,6 +166,7 @@ def range_ratios(table: pd.DataFrame, printed: Mapping[int, float]) -> Figure:
     """Draw the ratio of training variances over the reward range, beside the paper's printed ones.
 
     At equal mean penalty rescaled intervals give the same policies in every range: a band, not points.
+    Ratios that do not stand out from the noise of the evaluation are open marks.
 
     `table`: rows of `comparisons.Comparisons.table` of several ranges; `printed`: ratio by R.
     """
@@ -138,26 +174,25 @@ def range_ratios(table: pd.DataFrame, printed: Mapping[int, float]) -> Figure:
     with style.canvas(6.0, 4.6) as (figure, [axes]):
         for k, ((regime, widths), rows) in enumerate(table.groupby(["regime", "widths"], sort=False)):
             rows = rows.sort_values("range")
-            name = str(regime).replace("_", " ").replace("as printed", "printed coefficients")
+            sure = rows["floored"] < Ratio.FLOORED
+            name = REGIMES.get(str(regime), str(regime).replace("_", " "))
             if (regime, widths) == ("equal_mean_penalty", "rescaled"):
                 one = rows.iloc[-1]
                 axes.axhspan(one["ratio_low"], one["ratio_high"], color=style.REFERENCE, alpha=0.15)
-                axes.axhline(one["ratio"], color=style.REFERENCE, label=f"{name}, the same in every range")
+                name += ", the same in every range" + ("" if sure.iloc[-1] else f": {UNKNOWN}")
+                line = "-" if sure.iloc[-1] else ":"
+                axes.axhline(one["ratio"], color=style.REFERENCE, linestyle=line, label=name)
                 continue
             if (regime, widths) == ("printed_fixed", "rescaled"):
-                first, last = rows["ratio"].iloc[[0, -1]]
-                found = f"; here, with the printed coefficient fixed, {first:.2f} and {last:.2f}"
-                if (rows["floored"].iloc[[0, -1]] >= Ratio.FLOORED).any():
-                    found += ", not above the noise of the evaluation"
+                told = rows["ratio"].map(style.times).where(sure, UNKNOWN).iloc[[0, -1]].unique()
+                found = f"; here, with the printed coefficient fixed, {' and '.join(told)}"
             name += "" if widths == "rescaled" else ", Table 4's widths"
-            axes.errorbar(
-                rows["range"] * 1.03**k, rows["ratio"], yerr=style.spans(rows, "ratio"), fmt="o-", capsize=2,
-                label=name, color=style.SERIES[k % len(style.SERIES)],
-            )  # fmt: skip
+            rows, colour = rows.assign(range=rows["range"] * 1.03**k), style.SERIES[k % len(style.SERIES)]
+            style.determinable(axes, rows, "range", "ratio", sure, colour, name)
         axes.plot(
             list(printed), list(printed.values()), "x--", color=style.PRINTED, label="the paper's ratios"
         )
-        style.octaves(axes, "y")
+        style.octaves(axes, "y", [*np.concatenate(style.ends(table, "ratio")), *printed.values()])
         style.log_ticks(axes, "x", sorted(printed))
         axes.set(xlabel="R, upper end of the range", ylabel="training variance,\nvanilla : variance-aware")
         narrow, wide = min(printed), max(printed)
@@ -175,14 +210,13 @@ def interval_deviations(deviations: Mapping[str, Mapping[int, Array]]) -> Figure
     `deviations`: for each kind of widths, by R, as shares of the scale's length.
     """
     boxes, told = {}, []
-    for kind, by_range in deviations.items():
+    for kind, by_range in ((WIDTHS.get(one, one), tops) for one, tops in deviations.items()):
         spreads = [float(values.std(ddof=1)) for values in by_range.values()]
         if np.ptp(spreads) < 1e-9:
             boxes[f"{kind},\nevery R"] = next(iter(by_range.values()))
             told.append(f"{kind} {spreads[0]:.3f} in every range")
         else:
-            short = " ".join(kind.split()[-2:])
-            boxes |= {f"{short},\nR = {top}": values for top, values in by_range.items()}
+            boxes |= {f"{kind},\nR = {top}": values for top, values in by_range.items()}
             by_top = [f"{one:.3f} (R = {top})" for top, one in zip(by_range, spreads, strict=True)]
             told.append(f"{kind} {', '.join(by_top)}")
     with style.canvas(max(1.45 * len(boxes), 4), 3.5) as (figure, [axes]):

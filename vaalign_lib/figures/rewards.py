@@ -19,7 +19,11 @@ def world_disagreement(table: pd.DataFrame) -> Figure:
     """Annotators' variance against the gold reward in three settings, from a row per response and setting:
     `setting`, `gold`, `variance`, `correlation` (Spearman).
     """
-    names = {"none": "on no kind", "poor": "on poor responses", "good": "on good responses"}
+    names = {
+        "none": "regardless of quality",
+        "poor": "most about poor responses",
+        "good": "most about good ones",
+    }
     told = []
     with style.canvas(7.4, 3.6, table["setting"].nunique(), sharey=True) as (figure, panels):
         for axes, (setting, rows) in zip(panels, table.groupby("setting", sort=False), strict=True):
@@ -318,8 +322,9 @@ def human_disagreement(table: pd.DataFrame, correlations: Sequence[str], people:
             style.plain_log(axes)
             axes.set_yscale("symlog", linthresh=0.1)  # people may agree: a variance of zero
             axes.set(xlabel="variance between models", title=f"{kind}\n{text}", ylim=(0, None))
-        panels[0].set_ylabel(f"variance between {people}")
+        panels[0].set_ylabel(f"variance between\n{people}")
         kinds = zip(table["kind"].unique(), correlations, strict=True)
         told = "; ".join(f"{text.split(' [')[0]} ({kind})" for kind, text in kinds)
-        style.headline(figure, f"Models' variance beside that of {people}: {told}. Lines: means of eighths.")
+        scale = "Lines: means of eighths. Vertical axis: symmetric-logarithmic, linear below 0.1."
+        style.headline(figure, f"Models' variance beside that of {people}: {told}. {scale}")
     return figure

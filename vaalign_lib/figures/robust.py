@@ -1,6 +1,8 @@
 """Figures of notebook 07."""
 
 from collections.abc import Mapping, Sequence
+from textwrap import fill
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -20,14 +22,16 @@ SIDES = {"traditional": style.VANILLA, "mean of heads": style.SERIES[1], "nomina
 
 def matrices(policies: Mapping[str, Array], told: str) -> Figure:
     """Draw probabilities of responses by prompt, a panel for each matrix (prompts, responses)."""
+    highest = max(float(policy.max()) for policy in policies.values())
     with style.grid(len(policies), min(4, len(policies)), 7.4, 2.0) as (figure, panels):
         for axes, (name, policy) in zip(panels, policies.items(), strict=True):
-            axes.imshow(policy, vmin=0, vmax=1, cmap="Blues")
-            axes.set_title(f"{name}\ndiagonal {np.diag(policy).mean():.2f}", fontsize=style.SMALL)
+            axes.imshow(policy, vmin=0, vmax=highest, cmap="Blues")
+            title = fill(name.removesuffix(" (mean)").removesuffix(" (max)"), 24)
+            axes.set_title(f"{title}\ndiagonal {np.diag(policy).mean():.2f}", fontsize=style.SMALL)
             axes.set(xticks=[], yticks=[], xlabel="response")
             axes.grid(visible=False)
         panels[0].set_ylabel("prompt")
-        style.headline(figure, told)
+        style.headline(figure, f"{told}. White: probability 0, darkest: {highest:.2f}")
         return figure
 
 
@@ -63,12 +67,15 @@ def coverage(sides: Mapping[str, tuple[Array, Array]], areas: Mapping[str, Estim
             x, y = ((one - pooled.mean()) / pooled.std() for one in (chosen, rejected))
             axes.scatter(x, y, s=4, color=SIDES[name], alpha=0.3, linewidths=0, rasterized=True)
             axes.axline((0, 0), slope=1, color="black", linewidth=0.8)
-            axes.set(title=f"{name}\narea {areas[name]}", xlabel="chosen")
+            area = str(areas[name]).replace(" [", "\n[")
+            axes.set(title=f"{name}\narea {area}", xlabel="chosen")
         panels[0].set_ylabel("rejected")
+        first, *others = sides
+        told = ", ".join(f"{areas[one].value / areas[first].value:.3g} times ({one})" for one in others)
         style.headline(
             figure,
-            "Rewards of chosen and rejected responses, in deviations of all rewards of a model (first seed); "
-            "area of the ellipse, mean over seeds with its 95% interval",
+            f"The ellipse that chosen and rejected rewards cover, over that of {first}: {told}. Rewards in "
+            "deviations of all of a model, first seed; areas: means over seeds with 95% intervals",
         )
         return figure
 
@@ -113,7 +120,8 @@ def sigma(paths: Mapping[str, Array], texts: Sequence[str]) -> Figure:
             figure,
             "Deviation that is trained for noisy labels over that for quiet ones, at the end: "
             + ", ".join(
-                f"{p[-1, :, 1].mean() / p[-1, :, 0].mean():.2f} ({name})" for name, p in paths.items()
+                f"{np.exp(np.log(p[-1, :, 1] / p[-1, :, 0]).mean()):.2f} ({name})"
+                for name, p in paths.items()
             ),
         )
         style.legend_outside(figure, panels[0], len(texts))
@@ -156,16 +164,19 @@ def lambdas(tables: Mapping[str, pd.DataFrame], start: float, told: str) -> Figu
 def over_training(table: pd.DataFrame, start: float, told: str) -> Figure:
     """Draw gold and KL over steps by rule, means over ensembles with intervals (Figures 4a, 5a, 10)."""
     with style.canvas(7.4, 3.6, 2) as (figure, [gold, kl]):
-        for rule, name in NAMES.items():
+        for k, (rule, name) in enumerate(NAMES.items()):
             mine = table[table["rule"] == rule]
             for axes, column in ((gold, "gold"), (kl, "kl")):
                 rows = _with_intervals(mine, "step", column).sort_values("step")
-                style.band(axes, rows, "step", "value", COLOURS[rule], label=name, marker="o", markersize=3)
-        gold.axhline(start, color=style.REFERENCE, linestyle="--")
+                look: Any = {"fmt": "o-", "color": COLOURS[rule], "label": name, "markersize": 3}
+                look |= {"linewidth": 1, "elinewidth": 0.8}
+                beside = rows["step"] + 0.012 * rows["step"].max() * (k - 2)  # so that intervals can be told
+                axes.errorbar(beside, rows["value"], style.spans(rows, "value"), **look)
+        gold.axhline(start, color=style.REFERENCE, linestyle="--", label="reference")
         gold.set(xlabel="step", ylabel="gold, SDs of the corpus")
         kl.set(xlabel="step", ylabel="KL to the reference, nats")
         style.headline(figure, told)
-        style.legend_outside(figure, gold, 5)
+        style.legend_outside(figure, gold, 6)
         return figure
 
 
@@ -175,13 +186,10 @@ def stochastic(table: pd.DataFrame, told: str) -> Figure:
     kinds = list(table["rule"].str.partition(",")[0].unique())
     with style.canvas(7.4, 5.2, len(stacks), 2, sharex=True) as (figure, panels):
         for k, stack in enumerate(stacks):
-            for (rule, part), colour in zip(
-                table[table["stack"] == stack].groupby("rule", sort=False),
-                2 * style.SERIES[: len(kinds)],
-                strict=False,
-            ):
-                plain = "beta 0.2" in str(rule)
-                line = {"linestyle": "-" if plain else ":", "label": rule, "color": colour}
+            for j, (rule, part) in enumerate(table[table["stack"] == stack].groupby("rule", sort=False)):
+                plain, kind = "beta 0.2" in str(rule), j % len(kinds)
+                line: Any = {"linestyle": "-" if plain else ":", "label": rule, "color": style.SERIES[kind]}
+                line |= {"linewidth": 3.0 / 1.35**kind}  # ever thinner, so that equal lines show below
                 for axes, column in ((panels[k], "kl"), (panels[len(stacks) + k], "gold")):
                     rows = part.groupby("step", as_index=False)[column].mean()
                     axes.plot(rows["step"], rows[column], **line)
@@ -189,7 +197,7 @@ def stochastic(table: pd.DataFrame, told: str) -> Figure:
             panels[k].set_yscale("symlog", linthresh=1e-3)
             panels[len(stacks) + k].axhline(table["start"].iloc[0], color=style.REFERENCE, linestyle="--")
             panels[len(stacks) + k].set_xlabel("step")
-        _ylabels([panels[0], panels[len(stacks)]], ["KL, nats", "gold, corpus SDs"])
+        _ylabels([panels[0], panels[len(stacks)]], ["KL, nats", "gold, corpus SDs\n(dashed: reference)"])
         style.headline(figure, told)
         style.legend_outside(figure, panels[0], 2)
         return figure

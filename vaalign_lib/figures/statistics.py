@@ -12,15 +12,17 @@ from vaalign_lib.figures import style
 from vaalign_lib.statistics.returns import Ratio
 from vaalign_lib.statistics.tests import Estimate
 
+WIDEST = 20  # ratio to which forests reach
 PAPER = "The paper's rows: one judge for all, equal mean penalty"
 PRIMARY = "Four worlds: a judge each, equal KL"
 REGIMES = {
     "matched KL": "Equal KL",
     "equal mean penalty": "Equal mean penalty",
     "as printed": "Printed coefficients",
-    "printed gentle": "Printed coefficients, at a rate that holds their target",
-    "printed fixed": "Printed coefficients, at that rate and not adapted",
+    "printed gentle": "Printed coefficients, at a gentler rate",
+    "printed fixed": "Printed coefficients, fixed, at a gentler rate",
 }
+SOURCES = {"urme-aleatoric": "URME, aleatoric variance", "urme-epistemic": "URME, epistemic variance"}
 
 
 def variance_forest(table: pd.DataFrame, primary: Sequence[bool], pooled: Estimate | None = None) -> Figure:
@@ -30,7 +32,9 @@ def variance_forest(table: pd.DataFrame, primary: Sequence[bool], pooled: Estima
     ratio of training variances over these stacks.
     """
     with style.canvas(7.2, 0.27 * len(table) + 2.9) as (figure, [axes]):
-        table, places = _comparisons(axes, table, primary)
+        table, places = _comparisons(
+            axes, table, primary, table["ratio"].where(table["floored"] < Ratio.FLOORED)
+        )
         sure, small = table["floored"] < Ratio.FLOORED, {"markersize": 3, "linewidth": 1}
         style.forest(axes, table, places + 0.17, "f", style.REFERENCE, label="total variances (F)", **small)
         for chosen, colour, name in (
@@ -38,23 +42,28 @@ def variance_forest(table: pd.DataFrame, primary: Sequence[bool], pooled: Estima
             (~sure, "#F0B690", "... not above the evaluation's noise"),
         ):
             if chosen.any():
-                at = (places - 0.17)[chosen]
-                style.forest(axes, table[chosen], at, "ratio", colour, fmt="D", label=name)
+                at, look = (places - 0.17)[chosen], {"fmt": "D", "label": name}
+                look |= {"mfc": "white"} if chosen is not sure else {}
+                style.forest(axes, table[chosen], at, "ratio", colour, **look)
+                out = (table["ratio"][chosen] > WIDEST).to_numpy()
+                face = look.get("mfc", colour)
+                axes.plot(np.full(out.sum(), 0.93 * WIDEST), at[out], ">", color=colour, mfc=face, ms=5)
         _printed(axes, table, places + 0.17, "f_printed")
         more, less = ((beyond & sure).sum() for beyond in (table["ratio_low"] > 1, table["ratio_high"] < 1))
-        found = f"of {len(table)} comparisons vanilla varies more in {more}, less in {less} "
+        found = f"Of {len(table)} comparisons vanilla varies more in {more}, less in {less} "
         found += "(95% interval without 1)."
+        found += f" Arrows: beyond {WIDEST}." if (table["ratio"] > WIDEST).any() else ""
         if pooled is not None:
             axes.axvspan(pooled.low, pooled.high, color=style.AWARE, alpha=0.12, linewidth=0)
             place = places[(table["group"] == PRIMARY).to_numpy()].max() + 1  # beside the group's name
             row, at = pd.DataFrame([pooled.columns("ratio")]), np.array([place])
             style.forest(axes, row, at, "ratio", "black", fmt="D", markersize=7, label="mean over its worlds")
             interval = f"{pooled.value:.2f} [{pooled.low:.2f}, {pooled.high:.2f}]"
-            whose = f"{PRIMARY}: vanilla's training variance is {interval} times as large"
-            found = f"{whose};\n{found}"
-        style.octaves(axes)
-        axes.set(xlim=(0.1, 20), xlabel="variance, vanilla : variance-aware")  # longer lines leave the panel
-        style.headline(figure, found[0].upper() + found[1:])
+            whose = f"{PRIMARY}: vanilla's training variance is {interval} times variance-aware's"
+            found = f"{whose}. {found}"
+        style.octaves(axes, "x", [0.11, WIDEST / 1.1])  # longer lines leave the panel
+        axes.set_xlabel("variance, vanilla : variance-aware")
+        style.headline(figure, found)
         style.legend_outside(figure, axes, 2)
         return figure
 
@@ -80,12 +89,19 @@ def risk_forest(table: pd.DataFrame, primary: Sequence[bool]) -> Figure:
         return figure
 
 
-def _comparisons(axes: Axes, table: pd.DataFrame, primary: Sequence[bool]) -> tuple[pd.DataFrame, np.ndarray]:
-    """Group the comparisons and name a line for each; return them in this order, and their places."""
+def _comparisons(
+    axes: Axes, table: pd.DataFrame, primary: Sequence[bool], values: pd.Series | None = None
+) -> tuple[pd.DataFrame, np.ndarray]:
+    """Group the comparisons and name a line for each; return them in this order, and their places. In a group
+    they come by falling values, those without one last, or by row.
+    """
     regime = table["condition"].str.extract(f"({'|'.join(REGIMES)})", expand=False)
     group = regime.map(REGIMES).where(~table["main"], PAPER).where(~pd.Series(primary, table.index), PRIMARY)
     order = [PAPER, PRIMARY, *REGIMES.values()]
-    table = table.assign(group=pd.Categorical(group, order)).sort_values(["group", "row"], kind="stable")
+    table = table.assign(
+        group=pd.Categorical(group, order), order=table["row"] if values is None else -values
+    )
+    table = table.sort_values(["group", "order"], kind="stable").drop(columns="order")
     words = dict.fromkeys(REGIMES, "")
     words |= {"shared source": "one source", "independent source": "a source each"}
     names = []
@@ -93,10 +109,20 @@ def _comparisons(axes: Axes, table: pd.DataFrame, primary: Sequence[bool]) -> tu
         parts = row["condition"].split(", ")
         if row["group"] in (PAPER, PRIMARY):
             parts = parts[2:]  # what the group's name says
+        if row["group"] == PRIMARY and sum(primary) > 1 and not parts:
+            parts = ["world 0"]
         policy = row["policy"].split("-like")[0]
         source = row["reward_model"].removeprefix("stand-in for ").split(" on ")[0]
-        names.append(", ".join(filter(None, [policy, source, *(words.get(part, part) for part in parts)])))
+        names.append(
+            ", ".join(filter(None, [policy, _in_words(source), *(words.get(part, part) for part in parts)]))
+        )
     return table, style.lines_of(axes, names, table["group"].tolist())
+
+
+def _in_words(text: str) -> str:
+    for name, words in SOURCES.items():
+        text = text.replace(name, words)
+    return text
 
 
 def _printed(axes: Axes, table: pd.DataFrame, places: np.ndarray, name: str) -> None:
@@ -119,13 +145,13 @@ def printed_statistics(table: pd.DataFrame) -> Figure:
         "Table 4: ratio": ("ratio", None),
         "Table 4: SDs' variance": ("variance of the SDs, rescaled", (0.1, 0.3, 1, 3)),
     }
-    with style.canvas(7.4, 7.6, 2, 3) as (figure, places):
+    with style.canvas(7.4, 8.2, 2, 3) as (figure, places):
         for axes, (title, (quantity, ticks)) in zip(places, panels.items(), strict=True):
             rows = table[(table["item"] == title.split(":")[0]) & (table["quantity"] == quantity)]
             _recomputed(axes, rows)
             if ticks is not None:
                 style.log_ticks(axes, "x", ticks)
-            axes.set_title(f"{title}; {rows['consistent'].sum()} of {len(rows)} agree")
+            axes.set_title(f"{title}\n{rows['consistent'].sum()} of {len(rows)} agree")
         places[3].axvline(0.05, color="black", linewidth=0.8, linestyle=":")
         style.headline(
             figure,
@@ -139,6 +165,7 @@ def _recomputed(axes: Axes, rows: pd.DataFrame) -> None:
     places, agree = style.lines_of(axes, rows["row"].tolist()), rows["consistent"]
     low = rows["low"].where(~agree, rows[["low", "printed"]].min(axis=1))  # what rounds to the printed number
     high = rows["high"].where(~agree, rows[["high", "printed"]].max(axis=1))
+    axes.use_sticky_edges = False  # the bars end inside of the panel
     axes.barh(places, high - low, left=low, height=0.5, color=style.REFERENCE, alpha=0.4)
     for chosen, colour, face in ((agree, style.TRUTH, style.TRUTH), (~agree, style.PRINTED, "white")):
         axes.scatter(rows.loc[chosen, "printed"], places[chosen], s=30, zorder=3, ec=colour, fc=face, lw=1.6)
@@ -174,20 +201,37 @@ def risk_measures(table: pd.DataFrame, measures: Mapping[str, str]) -> Figure:
     names = list(dict.fromkeys(zip(wide["row"], wide["condition"], strict=True)))
     with style.canvas(7.6, 0.42 * len(names) + 1.9, len(measures), sharey=True) as (figure, panels):
         short = [text.replace(" source", "").replace(", matched KL", "") for _, text in names]
-        lines = [f"{row},\n{text}" for (row, _), text in zip(names, short, strict=True)]
-        place_of, better = dict(zip(names, style.lines_of(panels[0], lines), strict=True)), []
+        lines = [f"{_in_words(row)},\n{text}" for (row, _), text in zip(names, short, strict=True)]
+        place_of, told = dict(zip(names, style.lines_of(panels[0], lines), strict=True)), []
         for axes, (measure, title) in zip(panels, measures.items(), strict=True):
             one = wide[wide["measure"] == measure]
             for (method, name), shift in zip(style.METHODS.items(), (0.13, -0.13), strict=True):
                 rows = one[one["method"] == method]
                 at = np.array([place_of[pair] for pair in zip(rows["row"], rows["condition"], strict=True)])
                 style.forest(axes, rows, at + shift, "value", style.POLICY_COLOURS[name], label=name)
-            sides = one.set_index(["row", "condition", "method"])["value"].unstack()
-            better.append(f"{(sides['variance_aware'] > sides['vanilla']).sum()} ({title})")
+            better, worse = _clear(one)
+            told.append(f"{better} and {worse} ({title})")
             axes.axvline(0, color="black", linewidth=0.8)
             axes.set_title(fill(title, 20))
             axes.grid(axis="y", visible=False)
-        found = f"of {len(names)}: {', '.join(better)}. 95% intervals."
-        style.headline(figure, f"Variance-aware policies are better in, {found}")
+        style.headline(
+            figure,
+            f"Of {len(names)} comparisons variance-aware policies are clearly better and clearly worse in: "
+            f"{', '.join(told)}. Clearly: by a 95% interval, made of those drawn.",
+        )
         style.legend_outside(figure, panels[0], 2)
         return figure
+
+
+def _clear(table: pd.DataFrame) -> tuple[int, int]:
+    """Count where variance-aware's value is above vanilla's, and below, by an interval of the difference
+    whose ends are as far as both methods' own, square and add.
+    """
+    ends = dict(zip(("low", "high"), style.ends(table, "value"), strict=True))
+    wide = table.assign(**ends).pivot(index=["row", "condition"], columns="method", values=["value", *ends])
+    value, low, high = (wide[name].astype(float) for name in ("value", *ends))
+    one, other = "variance_aware", "vanilla"
+    gap = value[one] - value[other]
+    below = np.hypot(value[one] - low[one], high[other] - value[other])
+    above = np.hypot(high[one] - value[one], value[other] - low[other])
+    return int((gap > below).sum()), int((gap < -above).sum())

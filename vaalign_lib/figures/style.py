@@ -3,6 +3,7 @@
 Blue is vanilla, vermilion variance-aware, grey the reference, and nothing else is (colour-blind safe).
 """
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from textwrap import fill
@@ -15,6 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter, PercentFormatter
+from numpy.typing import ArrayLike
 
 from vaalign_lib.statistics.arrays import Array
 
@@ -75,14 +77,17 @@ def grid(
 
 
 def headline(figure: Figure, text: str) -> None:
-    """Write what the figure shows above its panels, wrapped to its width."""
-    lines = [fill(line, int(12.5 * figure.get_figwidth())) for line in text.splitlines()]
+    """Write what the figure shows above its panels, wrapped to its width, but not inside of an interval."""
+    whole = re.sub(r" ?\[[^\]]*\]| = ", lambda found: found[0].replace(" ", "\xa0"), text)
+    lines = [
+        fill(line, int(12.5 * figure.get_figwidth())).replace("\xa0", " ") for line in whole.splitlines()
+    ]
     figure.suptitle("\n".join(lines), x=0.01, ha="left", fontsize=10.5)
 
 
 def times(number: float) -> str:
-    """Return a ratio with two digits after the point, or three significant ones where it is large."""
-    return f"{number:.2f}" if abs(number) < 100 else f"{number:.3g}"
+    """Return a ratio with three digits, or two after the point where it is small."""
+    return f"{number:.2f}" if abs(number) < 10 else f"{number:.3g}"
 
 
 def note(axes: Axes, text: str, corner: str = "upper right", colour: str = "black", line: float = 0) -> None:
@@ -130,6 +135,20 @@ def forest(axes: Axes, table: pd.DataFrame, places: Array, value: str, colour: s
     axes.errorbar(table[value], places, xerr=spans(table, value), color=colour, **settings)
 
 
+def determinable(
+    axes: Axes, table: pd.DataFrame, x: str, y: str, sure: pd.Series, colour: str, label: str
+) -> None:
+    """Draw a column with its intervals as a line through those that are `sure`; open marks are the others."""
+    looks: Any = {"capsize": 2, "color": colour}
+    if sure.any():
+        shown = table.assign(**{y: table[y].where(sure)})  # the line breaks at the others
+        axes.errorbar(shown[x], shown[y], spans(shown, y), fmt="o-", label=label, **looks)
+    if not sure.all():
+        rows = table[~sure]
+        looks |= {"mfc": "white", "elinewidth": 0.9, "label": f"{label}: not determinable"}
+        axes.errorbar(rows[x], rows[y], spans(rows, y), fmt="o", **looks)
+
+
 def lines_of(axes: Axes, names: Sequence[str], groups: Sequence[str] | None = None) -> Array:
     """Name a line for each row from the top down, a bold one above each new group; return the places."""
     lines: list[tuple[str, bool]] = []  # text, and whether it names a group
@@ -172,10 +191,21 @@ def log_ticks(
     getattr(axes, f"{which}axis").set_minor_locator(mpl.ticker.NullLocator())
 
 
-def octaves(axes: Axes, which: str = "x") -> None:
-    """Use a logarithmic axis of ratios from an eighth to eight."""
-    ticks = [2.0**power for power in range(-3, 4)]
-    log_ticks(axes, which, ticks, lambda tick: f"{tick:g}" if tick >= 1 else f"1/{1 / tick:g}")
+def octaves(axes: Axes, which: str, drawn: ArrayLike, most: float = 128.0) -> None:
+    """Use a logarithmic axis of ratios that holds 1 and all that is `drawn`, ends of intervals too, as far as
+    `most` and its inverse: a tick for each power of two, or of four in a long range, and more in a short one.
+    """
+    known = np.asarray(drawn, dtype=float)
+    reach = np.clip(np.append(known[np.isfinite(known)], 1.0), 1 / most, most)
+    low, high = reach.min() / 1.1, reach.max() * 1.1
+    step = 2 if high > 256 * low else 1
+    ticks = 2.0 ** np.arange(-8, 9, step)
+    if high < 4 * low:
+        ticks = np.array([0.3, 0.4, 0.5, 0.6, 0.7, 0.85, 1, 1.2, 1.4, 1.7, 2, 2.5, 3])
+    ticks = ticks[(low < ticks) & (ticks < high)]
+    whole = high >= 4 * low
+    log_ticks(axes, which, ticks.tolist(), lambda one: f"1/{1 / one:g}" if whole and one < 1 else f"{one:g}")
+    getattr(axes, f"set_{which}lim")(low, high)
     getattr(axes, "axhline" if which == "y" else "axvline")(1, color="black", linewidth=0.8)
 
 

@@ -332,12 +332,13 @@ def risk_frontier(
         for level in shown:
             paths = frontier[frontier["level"] == level].sort_values("step")
             _curves(left, paths, "risk", "gain", ".-")
-            risk, gain = paths.loc[paths["policy"] == PAIR[1], ["risk", "gain"]].iloc[-1]
-            style.label(left, risk, gain, f"noise {level:g}", "black", offset=(4, 6))
+            risk, gain = paths.groupby("policy")[["risk", "gain"]].last().loc[list(PAIR)].max()
+            style.label(left, risk, gain, f"noise {level:g}", "black", offset=(5, 0))
         left.set(xlabel="risk of underperforming", ylabel="mean gain over the reference")
         left.set_title("Small step to greedy")
         style.percent(left.xaxis)
-        left.margins(x=0.3)
+        highest = frontier.loc[frontier["level"].isin(shown), "risk"].max()
+        left.set_xlim(-0.08 * highest, 1.65 * highest)  # room for the names
         for axes, column in zip(others, ("gain", "risk"), strict=True):
             for name in PAIR:
                 values = equal_step[f"{name} {column}"]
@@ -507,7 +508,7 @@ def _quantile_bar(axes: Axes, place: float, values: pd.Series, colour: str, text
 
 
 def matched_kl(summary: pd.DataFrame, target: float) -> Figure:
-    """Gain, variance and risk of the policies less vanilla's at the same mean KL, over noise levels.
+    """Gain, variance and risk of the policies minus vanilla's at the same mean KL, over noise levels.
 
     `summary`: columns level, policy, gain, log_variance, risk, all relative to vanilla, each with _low and
     _high; `target`: the KL, in nats.

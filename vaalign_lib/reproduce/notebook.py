@@ -240,6 +240,7 @@ def start(
     check_workers(workers, least=0)
     logging.basicConfig(level=logging.WARNING)
     _show_texts_as_texts()
+    pd.options.display.float_format = "{:.4g}".format
     mpl.rcdefaults()  # figures do not follow the user's matplotlibrc
     folder = Path(run_dir or RUNS / loaded.name)
     return NotebookRun(

@@ -57,6 +57,8 @@ def _shown(output: Any, figures: Mapping[bytes, str]) -> str:
     if output.output_type == "stream":
         return fenced(output.text.rstrip()) if output.name == "stdout" else ""
     data = output.get("data", {})
+    if "application/vnd.jupyter.widget-view+json" in data:  # a bar, or sliders, which no page can move
+        return ""
     if "image/png" in data:
         return figures.get(base64.b64decode(data["image/png"]), "")
     if "text/markdown" in data:
@@ -64,10 +66,13 @@ def _shown(output: Any, figures: Mapping[bytes, str]) -> str:
         return re.sub(fold, lambda code: _FOLDED.format(code[0]), data["text/markdown"], flags=re.M | re.S)
     if "<table" in data.get("text/html", ""):
         return tables(data["text/html"])
-    text = data.get("text/latex") or data.get("text/plain", "")
+    latex = data.get("text/latex", "")
+    if latex.startswith("$"):  # a formula, and no coloured code
+        return latex
+    text = data.get("text/plain", "")
     if re.fullmatch(r"'[^'\n]*'|\"[^\"\n]*\"", text):  # a verdict
         return f"> {escaped(ast.literal_eval(text))}"
-    return text if "text/latex" in data else fenced(text)
+    return fenced(text)
 
 
 def fenced(text: str, language: str = "") -> str:

@@ -22,7 +22,7 @@ from vaalign_lib.experiments.conditions import ENSEMBLE_ROW, REFERENCE, Conditio
 from vaalign_lib.experiments.policies import train_run
 from vaalign_lib.experiments.results import published
 from vaalign_lib.experiments.reward_models import prepare
-from vaalign_lib.profiles import OURS, PUBLISHED_PROFILE, Precision, Profile, Study
+from vaalign_lib.profiles import OURS, PUBLISHED_PROFILE, PolicyTraining, Precision, Profile, Study
 from vaalign_lib.rewards.prompted_judge import REPLIES
 from vaalign_lib.store import NotKeptError, PlanError, RunStore, read_once
 from vaalign_lib.training.memory import (
@@ -133,15 +133,29 @@ def _amounts(profile: Profile, run: Condition, sizes: Sizes, workers: int) -> di
     with suppress(PlanError):  # `missing` tells it
         beside = beside_bytes(profile, run.source)
     together = fitting(sizes, training, profile.policies.count, written, available_bytes(workers) - beside)
-    # a token costs 2 weights forward: written, scored by itself and the reference; then 6 in each epoch
-    epochs = training.settings(run.objective).ppo_epochs * trains
-    arithmetic = counts["responses"] * (sizes.prompt + written) * sizes.weights * (6.0 + 6.0 * epochs)
+    settings = training.settings(run.objective)
+    updated = counts["policies"] * counts["steps"] * settings.batch_size
+    once, again = _products(sizes, training)
+    tokens = sizes.prompt + written
+    arithmetic = tokens * (counts["responses"] * once + updated * settings.ppo_epochs * again)
     return counts | {
         "seconds": arithmetic / (EFFICIENCY * flops(training.precision)),
         "together": together,
         "gigabytes": (stack_bytes(sizes, training, max(together, 1), written) + beside) / 1e9,
         "disk": (counts["policies"] * trains * sizes.trained * (FLOAT + ADAM) + sizes.weights * FLOAT) / 1e9,
     }
+
+
+def _products(sizes: Sizes, training: PolicyTraining) -> tuple[float, float]:
+    """Return the operations of a token's products when it is written, and in each epoch that trains on it.
+
+    A pass forward takes 2 a weight: one writes, one scores, one is the reference's. Backward takes 2 for the
+    states and, without adapters, 2 for the weights. Frozen lower layers are passed once, when it is written.
+    """
+    below = sizes.frozen / sizes.layers * (sizes.weights - sizes.vocabulary * sizes.width)
+    above = sizes.weights - below
+    passes = 3 - (training.lora is not None) + training.gradient_checkpointing
+    return 2 * below + 6 * above, 2 * passes * above
 
 
 @cache

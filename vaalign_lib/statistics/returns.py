@@ -78,8 +78,10 @@ class Ratio(Estimate):
         return self.floored < self.FLOORED
 
     def __str__(self) -> str:
-        note = "" if self.measurable else f"; not above the noise in {self.floored:.0%} of resamples"
-        return super().__str__() + note
+        told = super().__str__()
+        if self.measurable:
+            return told
+        return f"not determinable ({told}; not above the noise in {self.floored:.0%} of resamples)"
 
 
 def training_variance_ratio(

@@ -31,7 +31,23 @@ class Estimate:
     count: int
 
     def __str__(self) -> str:
-        return f"{self.value:.4g} [{self.low:.4g}, {self.high:.4g}]"
+        value, low, high = self.texts()
+        return f"{value} [{low}, {high}]"
+
+    def texts(self) -> tuple[str, str, str]:
+        """Return value, low and high to the second digit of the interval's half width, and to further ones
+        where an end would otherwise move to 0 or 1, or past them.
+        """
+        numbers = self.value, self.low, self.high
+        half = (self.high - self.low) / 2
+        if not (np.isfinite(numbers).all() and half > 0):
+            return f"{self.value:.3g}", f"{self.low:.3g}", f"{self.high:.3g}"
+        places = max(0, 1 - int(np.floor(np.log10(half))))
+        sides = [np.sign(one - mark) for one in numbers for mark in (0, 1)]
+        while sides != [np.sign(round(one, places) - mark) for one in numbers for mark in (0, 1)]:
+            places += 1
+        value, low, high = (f"{one:.{places}f}" if places < 6 else f"{one:.3g}" for one in numbers)
+        return value, low, high
 
     def columns(self, name: str) -> dict[str, float]:
         """Return the number and its ends as columns of a table."""
