@@ -69,7 +69,7 @@ def test_the_contrasts_against_other_computations():
     training = wide.var() - 0.05**2
     assert row["variance_ratio"] == pytest.approx(training["vanilla"] / training["variance_aware"])
     below = (wide <= found.reference["outcome"].mean()).mean()
-    assert row["risk_fall"] == pytest.approx(below["vanilla"] - below["variance_aware"])
+    assert row["risk_difference"] == pytest.approx(below["vanilla"] - below["variance_aware"])
     assert row["kl_off"] < 0.02 and row["variance_ratio_seen"] == smallest_variance_ratio_seen(40)
     assert row["p_paired"] < 0.01 and row["measurable"]
 
@@ -105,7 +105,7 @@ def test_sentences_are_by_rule():
     (row,) = answer(ALIKE).contrasts.to_dict("records")
     (rule,) = [one for one in sentences() if one.id == "risk"]
     assert "not seen to differ" in rule.said(row)
-    assert "so few can say nothing" in rule.said(row | {"risk_fall_seen": np.nan})
+    assert "so few can say nothing" in rule.said(row | {"risk_difference_seen": np.nan})
 
 
 def test_the_interval_of_what_is_not_there_covers_it():

@@ -91,7 +91,7 @@ def test_pooled_estimates_find_the_truth(known):
     pooled, single = comparisons.mean_ratio(runs), comparisons.ratio(runs[0])
     assert pooled.low < 2 < pooled.high
     assert np.log(pooled.high / pooled.low) < 0.6 * np.log(single.high / single.low)
-    fall = comparisons.risk_fall(runs)
+    fall = comparisons.risk_difference(runs)
     assert fall.low < 0.0685 < fall.high and fall.high - fall.low < 0.1
 
 

@@ -101,12 +101,12 @@ def test_table_3(risks):
     assert first["count_vanilla"] == round(first["risk_vanilla"] * COUNT)
     exact = boschloo(first["count_vanilla"], COUNT, first["count_aware"], COUNT)
     assert first["p_boschloo"] == exact
-    fall = tables.mean_fall(table)
+    fall = tables.mean_risk_difference(table)
     assert fall.low < expected[0] - expected[1] < fall.high
     assert (fall.low, fall.high) == pytest.approx(
-        tuple(table.loc[table["main"], ["fall_low", "fall_high"]].mean())
+        tuple(table.loc[table["main"], ["risk_difference_low", "risk_difference_high"]].mean())
     )
-    assert first["fall_printed"] == pytest.approx(19 / 80)
+    assert first["risk_difference_printed"] == pytest.approx(19 / 80)
 
 
 def test_table_4(known, runs):
@@ -153,7 +153,7 @@ def test_forests_show_the_numbers_of_the_tables(runs, ratios, risks):
         "F": (figures.variance_forest(ratios, primary), 0, ratios["f"]),
         "training": (figures.variance_forest(ratios, primary), 1, ratios["ratio"]),
         "printed": (figures.variance_forest(ratios, primary), 2, ratios["f_printed"].dropna()),
-        "risks": (figures.risk_forest(risks, primary), 0, risks["fall"]),
+        "risks": (figures.risk_forest(risks, primary), 0, risks["risk_difference"]),
     }
     for name, (figure, place, values) in shown.items():
         points = np.asarray(figure.axes[0].containers[place].lines[0].get_xdata(), dtype=float)

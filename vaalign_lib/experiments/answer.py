@@ -122,9 +122,9 @@ class Answer:
         """A row for each world and method beside the first, and over several worlds one of their mean.
 
         `gain_difference` is by pairs of policies, `variance_ratio` that of the training variances, the
-        first's over this one's, resampled by pairs, `risk_fall` the first's risk minus this one's, `kl_off`
-        how far the KLs are apart; `..._seen` is the smallest effect that would have been seen with a power of
-        80%, of variances and risks if policies were not paired; `p_paired` is Brown and Forsythe's.
+        first's over this one's, resampled by pairs, `risk_difference` the first's risk minus this one's,
+        `kl_off` how far the KLs are apart; `..._seen` is the smallest effect that would have been seen with a
+        power of 80%, of variances and risks if policies were not paired; `p_paired` is Brown and Forsythe's.
         """
         rows = [self._contrast(world, method) for method in self.methods[1:] for world in self.worlds]
         table = pd.DataFrame(rows)
@@ -148,14 +148,14 @@ class Answer:
         found = {
             "gain_difference": mean(apart),
             "variance_ratio": ratio,
-            "risk_fall": proportion_difference(below[0], size, below[1], size),
+            "risk_difference": proportion_difference(below[0], size, below[1], size),
             "kl_off": Estimate(off, off, off, size),
         }
         return {"world": str(world), "method": method, "baseline": self.methods[0]} | {
             **{k: v for name, one in found.items() for k, v in one.columns(name).items()},
             "gain_difference_seen": smallest_gap_seen(float(apart.std(ddof=1)), size),
             "variance_ratio_seen": smallest_variance_ratio_seen(size),
-            "risk_fall_seen": smallest_risk_seen(safer, size) - safer,
+            "risk_difference_seen": smallest_risk_seen(safer, size) - safer,
             "measurable": isinstance(ratio, Ratio) and ratio.measurable,
             "p_paired": paired_brown_forsythe(base.values, other.values) if np.ptp(apart) else 1.0,
         }
@@ -211,19 +211,23 @@ class Answer:
 def _over_worlds(part: pd.DataFrame) -> dict[str, Any]:
     """Return the mean over worlds of one method's contrasts, with Student's interval over worlds."""
     row = {"world": "all", **part.iloc[0][["method", "baseline"]]}
-    row |= mean(part["gain_difference"]).columns("gain_difference") | mean(part["risk_fall"]).columns(
-        "risk_fall"
+    row |= mean(part["gain_difference"]).columns("gain_difference") | mean(part["risk_difference"]).columns(
+        "risk_difference"
     )
     ratio = mean(np.log(part["variance_ratio"])).columns("variance_ratio")
     off = part["kl_off"].max()
     seen = smallest_gap_seen(float(part["gain_difference"].std(ddof=1)), len(part))
     logs = smallest_gap_seen(float(np.log(part["variance_ratio"]).std(ddof=1)), len(part))
-    risks = smallest_gap_seen(float(part["risk_fall"].std(ddof=1)), len(part))
+    risks = smallest_gap_seen(float(part["risk_difference"].std(ddof=1)), len(part))
     return (
         row
         | {name: float(np.exp(value)) for name, value in ratio.items()}
         | Estimate(off, off, off, len(part)).columns("kl_off")
-        | {"gain_difference_seen": seen, "variance_ratio_seen": float(np.exp(logs)), "risk_fall_seen": risks}
+        | {
+            "gain_difference_seen": seen,
+            "variance_ratio_seen": float(np.exp(logs)),
+            "risk_difference_seen": risks,
+        }
         | {"measurable": bool(part["measurable"].all())}
     )
 

@@ -161,21 +161,21 @@ class Comparisons:
         low, high = ttest_1samp(aware - vanilla, 0).confidence_interval(CONFIDENCE)
         return Estimate(float((aware - vanilla).mean()), float(low), float(high), aware.size)
 
-    def risk_fall(self, runs: Sequence[Condition]) -> Estimate:
+    def risk_difference(self, runs: Sequence[Condition]) -> Estimate:
         """Estimate the mean over runs of vanilla's risk minus the variance-aware one's.
 
         The reference's evaluations are drawn again as well.
         """
-        falls, values, count = [], [], 0
+        differences, values, count = [], [], 0
         for run in runs:
             panel, rows = self.panel(run), self.rows(run)
             vanilla, aware, bar = (panel[name][self.outcome].to_numpy() for name in (*METHODS, "reference"))
             random = np.random.default_rng([self.seed, 10**6])
             bars = bar[random.integers(bar.size, size=(self.resamples, bar.size))].mean(axis=1)[:, None]
-            falls.append((vanilla[rows] <= bars).mean(axis=1) - (aware[rows] <= bars).mean(axis=1))
+            differences.append((vanilla[rows] <= bars).mean(axis=1) - (aware[rows] <= bars).mean(axis=1))
             values.append((vanilla <= bar.mean()).mean() - (aware <= bar.mean()).mean())
             count += vanilla.size
-        return percentiles(float(np.mean(values)), np.mean(falls, axis=0), count)
+        return percentiles(float(np.mean(values)), np.mean(differences, axis=0), count)
 
     def table(self, runs: Sequence[Condition]) -> pd.DataFrame:
         """Return a row for each variance-aware run beside its vanilla one.
@@ -251,7 +251,7 @@ def brief(table: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
             found[name] = [f"{one:.3g} → {other:.3g}" for one, other in pairs]
         elif f"{name}_low" in table:
             ends = table[[name, f"{name}_low", f"{name}_high"]].astype(float).to_numpy()
-            found[name] = [str(Estimate(*one, count=1)) for one in ends]
+            found[name] = [str(Estimate(value, low, high, 1)) for value, low, high in ends]
             if name == "ratio" and "floored" in table:
                 unclear = table["floored"] >= Ratio.FLOORED
                 found[name] = [

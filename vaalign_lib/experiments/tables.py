@@ -170,8 +170,8 @@ def _moments(values: np.ndarray) -> tuple[float, float, int]:
 def risks(comparisons: Comparisons, run: Condition) -> dict[str, Any]:
     """Return Table 3's shares of policies at or below the reference's mean return, taken as known.
 
-    `count_...` are policies, `p` of the paper's one-sided z test, `p_boschloo` exact, `fall` vanilla's
-    risk minus the variance-aware one's with Newcombe's interval.
+    `count_...` are policies, `p` of the paper's one-sided z test, `p_boschloo` exact, `risk_difference`
+    vanilla's risk minus the variance-aware one's with Newcombe's interval.
     """
     panel = comparisons.panel(run)
     bar = float(panel["reference"][comparisons.outcome].mean())
@@ -182,24 +182,26 @@ def risks(comparisons: Comparisons, run: Condition) -> dict[str, Any]:
         {"risk_aware": aware[0] / aware[1], "risk_vanilla": vanilla[0] / vanilla[1]}
         | {"count_aware": aware[0], "count_vanilla": vanilla[0], "policies": vanilla[1]}
         | {"p": two_proportions(*vanilla, *aware).p, "p_boschloo": boschloo(*vanilla, *aware)}
-        | proportion_difference(*vanilla, *aware).columns("fall")
+        | proportion_difference(*vanilla, *aware).columns("risk_difference")
         | {"reference": bar}
-        | _printed_fall(comparisons, run).columns("fall_printed")
+        | _printed_difference(comparisons, run).columns("risk_difference_printed")
     )
 
 
-def _printed_fall(comparisons: Comparisons, run: Condition) -> Estimate:
+def _printed_difference(comparisons: Comparisons, run: Condition) -> Estimate:
     """Return the paper's difference in risk for a row of Table 3, from the nearest counts of 80."""
     if run not in comparisons.main_rows:
         return NOTHING
-    return recomputed.risk_fall(PRINTED_ROWS[run.row])
+    return recomputed.risk_difference(PRINTED_ROWS[run.row])
 
 
-def mean_fall(table: pd.DataFrame) -> Estimate:
+def mean_risk_difference(table: pd.DataFrame) -> Estimate:
     """Return the mean over Table 3's main rows of vanilla's risk minus the variance-aware one's."""
-    columns = table.loc[table["main"], ["fall", "fall_low", "fall_high", "policies"]]
+    columns = table.loc[
+        table["main"], ["risk_difference", "risk_difference_low", "risk_difference_high", "policies"]
+    ]
     return mean_of(
-        [Estimate(fall, low, high, 2 * count) for fall, low, high, count in columns.itertuples(index=False)]
+        [Estimate(value, low, high, 2 * count) for value, low, high, count in columns.itertuples(index=False)]
     )
 
 
@@ -337,8 +339,8 @@ COLUMNS: dict[int, tuple[tuple[str, str, Callable[[pd.DataFrame, str], list[str]
         ("vanilla risk p̂₁", "risk_vanilla", _short),
         ("p (z test)", "p", _short),
         ("p (Boschloo)", "p_boschloo", _short),
-        ("p̂₁ - p̂₂", "fall", _interval),
-        ("paper's p̂₁ - p̂₂", "fall_printed", _short),
+        ("p̂₁ - p̂₂", "risk_difference", _interval),
+        ("paper's p̂₁ - p̂₂", "risk_difference_printed", _short),
     ),
     4: (
         ("reward range", "range", _range),

@@ -45,7 +45,7 @@ def comparison(gains: pd.DataFrame, contrasts: pd.DataFrame, told: str, unit: st
         panels = {
             "gain_difference": (f"gain, minus {base}'s\nright: gains more", 0.0),
             "variance_ratio": (f"variance, {base}'s : its\nright: varies less", 1.0),
-            "risk_fall": (f"risk, {base}'s minus its\nright: less risk", 0.0),
+            "risk_difference": (f"risk, {base}'s minus its\nright: less risk", 0.0),
         }
         for panel, (measure, (label, nothing)) in zip(axes[3:], panels.items(), strict=True):
             places = style.lines_of(panel, lines if several else groups, groups if several else None)

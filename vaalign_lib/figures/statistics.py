@@ -75,11 +75,11 @@ def risk_forest(table: pd.DataFrame, primary: Sequence[bool]) -> Figure:
     """
     with style.canvas(7.2, 0.24 * len(table) + 2.6) as (figure, [axes]):
         table, places = _comparisons(axes, table, primary)
-        style.forest(axes, table, places - 0.1, "fall", style.AWARE, label="here")
-        _printed(axes, table, places + 0.2, "fall_printed")
+        style.forest(axes, table, places - 0.1, "risk_difference", style.AWARE, label="here")
+        _printed(axes, table, places + 0.2, "risk_difference_printed")
         axes.axvline(0, color="black", linewidth=0.8)
         axes.set_xlabel("risk, vanilla minus variance-aware")
-        lower, higher = (table["fall_low"] > 0).sum(), (table["fall_high"] < 0).sum()
+        lower, higher = (table["risk_difference_low"] > 0).sum(), (table["risk_difference_high"] < 0).sum()
         style.headline(
             figure,
             f"Of {len(table)} comparisons of {table['policies'].max()} policies with as many, variance-aware "

@@ -178,9 +178,9 @@ def risk_tests() -> pd.DataFrame:
 
     `vanilla` and `variance_aware` are counts of 80 that round to the printed risks, nearest first. `p` is
     that of the printed risks, `p_worst` at the rounding least in favour of a difference, `boschloo` exact
-    from the counts; `..._holm` are adjusted over the rows, so is the printed p. `fall` is vanilla's risk
-    minus the other's with its interval (from counts). `power` is that of 80 policies for risks like
-    these, `needed` how many would have 80% power, `needed_for_p` how many with such risks would give the
+    from the counts; `..._holm` are adjusted over the rows, so is the printed p. `risk_difference` is
+    vanilla's risk minus the other's with its interval (from counts). `power` is that of 80 policies for risks
+    like these, `needed` how many would have 80% power, `needed_for_p` how many with such risks would give the
     printed p.
     """
     table = pd.DataFrame([_risk_test(row) for row in rows()])
@@ -190,11 +190,11 @@ def risk_tests() -> pd.DataFrame:
 
 def _risk_test(row: str) -> dict[str, Any]:
     *_, keys = _keys(row)
-    fall, printed = risk_fall(row), printed_value(f"table3.{row}.p_value")
+    difference, printed = risk_difference(row), printed_value(f"table3.{row}.p_value")
     (first, second), (vanilla, aware) = _values(keys), (_nearest(key) for key in keys)
     return (
         {"row": row, "vanilla": vanilla, "variance_aware": aware}
-        | {"fall": fall.value, "low": fall.low, "high": fall.high}
+        | {"risk_difference": difference.value, "low": difference.low, "high": difference.high}
         | {"p": _risk_p(first, second), "p_worst": over_rounding(_risk_p, keys)[1]}
         | {"boschloo": tests.boschloo(vanilla, POLICIES, aware, POLICIES), "p_printed": printed}
         | {"power": risk_power(first, second, POLICIES), "needed": policies_for_risks(first, second)}
@@ -202,7 +202,7 @@ def _risk_test(row: str) -> dict[str, Any]:
     )
 
 
-def risk_fall(row: str) -> tests.Estimate:
+def risk_difference(row: str) -> tests.Estimate:
     """Return vanilla's printed risk minus the other's, from the nearest counts, with Newcombe's interval."""
     vanilla, aware = (_nearest(key) for key in _both(3, row, "risk"))
     return tests.proportion_difference(vanilla, POLICIES, aware, POLICIES)
