@@ -19,7 +19,7 @@ from vaalign_lib.reproduce.pages import escaped, fenced, markdown_page, tables
 from vaalign_lib.store import ROOT
 
 
-def page_of(folder, *outputs, source="x = 1"):
+def page_of(folder, *outputs, source="x = 1", parameters=""):
     """Return the page of a notebook with a heading, a cell with such outputs, and one without any."""
     book = folder / "01_first"
     (book / "figures").mkdir(parents=True)
@@ -27,7 +27,7 @@ def page_of(folder, *outputs, source="x = 1"):
     figure = {"name": "line", "item": "Figure 2", "caption": "A line."}
     record = {"profile": "smoke", "seed": 0, "figures": [figure]}
     (book / "findings.json").write_text(json.dumps(record))
-    injected = new_code_cell(f"run_dir = '{folder}'", metadata={"tags": ["injected-parameters"]})
+    injected = new_code_cell(f"run_dir = '{folder}'{parameters}", metadata={"tags": ["injected-parameters"]})
     cells = [new_markdown_cell("# 01 · A title\n\nWith $x^2$."), injected]
     cells += [new_code_cell(source, outputs=list(outputs)), new_code_cell("y = 2"), new_markdown_cell("End.")]
     nbformat.write(new_notebook(cells=cells), book / "executed.ipynb")
@@ -44,6 +44,21 @@ def test_prose_stays_and_code_is_folded(tmp_path):
     assert "profile smoke, seed 0" in page and "With $x^2$." in page and "Found: **3**." in page
     unfolded = re.sub("<details>.*?</details>", "", page, flags=re.S)
     assert "x = 1" in page and "x = 1" not in unfolded and "y = 2" not in unfolded and "End." in unfolded
+
+
+def test_a_page_says_whether_its_policies_were_trained_for_it(tmp_path):
+    assert "published" not in page_of(tmp_path / "trained", parameters="\nfrom_results = False")
+    assert "from the policies that are published" in page_of(
+        tmp_path / "drawn", parameters="\nfrom_results = True"
+    )
+
+
+def test_live_bars_are_left_out_and_coloured_code_is_code(tmp_path):
+    widget = {"application/vnd.jupyter.widget-view+json": {"model_id": "1"}, "text/plain": "Loading: 0%"}
+    coloured = shown(text_latex=r"\begin{Verbatim} def \end{Verbatim}", text_plain="def f(): ...")
+    page = page_of(tmp_path, new_output("display_data", widget), coloured, shown(text_latex="$x^3$"))
+    assert "Loading" not in page and "Verbatim" not in page
+    assert "```\ndef f(): ...\n```" in page and "\n$x^3$\n" in page
 
 
 def test_figures_are_links_to_those_that_are_published(tmp_path):

@@ -34,8 +34,12 @@ def markdown_page(folder: Path) -> str:
     }
     parts: list[str] = []
     code: list[str] = []  # since what was shown last
+    drawn = ""
     for cell in nbformat.read(folder / EXECUTED, as_version=4).cells:
-        if cell.cell_type == "code" and "injected-parameters" not in cell.metadata.get("tags", []):
+        injected = "injected-parameters" in cell.metadata.get("tags", [])
+        if injected and "from_results = True" in cell.source:
+            drawn = ", from the policies that are published"
+        if cell.cell_type == "code" and not injected:
             code.append(cell.source)
         shown = [cell.source] if cell.cell_type == "markdown" else []
         shown += filter(None, (_shown(output, figures) for output in cell.get("outputs", [])))
@@ -47,7 +51,7 @@ def markdown_page(folder: Path) -> str:
     name = folder.name
     origin = (
         f"*[The notebook](../notebooks/{name}.ipynb) as `vaalign reproduce --only {name[:2]}` ran it: "
-        f"profile {record['profile']}, seed {record['seed']}.*"
+        f"profile {record['profile']}, seed {record['seed']}{drawn}.*"
     )
     return without_paths(f"{heading}\n\n{origin}\n{rest}\n", folder)
 
