@@ -337,6 +337,24 @@ def test_the_numbers_in_the_prose_of_the_findings_are_the_published_ones():
     assert "{:.2f} times the (gain / SD)² ({:.2f} to {:.2f})".format(*ratio) in prose
 
 
+def test_the_numbers_of_the_run_on_another_machine_are_those_that_are_kept():
+    kept, told = RESULTS / "other_machine", in_one_line((ROOT / "docs" / "reproduce.md").read_text())
+    check = json.loads((kept / "check.json").read_text())
+    tables = pd.DataFrame(check["tables"])
+    equal = tables[tables["numbers"] == tables["equal"]]
+    assert f"Of {len(tables)} tables and lists of findings {len(equal)} are equal" in told
+    assert f"({equal['numbers'].sum():,} of them)" in told and not tables["fails"].any()
+    assert f"{tables['outside'].sum()} where {tables['expected'].sum():.0f} would be expected" in told
+    ratios = pd.read_parquet(kept / "primary_endpoint.parquet").groupby("compared")["log_ratio"].mean()
+    placebo, vanilla = (math.exp(ratios[f"{name} : variance-aware"]) for name in ("placebo", "vanilla"))
+    assert f"{placebo:.0f} times the placebo's" in told and f"{vanilla:.0f} times vanilla's" in told
+    assert f"{placebo:.0f} times the placebo's" in in_one_line(FINDINGS)
+    changed = {one["rule"] for one in check["verdicts_changed"]}
+    assert changed == set(
+        re.findall(r"^- `(primary[\w.]*|figure5[\w.]*)`:", (ROOT / "docs" / "reproduce.md").read_text(), re.M)
+    )
+
+
 def test_gains_on_the_benches_are_the_published_ones():
     prose = in_one_line(FINDINGS)
     dose = pd.read_parquet(RESULTS / "dose_response.parquet").query("noise == 'persistent'")
