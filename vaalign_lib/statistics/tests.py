@@ -43,8 +43,8 @@ class Estimate:
         if not (np.isfinite(numbers).all() and half > 0):
             return f"{self.value:.3g}", f"{self.low:.3g}", f"{self.high:.3g}"
         places = max(0, 1 - int(np.floor(np.log10(half))))
-        sides = [np.sign(one - mark) for one in numbers for mark in (0, 1)]
-        while sides != [np.sign(round(one, places) - mark) for one in numbers for mark in (0, 1)]:
+        ends = [(end, mark) for end in (self.low, self.high) for mark in (0, 1)]
+        while any(np.sign(end - mark) != np.sign(round(end, places) - mark) for end, mark in ends):
             places += 1
         value, low, high = (f"{one:.{places}f}" if places < 6 else f"{one:.3g}" for one in numbers)
         return value, low, high
