@@ -13,8 +13,8 @@ Where a step of 80 goes (torch's profiler, two cores of an AVX2 server): product
 large ones, for they read and write 17 MB for 0.2 GFLOP; attention 15%; log-softmax with its slopes and the
 temperature 11%; gelu 6%; norms 4%; top-k 4%; 0.2 s are the same for every N (operations begun, transformers'
 own Python). What was tried there:
-- paid: keeping freed memory, 10% of the time (80,000 page faults a step). On two idle cores 32 ms a policy and
-  step, 7.0 times trl, with it; 34 ms, 5.7 times, without (one run each; trl took 222 and 194 ms).
+- paid: keeping freed memory, 10% of the time (80,000 page faults a step). On two idle cores 32 ms a policy
+  and step, 7.0 times trl, with it; 34 ms, 5.7 times, without (one run each; trl took 222 and 194 ms).
 - did not: log-probabilities and their slopes in one function, a cache's worth of rows at a time (24.7
   against 24.6 ms); attention as products with kept shares (43 to 50 against 38 to 52 ms); updates of 20 or 40
   policies at a time (21.4 and 22.1 against 20.4 ms a policy); products by OpenBLAS, in loops or transposed
