@@ -73,14 +73,14 @@ def made_by(table: pd.DataFrame) -> Figure:
         style.headline(
             figure,
             f"Variance over policies, vanilla's over variance-aware's: made by the judge "
-            f"{_fall(table, 'judge')}; by training {_fall(table, 'training')} (worlds: {len(worlds)}; "
+            f"{_times_as_much(table, 'judge')}; by training {_times_as_much(table, 'training')} (worlds: {len(worlds)}; "
             "intervals over policies)",
         )
         style.legend_outside(figure, panels[0], 2)
         return figure
 
 
-def _fall(table: pd.DataFrame, part: str) -> str:
+def _times_as_much(table: pd.DataFrame, part: str) -> str:
     """Return vanilla's part over variance-aware's in words: none where the latter may be zero."""
     rows = table[table["made_by"] == part].groupby("method")[["variance", "variance_low"]].mean()
     if rows.loc["variance_aware", "variance_low"] <= 0:
