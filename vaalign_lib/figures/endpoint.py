@@ -73,8 +73,8 @@ def made_by(table: pd.DataFrame) -> Figure:
         style.headline(
             figure,
             f"Variance over policies, vanilla's over variance-aware's: made by the judge "
-            f"{_times_as_much(table, 'judge')}; by training {_times_as_much(table, 'training')} (worlds: {len(worlds)}; "
-            "intervals over policies)",
+            f"{_times_as_much(table, 'judge')}; by training {_times_as_much(table, 'training')} "
+            f"(worlds: {len(worlds)}; intervals over policies)",
         )
         style.legend_outside(figure, panels[0], 2)
         return figure
