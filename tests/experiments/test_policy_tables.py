@@ -16,6 +16,7 @@ from vaalign_lib.experiments import tables
 from vaalign_lib.experiments.comparisons import OF_A_RUN, Comparisons, compared
 from vaalign_lib.experiments.conditions import JUDGE_ROW, Condition, group, plan
 from vaalign_lib.figures import statistics as figures
+from vaalign_lib.figures import style
 from vaalign_lib.papers import recomputed
 from vaalign_lib.papers.printed import RANGES, printed_value
 from vaalign_lib.reproduce.notebook import latex
@@ -160,7 +161,7 @@ def test_forests_show_the_numbers_of_the_tables(runs, ratios, risks):
         np.testing.assert_allclose(np.sort(points), np.sort(values.to_numpy(dtype=float)), err_msg=name)
         labels = [text.get_text() for text in figure.axes[0].get_yticklabels()]
         groups = [
-            text for text in labels if text in (figures.PAPER, figures.PRIMARY, *figures.REGIMES.values())
+            text for text in labels if text in (figures.PAPER, figures.PRIMARY, *style.REGIMES.values())
         ]
         assert len(groups) == len(set(groups)) == 5 and len(labels) == len(runs) + len(groups)
 

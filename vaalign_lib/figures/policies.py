@@ -14,11 +14,6 @@ from vaalign_lib.statistics.arrays import Array
 from vaalign_lib.statistics.returns import Ratio
 from vaalign_lib.statistics.tests import Estimate
 
-REGIMES = {
-    "as_printed": "printed coefficients",
-    "printed_gentle": "printed coefficients, at a gentler rate",
-    "printed_fixed": "printed coefficients, fixed, at a gentler rate",
-}
 WIDTHS = {"as Table 4's second column": "widths of Table 4"}
 UNKNOWN = "not determinable"
 LABELS = {
@@ -175,7 +170,9 @@ def range_ratios(table: pd.DataFrame, printed: Mapping[int, float]) -> Figure:
         for k, ((regime, widths), rows) in enumerate(table.groupby(["regime", "widths"], sort=False)):
             rows = rows.sort_values("range")
             sure = rows["floored"] < Ratio.FLOORED
-            name = REGIMES.get(str(regime), str(regime).replace("_", " "))
+            words = str(regime).replace("_", " ")
+            name = style.REGIMES.get(words, words)
+            name = name[0].lower() + name[1:]
             if (regime, widths) == ("equal_mean_penalty", "rescaled"):
                 one = rows.iloc[-1]
                 axes.axhspan(one["ratio_low"], one["ratio_high"], color=style.REFERENCE, alpha=0.15)

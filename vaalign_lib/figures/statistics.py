@@ -15,13 +15,6 @@ from vaalign_lib.statistics.tests import Estimate
 WIDEST = 20  # ratio to which forests reach
 PAPER = "The paper's rows: one judge for all, equal mean penalty"
 PRIMARY = "Four worlds: a judge each, equal KL"
-REGIMES = {
-    "matched KL": "Equal KL",
-    "equal mean penalty": "Equal mean penalty",
-    "as printed": "Printed coefficients",
-    "printed gentle": "Printed coefficients, at a gentler rate",
-    "printed fixed": "Printed coefficients, fixed, at a gentler rate",
-}
 SOURCES = {"urme-aleatoric": "URME, aleatoric variance", "urme-epistemic": "URME, epistemic variance"}
 
 
@@ -95,14 +88,18 @@ def _comparisons(
     """Group the comparisons and name a line for each; return them in this order, and their places. In a group
     they come by falling values, those without one last, or by row.
     """
-    regime = table["condition"].str.extract(f"({'|'.join(REGIMES)})", expand=False)
-    group = regime.map(REGIMES).where(~table["main"], PAPER).where(~pd.Series(primary, table.index), PRIMARY)
-    order = [PAPER, PRIMARY, *REGIMES.values()]
+    regime = table["condition"].str.extract(f"({'|'.join(style.REGIMES)})", expand=False)
+    group = (
+        regime.map(style.REGIMES)
+        .where(~table["main"], PAPER)
+        .where(~pd.Series(primary, table.index), PRIMARY)
+    )
+    order = [PAPER, PRIMARY, *style.REGIMES.values()]
     table = table.assign(
         group=pd.Categorical(group, order), order=table["row"] if values is None else -values
     )
     table = table.sort_values(["group", "order"], kind="stable").drop(columns="order")
-    words = dict.fromkeys(REGIMES, "")
+    words = dict.fromkeys(style.REGIMES, "")
     words |= {"shared source": "one source", "independent source": "a source each"}
     names = []
     for row in table.to_dict("records"):

@@ -34,6 +34,13 @@ POLICY_COLOURS = {
     "mean minus variance": PESSIMIST,
     "reference": REFERENCE,
 }
+REGIMES = {
+    "matched KL": "Equal KL",
+    "equal mean penalty": "Equal mean penalty",
+    "as printed": "Printed coefficients",
+    "printed gentle": "Printed coefficients, at a gentler rate",
+    "printed fixed": "Printed coefficients, fixed, at a gentler rate",
+}
 METHODS = {"vanilla": "vanilla", "variance_aware": "variance-aware"}  # in tables and in words
 SMALL = 8.5  # smallest text, in points: what half a page's width still shows
 _STYLE: Any = {
