@@ -3,6 +3,7 @@
 import asyncio
 import json
 import re
+import symtable
 
 import nbformat
 import pytest
@@ -11,6 +12,7 @@ from jupyter_server.services.contents.largefilemanager import AsyncLargeFileMana
 
 from vaalign_lib.papers.printed import rules
 from vaalign_lib.profiles import load_profile
+from vaalign_lib.reproduce.pages import FINDINGS_TAG
 from vaalign_lib.reproduce.run import notebooks, reproduce
 from vaalign_lib.store import FIGURES, NOTEBOOKS, RESULTS
 
@@ -82,6 +84,34 @@ def test_cells_fit_a_screen(path):
         assert cell.cell_type == "markdown" or len(lines) <= 25, cell.source
         whole = [line for line in lines if len(line) > 120 and not line.lstrip().startswith(("|", "$$"))]
         assert whole == []  # rows of tables and formulas cannot be broken
+
+
+@pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
+def test_findings_stand_in_cells_of_their_own_folded_in_lab(path):
+    """They compute nothing that another cell reads, so that a reader of computations can pass over them."""
+    code = [cell for cell in read(path).cells if cell.cell_type == "code"]
+    set_in: dict[str, int] = {}  # where a name was assigned last
+    for position, cell in enumerate(code):
+        found = "run.finding(" in cell.source
+        assert found == (FINDINGS_TAG in cell.metadata.get("tags", [])), cell.source
+        assert found == cell.metadata.get("jupyter", {}).get("source_hidden", False)
+        assigned, read_there = names_of(cell.source)
+        used = {name: code[set_in[name]].source for name in read_there & set_in.keys()}
+        assert not {name for name, source in used.items() if "run.finding(" in source}, cell.source
+        set_in |= dict.fromkeys(assigned, position)
+
+
+def names_of(source):
+    """Return the names that a cell assigns, and those that it reads and does not assign itself."""
+    top = symtable.symtable(source, "cell", "exec")
+    assigned = {one.get_name() for one in top.get_symbols() if one.is_assigned()}
+    read, tables = set(), [top]
+    while tables:
+        table = tables.pop()
+        symbols = [one for one in table.get_symbols() if table is top or one.is_global()]
+        read |= {one.get_name() for one in symbols if one.is_referenced()}
+        tables += table.get_children()
+    return assigned, read - assigned
 
 
 @pytest.fixture(scope="module")

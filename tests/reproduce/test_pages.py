@@ -15,11 +15,11 @@ from tests.hostile import TEXTS
 from tests.reproduce.test_reproduce import FIGURE, run, write_notebook
 from vaalign_lib.profiles import load_profile
 from vaalign_lib.reproduce import run as module
-from vaalign_lib.reproduce.pages import escaped, fenced, markdown_page, tables
+from vaalign_lib.reproduce.pages import FINDINGS_TAG, escaped, fenced, markdown_page, tables
 from vaalign_lib.store import ROOT
 
 
-def page_of(folder, *outputs, source="x = 1", parameters=""):
+def page_of(folder, *outputs, source="x = 1", parameters="", after=None):
     """Return the page of a notebook with a heading, a cell with such outputs, and one without any."""
     book = folder / "01_first"
     (book / "figures").mkdir(parents=True)
@@ -29,7 +29,9 @@ def page_of(folder, *outputs, source="x = 1", parameters=""):
     (book / "findings.json").write_text(json.dumps(record))
     injected = new_code_cell(f"run_dir = '{folder}'{parameters}", metadata={"tags": ["injected-parameters"]})
     cells = [new_markdown_cell("# 01 · A title\n\nWith $x^2$."), injected]
-    cells += [new_code_cell(source, outputs=list(outputs)), new_code_cell("y = 2"), new_markdown_cell("End.")]
+    cells += [new_code_cell(source, outputs=list(outputs))]
+    cells += [new_code_cell(after, metadata={"tags": [FINDINGS_TAG]})] if after else []
+    cells += [new_code_cell("y = 2"), new_markdown_cell("End.")]
     nbformat.write(new_notebook(cells=cells), book / "executed.ipynb")
     return markdown_page(book)
 
@@ -44,6 +46,15 @@ def test_prose_stays_and_code_is_folded(tmp_path):
     assert "profile smoke, seed 0" in page and "With $x^2$." in page and "Found: **3**." in page
     unfolded = re.sub("<details>.*?</details>", "", page, flags=re.S)
     assert "x = 1" in page and "x = 1" not in unfolded and "y = 2" not in unfolded and "End." in unfolded
+
+
+def test_findings_are_folded_with_the_code_of_what_they_are_findings_of(tmp_path):
+    shown_before = shown(text_markdown="Found: **3**.")
+    for name, outputs in (("beside", [shown_before]), ("alone", [])):
+        page = page_of(tmp_path / name, *outputs, after='run.finding("a.rule", "3", holds=True);')
+        folds = re.findall("<details>.*?</details>", page, flags=re.S)
+        assert "x = 1\n\nrun.finding(" in folds[0]  # with nothing shown, all code is in one
+        assert "y = 2" in folds[-1] and len(folds) == 1 + len(outputs)
 
 
 def test_a_page_says_whether_its_policies_were_trained_for_it(tmp_path):

@@ -16,7 +16,7 @@ from bs4 import BeautifulSoup, Tag
 from vaalign_lib.reproduce.execute import EXECUTED, FINDINGS
 from vaalign_lib.store import ROOT
 
-_FOLDED = "<details><summary>Code</summary>\n\n{}\n\n</details>"
+FINDINGS_TAG = "findings"  # of cells that only say what was found; their code is folded in JupyterLab
 _NUMBER = re.compile(r"[-−+]?[\d.,]+(e[-+]?\d+)?%?|nan|", re.IGNORECASE)
 
 
@@ -32,22 +32,27 @@ def markdown_page(folder: Path) -> str:
         f"(../figures/{one['name']}.png)"
         for one in record["figures"]
     }
-    parts: list[str] = []
+    parts: list[str | list[str]] = []  # what is shown, and between it lists of code
     code: list[str] = []  # since what was shown last
+    last: list[str] | None = None  # the code of what was shown last, if no text came after it
     drawn = ""
     for cell in nbformat.read(folder / EXECUTED, as_version=4).cells:
         injected = "injected-parameters" in cell.metadata.get("tags", [])
         if injected and "from_results = True" in cell.source:
             drawn = ", from the policies that are published"
-        if cell.cell_type == "code" and not injected:
-            code.append(cell.source)
         shown = [cell.source] if cell.cell_type == "markdown" else []
         shown += filter(None, (_shown(output, figures) for output in cell.get("outputs", [])))
+        if FINDINGS_TAG in cell.metadata.get("tags", []) and not (shown or code) and last is not None:
+            last.append(cell.source)  # beside what they are findings of
+            continue
+        if cell.cell_type == "code" and not injected:
+            code.append(cell.source)
         if shown:
-            parts += [_FOLDED.format(fenced("\n\n".join(code), "python"))] if code else []
-            parts += shown
+            last = code if cell.cell_type == "code" else None
+            parts += [code, *shown] if code else shown
             code = []
-    heading, _, rest = "\n\n".join(parts).partition("\n")
+    texts = [one if isinstance(one, str) else _folded("\n\n".join(one)) for one in parts]
+    heading, _, rest = "\n\n".join(texts).partition("\n")
     name = folder.name
     origin = (
         f"*[The notebook](../notebooks/{name}.ipynb) as `vaalign reproduce --only {name[:2]}` ran it: "
@@ -67,7 +72,7 @@ def _shown(output: Any, figures: Mapping[bytes, str]) -> str:
         return figures.get(base64.b64decode(data["image/png"]), "")
     if "text/markdown" in data:
         fold = r"^```python\n.*?^```$"
-        return re.sub(fold, lambda code: _FOLDED.format(code[0]), data["text/markdown"], flags=re.M | re.S)
+        return re.sub(fold, lambda code: _details(code[0]), data["text/markdown"], flags=re.M | re.S)
     if "<table" in data.get("text/html", ""):
         return tables(data["text/html"])
     latex = data.get("text/latex", "")
@@ -77,6 +82,14 @@ def _shown(output: Any, figures: Mapping[bytes, str]) -> str:
     if re.fullmatch(r"'[^'\n]*'|\"[^\"\n]*\"", text):  # a verdict
         return f"> {escaped(ast.literal_eval(text))}"
     return fenced(text)
+
+
+def _folded(code: str) -> str:
+    return _details(fenced(code, "python"))
+
+
+def _details(block: str) -> str:
+    return f"<details><summary>Code</summary>\n\n{block}\n\n</details>"
 
 
 def fenced(text: str, language: str = "") -> str:
