@@ -256,6 +256,7 @@ def test_risk_on_the_way_counts_policies_at_or_below_the_reference(comparisons):
         below = sum(value <= bar for value in gold)
         ends = binomtest(below, COUNT).proportion_ci(0.95, method="exact")
         assert (line["risk"], line["risk_low"], line["risk_high"]) == pytest.approx((below / COUNT, *ends))
+        assert line["kl"] == pytest.approx(looks.loc[chosen, "kl"].mean())
         assert line["gain"] == pytest.approx(gold.mean() - bar)
         assert line["gain_in_sds"] == pytest.approx((gold.mean() - bar) / gold.std(ddof=1))
     assert 0 < table["risk"].min() < table["risk"].max() < 1

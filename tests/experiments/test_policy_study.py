@@ -29,7 +29,7 @@ from vaalign_lib.experiments.conditions import (
     stretch_of,
 )
 from vaalign_lib.experiments.policies import changes_of, kl_of, settings_key, source_of, train_run, train_runs
-from vaalign_lib.experiments.results import publish_runs, published, trained
+from vaalign_lib.experiments.results import publish_runs, published, rekey, trained
 from vaalign_lib.papers.printed import RANGES
 from vaalign_lib.profiles import Judge, Study, load_profile
 from vaalign_lib.store import CorruptCheckpointWarning, PlanError, RunDirectoryBusyError, RunStore
@@ -335,6 +335,20 @@ def test_published_runs_stay_when_others_come(store, tmp_path):
     publish_runs(Study(store, small(), 0), [PLAIN], tmp_path)
     assert publish_runs(Study(store, small(), 0), [PLAIN.start], tmp_path) == [PLAIN.start.name]
     assert published(small(), 0, tmp_path).names == {PLAIN.name, PLAIN.start.name}
+
+
+def test_published_runs_get_the_keys_of_their_profile_as_it_is_now(store, tmp_path, monkeypatch):
+    for one in (PLAIN, PLAIN.start):
+        train_run(Study(store, small(), 0), one)
+    publish_runs(Study(store, small(), 0), [PLAIN, PLAIN.start], tmp_path)
+    before, widened = published(small(), 0, tmp_path), small(iterations=5)
+    monkeypatch.setattr("vaalign_lib.experiments.results.load_profile", lambda name: widened)
+    rekey(tmp_path)
+    assert not published(small(), 0, tmp_path).names
+    found = published(widened, 0, tmp_path)
+    for name in ("policies", "curves", "looks"):
+        pd.testing.assert_frame_equal(getattr(found, name), getattr(before, name), check_exact=True)
+    pd.testing.assert_frame_equal(found.runs.drop(columns="settings"), before.runs.drop(columns="settings"))
 
 
 def real(**policies):

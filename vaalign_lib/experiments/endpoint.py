@@ -179,8 +179,9 @@ def known_by_weights(world: World, seed: int, prompts: int = 300, each: int = 10
 
 
 def on_the_way(looks: pd.DataFrame, comparisons: Comparisons) -> pd.DataFrame:
-    """Return by method and step: `gain` in gold over the reference, the same in deviations over policies, and
-    `risk`, the share of policies at or below the reference's mean, with Clopper and Pearson's interval.
+    """Return by method and step: the mean `kl`, `gain` in gold over the reference, the same in deviations
+    over policies, and `risk`, the share of policies at or below the reference's mean, with Clopper and
+    Pearson's interval.
 
     `looks` has the policies' evaluations by run and step; the last step is the end of training.
     """
@@ -191,8 +192,6 @@ def on_the_way(looks: pd.DataFrame, comparisons: Comparisons) -> pd.DataFrame:
             values = part[comparisons.outcome]
             below = proportion(values <= bar)
             gain = float(values.mean() - bar)
-            rows.append(
-                {"method": name, "step": step, "gain": gain, "gain_in_sds": gain / values.std(ddof=1)}
-                | below.columns("risk")
-            )
+            found = {"method": name, "step": step, "kl": part["kl"].mean(), "gain": gain}
+            rows.append(found | {"gain_in_sds": gain / values.std(ddof=1)} | below.columns("risk"))
     return pd.DataFrame(rows)

@@ -248,18 +248,7 @@ def _config(profile: Profile, seed: int, condition: Condition) -> dict[str, Any]
     judge = settings["policies"].pop("judges").get(condition.source)
     if judge is not None:  # where and how it is asked changes nothing
         settings["policies"]["judge"] = [judge["model"], judge["refusals_say_nothing"]]
-    for training in settings["policies"]["training"].values():  # came later; keys stay as they were
-        lora = training["lora"] or {}
-        for name in [one for one in ("layers_to_transform", "sixteen_bit") if not lora.get(one)]:
-            lora.pop(name, None)
-    if profile.policies.data == EMBEDDED:  # so did these
-        del settings["policies"]["data"]
-        for training in settings["policies"]["training"].values():
-            for name, default in (("precision", "float32"), ("gradient_checkpointing", False)):
-                if training[name] == default:
-                    del training[name]
-    files = local_files(profile)
-    if files or profile.policies.data != EMBEDDED:
+    if files := local_files(profile):
         settings["files"] = files
     run = {name: one for name, one in asdict(condition).items() if name != "world"}  # which the seed says
     return {"run": run, "seed": seed, "settings": settings}

@@ -8,7 +8,7 @@ policy and step at which it was evaluated, `rewards` what the reward models cost
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from vaalign_lib.experiments.conditions import ENSEMBLE_ROW, REFERENCE, Conditio
 from vaalign_lib.experiments.policies import ensemble_folder, settings_key, train_run, train_runs
 from vaalign_lib.experiments.references import reference
 from vaalign_lib.experiments.reward_models import prepare
-from vaalign_lib.profiles import PUBLISHED_PROFILE, Profile, RunGroup, Study
+from vaalign_lib.profiles import PUBLISHED_PROFILE, Profile, RunGroup, Study, load_profile
 from vaalign_lib.statistics.tests import rounded
 from vaalign_lib.store import (
     RESULTS,
@@ -337,6 +337,18 @@ def publish_runs(
     if changed or held - own.names - before.names:
         own.joined(before).write(place)
     return changed
+
+
+def rekey(folder: Path = PUBLISHED) -> None:
+    """Give published runs the keys that their profiles' settings have now.
+
+    To be called once after a setting was added whose default says what was done before; nothing else may have
+    changed, for what the runs were made with is not looked at.
+    """
+    for place in sorted({path.parent for path in folder.glob("*/runs.parquet")}):
+        known, profile = read(place, ""), load_profile(place.name)
+        keys = [settings_key(profile, 0, run) for run in known.conditions]
+        replace(known, runs=known.runs.assign(settings=keys)).write(place)
 
 
 def _origin(profile: str) -> str:
