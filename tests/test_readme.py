@@ -54,6 +54,7 @@ def test_every_block_is_tested():
         "# /shared/dask.yaml",
         "# compare.yaml: vaalign compare compare.yaml",
         "# half.yaml: Qwen2.5-0.5B, adapters, one GPU",  # tests/reproduce/test_gpu_recipe.py
+        "# few.yaml: vaalign plan --profile few.yaml",  # tests/experiments/test_people_policies.py
         "# mine.yaml: vaalign plan --profile mine.yaml",
     ]
 

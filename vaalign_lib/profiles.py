@@ -674,7 +674,14 @@ def _with_base(path: Path) -> dict[str, Any]:
     if base not in available_profiles() or PROFILES / f"{base}.yaml" == path:
         others = ", ".join(name for name in available_profiles() if name != path.stem)
         raise ProfileError(f"{path}: extends: expected one of {others}, got {base!r}")
-    return _merged(_with_base(PROFILES / f"{base}.yaml"), content)
+    return _merged(_placed(_with_base(PROFILES / f"{base}.yaml")), content)
+
+
+def _placed(content: Any) -> Any:
+    """Return what a shipped profile says, for a file elsewhere: paths that lead up start where it lies."""
+    if isinstance(content, dict):
+        return {key: _placed(value) for key, value in content.items()}
+    return str(PROFILES / content) if isinstance(content, str) and content.startswith("../") else content
 
 
 class _Loader(yaml.SafeLoader):

@@ -241,8 +241,8 @@ def _means(table: pd.DataFrame) -> list[float]:
 
 def brief(table: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
     """Return columns of `Comparisons.table` as text to read: one that both methods have becomes
-    `vanilla → variance-aware`, one with an interval `value [low, high]`. Ratios in brackets are not
-    determinable: a training variance does not stand out from the noise.
+    `vanilla → variance-aware`, one with an interval `value [low, high]`. Ratios in brackets, and their
+    logarithms, are not determinable: a training variance does not stand out from the noise.
     """
     found = {}
     for name in columns:
@@ -252,7 +252,7 @@ def brief(table: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
         elif f"{name}_low" in table:
             ends = table[[name, f"{name}_low", f"{name}_high"]].astype(float).to_numpy()
             found[name] = [str(Estimate(value, low, high, 1)) for value, low, high in ends]
-            if name == "ratio" and "floored" in table:
+            if name in ("ratio", "log_ratio") and "floored" in table:
                 unclear = table["floored"] >= Ratio.FLOORED
                 found[name] = [
                     f"({text})" if one else text for text, one in zip(found[name], unclear, strict=True)

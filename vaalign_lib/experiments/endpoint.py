@@ -41,17 +41,20 @@ def by_world(comparisons: Comparisons, rival: str = PLACEBO) -> pd.DataFrame:
     """
     return pd.DataFrame(
         [
-            _world(comparisons, world, runs[rival], runs["variance_aware"])
+            {"world": world} | in_world(comparisons, runs[rival], runs["variance_aware"])
             for world, runs in stacks(comparisons).items()
         ]
     )
 
 
-def _world(comparisons: Comparisons, world: int, rival: Condition, aware: Condition) -> dict[str, float]:
-    """Compare in one world; policy j of both methods hears judge j, so policies are drawn again together."""
+def in_world(comparisons: Comparisons, rival: Condition, aware: Condition) -> dict[str, float]:
+    """Compare in one world; policy j of both methods hears judge j, so policies are drawn again together.
+
+    Resamples in which one policy is all that was drawn have no variance; they are left out.
+    """
     start = policies_of(comparisons.policies, aware.start)[comparisons.outcome]
     pair, rows = [comparisons.returns(one) for one in (rival, aware)], comparisons.rows(aware)
-    found: dict[str, float] = {"world": world}
+    found: dict[str, float] = {}
     values, logs = [], []
     for name, one in zip(("rival", "aware"), pair, strict=True):
         gain = one.values - start.mean()
@@ -62,7 +65,8 @@ def _world(comparisons: Comparisons, world: int, rival: Condition, aware: Condit
             f"gain_{name}_error": error,
         }
         values.append(np.log(_training(one) / gain.mean() ** 2))
-        logs.append(np.log(training_resampled(one, rows) / gain[rows].mean(axis=1) ** 2))
+        drawn = training_resampled(one, rows)
+        logs.append(np.log(np.where(drawn > 0, drawn, np.nan) / gain[rows].mean(axis=1) ** 2))
     within = percentiles(values[0] - values[1], logs[0] - logs[1], rows.shape[1])
     variances = np.log(found["variance_rival"] / found["variance_aware"])
     difference = mean(pair[1].values - pair[0].values)

@@ -138,6 +138,31 @@ def endpoint(table: pd.DataFrame) -> Figure:
         return figure
 
 
+def trained(policies: pd.DataFrame) -> Figure:
+    """Draw the gain of each trained policy over its KL, a panel for each row, the reference at the origin.
+
+    `policies`: of `experiments.people_policies.gains`; bars are two standard errors of the evaluation.
+    """
+    rows = policies["row"].unique()
+    with style.canvas(max(4.6, 3.7 * len(rows)), 3.6, len(rows)) as (figure, panels):
+        for axes, row in zip(panels, rows, strict=True):
+            axes.axhline(0, color="black", linewidth=0.8)
+            for method, part in policies[policies["row"] == row].groupby("method", sort=False):
+                axes.errorbar(
+                    part["kl"], part["gain"], 2 * part["true_reward_error"], fmt="o", color=COLOURS[method],
+                    markersize=4, linewidth=0.8, alpha=0.7, label=NAMES[method],
+                )  # fmt: skip
+            axes.set(xlabel="KL to the reference, nats", ylabel="gain in true reward", title=ROWS[row])
+        told = []
+        for row, part in policies[policies["method"] != "reference"].groupby("row", sort=False):
+            means = part.groupby("method", sort=False)[["gain", "kl"]].mean().iterrows()
+            each = ", ".join(f"{NAMES[one]} {mean.gain:.2f} at {mean.kl:.2f}" for one, mean in means)
+            told.append(f"{ROWS[row]}, {part['policy'].nunique()} policies each: {each} nats")
+        style.headline(figure, "Mean gain over the reference: " + "; ".join(told))
+        style.legend_outside(figure, panels[0], 4)
+        return figure
+
+
 def _interval(row: pd.Series) -> pd.Series:
     values = row[["log_ratio", "log_ratio_low", "log_ratio_high"]].astype(float)
     return values.set_axis(["value", "low", "high"])
