@@ -132,7 +132,7 @@ def test_paths_are_relative_to_the_profile(tmp_path, monkeypatch):
     ],
 )
 def test_settings_of_shipped_profiles_do_not_move(name, said, runs):
-    """What is published is known by these keys; where a new setting moves them, `results.rekey` gives it its own."""
+    """What is published has these keys; `results.rekey` gives it new ones where a setting is added."""
     profile = load_profile(name)
     assert content_key(said=profile.model_dump(exclude_unset=True)) == said
     keys = {run.name: settings_key(profile, 0, run) for run in plan(profile.policies.runs)}
