@@ -197,14 +197,14 @@ def _problem(bench: Bench, objective: Objective) -> "_Linear | _Free":
             raise ValueError(f"weights: expected {bench.errors.shape}, got {np.shape(objective.weights)}")
     else:
         weights = _of_responses("weights", objective.weights, shape, above=0)[:, None]
-    rewards = (bench.consensus - _of_responses("cost", objective.cost, shape))[:, None]
+    rewards = (bench.consensus - _of_responses("cost", objective.cost, shape))[:, None]  # (P, 1, S)
     rewards = rewards + number("trust", objective.trust) * bench.errors.swapaxes(0, 1)  # (P, N, S)
-    gold = (bench.gold - bench.gold.mean(1, keepdims=True))[..., None]
+    gold = (bench.gold - bench.gold.mean(1, keepdims=True))[..., None]  # (P, S, 1)
     shared = np.ascontiguousarray(rewards), np.ascontiguousarray(weights), gold, objective.stated
     if bench.features is None:
         return _Free(*shared)
-    features = bench.features - bench.features.mean(1, keepdims=True)
-    first, second = np.triu_indices(features.shape[-1])
+    features = bench.features - bench.features.mean(1, keepdims=True)  # (P, S, d)
+    first, second = np.triu_indices(features.shape[-1])  # (d (d + 1) / 2,)
     return _Linear(*shared, features, features[..., first] * features[..., second])
 
 
@@ -286,20 +286,20 @@ class _Free(_Stored):
         """
         rewards, precision = self.rewards[prompts], 1 / self.weights[prompts]
         for _ in range(STEPS):
-            ratio = (strength * rewards - nu) * precision - self.stated
-            top = ratio.max(-1, keepdims=True)
+            ratio = (strength * rewards - nu) * precision - self.stated  # (p, N, S)
+            top = ratio.max(-1, keepdims=True)  # (p, N, 1)
             policy = np.exp(ratio - top)
             total = policy.sum(-1, keepdims=True)
             policy /= total
-            excess = np.log(total / ratio.shape[-1]) + top
+            excess = np.log(total / ratio.shape[-1]) + top  # (p, N, 1)
             slope = _summed(policy, precision)
             nu = nu + excess / slope
             if np.abs(excess).max() < UNIT_MASS:
                 break
         along = _summed(policy * rewards, precision) / slope
-        divergence = policy * ratio
-        rise = (divergence * ((rewards - along) * precision)).sum(-1)
-        gold = (policy @ self.gold[prompts])[..., 0]
+        divergence = policy * ratio  # (p, N, S)
+        rise = (divergence * ((rewards - along) * precision)).sum(-1)  # (p, N)
+        gold = (policy @ self.gold[prompts])[..., 0]  # (p, N)
         return nu[..., 0], along[..., 0], excess[..., 0], divergence.sum(-1), rise, gold
 
 
@@ -348,7 +348,7 @@ class _Moments:
 
     @cached_property
     def _axes(self) -> tuple[Array, Array]:
-        values, vectors = np.linalg.eigh(self.curvature)
+        values, vectors = np.linalg.eigh(self.curvature)  # (N, d), (N, d, d)
         values = np.abs(values)
         return np.maximum(values, 1e-6 * values.max(-1, keepdims=True)), vectors
 
@@ -367,8 +367,8 @@ class _Linear(_Stored):
     def nearby(self, target: float) -> tuple[Array, Array]:
         """Return theta (N, d) and 1 / beta (N,) at which the KL would be the target, were all linear."""
         at = self.moments(self.reference(), np.zeros(self.rewards.shape[1]))
-        pull, push = at.uphill(at.pull), at.uphill(at.push)
-        metric = np.einsum("psi,psj->ij", self.features, self.features) / self.gold.size
+        pull, push = at.uphill(at.pull), at.uphill(at.push)  # (N, d)
+        metric = np.einsum("psi,psj->ij", self.features, self.features) / self.gold.size  # (d, d)
         square, cross, rest = (
             float(np.einsum("ni,ij,nj->n", one, metric, other).mean())
             for one, other in ((pull, pull), (pull, push), (push, push))
@@ -384,10 +384,10 @@ class _Linear(_Stored):
         at, weight = self.moments(theta, strength), self.weights.mean()
         reach = np.full(len(theta), LONGEST)
         for _ in range(STEPS):
-            step, change = at.uphill(strength[:, None] * at.pull - at.push), 0.0
+            step, change = at.uphill(strength[:, None] * at.pull - at.push), 0.0  # (N, d)
             kl = float(at.kl.mean())
             if target is not None:
-                along, nats = at.uphill(at.pull), at.size(step) / weight
+                along, nats = at.uphill(at.pull), at.size(step) / weight  # (N, d), (N,)
                 expected = kl + float((at.spread * _shortened(step, nats, reach)).sum(1).mean())
                 change = _correction(target, expected, float((at.spread * along).sum(1).mean()), strength)
                 step = step + change * along
@@ -396,7 +396,7 @@ class _Linear(_Stored):
                 return Policies(at.theta, 1 / strength, at.kl, at.gold)
             strength = strength + change
             there = self.moments(at.theta + _shortened(step, nats, reach), strength)
-            up = there.value(strength) >= at.value(strength) - 1e-12
+            up = there.value(strength) >= at.value(strength) - 1e-12  # (N,)
             reach = np.where(up, np.where(nats > reach, 2 * reach, reach), np.minimum(nats, reach) / 8)
             at = there.where(up, at)
         raise ValueError(failed)
@@ -418,21 +418,21 @@ class _Linear(_Stored):
         ratio = theta @ features.swapaxes(1, 2)  # (p, N, S)
         ratio -= ratio.max(-1, keepdims=True)
         policy = np.exp(ratio)
-        total = policy.sum(-1, keepdims=True)
+        total = policy.sum(-1, keepdims=True)  # (p, N, 1)
         policy /= total
         ratio -= np.log(total / ratio.shape[-1])  # ln(pi / pi_0)
-        divergence, weighted = policy * ratio, policy * weights
+        divergence, weighted = policy * ratio, policy * weights  # (p, N, S)
         reward, cost = policy * self.rewards[prompts], weighted * (ratio + self.stated)
-        penalty = cost.sum(-1) - weighted.sum(-1) + weights.mean(-1)
+        penalty = cost.sum(-1) - weighted.sum(-1) + weights.mean(-1)  # (p, N)
         scalars = [divergence.sum(-1), (policy @ self.gold[prompts])[..., 0], reward.sum(-1), penalty]
         reward, cost = _centred(reward, policy), _centred(cost, policy)
         excess = strength * reward - cost - weighted  # its sum times centred phi phi' is the Jacobian
-        mean, first = policy @ features, excess @ features
+        mean, first = policy @ features, excess @ features  # (p, N, d)
         first -= excess.sum(-1, keepdims=True) * mean / 2
         rows, columns = np.triu_indices(features.shape[-1])
-        products = excess @ self.products[prompts]
+        products = excess @ self.products[prompts]  # (p, N, d (d + 1) / 2)
         products -= first[..., rows] * mean[..., columns] + first[..., columns] * mean[..., rows]
-        moved = [one @ features for one in (reward, cost, _centred(divergence, policy))]
+        moved = [one @ features for one in (reward, cost, _centred(divergence, policy))]  # (p, N, d)
         return *(one.sum(0) for one in (*moved, products)), np.stack(scalars).sum(1)
 
 
