@@ -23,9 +23,9 @@ def fit_heads(gaps: Array, wins: Array, counts: Array, start: Array | None = Non
     weights = np.zeros((len(counts), gaps.shape[1])) if start is None else start
     for _ in range(STEPS if start is None else 3):
         chance = expit(weights @ gaps.T)  # (H, T)
-        pull = (counts * (wins - chance)) @ gaps - RIDGE * weights  # (H, d)
+        gradient = (counts * (wins - chance)) @ gaps - RIDGE * weights  # (H, d)
         curvature = _curvature(gaps, counts * chance * (1 - chance))
-        weights = weights + np.linalg.solve(curvature, pull[..., None])[..., 0]
+        weights = weights + np.linalg.solve(curvature, gradient[..., None])[..., 0]
     return weights
 
 

@@ -314,13 +314,13 @@ def _summed(mass: Array, factor: Array) -> Array:
 class _Moments:
     """What a pass over all responses finds at theta and u = 1 / beta; means over prompts.
 
-    Maximized is u reward - penalty; its gradient is u pull - push.
+    Maximized is u reward - penalty; its gradient is u reward_gradient - penalty_gradient.
     """
 
     theta: Array  # (N, d)
-    pull: Array  # (N, d), Cov_pi(phi, r)
-    push: Array  # (N, d), Cov_pi(phi, w (ln(pi / pi_0) + [stated]))
-    spread: Array  # (N, d), Cov_pi(phi, ln(pi / pi_0)), the gradient of the KL
+    reward_gradient: Array  # (N, d), Cov_pi(phi, r)
+    penalty_gradient: Array  # (N, d), Cov_pi(phi, w (ln(pi / pi_0) + [stated]))
+    kl_gradient: Array  # (N, d), Cov_pi(phi, ln(pi / pi_0))
     curvature: Array  # (N, d, d), minus the second derivatives
     kl: Array  # (N,)
     gold: Array  # (N,), above the reference's
@@ -367,14 +367,14 @@ class _Linear(_Stored):
     def nearby(self, target: float) -> tuple[Array, Array]:
         """Return theta (N, d) and 1 / beta (N,) at which the KL would be the target, were all linear."""
         at = self.moments(self.reference(), np.zeros(self.rewards.shape[1]))
-        pull, push = at.uphill(at.pull), at.uphill(at.push)  # (N, d)
+        reward, penalty = at.uphill(at.reward_gradient), at.uphill(at.penalty_gradient)  # (N, d)
         metric = np.einsum("psi,psj->ij", self.features, self.features) / self.gold.size  # (d, d)
         square, cross, rest = (
             float(np.einsum("ni,ij,nj->n", one, metric, other).mean())
-            for one, other in ((pull, pull), (pull, push), (push, push))
+            for one, other in ((reward, reward), (reward, penalty), (penalty, penalty))
         )
         strength = (cross + np.sqrt(max(cross**2 - square * (rest - 2 * target), 0))) / square
-        return strength * pull - push, np.full(len(pull), strength)
+        return strength * reward - penalty, np.full(len(reward), strength)
 
     def solved(self, theta: Array, strength: Array, target: float | None, failed: str) -> Policies:
         """Find the maxima at strengths 1 / beta (N,), or at the one strength with the target KL too.
@@ -384,12 +384,14 @@ class _Linear(_Stored):
         at, weight = self.moments(theta, strength), self.weights.mean()
         reach = np.full(len(theta), LONGEST)
         for _ in range(STEPS):
-            step, change = at.uphill(strength[:, None] * at.pull - at.push), 0.0  # (N, d)
+            gradient = strength[:, None] * at.reward_gradient - at.penalty_gradient  # (N, d)
+            step, change = at.uphill(gradient), 0.0
             kl = float(at.kl.mean())
             if target is not None:
-                along, nats = at.uphill(at.pull), at.size(step) / weight  # (N, d), (N,)
-                expected = kl + float((at.spread * _shortened(step, nats, reach)).sum(1).mean())
-                change = _correction(target, expected, float((at.spread * along).sum(1).mean()), strength)
+                along, nats = at.uphill(at.reward_gradient), at.size(step) / weight  # (N, d), (N,)
+                expected = kl + float((at.kl_gradient * _shortened(step, nats, reach)).sum(1).mean())
+                rise = float((at.kl_gradient * along).sum(1).mean())
+                change = _correction(target, expected, rise, strength)
                 step = step + change * along
             nats = at.size(step) / weight
             if nats.max() < CLOSE and (target is None or abs(kl / target - 1) < SAME_KL):
@@ -406,11 +408,11 @@ class _Linear(_Stored):
         prompts, responses, width = self.features.shape
         blocks = _blocks(len(theta), prompts, responses)
         parts = [self._block(block, theta, strength[:, None]) for block in blocks]
-        pull, push, spread, products, scalars = (sum(part) / prompts for part in zip(*parts, strict=True))
+        reward, penalty, kl, products, scalars = (sum(part) / prompts for part in zip(*parts, strict=True))
         curvature = np.empty((len(theta), width, width))
         rows, columns = np.triu_indices(width)
         curvature[:, rows, columns] = curvature[:, columns, rows] = -products
-        return _Moments(theta, pull, push, spread, curvature, *scalars)
+        return _Moments(theta, reward, penalty, kl, curvature, *scalars)
 
     def _block(self, prompts: slice, theta: Array, strength: Array) -> tuple[Array, ...]:
         """Return sums over some prompts: the fields, minus the curvature's upper triangle, four numbers."""
