@@ -184,7 +184,7 @@ class AttributeBackbones:
         return AttributeBackbones(self.template, means, merged(self.heads, len(self.heads.weight)))
 
 
-def train_backbones(
+def train_attribute_backbones(
     model: PreTrainedModel,
     heads: AttributeHeads,
     ids: Sequence[Sequence[int]],

@@ -89,14 +89,14 @@ class Ridge:
 
 
 @dataclass(frozen=True)
-class Ratings:
+class PeopleRatings:
     """What people said of texts, as one table."""
 
     said: Array  # (texts, people), NaN where fewer were asked
     people: Whole  # (texts,)
 
     @classmethod
-    def of(cls, ratings: Sequence[Array]) -> "Ratings":
+    def of(cls, ratings: Sequence[Array]) -> "PeopleRatings":
         """Arrange lists of ratings."""
         people = np.array([len(one) for one in ratings])
         said = np.full((len(ratings), people.max()), np.nan)
@@ -121,7 +121,13 @@ class HeardTexts:
 
     @classmethod
     def drawn(
-        cls, ratings: Ratings, among: Whole, heads: int, texts: int, people: int, random: np.random.Generator
+        cls,
+        ratings: PeopleRatings,
+        among: Whole,
+        heads: int,
+        texts: int,
+        people: int,
+        random: np.random.Generator,
     ) -> "HeardTexts":
         """Draw texts for each head, each once, and people who rated them."""
         places = np.argsort(random.random((heads, len(among))), axis=1)[:, :texts]  # (heads, texts)
@@ -154,7 +160,7 @@ def write_heads(
     texts that are held out. `size`: texts of a head, people a text.
     """
     table = read_raters(texts)
-    ratings = Ratings.of(table["ratings"].tolist())
+    ratings = PeopleRatings.of(table["ratings"].tolist())
     inputs = with_constant(load_features(features)).astype(np.float32)
     learn = np.flatnonzero(~held_out(table["text"]))
     random = np.random.default_rng([seed, 3])

@@ -60,10 +60,10 @@ def advantages_and_returns(
     """Generalized advantage estimation (Schulman et al., 2016); the advantages are whitened."""
     values, rewards = values * mask, rewards * mask  # (N, B, T)
     following = torch.cat((values[:, :, 1:], torch.zeros_like(values[:, :, :1])), dim=2)  # (N, B, T)
-    surprise = rewards + gamma * following - values
+    td_errors = rewards + gamma * following - values
     advantages, ahead = torch.empty_like(values), torch.zeros_like(values[:, :, 0])  # (N, B, T), (N, B)
     for token in reversed(range(values.shape[2])):
-        ahead = surprise[:, :, token] + gamma * lam * ahead
+        ahead = td_errors[:, :, token] + gamma * lam * ahead
         advantages[:, :, token] = ahead
     return masked_whiten(advantages, mask), advantages + values
 
