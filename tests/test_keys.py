@@ -7,9 +7,11 @@ import pytest
 
 from vaalign_lib import store
 from vaalign_lib.experiments import policies
+from vaalign_lib.experiments.compare import CODE as COMPARE_CODE
 from vaalign_lib.experiments.conditions import ENSEMBLE_ROW, JUDGE_ROW, PLACEBO, Condition
 from vaalign_lib.experiments.policies import _code, ensemble_folder
 from vaalign_lib.experiments.reward_models import prepare
+from vaalign_lib.experiments.robust_policies import CODE as ROBUST_CODE
 from vaalign_lib.experiments.trl import CODE as TRL_CODE
 from vaalign_lib.profiles import Study, load_profile
 from vaalign_lib.store import PACKAGE, RunStore, source_hashes
@@ -157,25 +159,49 @@ def keys_of_nothing():
     """Stand for what fills a folder."""
 
 
+CODES = {"trl": TRL_CODE, "robust": ROBUST_CODE, "compare": COMPARE_CODE}
+
+
 @pytest.mark.parametrize(
     ("file", "stale"),
     [
-        ("training/trl_runs.py", True),
-        ("training/trl.py", True),
-        ("training/ppo.py", True),
-        ("rewards/simulated_judge.py", True),
-        ("data/world/grammar.py", True),
-        ("rewards/heads.py", False),
-        ("theory/tabular.py", False),
-        ("experiments/trl.py", False),
-        ("figures/trl.py", False),
+        ("training/losses.py", {"trl", "robust", "compare"}),
+        ("training/ppo.py", {"trl", "robust", "compare"}),
+        ("training/objectives.py", {"trl", "robust", "compare"}),
+        ("training/evaluation.py", {"trl", "robust", "compare"}),
+        ("policies/sampling.py", {"trl", "robust", "compare"}),
+        ("rewards/base.py", {"trl", "robust", "compare"}),
+        ("training/trl_runs.py", {"trl"}),
+        ("training/trl.py", {"trl"}),
+        ("rewards/simulated_judge.py", {"trl", "robust"}),
+        ("data/world/grammar.py", {"trl", "robust", "compare"}),
+        ("rewards/robust.py", {"robust"}),
+        ("rewards/heads.py", {"robust"}),
+        ("rewards/classifier.py", {"robust"}),
+        ("theory/robust.py", {"robust"}),
+        ("policies/reference_pairs.py", {"robust"}),  # writes what rewards are standardized over
+        ("training/matched_kl.py", {"compare"}),
+        ("rewards/ensemble.py", set()),  # a user's source is known by what it answers, see `known_by`
+        ("theory/tabular.py", set()),
     ],
 )
-def test_what_trains_the_policies_of_notebook_09_makes_them_stale(file, stale, package):
-    before = source_hashes(*TRL_CODE)
+def test_what_trains_the_stacks_of_trl_of_robust_rewards_and_of_compare_makes_them_stale(
+    file, stale, package
+):
+    before = {name: source_hashes(*code) for name, code in CODES.items()}
     path = package / file
     path.write_text(path.read_text() + "\nEDITED = 1\n")
-    assert (source_hashes(*TRL_CODE) != before) == stale
+    assert {name for name, code in CODES.items() if source_hashes(*code) != before[name]} == stale
+
+
+@pytest.mark.parametrize("room", ["store.py", "jobs.py", "figures", "experiments", "reproduce", "papers"])
+@pytest.mark.parametrize("name", CODES)
+def test_rooms_that_compute_nothing_make_none_of_these_stale(name, room, package):
+    before = source_hashes(*CODES[name])
+    edited = package / room
+    for path in [edited] if edited.is_file() else edited.rglob("*.py"):
+        path.write_text(path.read_text() + "\nEDITED = 1\n")
+    assert source_hashes(*CODES[name]) == before
 
 
 def test_comments_and_docstrings_do_not_count(package, tmp_path):

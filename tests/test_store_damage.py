@@ -135,7 +135,7 @@ def kept(tmp_path):
 
     def of_notebook(path, _):
         with pytest.warns(DamagedResultWarning, match=str(path)):
-            return run.read_record(tmp_path / "01_a") is None
+            return run.finished_record(tmp_path / "01_a") is None
 
     found.append((path, of_checkpoint))
     found.append((tmp_path / "together.json", lambda p, _: raises_damaged(lambda: runs.unsealed(p), p)))

@@ -80,9 +80,9 @@ def test_a_models_methods_are_the_objectives_of_training(models):
 def test_judges_say_their_variance_and_the_placebo_has_its_values(texts):
     case = frontier.case_of_judges(texts, 8.0, np.random.default_rng(0), 200)
     assert np.abs(case.rewards.mean(-1)).max() < 1e-9 and case.rewards.std() == pytest.approx(1)
-    known = frontier.rank_correlation(case.variance, case.squared_errors)
+    known = frontier.mean_rank_correlation(case.variance, case.squared_errors)
     placebo = case.objectives()["placebo"][1]
-    assert known > 0.3 and abs(frontier.rank_correlation(placebo, case.squared_errors)) < 0.15
+    assert known > 0.3 and abs(frontier.mean_rank_correlation(placebo, case.squared_errors)) < 0.15
     np.testing.assert_allclose(np.sort(placebo[3].ravel()), np.sort(case.variance[3].ravel()))
     assert (case.worst < case.rewards).all() and (case.soft_worst < case.rewards).all()
     assert (case.worst < case.soft_worst).all()
@@ -96,7 +96,7 @@ def test_errors_are_residuals_and_correlations_are_scipys(texts):
     slope = np.polyfit(flat[1], flat[0], 1)[0]
     np.testing.assert_allclose(squares[1].ravel(), (flat[0] - slope * flat[1]) ** 2, atol=1e-9)
     expected = np.mean([spearmanr(texts.variance.ravel(), one.ravel())[0] for one in squares])
-    assert frontier.rank_correlation(texts.variance, squares) == pytest.approx(expected)
+    assert frontier.mean_rank_correlation(texts.variance, squares) == pytest.approx(expected)
 
 
 def test_stacks_have_their_kl_and_probabilities_their_gains(texts):

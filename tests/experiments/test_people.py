@@ -13,7 +13,7 @@ from vaalign_lib.experiments.people_policies import stacks
 from vaalign_lib.experiments.policies import train_run
 from vaalign_lib.profiles import Study, load_profile
 from vaalign_lib.reproduce import pretrained
-from vaalign_lib.rewards.rated_heads import Encoder, HeardTexts, Ratings
+from vaalign_lib.rewards.rated_heads import Encoder, HeardTexts, PeopleRatings
 from vaalign_lib.rewards.raters import HeardWords
 from vaalign_lib.store import RunStore
 from vaalign_lib.theory.feature_bench import Objective, at_kl, probabilities
@@ -26,7 +26,7 @@ def texts(variances, means, people, random, domain="some"):
 
 
 def test_halves_are_of_different_people():
-    ratings = Ratings.of([np.arange(7.0), np.arange(10.0, 14.0)])
+    ratings = PeopleRatings.of([np.arange(7.0), np.arange(10.0, 14.0)])
     means, variances = people.halves(ratings, np.random.default_rng(0))
     assert np.allclose(3 * means[0, 0] + 4 * means[1, 0], 21) and np.allclose(means[:, 1].mean(), 11.5)
     assert variances.shape == (2, 2) and (variances > 0).all()

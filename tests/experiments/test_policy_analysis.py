@@ -91,8 +91,8 @@ def test_pooled_estimates_find_the_truth(known):
     pooled, single = comparisons.mean_ratio(runs), comparisons.ratio(runs[0])
     assert pooled.low < 2 < pooled.high
     assert np.log(pooled.high / pooled.low) < 0.6 * np.log(single.high / single.low)
-    fall = comparisons.risk_difference(runs)
-    assert fall.low < 0.0685 < fall.high and fall.high - fall.low < 0.1
+    gap = comparisons.risk_difference(runs)
+    assert gap.low < 0.0685 < gap.high and gap.high - gap.low < 0.1
 
 
 def test_an_estimate_does_not_depend_on_what_else_is_shown(known):

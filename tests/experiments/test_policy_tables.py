@@ -102,9 +102,9 @@ def test_table_3(risks):
     assert first["count_vanilla"] == round(first["risk_vanilla"] * COUNT)
     exact = boschloo(first["count_vanilla"], COUNT, first["count_aware"], COUNT)
     assert first["p_boschloo"] == exact
-    fall = tables.mean_risk_difference(table)
-    assert fall.low < expected[0] - expected[1] < fall.high
-    assert (fall.low, fall.high) == pytest.approx(
+    gap = tables.mean_risk_difference(table)
+    assert gap.low < expected[0] - expected[1] < gap.high
+    assert (gap.low, gap.high) == pytest.approx(
         tuple(table.loc[table["main"], ["risk_difference_low", "risk_difference_high"]].mean())
     )
     assert first["risk_difference_printed"] == pytest.approx(19 / 80)

@@ -14,7 +14,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from vaalign_lib.profiles import load_profile
 from vaalign_lib.reproduce import run as module
 from vaalign_lib.reproduce.execute import EXECUTED, PAGE
-from vaalign_lib.reproduce.run import publish, read_record, reproduce, status
+from vaalign_lib.reproduce.run import finished_record, publish, reproduce, status
 
 PARAMETERS = 'profile = "smoke"\nseed = 0\nrun_dir = ""\nfigures_dir = ""\nworkers = 0'
 START = """
@@ -146,7 +146,9 @@ def test_each_record_is_read_once(study, tmp_path, monkeypatch):
     write_notebook(study, "01_first", "1")
     assert run(tmp_path)[0] == ["done"]
     read = []
-    monkeypatch.setattr(module, "read_record", lambda folder: read.append(folder.name) or read_record(folder))
+    monkeypatch.setattr(
+        module, "finished_record", lambda folder: read.append(folder.name) or finished_record(folder)
+    )
     (state,) = module.states(load_profile("smoke"), tmp_path / "run")
     assert state.current and state.settings == {} and read == ["01_first"]
 
@@ -235,7 +237,7 @@ while not Path({str(go_on)!r}).exists():
     _, told = process.communicate(timeout=240)
     assert process.returncode == {signal.SIGINT: 130, signal.SIGTERM: 143}.get(how, -how)
     folder = tmp_path / "run"
-    assert read_record(folder / "01_quick") is not None
+    assert finished_record(folder / "01_quick") is not None
     assert not (folder / "02_slow").exists() and not (folder / "02_slow.failed").exists()
     assert "Traceback" not in told and "WARNING" not in told
     if how is not signal.SIGKILL:

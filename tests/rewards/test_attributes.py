@@ -22,8 +22,8 @@ from vaalign_lib.rewards.attributes import (
     reward,
     reward_variance,
     total_variance,
+    train_attribute_backbones,
     train_attributes,
-    train_backbones,
     train_gating,
 )
 from vaalign_lib.rewards.classifier import new_reward_model
@@ -267,7 +267,9 @@ def test_trained_backbones_are_separate_models_and_merge_by_weight():
     heads = AttributeHeads(0.1 * torch.randn(2, K, 2, 16, generator=random), torch.zeros(2, K, 2))
     settings = training(batch_size=4, learning_rate=0.01, epochs=3)
     rows = torch.arange(8).repeat(2, 1)
-    trained = train_backbones(model, heads, ids, scores, rows, loss="mle", settings=settings, seed=0)
+    trained = train_attribute_backbones(
+        model, heads, ids, scores, rows, loss="mle", settings=settings, seed=0
+    )
     for stack in (trained, trained.merged()):
         told = stack.ratings(ids)
         for h in range(len(stack.heads.weight)):

@@ -54,8 +54,8 @@ def test_stacked_training_equals_training_each_head_alone(kind, ensembles, monke
             gap = score_alone(own, CHOSEN[rows]) - score_alone(own, REJECTED[rows])
             loss = -functional.logsigmoid(gap).mean()
             if kind == "anchored":
-                pull = sum(((own[name] - start[name][head]) ** 2).sum() for name in own)
-                loss = loss + 0.5 * SETTINGS.anchor / PAIRS * pull
+                squares = sum(((own[name] - start[name][head]) ** 2).sum() for name in own)
+                loss = loss + 0.5 * SETTINGS.anchor / PAIRS * squares
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

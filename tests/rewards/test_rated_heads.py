@@ -14,7 +14,7 @@ from vaalign_lib.rewards.rated_heads import (
     Encoder,
     HeardHeads,
     HeardTexts,
-    Ratings,
+    PeopleRatings,
     SmoothField,
     load_features,
     ridge,
@@ -59,7 +59,7 @@ def test_ridge_is_least_squares_with_made_up_texts():
 
 
 def test_people_heard_are_different_ones_and_all_as_likely():
-    ratings = Ratings.of([np.arange(5.0), np.arange(10.0, 13.0)])
+    ratings = PeopleRatings.of([np.arange(5.0), np.arange(10.0, 13.0)])
     heard = ratings.heard(np.tile([0, 1], 6000), 2, np.random.default_rng(0)).reshape(-1, 2, 2)
     assert (heard[..., 0] != heard[..., 1]).all()
     for text, first, people in ((0, 0, 5), (1, 10, 3)):
@@ -83,7 +83,7 @@ def test_heads_of_two_kinds_and_the_truth(tmp_path, encoder_folder, answers):
     assert source.own.shape == (3, 17) and source.further.shape == (4, 17)
     inputs = with_constant(load_features(tmp_path / "features").astype(float))
     learn = np.flatnonzero(~held_out(answers))
-    heard = HeardTexts.drawn(Ratings.of(list(said)), learn, 7, 100, 2, np.random.default_rng([5, 3]))
+    heard = HeardTexts.drawn(PeopleRatings.of(list(said)), learn, 7, 100, 2, np.random.default_rng([5, 3]))
     assert not held_out([answers[k] for k in heard.texts.ravel()]).any()
     found = heard.ridge(inputs).fit(heard.ratings.mean(-1), PENALTY)[:3]
     assert np.allclose(found, source.own, atol=1e-6)  # which was fitted in float32

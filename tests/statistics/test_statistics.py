@@ -48,7 +48,8 @@ def coverage(estimate, truth, samples):
         ((12345.6, 10000, 15000), "12346 [10000, 15000]"),
         ((0.0, 0.0, 0.0), "0 [0, 0]"),
         ((2.0, 1.0, np.inf), "2 [1, inf]"),
-        ((np.nan, 0.0, 1.0), "nan [0, 1]"),
+        ((np.nan, 0.0, 1.0), "not found"),
+        ((np.nan, np.nan, np.nan), "not found"),
     ],
 )
 def test_estimates_are_told_as_precisely_as_they_are_known(numbers, told):

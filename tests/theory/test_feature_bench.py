@@ -52,7 +52,7 @@ def test_gradient_and_curvature_are_those_of_finite_differences(exact):
 
     def gradient(at):
         found = inside.moments(at, strength)
-        return strength[:, None] * found.pull - found.push
+        return strength[:, None] * found.reward_gradient - found.penalty_gradient
 
     if exact:
         expected = differences(lambda at: stated(bench, at, bench.variance, BETA), theta)
@@ -64,7 +64,7 @@ def test_gradient_and_curvature_are_those_of_finite_differences(exact):
     value = differences(lambda at: inside.moments(at, strength).value(strength), theta)
     np.testing.assert_allclose(value, gradient(theta), atol=1e-8)
     kl = differences(lambda at: inside.moments(at, strength).kl, theta)
-    np.testing.assert_allclose(found.spread, kl, atol=1e-8)
+    np.testing.assert_allclose(found.kl_gradient, kl, atol=1e-8)
 
 
 @pytest.mark.parametrize("form", ["one feature a response", "free"])

@@ -84,11 +84,11 @@ def test_advantages_and_returns_are_trls():
 
 
 def test_advantages_are_the_sum_that_defines_them():
-    """By hand: sum over k of (gamma lam)^k times the surprise k tokens later."""
+    """By hand: sum over k of (gamma lam)^k times the error of temporal differences k tokens later."""
     random = np.random.default_rng(0)
     values, rewards = random.normal(size=(2, 1, 1, 5))
-    surprise = rewards[0, 0] + 0.9 * np.append(values[0, 0, 1:], 0) - values[0, 0]
-    expected = [sum((0.9 * 0.8) ** k * d for k, d in enumerate(surprise[t:])) for t in range(5)]
+    td_errors = rewards[0, 0] + 0.9 * np.append(values[0, 0, 1:], 0) - values[0, 0]
+    expected = [sum((0.9 * 0.8) ** k * d for k, d in enumerate(td_errors[t:])) for t in range(5)]
     ours, returns = advantages_and_returns(
         torch.tensor(values), torch.tensor(rewards), torch.ones(1, 1, 5, dtype=torch.bool), 0.9, 0.8
     )

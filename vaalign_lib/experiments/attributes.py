@@ -35,8 +35,8 @@ from vaalign_lib.rewards.attributes import (
     reward,
     reward_variance,
     total_variance,
+    train_attribute_backbones,
     train_attributes,
-    train_backbones,
     train_gating,
 )
 from vaalign_lib.rewards.classifier import load_reward_model
@@ -454,7 +454,7 @@ def merging_table(
     sides = [read(pairs["prompt"].tolist(), pairs[side].tolist()) for side in ("chosen", "rejected")]
     tables = []
     for kind in ("mle", "regression", "deterministic"):
-        trained = train_backbones(
+        trained = train_attribute_backbones(
             model,
             firsts(heads[kind], sizes.seeds)[: sizes.members],
             read(train.prompts[:known], train.responses[:known]),

@@ -125,7 +125,7 @@ def with_values_of_each(scores: Array, variance: Array) -> Array:
     return ordered[:, ranks].reshape(variance.shape)
 
 
-def rank_correlation(weights: Array, squares: Array) -> float:
+def mean_rank_correlation(weights: Array, squares: Array) -> float:
     """Return Spearman's correlation of weights, (P, S) or (N, P, S), and squared errors (N, P, S), a mean
     over policies.
     """
@@ -411,7 +411,7 @@ def dose_rows(case: Case, weights: Sequence[tuple[str, float, Array]], part: str
         stack = trained(case.gold, case.rewards, least, False, target)
         if stack is not None:
             row = {"part": part, "method": method, "dose": dose, "kl": float(stack.kl.mean())}
-            row |= {"correlation": rank_correlation(least, case.squared_errors)}
+            row |= {"correlation": mean_rank_correlation(least, case.squared_errors)}
             row |= {"log_ratio": stack.log_ratio(vanilla), "more_gain": stack.gain - vanilla.gain}
             yield row | measured(stack.gains, best)
 

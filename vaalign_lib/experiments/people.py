@@ -22,7 +22,7 @@ from vaalign_lib.rewards.base import Array
 from vaalign_lib.rewards.rated_heads import (
     HeardHeads,
     HeardTexts,
-    Ratings,
+    PeopleRatings,
     load_features,
     with_constant,
     write_features,
@@ -112,7 +112,7 @@ def measured(study: Study) -> dict[str, pd.DataFrame]:
 # --- how people disagree --------------------------------------------------------------------------------
 
 
-def halves(ratings: Ratings, random: np.random.Generator) -> tuple[Array, Array]:
+def halves(ratings: PeopleRatings, random: np.random.Generator) -> tuple[Array, Array]:
     """Return means and variances (2, texts) of two halves of the people of each text, drawn at random."""
     order = random.random(ratings.said.shape)
     order[np.isnan(ratings.said)] = 2
@@ -125,7 +125,7 @@ def halves(ratings: Ratings, random: np.random.Generator) -> tuple[Array, Array]
     )
 
 
-def by_chance(ratings: Ratings, random: np.random.Generator) -> Array:
+def by_chance(ratings: PeopleRatings, random: np.random.Generator) -> Array:
     """Return the variance of as many ratings as each text has, drawn from the texts nearest in mean."""
     order = np.argsort(np.nanmean(ratings.said, axis=1), kind="stable")
     said, people = ratings.said[order], ratings.people[order]
@@ -145,7 +145,7 @@ def disagreement(texts: pd.DataFrame, random: np.random.Generator) -> pd.DataFra
     """
     rows, parts = [], []
     for domain, part in texts.groupby("domain", sort=False):
-        ratings = Ratings.of(part["ratings"].tolist())
+        ratings = PeopleRatings.of(part["ratings"].tolist())
         _, variances = halves(ratings, random)
         classes = pd.qcut(part["mean"], CLASSES, labels=False, duplicates="drop")
         of_class = part.groupby(classes)["variance"].transform("mean")
@@ -190,7 +190,7 @@ def dome(texts: pd.DataFrame, random: np.random.Generator, classes: int = 16) ->
     """
     rows = []
     for domain, part in texts.groupby("domain", sort=False):
-        chance = by_chance(Ratings.of(part["ratings"].tolist()), random)
+        chance = by_chance(PeopleRatings.of(part["ratings"].tolist()), random)
         known = part[["mean", "variance"]].assign(chance=chance)
         for _, one in known.groupby(pd.cut(part["mean"], np.linspace(-4, 4, classes + 1))):
             if len(one) >= 20:
@@ -219,8 +219,8 @@ class Bench:
         return with_constant(self.features).astype(np.float32)  # (texts, width + 1)
 
     @cached_property
-    def ratings(self) -> Ratings:
-        return Ratings.of(self.texts["ratings"].tolist())
+    def ratings(self) -> PeopleRatings:
+        return PeopleRatings.of(self.texts["ratings"].tolist())
 
     @cached_property
     def parts(self) -> tuple[Whole, Whole]:
@@ -232,7 +232,7 @@ class Bench:
     def held_out(self) -> tuple[Array, Array]:
         """Means and variances of two halves of the people of texts that are held out (2, texts)."""
         rows = self.parts[1]
-        ratings = Ratings(self.ratings.said[rows], self.ratings.people[rows])
+        ratings = PeopleRatings(self.ratings.said[rows], self.ratings.people[rows])
         return halves(ratings, np.random.default_rng([self.seed, 0]))
 
     def penalty(self, texts: int, people: int, squares: float | None = None) -> float:

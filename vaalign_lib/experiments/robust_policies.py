@@ -58,7 +58,12 @@ SCALES = (10.0, 100.0, 20.0)  # upper ends of three judges'
 REFERENCE_TEXTS = 1024  # responses of the reference policy that rewards are standardized over
 SHORT = 4  # long training is so many times as long
 HORIZON = 320  # responses, of the control of the KL: at most a hundredth a step
-CODE = ("vaalign_lib.training.run", "vaalign_lib.rewards.robust", "vaalign_lib.rewards.simulated_judge")
+CODE = (
+    "vaalign_lib.training.run",
+    "vaalign_lib.rewards.robust",
+    "vaalign_lib.rewards.simulated_judge",
+    "vaalign_lib.policies.reference_pairs",  # writes what rewards are standardized over
+)
 
 
 @dataclass(frozen=True)

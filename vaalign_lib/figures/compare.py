@@ -11,7 +11,7 @@ from vaalign_lib.figures import style
 
 def comparison(gains: pd.DataFrame, contrasts: pd.DataFrame, told: str, unit: str) -> Figure:
     """Draw each policy's gain over its KL, and each method beside the first: difference in gain, ratio of
-    variances, fall of the risk, with the smallest effects that would have been seen.
+    variances, difference of the risks, with the smallest effects that would have been seen.
 
     `gains` has `method`, `gain` and `kl`; `contrasts` is that of `experiments.answer.Answer`.
     """

@@ -128,7 +128,7 @@ def dose_axis(
             axes.set_title(title)
             axes.set_xlabel("rank correlation with squared errors")
         panels[0].set_ylabel("ln of (gain / SD)² over vanilla's")
-        style.headline(figure, said.replace("nan [nan, nan]", "not found"))
+        style.headline(figure, said)
         style.legend_outside(figure, panels[0], 4)
         return figure
 

@@ -26,8 +26,7 @@ def matrices(policies: Mapping[str, Array], told: str) -> Figure:
     with style.grid(len(policies), min(4, len(policies)), 7.4, 2.0) as (figure, panels):
         for axes, (name, policy) in zip(panels, policies.items(), strict=True):
             axes.imshow(policy, vmin=0, vmax=highest, cmap="Blues")
-            title = fill(name.removesuffix(" (mean)").removesuffix(" (max)"), 24)
-            axes.set_title(f"{title}\ndiagonal {np.diag(policy).mean():.2f}", fontsize=style.SMALL)
+            axes.set_title(f"{fill(name, 24)}\ndiagonal {np.diag(policy).mean():.2f}", fontsize=style.SMALL)
             axes.set(xticks=[], yticks=[], xlabel="response")
             axes.grid(visible=False)
         panels[0].set_ylabel("prompt")

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from vaalign_lib.figures import style
 from vaalign_lib.statistics.returns import Ratio
-from vaalign_lib.statistics.tests import Estimate
+from vaalign_lib.statistics.tests import Estimate, difference
 
 WIDEST = 20  # ratio to which forests reach
 PAPER = "The paper's rows: one judge for all, equal mean penalty"
@@ -221,14 +221,10 @@ def risk_measures(table: pd.DataFrame, measures: Mapping[str, str]) -> Figure:
 
 
 def _clear(table: pd.DataFrame) -> tuple[int, int]:
-    """Count where variance-aware's value is above vanilla's, and below, by an interval of the difference
-    whose ends are as far as both methods' own, square and add.
-    """
-    ends = dict(zip(("low", "high"), style.ends(table, "value"), strict=True))
-    wide = table.assign(**ends).pivot(index=["row", "condition"], columns="method", values=["value", *ends])
-    value, low, high = (wide[name].astype(float) for name in ("value", *ends))
-    one, other = "variance_aware", "vanilla"
-    gap = value[one] - value[other]
-    below = np.hypot(value[one] - low[one], high[other] - value[other])
-    above = np.hypot(high[one] - value[one], value[other] - low[other])
-    return int((gap > below).sum()), int((gap < -above).sum())
+    """Count where variance-aware's value is above vanilla's, and below, by the interval of `difference`."""
+    found = table.assign(
+        estimate=[Estimate(*one, 0) for one in zip(table["value"], *style.ends(table, "value"), strict=True)]
+    )
+    wide = found.pivot(index=["row", "condition"], columns="method", values="estimate")
+    gaps = [difference(*pair) for pair in zip(wide["variance_aware"], wide["vanilla"], strict=True)]
+    return sum(gap.low > 0 for gap in gaps), sum(gap.high < 0 for gap in gaps)

@@ -54,8 +54,8 @@ def best_of_n(proxy: ArrayLike, gold: ArrayLike, n: int) -> tuple[Array, Array]:
     from the finite sample.
     """
     chooses, counts = _same_shape(proxy, gold)
-    order = np.argsort(chooses, axis=1, kind="stable")
-    weights = best_of_n_weights(chooses.shape[1], n)
+    order = np.argsort(chooses, axis=1, kind="stable")  # (prompts, samples)
+    weights = best_of_n_weights(chooses.shape[1], n)  # (samples,)
     chosen, counted = (np.take_along_axis(values, order, axis=1) @ weights for values in (chooses, counts))
     return chosen, counted
 
@@ -65,9 +65,9 @@ def tilt(proxy: ArrayLike, gold: ArrayLike, beta: float) -> tuple[Array, Array, 
     each; the KL is to the uniform distribution over the samples, at most ln(samples).
     """
     chooses, counts = _same_shape(proxy, gold)
-    reference = np.full(chooses.shape[1], 1 / chooses.shape[1])
-    policy = softmax_policy(chooses, reference, np.full(len(chooses), beta))
-    kl = (policy * np.log(np.maximum(policy / reference, 1e-300))).sum(1)
+    reference = np.full(chooses.shape[1], 1 / chooses.shape[1])  # (samples,)
+    policy = softmax_policy(chooses, reference, np.full(len(chooses), beta))  # (prompts, samples)
+    kl = (policy * np.log(np.maximum(policy / reference, 1e-300))).sum(1)  # (prompts,)
     return (policy * chooses).sum(1), (policy * counts).sum(1), kl
 
 
@@ -84,9 +84,9 @@ def gains(
     category, method and setting: `kl`, `proxy_gain`, `gain` over the mean of the prompt's samples, and its
     standard error over prompts, `error`.
     """
-    base, rows = gold.mean(1), []
+    base, rows = gold.mean(1), []  # (prompts,)
     for name, proxy in proxies.items():
-        standard = proxy - proxy.mean(1, keepdims=True)
+        standard = proxy - proxy.mean(1, keepdims=True)  # (prompts, samples)
         if not standard.std() > 1e-12 * np.abs(proxy).max():
             raise ValueError(f"{name}: its rewards of each prompt's responses are all the same")
         standard = standard / standard.std()
@@ -95,7 +95,7 @@ def gains(
             for n in ns
         } | {("tilt", beta): tilt(standard, gold, beta) for beta in betas}
         for (how, (chosen, reached, kl)), one in product(results.items(), dict.fromkeys(category)):
-            here = category == one
+            here = category == one  # (prompts,)
             gain = (reached - base)[here]
             means = kl[here].mean(), chosen[here].mean(), gain.mean()
             rows.append((name, str(one), *how, *means, gain.std(ddof=1) / np.sqrt(here.sum())))

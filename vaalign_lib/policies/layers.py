@@ -33,8 +33,8 @@ class StackedLinear(nn.Module):
         """Map (N * rows, ..., in) to (N * rows, ..., out)."""
         weight = self.weight if self.inputs_first else self.weight.transpose(1, 2)
         rows = inputs.reshape(weight.shape[0], -1, weight.shape[1])  # (N, rows, in)
-        bias = None if self.bias is None else self.bias[:, None]
-        out = torch.bmm(rows, weight) if bias is None else torch.baddbmm(bias, rows, weight)
+        bias = None if self.bias is None else self.bias[:, None]  # (N, 1, out)
+        out = torch.bmm(rows, weight) if bias is None else torch.baddbmm(bias, rows, weight)  # (N, rows, out)
         return out.view(*inputs.shape[:-1], weight.shape[2])
 
 
@@ -51,9 +51,9 @@ class StackedEmbedding(nn.Module):
         if (rows := ids.shape[0]) % size:
             told = f"expected a multiple of {size} rows, policy by policy, got {rows}"
             raise ValueError(f"ids: {told}; give position_ids for every row")
-        first = torch.arange(size, device=ids.device).repeat_interleave(rows // size)
-        table = self.weight.reshape(size * words, width)
-        found = functional.embedding(ids + words * first[:, None], table)
+        first = torch.arange(size, device=ids.device).repeat_interleave(rows // size)  # (N * rows,)
+        table = self.weight.reshape(size * words, width)  # (N * words, width)
+        found = functional.embedding(ids + words * first[:, None], table)  # (N * rows, tokens, width)
         return found if self.scale is None else found * torch.tensor(self.scale).to(found)
 
 
@@ -105,15 +105,15 @@ class StackedLora(nn.Module):
         if not self.adapted:
             return out
         size, width, _ = self.down.shape
-        rows = inputs.reshape(size, -1, width).to(self.down.dtype)
+        rows = inputs.reshape(size, -1, width).to(self.down.dtype)  # (N, rows, in)
         if self.dropout and self.generators is not None:
             drawn = [torch.rand(rows.shape[1:], generator=one, device=one.device) for one in self.generators]
             rows = rows * ((torch.stack(drawn) >= self.dropout).to(rows) / (1 - self.dropout))
-        inner = torch.bmm(rows, self.down)
+        inner = torch.bmm(rows, self.down)  # (N, rows, rank)
         if self.at_once:
             up, base = self.up.to(out.dtype), out.view(size, -1, self.up.shape[2])
             return torch.baddbmm(base, inner.to(out.dtype), up, alpha=self.scaling).view(out.shape)
-        change = torch.bmm(inner, self.up)
+        change = torch.bmm(inner, self.up)  # (N, rows, out)
         return out + (self.scaling * change).view(out.shape).to(out.dtype)
 
 
@@ -187,11 +187,11 @@ def attention(
     if queries > 1 or query.is_cuda or torch.is_grad_enabled() or not plain:
         options["scaling"] = scaling
         return sdpa_attention_forward(module, query, key, value, attention_mask, **options)[0], None
-    grouped = query.view(rows, key.shape[1], -1, width)  # the heads of one key head as its queries
+    grouped = query.view(rows, key.shape[1], -1, width)  # (rows, key heads, group, width)
     scores = grouped @ key.transpose(2, 3) * (width**-0.5 if scaling is None else scaling)
     if attention_mask is not None:
         scores = scores + attention_mask
-    out = scores.softmax(-1, dtype=torch.float32).to(value.dtype) @ value
+    out = scores.softmax(-1, dtype=torch.float32).to(value.dtype) @ value  # (rows, key heads, group, width)
     return out.view(rows, 1, heads, width), None
 
 
@@ -208,7 +208,7 @@ def _capped_attention(
     scores = cap * torch.tanh(scores / cap)
     if mask is None:
         mask = torch.ones(queries, key.shape[2], dtype=torch.bool, device=query.device)
-        mask = mask.tril(key.shape[2] - queries)[None, None]
+        mask = mask.tril(key.shape[2] - queries)[None, None]  # (1, 1, queries, keys)
     if mask.dtype == torch.bool:
         mask = torch.zeros_like(mask, dtype=scores.dtype).masked_fill(~mask, torch.finfo(scores.dtype).min)
     shares = (scores + mask[:, :, None]).softmax(-1, dtype=torch.float32).to(value.dtype)
@@ -226,7 +226,7 @@ def layer_masks(config: PretrainedConfig, mask: Tensor) -> Tensor | dict[str, Te
     if window is None or keys <= window:
         return mask
     near = torch.ones(queries, keys, dtype=torch.bool, device=mask.device).triu(keys - queries - window + 1)
-    windowed = mask.masked_fill(~near, torch.finfo(mask.dtype).min)
+    windowed = mask.masked_fill(~near, torch.finfo(mask.dtype).min)  # (rows, 1, queries, keys)
     if everywhere:
         return windowed
     return {"full_attention": mask, "sliding_attention": windowed}

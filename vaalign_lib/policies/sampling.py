@@ -158,11 +158,11 @@ class Writer:
         if not self.shares_output:
             return token_log_probabilities(self.logits(hidden), tokens, temperature)
         seen = torch.ones_like(tokens, dtype=torch.bool) if mask is None else mask
-        weight = self.model.get_output_embeddings().weight.to(self.dtype)
+        weight = self.model.get_output_embeddings().weight.to(self.dtype)  # (words, width)
         states = hidden[seen].to(self.dtype)  # (M, width)
         score: Any = _Scored.apply
-        found: Tensor = score(states, weight, tokens[seen], temperature)
-        return found.new_zeros(tokens.shape).masked_scatter(seen, found)
+        found: Tensor = score(states, weight, tokens[seen], temperature)  # (M,)
+        return found.new_zeros(tokens.shape).masked_scatter(seen, found)  # (R, T)
 
 
 @dataclass(frozen=True)
@@ -179,7 +179,7 @@ class Prompts:
         if not 0 < shortest <= longest <= width:
             raise ValueError(f"prompts: expected 1 to {width} tokens, got {shortest} to {longest}")
         ids = torch.tensor([[pad] * (width - len(row)) + row for row in rows])
-        lengths = torch.tensor([len(row) for row in rows])
+        lengths = torch.tensor([len(row) for row in rows])  # (R,)
         return cls(ids, torch.arange(width) >= width - lengths[:, None])
 
     @classmethod
@@ -195,16 +195,16 @@ class Prompts:
 
     def beginning(self) -> Tensor:
         """Return the tokens with which all begin (1, tokens); of each prompt at least one is left."""
-        lengths = self.real.sum(1)
+        lengths = self.real.sum(1)  # (R,)
         places = (self.ids.shape[1] - lengths)[:, None] + torch.arange(int(lengths.min()) - 1).to(lengths)
         tokens = self.ids.gather(1, places)  # (R, the shortest's)
         return tokens[:1, : int((tokens == tokens[:1]).all(0).cumprod(0).sum())]
 
     def after(self, tokens: int) -> "Prompts":
         """Return what follows so many first tokens of each, without needless padding."""
-        lengths = self.real.sum(1) - tokens
+        lengths = self.real.sum(1) - tokens  # (R,)
         width = int(lengths.max())
-        real = torch.arange(width, device=lengths.device) >= width - lengths[:, None]
+        real = torch.arange(width, device=lengths.device) >= width - lengths[:, None]  # (R, width)
         return Prompts(self.ids[:, self.ids.shape[1] - width :], real)
 
     def to(self, device: torch.device | str) -> "Prompts":
@@ -267,7 +267,7 @@ def _from_the_start(tokens: int, like: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _positions(real: Tensor) -> Tensor:
-    return (real.long().cumsum(1) - 1).clamp(min=0)
+    return (real.long().cumsum(1) - 1).clamp(min=0)  # (R, tokens)
 
 
 def _scores(seen: Tensor, dtype: torch.dtype) -> Tensor:
@@ -290,7 +290,7 @@ def token_log_probabilities(logits: Tensor, tokens: Tensor, temperature: float) 
     before any truncation.
     """
     scaled = logits if temperature == 1 else logits / temperature
-    loss = functional.cross_entropy(scaled.flatten(0, 1), tokens.flatten(), reduction="none")
+    loss = functional.cross_entropy(scaled.flatten(0, 1), tokens.flatten(), reduction="none")  # (R * T,)
     return -loss.view(tokens.shape)
 
 
@@ -306,10 +306,10 @@ class _Scored(torch.autograd.Function):
         for some, aims in zip(states.split(PIECE), tokens.split(PIECE), strict=True):
             logits = (some @ weight.T).float()  # (rows, words)
             logits = logits if temperature == 1 else logits.div_(temperature)
-            whole = logits.logsumexp(1, keepdim=True)
+            whole = logits.logsumexp(1, keepdim=True)  # (rows, 1)
             found.append((logits.gather(1, aims[:, None]) - whole)[:, 0])
             if ctx.needs_input_grad[0]:
-                share = logits.sub_(whole).exp_().to(weight.dtype)
+                share = logits.sub_(whole).exp_().to(weight.dtype)  # (rows, words)
                 slopes.append((weight[aims] - share @ weight).div_(temperature))
         if slopes:
             ctx.save_for_backward(torch.cat(slopes))
@@ -323,7 +323,7 @@ class _Scored(torch.autograd.Function):
 
 def token_divergences(logits: Tensor, reference: Tensor, temperature: float) -> Tensor:
     """Return KL(policy || reference) of the next token's distribution (R, T), of logits (R, T, words)."""
-    policy = (logits / temperature).log_softmax(-1)
+    policy = (logits / temperature).log_softmax(-1)  # (..., words)
     return (policy.exp() * (policy - (reference / temperature).log_softmax(-1))).sum(-1)
 
 
@@ -345,7 +345,7 @@ def rollout(
     rows, most = len(prompts.ids), settings.max_new_tokens
     reader = _Reader(stack, prompts, most, layers)
     state = reader.read(reader.prompts.ids)  # (R, 1, width)
-    going = torch.ones(rows, dtype=torch.bool, device=prompts.ids.device)
+    going = torch.ones(rows, dtype=torch.bool, device=prompts.ids.device)  # (R,)
     written: list[tuple[Tensor, ...]] = []
     for step in range(most):
         logits = stack.logits(state)[:, 0]  # (R, words)
@@ -355,9 +355,9 @@ def rollout(
             token = torch.where(going, token, pad)
         else:
             token = torch.where(going, _draw(logits, uniforms[:, step], settings, barred), pad)
-            normal = (logits / settings.log_probability_temperature).log_softmax(1)
-            chosen = normal.gather(1, token[:, None])[:, 0]
-            entropy = -(normal.exp() * normal).sum(1)
+            normal = (logits / settings.log_probability_temperature).log_softmax(1)  # (R, words)
+            chosen = normal.gather(1, token[:, None])[:, 0]  # (R,)
+            entropy = -(normal.exp() * normal).sum(1)  # (R,)
         written.append((token, going, chosen, entropy, state[:, 0]))
         going = going & (token != end)
         if step + 1 == most or not bool(going.any()):
@@ -446,7 +446,7 @@ class _Reader:
         states = {k: torch.cat([one[k] for one in self.below], dim=1) for k in self.below[0]}
         left = seen.shape[1] - start - states[self.writer.frozen].shape[1]  # where all had ended before
         states = {k: functional.pad(one, (0, 0, 0, left)) for k, one in states.items()}
-        mask = _scores(_behind(seen), self.writer.dtype)[:, :, start:]
+        mask = _scores(_behind(seen), self.writer.dtype)[:, :, start:]  # (R, 1, left tokens, tokens)
         return Frozen(self.writer.model, states, mask, self.positions[:, start:-1], self.shared)
 
 
@@ -465,7 +465,7 @@ def _draw(logits: Tensor, uniforms: Tensor, settings: Sampling, barred: int | No
         share = share * (sums - share < settings.top_p)
         sums = share.cumsum(1)
     place = torch.searchsorted(sums, (uniforms[:, None] * sums[:, -1:]).to(sums), right=True)
-    last = (share > 0).sum(1, keepdim=True) - 1
+    last = (share > 0).sum(1, keepdim=True) - 1  # (R, 1)
     place = torch.minimum(place, last).clamp(min=0)  # below 0 where nothing is finite any more
     return words.gather(1, place)[:, 0]
 
@@ -479,9 +479,9 @@ def _draw_of_many(
     found, same = [], settings.temperature == settings.log_probability_temperature
     for some, aims in zip(logits.split(PIECE), uniforms.split(PIECE), strict=True):
         scaled = some / settings.log_probability_temperature
-        normal = scaled.log_softmax(1)
+        normal = scaled.log_softmax(1)  # (rows, words)
         share = normal.exp()
-        entropy = -torch.linalg.vecdot(share, normal)
+        entropy = -torch.linalg.vecdot(share, normal)  # (rows,)
         if not same:
             share = (some / settings.temperature).softmax(1)
         if barred is not None:
@@ -496,9 +496,9 @@ def _inverse(share: Tensor, uniforms: Tensor) -> Tensor:
     """Return the word at which sums of shares (R, words), of any total, pass a part of the total (R,)."""
     blocks = functional.pad(share, (0, -share.shape[1] % BLOCK)).unflatten(1, (-1, BLOCK))
     sums = blocks.sum(2).double().cumsum(1)  # (R, blocks)
-    aim = uniforms[:, None] * sums[:, -1:]
+    aim = uniforms[:, None] * sums[:, -1:]  # (R, 1)
     block = _passing(sums, aim)  # (R, 1)
-    before = sums.gather(1, block) - blocks.sum(2).double().gather(1, block)
+    before = sums.gather(1, block) - blocks.sum(2).double().gather(1, block)  # (R, 1)
     inside = blocks.gather(1, block[:, :, None].expand(-1, 1, BLOCK))[:, 0].double().cumsum(1)  # (R, BLOCK)
     return (block * BLOCK + _passing(inside, aim - before))[:, 0].clamp(max=share.shape[1] - 1)
 
@@ -523,7 +523,9 @@ def check_finite(values: Tensor, index: Sequence[int] | NDArray[np.int64], when:
 
 
 class _FilledLayer(StaticLayer):
-    """Keys and values in memory that was allocated once; only what is filled is handed out."""
+    """Keys and values (rows, key heads, tokens, width) in memory that was allocated once; only what is filled
+    is handed out.
+    """
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any

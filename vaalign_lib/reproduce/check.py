@@ -33,9 +33,9 @@ from vaalign_lib.reproduce.execute import FINDINGS
 from vaalign_lib.reproduce.report import CHECK, published_rows, scoreboard
 from vaalign_lib.reproduce.run import FROM_RESULTS, State
 from vaalign_lib.reproduce.run_folder import UsageError
+from vaalign_lib.statistics.tests import Z
 from vaalign_lib.store import RESULTS, write_atomically
 
-Z = float(norm.ppf(0.975))
 CONTAINED = float(1 - 2 * norm.sf(Z / math.sqrt(2)))  # of independent repetitions, in a 95% interval
 QUANTILE = 0.999
 UNTRAINED = ("01_bandit", "02_theorems")

@@ -20,7 +20,7 @@ from vaalign_lib.profiles import PUBLISHED_PROFILE, Profile, load_profile, local
 from vaalign_lib.reproduce import execute
 from vaalign_lib.reproduce.execute import EXECUTED, FINDINGS
 from vaalign_lib.reproduce.pages import markdown_page
-from vaalign_lib.reproduce.run_folder import RECORD, UsageError, make_way, opened, read_record, remove
+from vaalign_lib.reproduce.run_folder import RECORD, UsageError, finished_record, make_way, opened, remove
 from vaalign_lib.store import (
     DATA,
     FIGURES,
@@ -162,7 +162,7 @@ def states(profile: Profile, run_dir: Path, seed: int = 0) -> list[State]:
     """Return what a run folder has of every notebook; each record is read, with its files, once."""
     found = []
     for notebook in notebooks():
-        record = read_record(run_dir / notebook.name)
+        record = finished_record(run_dir / notebook.name)
         key = record and notebook_key(notebook, profile, seed, record.get("settings"))
         found.append(State(notebook, record, record is not None and record["key"] == key))
     return found
@@ -243,7 +243,7 @@ def reproduce(
     with opened(run_dir):
         for position, notebook in enumerate(chosen, start=1):
             label = f"[{position}/{len(chosen)}] {notebook.name}"
-            key, record = notebook_key(notebook, profile, seed, own), read_record(run_dir / notebook.name)
+            key, record = notebook_key(notebook, profile, seed, own), finished_record(run_dir / notebook.name)
             if from_results and not notebook.reads_results:
                 outcome = _take(notebook, key, run_dir, own)
             elif record is not None and record["key"] == key and not (force or from_results):

@@ -121,7 +121,7 @@ def _matching(folder: Path, names: re.Pattern[str]) -> list[Path]:
 # --- folders of notebooks -----------------------------------------------------------------------------
 
 
-def read_record(folder: Path) -> dict[str, Any] | None:
+def finished_record(folder: Path) -> dict[str, Any] | None:
     """Return the record of a finished run; None, with a warning, if a file of it is not as it was."""
     if not (folder / RECORD).is_file():
         return None

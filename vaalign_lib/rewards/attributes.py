@@ -61,7 +61,7 @@ class AttributeHeads:
         """Return the distributions for features, (N, d) for all heads or (H, N, d)."""
         flat = self.weight.flatten(1, 2)  # (H, 2 K, d)
         outputs = features @ flat.mT + self.bias.flatten(1)[:, None]  # (H, N, 2 K)
-        means, log_deviations = outputs.unflatten(-1, (-1, 2)).unbind(-1)
+        means, log_deviations = outputs.unflatten(-1, (-1, 2)).unbind(-1)  # (H, N, K)
         return Ratings(means, log_deviations)
 
     def __getitem__(self, chosen: slice | Tensor) -> "AttributeHeads":
@@ -82,7 +82,7 @@ def merged(heads: AttributeHeads, members: int) -> AttributeHeads:
 
 def likelihood_loss(ratings: Ratings, scores: Tensor) -> Tensor:
     """Equation 4: -ln N(score; mean, variance), summed over attributes, a mean over responses (H,)."""
-    z = (scores - ratings.means) * (-ratings.log_deviations).exp()
+    z = (scores - ratings.means) * (-ratings.log_deviations).exp()  # (H, N, K)
     return (0.5 * z**2 + ratings.log_deviations + 0.5 * math.log(2 * math.pi)).sum(-1).mean(-1)
 
 
@@ -114,13 +114,13 @@ def train_attributes(
     """
     _check(features, scores, rows, loss)
     raters, attributes = scores.shape[1:]
-    location, scale = features.mean(0), features.std(0).clamp_min(1e-6)
-    standard, labels = (features - location) / scale, scores.flatten(0, 1)
+    location, scale = features.mean(0), features.std(0).clamp_min(1e-6)  # (d,)
+    standard, labels = (features - location) / scale, scores.flatten(0, 1)  # (texts, d), (texts * raters, K)
     random = torch.Generator().manual_seed(seed)
     weight = INITIAL_DEVIATION * torch.randn(
         len(rows), attributes, 2, features.shape[1], generator=random, dtype=features.dtype
     )
-    bias = torch.stack((labels.mean(0), labels.std(0).log()), -1).repeat(len(rows), 1, 1)
+    bias = torch.stack((labels.mean(0), labels.std(0).log()), -1).repeat(len(rows), 1, 1)  # (H, K, 2)
     heads = AttributeHeads(weight.requires_grad_(), bias.requires_grad_())
     optimizer, schedule = _optimizer([heads.weight, heads.bias], settings, rows.shape[1])
     for _, batch in batches(rows, settings, random, description or f"attribute heads, {loss}"):
@@ -184,7 +184,7 @@ class AttributeBackbones:
         return AttributeBackbones(self.template, means, merged(self.heads, len(self.heads.weight)))
 
 
-def train_backbones(
+def train_attribute_backbones(
     model: PreTrainedModel,
     heads: AttributeHeads,
     ids: Sequence[Sequence[int]],
@@ -209,7 +209,7 @@ def train_backbones(
     random, labels, raters = torch.Generator().manual_seed(seed), scores.flatten(0, 1), scores.shape[1]
     states = vmap(last_states(template))
     for _, batch in batches(rows, settings, random, f"backbones of URMs, {loss}"):
-        texts = batch // raters
+        texts = batch // raters  # (H, batch)
         longest = int(lengths[texts].max())
         told = own.ratings(states(weights, table[texts][..., :longest], lengths[texts]))
         _step(_losses(told, labels[batch], loss, random).sum(), optimizer, schedule)
@@ -275,7 +275,7 @@ def train_gating(
     Bradley-Terry loss, with all else frozen (Equation 6). Fresh weights are LeCun normal, as SELU wants them.
     """
     count, attributes, random = len(heads.weight), heads.weight.shape[1], torch.Generator().manual_seed(seed)
-    location, scale = chosen.mean(0), chosen.std(0).clamp_min(1e-6)
+    location, scale = chosen.mean(0), chosen.std(0).clamp_min(1e-6)  # (d,)
     sides = [(one - location) / scale for one in (chosen, rejected)]
     weights: dict[str, Tensor] = {}
     sizes = (chosen.shape[1], hidden, hidden, attributes)
@@ -292,7 +292,7 @@ def train_gating(
         ]
         _step(-functional.logsigmoid(scores[0] - scores[1]).mean(-1).sum(), optimizer, schedule)
     fitted = {name: one.detach() for name, one in weights.items()}
-    first = fitted["0.weight"] / scale
+    first = fitted["0.weight"] / scale  # (H, hidden, d)
     return Gating(fitted | {"0.weight": first, "0.bias": fitted["0.bias"] - first @ location})
 
 
@@ -317,9 +317,9 @@ class AttributeReward:
         own = torch.from_numpy(np.asarray(policy, dtype=np.int64))
         stacked = self.heads.weight, self.heads.bias
         weight, bias = (one.unflatten(0, (-1, self.members))[own] for one in stacked)  # (N, M, ...)
-        outputs = torch.einsum("nmkpd,nd->mnkp", weight, features) + bias.swapaxes(0, 1)
+        outputs = torch.einsum("nmkpd,nd->mnkp", weight, features) + bias.swapaxes(0, 1)  # (M, N, K, 2)
         told = Ratings(*outputs.unbind(-1))  # (members, N, K)
-        rewards = reward(told, self.weights)
+        rewards = reward(told, self.weights)  # (M, N)
         parts = total_variance(rewards, reward_variance(told, self.weights))
         variance = dict(zip(("aleatoric", "epistemic"), parts, strict=True))[self.weighed_by]
         return Members(rewards.T.double().numpy(), weights=variance.double().numpy())

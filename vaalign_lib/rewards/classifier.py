@@ -152,7 +152,7 @@ def with_segments(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) ->
         return model
 
     def segments(ids: Tensor) -> Tensor:
-        ends = (ids == tokenizer.sep_token_id).long()
+        ends = (ids == tokenizer.sep_token_id).long()  # (rows, tokens)
         return (ends.cumsum(1) > ends).long()
 
     if not segments(torch.tensor([example["input_ids"]])).equal(told):
@@ -304,15 +304,15 @@ def features_and_scores(
         config.pad_token_id = 0 if own is None else own  # transformers wants one for several rows
         for rows in progress(batches, description) if description else batches:
             batch, lengths = padded([ids[row] for row in rows])
-            mask = torch.arange(batch.shape[1]) < lengths[:, None]
+            mask = torch.arange(batch.shape[1]) < lengths[:, None]  # (rows, tokens)
             model(input_ids=batch.to(model.device), attention_mask=mask.long().to(model.device))
             found, scored = seen.pop()
             if found.ndim == 3:  # a causal model: every token has a score
                 # the one that counts is, for transformers, the last that is not the configuration's padding
                 counts = mask if own is None else mask & (batch != own)
-                last = (counts * torch.arange(batch.shape[1])).argmax(1)
+                last = (counts * torch.arange(batch.shape[1])).argmax(1)  # (rows,)
                 place = torch.arange(len(rows)), last
-                found, scored = found[place], scored[place]
+                found, scored = found[place], scored[place]  # (rows, width), (rows, 1)
             features[rows] = found.float().cpu()
             scores[rows] = scored[:, 0].float().cpu()
     finally:

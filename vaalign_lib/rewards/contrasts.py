@@ -31,7 +31,7 @@ class Contrasts:
     def judge(self, prompts: Sequence[str], responses: Sequence[str], policy: PolicyIndex) -> Members:
         """Score responses by every member, with the contrasts' variance as weights."""
         judgement = self.source.judge(prompts, responses, policy)
-        contrasts = judgement.scores - self._anchored(prompts, policy)
+        contrasts = judgement.scores - self._anchored(prompts, policy)  # (responses, members)
         return replace(judgement, weights=replace(judgement, scores=contrasts).variance())
 
     def true_reward(self, judgement: Judgement, prompts: Sequence[str], responses: Sequence[str]) -> Array:

@@ -75,9 +75,9 @@ def _scores(weights: dict[str, Tensor], features: Tensor) -> Tensor:
         weight = weights["weight"].unflatten(0, (groups, -1))  # (groups, heads / groups, width)
         return (weight @ features.mT).flatten(0, 1)
     inner = weights["inner"].unflatten(0, (groups, -1))  # (groups, heads / groups, hidden, width)
-    hidden = inner.flatten(1, 2) @ features.mT
+    hidden = inner.flatten(1, 2) @ features.mT  # (groups, heads / groups * hidden, rows)
     hidden = hidden.unflatten(1, inner.shape[1:3]).flatten(0, 1)  # (heads, hidden, rows)
-    active = functional.gelu(hidden + weights["inner_bias"][..., None])
+    active = functional.gelu(hidden + weights["inner_bias"][..., None])  # (heads, hidden, rows)
     return torch.einsum("khr,kh->kr", active, weights["outer"])
 
 
@@ -209,7 +209,7 @@ def _rows_of_groups(
     """
     size = pairs_each or pairs
     if ensembles == 1 and pairs_each is None:
-        base = torch.arange(pairs)[None]
+        base = torch.arange(pairs)[None]  # (1, pairs)
     else:
         base = torch.randint(pairs, (ensembles, size), generator=random)
     if kind in ("paper", "anchored", "mlp"):

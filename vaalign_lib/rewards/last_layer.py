@@ -22,18 +22,18 @@ def fit_heads(gaps: Array, wins: Array, counts: Array, start: Array | None = Non
     """
     weights = np.zeros((len(counts), gaps.shape[1])) if start is None else start
     for _ in range(STEPS if start is None else 3):
-        chance = expit(weights @ gaps.T)
-        pull = (counts * (wins - chance)) @ gaps - RIDGE * weights
+        chance = expit(weights @ gaps.T)  # (H, T)
+        gradient = (counts * (wins - chance)) @ gaps - RIDGE * weights  # (H, d)
         curvature = _curvature(gaps, counts * chance * (1 - chance))
-        weights = weights + np.linalg.solve(curvature, pull[..., None])[..., 0]
+        weights = weights + np.linalg.solve(curvature, gradient[..., None])[..., 0]
     return weights
 
 
 def _curvature(gaps: Array, factors: Array) -> Array:
     """Return the sum over pairs of factor gap gap' and the ridge (H, d, d)."""
     width = gaps.shape[1]
-    rows, columns = np.triu_indices(width)
-    products = factors @ (gaps[:, rows] * gaps[:, columns])
+    rows, columns = np.triu_indices(width)  # (d (d + 1) / 2,)
+    products = factors @ (gaps[:, rows] * gaps[:, columns])  # (H, d (d + 1) / 2)
     curvature = np.empty((len(factors), width, width))
     curvature[:, rows, columns] = curvature[:, columns, rows] = products
     return curvature + RIDGE * np.eye(width)
@@ -49,15 +49,15 @@ def bootstrap_heads(
     count("members", members, least=2)
     found = []
     for model in range(len(counts)):  # one at a time: the products of all would not fit into memory
-        drawn = random.poisson(np.repeat(counts[model][None], members, axis=0)).astype(float)
+        drawn = random.poisson(np.repeat(counts[model][None], members, axis=0)).astype(float)  # (members, T)
         found.append(fit_heads(gaps, wins[model], drawn, np.repeat(start[model][None], members, axis=0)))
     return np.stack(found)
 
 
 def laplace_variance(features: Array, gaps: Array, weights: Array, counts: Array) -> Array:
     """Return phi' H^-1 phi (N, texts): the score's variance in the last layer's Laplace approximation."""
-    chance = expit(weights @ gaps.T)
-    lower = np.linalg.cholesky(_curvature(gaps, counts * chance * (1 - chance)))
+    chance = expit(weights @ gaps.T)  # (N, T)
+    lower = np.linalg.cholesky(_curvature(gaps, counts * chance * (1 - chance)))  # (N, d, d)
     return np.stack([(np.linalg.solve(one, features.T) ** 2).sum(0) for one in lower])
 
 
@@ -76,6 +76,6 @@ def distilled_variance(features: Array, seen: Array, variances: Array) -> Array:
     it has seen (N, seen): a ridge regression of their logarithm on the features (seen, d).
     """
     design, wanted = (np.column_stack([np.ones(len(one)), one]) for one in (seen, features))
-    penalty = RIDGE * np.diag([0.0, *np.ones(seen.shape[1])])
-    solution = np.linalg.solve(design.T @ design + penalty, design.T @ np.log(variances).T)
+    penalty = RIDGE * np.diag([0.0, *np.ones(seen.shape[1])])  # (d + 1, d + 1)
+    solution = np.linalg.solve(design.T @ design + penalty, design.T @ np.log(variances).T)  # (d + 1, N)
     return np.exp(wanted @ solution).T

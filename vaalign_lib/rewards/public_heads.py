@@ -72,7 +72,7 @@ class NormalHead:
     def judgement(self, last: Tensor, prompt: Tensor) -> Interval:
         """Return the reward, the middle of an interval whose variance is that of the reward."""
         ratings, weights = self.ratings(last)
-        middle = reward(ratings, weights)[0].double().numpy()
+        middle = reward(ratings, weights)[0].double().numpy()  # (N,)
         half = np.sqrt(3 * reward_variance(ratings, weights, self.how)[0].double().numpy())
         return Interval(np.stack([middle - half, middle + half], axis=1), np.full(len(middle), 0.5))
 
@@ -187,7 +187,7 @@ def _normal_head(tensors: _Tensors, width: int) -> NormalHead:
         gating[f"{layer}.weight"] = tensors.take(f"weights.fc.{layer}.weight", rows, width)[None]
         width = gating[f"{layer}.weight"].shape[1]
         gating[f"{layer}.bias"] = tensors.take(f"weights.fc.{layer}.bias", width)[None]
-    weight = score.unflatten(0, (-1, 2))[None]
+    weight = score.unflatten(0, (-1, 2))[None]  # (1, K, 2, d)
     return NormalHead(AttributeHeads(weight, torch.zeros(weight.shape[:3])), Gating(gating))
 
 
@@ -304,7 +304,7 @@ class PublicReward:
         self.model.eval()
         for rows in batches_by_length(ids):
             batch, lengths = padded([ids[row] for row in rows])
-            mask = (torch.arange(batch.shape[1]) < lengths[:, None]).long()
+            mask = (torch.arange(batch.shape[1]) < lengths[:, None]).long()  # (rows, tokens)
             given = {"input_ids": batch, "attention_mask": mask}
             given = {name: one.to(self.model.device) for name, one in given.items()}
             hidden = self.model(**given, use_cache=False).last_hidden_state  # (rows, tokens, d)

@@ -47,8 +47,8 @@ class Encoder:
             batch: Any = self.tokenizer.pad({"input_ids": [ids[row] for row in rows]}, return_tensors="pt")
             batch = batch.to(self.model.device)
             states = self.model(**batch).last_hidden_state.float()  # (rows, tokens, width)
-            mask = batch["attention_mask"][..., None]
-            means = (states * mask).sum(1) / mask.sum(1)
+            mask = batch["attention_mask"][..., None]  # (rows, tokens, 1)
+            means = (states * mask).sum(1) / mask.sum(1)  # (rows, width)
             found[rows] = torch.nn.functional.normalize(means, dim=1).double().cpu().numpy()
         return found
 
@@ -83,20 +83,20 @@ class Ridge:
     def fit(self, targets: Array, penalty: float) -> Array:
         """Return weights (heads, width) for targets (heads, texts)."""
         width = self.inputs.shape[2]
-        added = np.diag(np.append(np.full(width - 1, penalty / (width - 1)), 0))
+        added = np.diag(np.append(np.full(width - 1, penalty / (width - 1)), 0))  # (width, width)
         right = np.swapaxes(self.inputs, 1, 2) @ targets[..., None].astype(self.inputs.dtype)
         return np.asarray(np.linalg.solve(self.gram + added, right.astype(float))[..., 0])
 
 
 @dataclass(frozen=True)
-class Ratings:
+class PeopleRatings:
     """What people said of texts, as one table."""
 
     said: Array  # (texts, people), NaN where fewer were asked
     people: Whole  # (texts,)
 
     @classmethod
-    def of(cls, ratings: Sequence[Array]) -> "Ratings":
+    def of(cls, ratings: Sequence[Array]) -> "PeopleRatings":
         """Arrange lists of ratings."""
         people = np.array([len(one) for one in ratings])
         said = np.full((len(ratings), people.max()), np.nan)
@@ -106,9 +106,9 @@ class Ratings:
 
     def heard(self, texts: Whole, count: int, random: np.random.Generator) -> Array:
         """Return what so many different people said of each text, drawn at random (*texts, count)."""
-        order = random.random((*texts.shape, self.said.shape[1]))
+        order = random.random((*texts.shape, self.said.shape[1]))  # (*texts, people)
         order[np.isnan(self.said[texts])] = 2  # who was not asked comes last
-        chosen = np.argpartition(order, count - 1, axis=-1)[..., :count]
+        chosen = np.argpartition(order, count - 1, axis=-1)[..., :count]  # (*texts, count)
         return np.take_along_axis(self.said[texts], chosen, axis=-1)
 
 
@@ -121,10 +121,16 @@ class HeardTexts:
 
     @classmethod
     def drawn(
-        cls, ratings: Ratings, among: Whole, heads: int, texts: int, people: int, random: np.random.Generator
+        cls,
+        ratings: PeopleRatings,
+        among: Whole,
+        heads: int,
+        texts: int,
+        people: int,
+        random: np.random.Generator,
     ) -> "HeardTexts":
         """Draw texts for each head, each once, and people who rated them."""
-        places = np.argsort(random.random((heads, len(among))), axis=1)[:, :texts]
+        places = np.argsort(random.random((heads, len(among))), axis=1)[:, :texts]  # (heads, texts)
         chosen = among[places]
         return cls(chosen, ratings.heard(chosen, people, random))
 
@@ -154,7 +160,7 @@ def write_heads(
     texts that are held out. `size`: texts of a head, people a text.
     """
     table = read_raters(texts)
-    ratings = Ratings.of(table["ratings"].tolist())
+    ratings = PeopleRatings.of(table["ratings"].tolist())
     inputs = with_constant(load_features(features)).astype(np.float32)
     learn = np.flatnonzero(~held_out(table["text"]))
     random = np.random.default_rng([seed, 3])
@@ -193,8 +199,8 @@ class HeardHeads:
         as the further heads differ.
         """
         inputs = self.inputs(responses)
-        middle = np.einsum("bw,bw->b", inputs, self.own[policy])
-        half = np.sqrt(3 * (inputs @ self.further.T).var(1, ddof=1))
+        middle = np.einsum("bw,bw->b", inputs, self.own[policy])  # (responses,)
+        half = np.sqrt(3 * (inputs @ self.further.T).var(1, ddof=1))  # (responses,)
         return Interval(np.stack([middle - half, middle + half], axis=1), np.full(len(responses), 0.5))
 
     def true_reward(self, judgement: Judgement, prompts: Sequence[str], responses: Sequence[str]) -> Array:
@@ -245,7 +251,7 @@ class SmoothField:
         truth = self.source.true_reward(judgement, asked, self.sample)
         known = np.stack([norm.ppf((rankdata(one) - 0.5) / one.size) for one in (variances, truth)])
         known /= known.std(axis=1, keepdims=True)
-        waves = self._waves(self.sample)
+        waves = self._waves(self.sample)  # (sample, waves)
         centred = waves - waves.mean(0)
         drawn = np.random.default_rng([self.seed, 1]).standard_normal(waves.shape[1])
         drawn /= (centred @ drawn).std()

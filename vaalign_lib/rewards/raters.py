@@ -1,4 +1,7 @@
-"""Rewards by people: what several of them said about single words, heard by each policy from one of them."""
+"""Rewards from people's ratings of single words: a policy is rewarded for words that people rate highly.
+
+Several people rated each word. Each policy knows, of every word, the rating of one of them.
+"""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -17,12 +20,13 @@ AS_USED, ALIKE = 50, 5  # words of like use; among them words of like mean, whos
 
 @dataclass(frozen=True)
 class HeardWords:
-    """A response's reward is the mean rating of its known words, 0 (neutral) without any.
+    """A response's reward is the mean rating of its known words, those that people rated; 0 (neutral) if it
+    has none. Words do not change each other: "not good" is as good as "good".
 
-    Policy j hears one person for each word, drawn once and kept: the `independent` protocol. The true reward
-    is the mean over all people, the variance that of hearing one of them at random (so ddof=0: who was asked
-    is all there are), words independent of each other. Over policies rewards have this mean and variance
-    exactly. No word changes another: "not good" is as good as "good".
+    For each word a policy is given one person, drawn at random once, and always takes that person's rating:
+    the `independent` protocol. The true reward takes the mean rating of all people. The stated variance is
+    that of drawing one person for each word, independently, among those who were asked (so ddof=0); it is
+    exactly the variance of the reward over policies, whose mean is the true reward.
     """
 
     words: pd.DataFrame  # see `data.raters`: `text`, in lower case, and `ratings`
@@ -94,10 +98,12 @@ class HeardWords:
 
 @dataclass(frozen=True)
 class ExchangedWords:
-    """A placebo: weights of the penalty are those of `HeardWords` with the words' variances exchanged, at
-    random, among words of like use by the reference policy and like mean. Their distribution, their fall
-    with the number of known words and their correlation with the true reward stay; what they say of the
-    people beyond that goes.
+    """A placebo for `HeardWords`: the same rewards, but the weights of the penalty are computed from words'
+    variances that were exchanged at random, among words that the reference policy uses about as often and
+    that people rate about as high.
+
+    So the weights keep their distribution, become smaller with more known words and go with the true reward
+    as before, but no longer say on which words people disagree.
     """
 
     source: HeardWords

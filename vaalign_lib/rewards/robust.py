@@ -54,14 +54,14 @@ class GaussianHeads:
 
     def __call__(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Return means and standard deviations of features (R, F), both (E, H, R)."""
-        scaled = (features - self.centre) / self.unit
+        scaled = (features - self.centre) / self.unit  # (R, F)
         return _moments(torch.einsum("ehkf,rf->ehkr", self.weight, scaled) + self.bias[..., None])
 
     def of(self, features: Tensor, ensemble: NDArray[np.int64]) -> tuple[Array, Array]:
         """Return means and deviations of features (R, F) by one ensemble each (R, H)."""
         scaled, own = (features - self.centre) / self.unit, torch.from_numpy(ensemble)
         out = torch.einsum("rhkf,rf->hkr", self.weight[own], scaled) + self.bias[own].permute(1, 2, 0)
-        mean, deviation = _moments(out)
+        mean, deviation = _moments(out)  # (H, R)
         return mean.T.double().numpy(), deviation.T.double().numpy()
 
 
@@ -90,11 +90,11 @@ def train_gaussian_heads(
         shapes = tuple(chosen.shape), tuple(rejected.shape), tuple(preferred.shape)
         raise ValueError(f"chosen, rejected, preferred: expected {heads} pairs or more, got {shapes}")
     random = torch.Generator().manual_seed(seed)
-    both = torch.cat([chosen, rejected])
-    centre, unit = both.mean(0), both.std(0).clamp(min=1e-6)
+    both = torch.cat([chosen, rejected])  # (2 pairs, F)
+    centre, unit = both.mean(0), both.std(0).clamp(min=1e-6)  # (F,)
     sides = [(one - centre) / unit for one in (chosen, rejected)]
     target = ALPHA * (preferred - 0.5)
-    order = torch.rand(ensembles, len(chosen), generator=random).argsort(1)
+    order = torch.rand(ensembles, len(chosen), generator=random).argsort(1)  # (E, pairs)
     rows = order[:, : len(chosen) // heads * heads].reshape(ensembles * heads, -1)  # (E * H, pairs of a head)
     weight = 0.02 * torch.randn(ensembles * heads, 2, chosen.shape[1], generator=random)
     bias = torch.zeros(ensembles * heads, 2)
@@ -103,9 +103,9 @@ def train_gaussian_heads(
         parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
     )
     for _, batch in batches(rows, settings, random, "Gaussian heads"):
-        noise = torch.randn(batch.shape, generator=random)
+        noise = torch.randn(batch.shape, generator=random)  # (E * H, batch)
         moments = [_moments((weight @ one[batch].mT) + bias[..., None]) for one in sides]
-        first, second = (mean + noise * deviation for mean, deviation in moments)
+        first, second = (mean + noise * deviation for mean, deviation in moments)  # (E * H, batch)
         optimizer.zero_grad(set_to_none=True)
         loss(first, second, target[batch]).mean(1).sum().backward()
         optimizer.step()
@@ -138,7 +138,7 @@ def sigma_paths(
     for _ in range(steps):
         label, draw = (torch.randn(seeds, len(noise), generator=random) for _ in range(2))
         seen = torch.rand(seeds, len(noise), generator=random) < torch.tensor(share)
-        mean, deviation = _moments(values)
+        mean, deviation = _moments(values)  # (seeds, texts)
         error = (mean - spread * label) ** 2
         loss = (mean + draw * deviation - spread * label) ** 2
         if likelihood:
@@ -171,7 +171,7 @@ class Brme:
         """Score responses by one ensemble each: the surest head's mean is nominal (R,), with all (R, H)."""
         features, _ = read(self.model, self.tokenizer, prompts, responses, self.max_length)
         means, deviations = self.heads.of(features, ensemble)
-        units = self.units[ensemble]
+        units = self.units[ensemble]  # (R, H, 2)
         means = (means - units[..., 0]) / units[..., 1]
         return nominal(means, deviations), means
 
@@ -216,8 +216,8 @@ class Mixture:
         rules = len(self.weights)
         ensemble = policy // rules % len(self.units)
         location, scale = np.moveaxis(self.units[ensemble], 0, 1).transpose(2, 0, 1)  # (K, R) each
-        scaled = (self.parts(prompts, responses, ensemble) - location) / scale
-        reward = (self.weights[policy % rules].T * scaled).sum(0)
+        scaled = (self.parts(prompts, responses, ensemble) - location) / scale  # (K, R)
+        reward = (self.weights[policy % rules].T * scaled).sum(0)  # (R,)
         return Interval(np.stack([reward, reward], 1))
 
     def true_reward(self, judgement: Judgement, prompts: Sequence[str], responses: Sequence[str]) -> Array:

@@ -94,8 +94,8 @@ class PersistentJudges:
         random = np.random.default_rng([self.seed, 0])
         waves = fourier_features(features, random, self.length_scale, self.frequencies)
         judges, which = np.unique(policy, return_inverse=True)
-        tastes = np.stack([self._taste(int(j)) for j in judges])
-        field = np.einsum("bk,bk->b", waves, tastes[which])
+        tastes = np.stack([self._taste(int(j)) for j in judges])  # (judges, 2 frequencies)
+        field = np.einsum("bk,bk->b", waves, tastes[which])  # (responses,)
         return Interval(judgement.bounds, norm.cdf(field))
 
     def true_reward(self, judgement: Judgement, prompts: Sequence[str], responses: Sequence[str]) -> Array:
@@ -113,5 +113,5 @@ def fourier_features(
     (Rahimi and Recht, 2007): weights from N(0, I) make a smooth Gaussian field of them.
     """
     directions = random.standard_normal((features.shape[1], frequencies))
-    angles = features @ directions / length_scale
+    angles = features @ directions / length_scale  # (responses, frequencies)
     return np.concatenate([np.cos(angles), np.sin(angles)], axis=1) / np.sqrt(frequencies)

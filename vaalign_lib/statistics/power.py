@@ -18,8 +18,8 @@ def risk_power(first: float, second: float, policies: int) -> float:
     for name, risk in (("first", first), ("second", second)):
         number(name, risk, at_least=0, at_most=1)
     counts = np.arange(count("policies", policies) + 1)
-    more, fewer = counts[:, None], counts[None, :]
-    pooled = (more + fewer) / (2 * policies)
+    more, fewer = counts[:, None], counts[None, :]  # (counts, 1), (1, counts)
+    pooled = (more + fewer) / (2 * policies)  # (counts, counts)
     error = np.sqrt(pooled * (1 - pooled) * 2 / policies)
     seen = (more - fewer) / policies > norm.ppf(1 - LEVEL) * error  # nothing varies: not seen
     seen &= error > 0
@@ -28,14 +28,14 @@ def risk_power(first: float, second: float, policies: int) -> float:
 
 def policies_for_risks(first: float, second: float) -> int:
     """Return how many policies of each method the one-sided z test needs to see two risks differ."""
-    gap = _fall(first, second)
+    gap = _risk_difference(first, second)
     found = samplesize_proportions_2indep_onetail(gap, second, POWER, alpha=LEVEL, alternative="larger")
     return int(np.ceil(found))
 
 
 def policies_for_p(first: float, second: float, p: float) -> int:
     """Return from how many policies of each method on two observed risks have so small a p-value."""
-    gap, pooled = _fall(first, second), (first + second) / 2
+    gap, pooled = _risk_difference(first, second), (first + second) / 2
     number("p", p, above=0, below=0.5)  # the larger risk was observed to be larger
     return int(np.ceil((norm.isf(p) / gap) ** 2 * 2 * pooled * (1 - pooled)))
 
@@ -69,7 +69,7 @@ def smallest_gap_seen(deviation: float, pairs: int) -> float:
     return number("deviation", deviation, at_least=0) * float(shift) / np.sqrt(pairs)
 
 
-def _fall(first: float, second: float) -> float:
+def _risk_difference(first: float, second: float) -> float:
     number("first", first, at_most=1, above=number("second", second, at_least=0))
     return first - second
 
@@ -94,10 +94,10 @@ def coverage_over_worlds(
     count("worlds", worlds, least=2)
     random = np.random.default_rng(seed)
     truth, degrees = random.normal(0, number("between", between, at_least=0), (draws, worlds)), policies - 1
-    logs = np.log(random.chisquare(degrees, (2, draws, worlds)) / degrees)
+    logs = np.log(random.chisquare(degrees, (2, draws, worlds)) / degrees)  # (methods, draws, worlds)
     means = np.log(np.abs(random.normal(gain, 1 / np.sqrt(policies), (2, draws, worlds))))
-    values = truth + (logs[0] - 2 * means[0]) - (logs[1] - 2 * means[1])
-    centre = values.mean(axis=1)
+    values = truth + (logs[0] - 2 * means[0]) - (logs[1] - 2 * means[1])  # (draws, worlds)
+    centre = values.mean(axis=1)  # (draws,)
     half = t.ppf(1 - LEVEL / 2, worlds - 1) * values.std(axis=1, ddof=1) / np.sqrt(worlds)
     of_policies = 2 * (
         2 / degrees + 4 / (gain**2 * policies)

@@ -106,7 +106,7 @@ def training_variance_ratio(
     for stacks in ([a for a, *_ in pairs], [b for _, b, _ in pairs]):
         whole.append(max(sum(s.training for s in stacks), sum(s.total / 100 for s in stacks)))
         parts = [_resampled(one, drawn) for one, drawn in zip(stacks, rows, strict=True)]
-        variances, lowest = (np.sum(list(kind), axis=0) for kind in zip(*parts, strict=True))
+        variances, lowest = (np.sum(list(kind), axis=0) for kind in zip(*parts, strict=True))  # (resamples,)
         resampled.append(np.where(lowest > 0, np.maximum(variances, lowest), np.nan))
         floored |= variances <= lowest
     ratios = resampled[0] / resampled[1]
@@ -120,7 +120,7 @@ def _resampled(returns: Returns, rows: np.ndarray) -> tuple[np.ndarray, np.ndarr
     A resample's variance is on average (n - 1) / n of the sample's; that is made good.
     """
     count = returns.values.size
-    total = returns.values[rows].var(axis=-1, ddof=1) * count / (count - 1)
+    total = returns.values[rows].var(axis=-1, ddof=1) * count / (count - 1)  # (resamples,)
     return total - (returns.errors[rows] ** 2).mean(axis=-1), total / 100
 
 
@@ -186,10 +186,10 @@ def risk_measures(returns: np.ndarray, reference: np.ndarray) -> np.ndarray:
     if not (returns.ndim and reference.ndim):
         raise ValueError("returns, reference: expected vectors, or batches of them, got a number")
     broadcast(returns=returns[..., 0], reference=reference[..., 0])
-    bar = reference.mean(axis=-1)
-    gains = np.sort(returns - bar[..., None], axis=-1)
-    in_order = np.moveaxis(gains @ _order_weights(gains.shape[-1]), -1, 0)
-    regret = np.maximum(-gains, 0).mean(axis=-1)
+    bar = reference.mean(axis=-1)  # (...)
+    gains = np.sort(returns - bar[..., None], axis=-1)  # (..., policies)
+    in_order = np.moveaxis(gains @ _order_weights(gains.shape[-1]), -1, 0)  # (2 levels, ...)
+    regret = np.maximum(-gains, 0).mean(axis=-1)  # (...)
     with np.errstate(divide="ignore"):
         sharpe = gains.mean(axis=-1) / gains.std(axis=-1, ddof=1)
     return np.concatenate([in_order, [regret, sharpe]])
@@ -197,7 +197,7 @@ def risk_measures(returns: np.ndarray, reference: np.ndarray) -> np.ndarray:
 
 def _order_weights(count: int) -> np.ndarray:
     """Return what makes CVaR and quantiles of sorted samples (count, 2 levels)."""
-    positions, levels = np.arange(count)[:, None], np.array(LEVELS)
+    positions, levels = np.arange(count)[:, None], np.array(LEVELS)  # (count, 1), (levels,)
     tails = np.clip(levels * count - positions, 0, 1) / (levels * count)  # the last one by its share
     quantiles = np.clip(1 - np.abs(positions - levels * (count - 1)), 0, 1)  # linear, as np.quantile
     return np.concatenate([tails, quantiles], axis=1)

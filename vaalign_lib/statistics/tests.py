@@ -23,7 +23,7 @@ _NO_SPREAD = "all samples are equal, there is no spread to compare"
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number, its confidence interval, and how many samples it rests on."""
+    """A number, its confidence interval, and how many samples it rests on; NaN where none was found."""
 
     value: float
     low: float
@@ -32,7 +32,7 @@ class Estimate:
 
     def __str__(self) -> str:
         value, low, high = self.texts()
-        return f"{value} [{low}, {high}]"
+        return "not found" if np.isnan(self.value) else f"{value} [{low}, {high}]"
 
     def texts(self) -> tuple[str, str, str]:
         """Return value, low and high to the second digit of the interval's half width, and to further ones
@@ -143,7 +143,7 @@ def rank_correlations(first: Array, second: Array) -> Array:
     """Return Spearman's correlation along the last axis, broadcast over the others."""
     ranks = [stats.rankdata(one, axis=-1) for one in (first, second)]
     centred = [one - one.mean(-1, keepdims=True) for one in ranks]
-    product = (centred[0] * centred[1]).sum(-1)
+    product = (centred[0] * centred[1]).sum(-1)  # (...)
     return product / np.sqrt((centred[0] ** 2).sum(-1) * (centred[1] ** 2).sum(-1))
 
 

@@ -30,14 +30,14 @@ def bradley_terry_gradient(gap: ArrayLike, sigma: ArrayLike, other: ArrayLike) -
     """
     places, weights = _normal_nodes()
     gap, sigma, other = np.broadcast_arrays(*(np.asarray(one, dtype=float) for one in (gap, sigma, other)))
-    sampled = gap[..., None] + np.hypot(sigma, other)[..., None] * places
+    sampled = gap[..., None] + np.hypot(sigma, other)[..., None] * places  # (..., nodes)
     return np.asarray(sigma**2 * ((expit(sampled) * expit(-sampled)) @ weights))
 
 
 def preference_probability(gap: ArrayLike, variance: ArrayLike) -> Array:
     """Return E[sigmoid(z)] for z from N(gap, variance), the sum of both rewards' variances (PURM)."""
     places, weights = _normal_nodes()
-    spread = np.sqrt(np.asarray(variance, dtype=float))[..., None]
+    spread = np.sqrt(np.asarray(variance, dtype=float))[..., None]  # (..., 1)
     return np.asarray(expit(np.asarray(gap, dtype=float)[..., None] + spread * places) @ weights)
 
 
@@ -49,7 +49,7 @@ def fit_pairs(wins: Array, likelihood: bool, start: float = 3.0) -> tuple[Array,
     large: where they are nearly 0, so is the gradient for their logarithms.
     """
     count = len(wins)
-    first, second = np.triu_indices(count, 1)
+    first, second = np.triu_indices(count, 1)  # (pairs,)
     won = wins[first, second]
     places, weights = _normal_nodes()
 
@@ -59,13 +59,13 @@ def fit_pairs(wins: Array, likelihood: bool, start: float = 3.0) -> tuple[Array,
         sampled = (means[first] - means[second])[:, None] + spread[:, None] * places  # (pairs, nodes)
         up, down = expit(sampled), expit(-sampled)
         if likelihood:
-            share, lost = up @ weights, down @ weights
+            share, lost = up @ weights, down @ weights  # (pairs,)
             value = won * np.log(share) + (1 - won) * np.log(lost)
-            slope = (won / share - (1 - won) / lost)[:, None] * up * down
+            slope = (won / share - (1 - won) / lost)[:, None] * up * down  # (pairs, nodes)
         else:
             value = won * (log_expit(sampled) @ weights) + (1 - won) * (log_expit(-sampled) @ weights)
-            slope = won[:, None] - up
-        by_gap, by_spread = slope @ weights, (slope * places) @ weights / spread
+            slope = won[:, None] - up  # (pairs, nodes)
+        by_gap, by_spread = slope @ weights, (slope * places) @ weights / spread  # (pairs,)
         gradient = np.zeros(2 * count)
         np.add.at(gradient, first, by_gap)
         np.add.at(gradient, second, -by_gap)

@@ -197,14 +197,14 @@ def _problem(bench: Bench, objective: Objective) -> "_Linear | _Free":
             raise ValueError(f"weights: expected {bench.errors.shape}, got {np.shape(objective.weights)}")
     else:
         weights = _of_responses("weights", objective.weights, shape, above=0)[:, None]
-    rewards = (bench.consensus - _of_responses("cost", objective.cost, shape))[:, None]
+    rewards = (bench.consensus - _of_responses("cost", objective.cost, shape))[:, None]  # (P, 1, S)
     rewards = rewards + number("trust", objective.trust) * bench.errors.swapaxes(0, 1)  # (P, N, S)
-    gold = (bench.gold - bench.gold.mean(1, keepdims=True))[..., None]
+    gold = (bench.gold - bench.gold.mean(1, keepdims=True))[..., None]  # (P, S, 1)
     shared = np.ascontiguousarray(rewards), np.ascontiguousarray(weights), gold, objective.stated
     if bench.features is None:
         return _Free(*shared)
-    features = bench.features - bench.features.mean(1, keepdims=True)
-    first, second = np.triu_indices(features.shape[-1])
+    features = bench.features - bench.features.mean(1, keepdims=True)  # (P, S, d)
+    first, second = np.triu_indices(features.shape[-1])  # (d (d + 1) / 2,)
     return _Linear(*shared, features, features[..., first] * features[..., second])
 
 
@@ -286,20 +286,20 @@ class _Free(_Stored):
         """
         rewards, precision = self.rewards[prompts], 1 / self.weights[prompts]
         for _ in range(STEPS):
-            ratio = (strength * rewards - nu) * precision - self.stated
-            top = ratio.max(-1, keepdims=True)
+            ratio = (strength * rewards - nu) * precision - self.stated  # (p, N, S)
+            top = ratio.max(-1, keepdims=True)  # (p, N, 1)
             policy = np.exp(ratio - top)
             total = policy.sum(-1, keepdims=True)
             policy /= total
-            excess = np.log(total / ratio.shape[-1]) + top
+            excess = np.log(total / ratio.shape[-1]) + top  # (p, N, 1)
             slope = _summed(policy, precision)
             nu = nu + excess / slope
             if np.abs(excess).max() < UNIT_MASS:
                 break
         along = _summed(policy * rewards, precision) / slope
-        divergence = policy * ratio
-        rise = (divergence * ((rewards - along) * precision)).sum(-1)
-        gold = (policy @ self.gold[prompts])[..., 0]
+        divergence = policy * ratio  # (p, N, S)
+        rise = (divergence * ((rewards - along) * precision)).sum(-1)  # (p, N)
+        gold = (policy @ self.gold[prompts])[..., 0]  # (p, N)
         return nu[..., 0], along[..., 0], excess[..., 0], divergence.sum(-1), rise, gold
 
 
@@ -314,13 +314,13 @@ def _summed(mass: Array, factor: Array) -> Array:
 class _Moments:
     """What a pass over all responses finds at theta and u = 1 / beta; means over prompts.
 
-    Maximized is u reward - penalty; its gradient is u pull - push.
+    Maximized is u reward - penalty; its gradient is u reward_gradient - penalty_gradient.
     """
 
     theta: Array  # (N, d)
-    pull: Array  # (N, d), Cov_pi(phi, r)
-    push: Array  # (N, d), Cov_pi(phi, w (ln(pi / pi_0) + [stated]))
-    spread: Array  # (N, d), Cov_pi(phi, ln(pi / pi_0)), the gradient of the KL
+    reward_gradient: Array  # (N, d), Cov_pi(phi, r)
+    penalty_gradient: Array  # (N, d), Cov_pi(phi, w (ln(pi / pi_0) + [stated]))
+    kl_gradient: Array  # (N, d), Cov_pi(phi, ln(pi / pi_0))
     curvature: Array  # (N, d, d), minus the second derivatives
     kl: Array  # (N,)
     gold: Array  # (N,), above the reference's
@@ -348,7 +348,7 @@ class _Moments:
 
     @cached_property
     def _axes(self) -> tuple[Array, Array]:
-        values, vectors = np.linalg.eigh(self.curvature)
+        values, vectors = np.linalg.eigh(self.curvature)  # (N, d), (N, d, d)
         values = np.abs(values)
         return np.maximum(values, 1e-6 * values.max(-1, keepdims=True)), vectors
 
@@ -367,14 +367,14 @@ class _Linear(_Stored):
     def nearby(self, target: float) -> tuple[Array, Array]:
         """Return theta (N, d) and 1 / beta (N,) at which the KL would be the target, were all linear."""
         at = self.moments(self.reference(), np.zeros(self.rewards.shape[1]))
-        pull, push = at.uphill(at.pull), at.uphill(at.push)
-        metric = np.einsum("psi,psj->ij", self.features, self.features) / self.gold.size
+        reward, penalty = at.uphill(at.reward_gradient), at.uphill(at.penalty_gradient)  # (N, d)
+        metric = np.einsum("psi,psj->ij", self.features, self.features) / self.gold.size  # (d, d)
         square, cross, rest = (
             float(np.einsum("ni,ij,nj->n", one, metric, other).mean())
-            for one, other in ((pull, pull), (pull, push), (push, push))
+            for one, other in ((reward, reward), (reward, penalty), (penalty, penalty))
         )
         strength = (cross + np.sqrt(max(cross**2 - square * (rest - 2 * target), 0))) / square
-        return strength * pull - push, np.full(len(pull), strength)
+        return strength * reward - penalty, np.full(len(reward), strength)
 
     def solved(self, theta: Array, strength: Array, target: float | None, failed: str) -> Policies:
         """Find the maxima at strengths 1 / beta (N,), or at the one strength with the target KL too.
@@ -384,19 +384,21 @@ class _Linear(_Stored):
         at, weight = self.moments(theta, strength), self.weights.mean()
         reach = np.full(len(theta), LONGEST)
         for _ in range(STEPS):
-            step, change = at.uphill(strength[:, None] * at.pull - at.push), 0.0
+            gradient = strength[:, None] * at.reward_gradient - at.penalty_gradient  # (N, d)
+            step, change = at.uphill(gradient), 0.0
             kl = float(at.kl.mean())
             if target is not None:
-                along, nats = at.uphill(at.pull), at.size(step) / weight
-                expected = kl + float((at.spread * _shortened(step, nats, reach)).sum(1).mean())
-                change = _correction(target, expected, float((at.spread * along).sum(1).mean()), strength)
+                along, nats = at.uphill(at.reward_gradient), at.size(step) / weight  # (N, d), (N,)
+                expected = kl + float((at.kl_gradient * _shortened(step, nats, reach)).sum(1).mean())
+                rise = float((at.kl_gradient * along).sum(1).mean())
+                change = _correction(target, expected, rise, strength)
                 step = step + change * along
             nats = at.size(step) / weight
             if nats.max() < CLOSE and (target is None or abs(kl / target - 1) < SAME_KL):
                 return Policies(at.theta, 1 / strength, at.kl, at.gold)
             strength = strength + change
             there = self.moments(at.theta + _shortened(step, nats, reach), strength)
-            up = there.value(strength) >= at.value(strength) - 1e-12
+            up = there.value(strength) >= at.value(strength) - 1e-12  # (N,)
             reach = np.where(up, np.where(nats > reach, 2 * reach, reach), np.minimum(nats, reach) / 8)
             at = there.where(up, at)
         raise ValueError(failed)
@@ -406,11 +408,11 @@ class _Linear(_Stored):
         prompts, responses, width = self.features.shape
         blocks = _blocks(len(theta), prompts, responses)
         parts = [self._block(block, theta, strength[:, None]) for block in blocks]
-        pull, push, spread, products, scalars = (sum(part) / prompts for part in zip(*parts, strict=True))
+        reward, penalty, kl, products, scalars = (sum(part) / prompts for part in zip(*parts, strict=True))
         curvature = np.empty((len(theta), width, width))
         rows, columns = np.triu_indices(width)
         curvature[:, rows, columns] = curvature[:, columns, rows] = -products
-        return _Moments(theta, pull, push, spread, curvature, *scalars)
+        return _Moments(theta, reward, penalty, kl, curvature, *scalars)
 
     def _block(self, prompts: slice, theta: Array, strength: Array) -> tuple[Array, ...]:
         """Return sums over some prompts: the fields, minus the curvature's upper triangle, four numbers."""
@@ -418,21 +420,21 @@ class _Linear(_Stored):
         ratio = theta @ features.swapaxes(1, 2)  # (p, N, S)
         ratio -= ratio.max(-1, keepdims=True)
         policy = np.exp(ratio)
-        total = policy.sum(-1, keepdims=True)
+        total = policy.sum(-1, keepdims=True)  # (p, N, 1)
         policy /= total
         ratio -= np.log(total / ratio.shape[-1])  # ln(pi / pi_0)
-        divergence, weighted = policy * ratio, policy * weights
+        divergence, weighted = policy * ratio, policy * weights  # (p, N, S)
         reward, cost = policy * self.rewards[prompts], weighted * (ratio + self.stated)
-        penalty = cost.sum(-1) - weighted.sum(-1) + weights.mean(-1)
+        penalty = cost.sum(-1) - weighted.sum(-1) + weights.mean(-1)  # (p, N)
         scalars = [divergence.sum(-1), (policy @ self.gold[prompts])[..., 0], reward.sum(-1), penalty]
         reward, cost = _centred(reward, policy), _centred(cost, policy)
         excess = strength * reward - cost - weighted  # its sum times centred phi phi' is the Jacobian
-        mean, first = policy @ features, excess @ features
+        mean, first = policy @ features, excess @ features  # (p, N, d)
         first -= excess.sum(-1, keepdims=True) * mean / 2
         rows, columns = np.triu_indices(features.shape[-1])
-        products = excess @ self.products[prompts]
+        products = excess @ self.products[prompts]  # (p, N, d (d + 1) / 2)
         products -= first[..., rows] * mean[..., columns] + first[..., columns] * mean[..., rows]
-        moved = [one @ features for one in (reward, cost, _centred(divergence, policy))]
+        moved = [one @ features for one in (reward, cost, _centred(divergence, policy))]  # (p, N, d)
         return *(one.sum(0) for one in (*moved, products)), np.stack(scalars).sum(1)
 
 

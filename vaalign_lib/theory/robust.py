@@ -59,19 +59,19 @@ def worst_return_policy(nominal: Array, members: Array, weight: float, beta: flo
     The mixture's weights descend the dual by exponentiated gradient; a step that leads up is halved.
     """
     number("weight", weight, at_least=0, at_most=1)
-    beta = np.broadcast_to(numbers("beta", beta, above=0), nominal.shape[:1])[:, None, None]
+    beta = np.broadcast_to(numbers("beta", beta, above=0), nominal.shape[:1])[:, None, None]  # (N, 1, 1)
     size, count = members.shape[:2]
-    weights, step = np.full((size, count), 1 / count), np.ones(size)
-    unit = members.std((1, 2, 3)) + 1e-300
+    weights, step = np.full((size, count), 1 / count), np.ones(size)  # (N, M), (N,)
+    unit = members.std((1, 2, 3)) + 1e-300  # (N,)
     bound, policy, returns = _dual(nominal, members, weight, beta, weights)
     for _ in range(STEPS):
         if ((weights * returns).sum(1) - returns.min(1) <= GAP * unit).all():
             break
         scaled = -step[:, None] * (1 - weight) * (returns - returns.min(1, keepdims=True)) / unit[:, None]
-        trial = weights * np.exp(scaled)
+        trial = weights * np.exp(scaled)  # (N, M)
         trial /= trial.sum(1, keepdims=True)
         found = _dual(nominal, members, weight, beta, trial)
-        down = found[0] <= bound + 1e-13 * np.abs(bound)
+        down = found[0] <= bound + 1e-13 * np.abs(bound)  # (N,)
         step = np.where(down, 1.5 * step, step / 4)
         weights = np.where(down[:, None], trial, weights)
         bound = np.where(down, found[0], bound)
@@ -83,9 +83,9 @@ def worst_return_policy(nominal: Array, members: Array, weight: float, beta: flo
 def robust_value(policy: Array, nominal: Array, members: Array, weight: float, beta: Array | float) -> Array:
     """Return Equation 7's value of policies less beta times their KL to the uniform one (N,)."""
     with np.errstate(divide="ignore", invalid="ignore"):
-        kl = np.where(policy > 0, policy * np.log(policy * policy.shape[-1]), 0).sum(-1).mean(-1)
-    expected = (policy * nominal).sum(-1).mean(-1)
-    worst = (policy[:, None] * members).sum(-1).mean(-1).min(1)
+        kl = np.where(policy > 0, policy * np.log(policy * policy.shape[-1]), 0).sum(-1).mean(-1)  # (N,)
+    expected = (policy * nominal).sum(-1).mean(-1)  # (N,)
+    worst = (policy[:, None] * members).sum(-1).mean(-1).min(1)  # (N,)
     return np.asarray(weight * expected + (1 - weight) * worst - beta * kl)
 
 
@@ -93,9 +93,9 @@ def _dual(
     nominal: Array, members: Array, weight: float, beta: Array, weights: Array
 ) -> tuple[Array, Array, Array]:
     """Return the bound (N,), its softmax policy (N, P, S) and the members' returns under it (N, M)."""
-    mixed = weight * nominal + (1 - weight) * np.einsum("nm,nmps->nps", weights, members)
-    top = logsumexp(mixed / beta, axis=-1, keepdims=True)
-    policy = np.exp(mixed / beta - top)
+    mixed = weight * nominal + (1 - weight) * np.einsum("nm,nmps->nps", weights, members)  # (N, P, S)
+    top = logsumexp(mixed / beta, axis=-1, keepdims=True)  # (N, P, 1)
+    policy = np.exp(mixed / beta - top)  # (N, P, S)
     bound = (beta[..., 0] * (top[..., 0] - np.log(mixed.shape[-1]))).mean(1)
     returns = np.einsum("nps,nmps->nm", policy, members) / mixed.shape[1]
     return bound, policy, returns

@@ -235,7 +235,7 @@ def _sweep(
         estimates = truth + level * noise  # (draws, instances, arms)
         for epsilon in radii(estimates, reference, shape):
             policy = tabular.trust_region_policy(estimates, reference, epsilon, variances=shape)
-            gain = tabular.expected_reward(policy - reference, truth)
+            gain = tabular.expected_reward(policy - reference, truth)  # (draws, instances)
             cell = {"level": level, "epsilon": epsilon, "policy": name, "instance": np.arange(instances)}
             cell |= {"step": _step(policy, reference), "gain": gain.mean(0), "risk": (gain <= 0).mean(0)}
             parts.append(pd.DataFrame(cell))
@@ -283,7 +283,7 @@ def zero_crossing(levels: Array, differences: Array) -> Array:
     """Return where differences (levels, ...) first fall through zero, interpolated; NaN if never."""
     before, after = differences[:-1], differences[1:]
     falls = (before > 0) & (after <= 0)
-    share = np.divide(before, before - after, out=np.zeros_like(before), where=falls)
+    share = np.divide(before, before - after, out=np.zeros_like(before), where=falls)  # (levels - 1, ...)
     x = levels.reshape(-1, *[1] * (differences.ndim - 1))
     places = np.take_along_axis(x[:-1] + (x[1:] - x[:-1]) * share, falls.argmax(0)[None], 0)[0]
     return np.where(falls.any(0), places, np.nan)
@@ -297,7 +297,7 @@ def best_on_printed_path(estimates: Array, variances: Array, reference: Array, e
     scale = max(np.ptp(estimates), np.abs(estimates).max(), 1e-12) / variances.mean()
     path = tabular.printed_policy(estimates, variances, reference, scale * np.geomspace(1e-3, 1e4, 4001))
     path = np.vstack([path, reference])  # the limit of large beta
-    feasible = tabular.weighted_kl(path, reference, variances) <= epsilon
+    feasible = tabular.weighted_kl(path, reference, variances) <= epsilon  # (betas,)
     return path[np.where(feasible, path @ estimates, -np.inf).argmax()]
 
 
@@ -445,7 +445,7 @@ def matched_kl(
             if np.isnan(beta):
                 continue
             policy = policy_of(*problem, beta)  # (draws, instances, arms)
-            gain = tabular.expected_reward(policy, truth) - truth.mean(-1)
+            gain = tabular.expected_reward(policy, truth) - truth.mean(-1)  # (draws, instances)
             cell: dict[str, Any] = {"level": level, "policy": name, "instance": np.arange(instances)}
             cell |= {"beta": beta, "kl": tabular.weighted_kl(policy, reference).mean(0), "gain": gain.mean(0)}
             cell |= {"deviation": gain.std(0, ddof=1), "risk": (gain <= 0).mean(0)}

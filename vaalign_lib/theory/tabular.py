@@ -133,14 +133,14 @@ def trust_region_policy(
     if form == "sum_to_one":
         estimates = _centred(estimates, 1 / variances)
     direction = estimates / variances
-    length = np.sqrt((estimates * direction).sum(-1))
+    length = np.sqrt((estimates * direction).sum(-1))  # (...)
     step = np.divide(np.sqrt(epsilon), length, out=np.zeros_like(length), where=length > 0)
     return _representable(reference + step[..., None] * direction)
 
 
 def _scaled(estimates: Array) -> Array:
     """Divide by the largest estimate's size, which changes no optimum of a linear reward."""
-    scale = np.maximum(estimates.max(-1), -estimates.min(-1))
+    scale = np.maximum(estimates.max(-1), -estimates.min(-1))  # (...)
     return estimates / np.where(scale > 0, scale, 1.0)[..., None]
 
 
@@ -149,7 +149,7 @@ def _centred(estimates: Array, weights: Array) -> Array:
 
     The estimates are those of `_scaled`, at most 1 in size.
     """
-    mean = np.einsum("...i,...i->...", weights, estimates) / weights.sum(-1)
+    mean = np.einsum("...i,...i->...", weights, estimates) / weights.sum(-1)  # (...)
     centred = estimates - mean[..., None]
     centred[np.abs(centred) <= _SAME] = 0.0
     return centred
@@ -182,14 +182,14 @@ def _next_piece(*problem: Any) -> tuple[Array, NDArray[np.bool_]]:
     """Return the policies at the end of the path's next piece and the arms emptied there, (k, arms)."""
     policy, support, estimates, variances, reference, epsilon = problem
     precision = support / variances
-    slope = precision * _centred(estimates, precision)
+    slope = precision * _centred(estimates, precision)  # (k, arms)
     falls, deviation = slope < 0, policy - reference
     to_zero = np.divide(policy, -slope, out=np.full(policy.shape, np.inf), where=falls)
     # the piece meets the boundary where a t^2 + 2 b t + c = 0
-    a, b = (variances * slope**2).sum(-1), (variances * slope * deviation).sum(-1)
+    a, b = (variances * slope**2).sum(-1), (variances * slope * deviation).sum(-1)  # (k,)
     c = np.minimum((variances * deviation**2).sum(-1) - epsilon, 0.0)
     to_boundary = np.divide(-b + np.sqrt(b**2 - a * c), a, out=np.full(a.shape, np.inf), where=a > 0)
-    step = np.minimum(to_zero.min(-1), to_boundary)
+    step = np.minimum(to_zero.min(-1), to_boundary)  # (k,)
     emptied = falls & (to_zero <= step[:, None])
     step = np.where(np.isfinite(step), step, 0.0)
     return np.where(emptied, 0.0, policy + step[:, None] * slope), emptied
@@ -262,12 +262,12 @@ def grpo_fixed_point(
     """
     estimates, reference, weights = _penalized(estimates, variances, reference, beta)
     estimates = _near_zero(np.where(reference > 0, estimates, -np.inf), weights.min(-1))
-    masses, poles = reference * weights, estimates - weights
+    masses, poles = reference * weights, estimates - weights  # (..., arms)
     poles = _relative_to((poles + masses).argmax(-1), poles)
 
     def newton(nu: Array) -> tuple[Array, Array]:  # on 1 / sum(pi), which is concave and increasing in nu
         terms = masses / (nu[..., None] - poles)
-        total, slope = terms.sum(-1), (terms / (nu[..., None] - poles)).sum(-1)
+        total, slope = terms.sum(-1), (terms / (nu[..., None] - poles)).sum(-1)  # (...)
         return total - 1, total * (total - 1) / slope
 
     policy = masses / (_multiplier((poles + masses).max(-1), newton)[..., None] - poles)
@@ -285,9 +285,9 @@ def _tilt(log_reference: Array, estimates: Array, weights: Array, offset: float)
 
     def newton(nu: Array) -> tuple[Array, Array]:
         log_policy = log_reference + (estimates - nu[..., None]) / weights - offset
-        top = log_policy.max(-1, keepdims=True)
+        top = log_policy.max(-1, keepdims=True)  # (..., 1)
         mass = np.exp(log_policy - top)
-        total = mass.sum(-1)
+        total = mass.sum(-1)  # (...)
         excess = np.log(total) + top[..., 0]
         return excess, excess * total / (mass / weights).sum(-1)
 
@@ -313,7 +313,7 @@ def _near_zero(values: Array, unit: Array | float) -> Array:
 
     Arms outside the reference are -inf.
     """
-    top = values.max(-1)
+    top = values.max(-1)  # (...)
     size = np.maximum(top, -np.where(np.isfinite(values), values, np.inf).min(-1))
     return values - np.where(size > 1e6 * unit, top, 0.0)[..., None]
 
@@ -429,7 +429,7 @@ def constrained_policy(
         raise ValueError(f"estimates: expected (draws, prompts, arms), got shape {estimates.shape}")
     draws, prompts, _ = estimates.shape
     weights = np.full(prompts, 1 / prompts) if prompt_weights is None else prompt_weights
-    spread = np.ptp(estimates, axis=-1).max(-1)
+    spread = np.ptp(estimates, axis=-1).max(-1)  # (draws,)
     scale = np.where(spread > 0, spread, 1.0) / variances.mean((-2, -1))  # of beta (draws,)
 
     def policy_at(beta: Array, draw: NDArray[np.intp]) -> Array:

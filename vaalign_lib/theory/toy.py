@@ -58,7 +58,7 @@ def networks(count: int, widths: Sequence[int], seed: int) -> Layers:
 def forward(layers: Layers, inputs: Tensor) -> Tensor:
     """Return outputs (G, rows, out) for inputs (G, rows, in), or (1, rows, in) for all."""
     for k, (weight, bias) in enumerate(layers):
-        inputs = inputs.expand(len(weight), -1, -1).bmm(weight) + bias
+        inputs = inputs.expand(len(weight), -1, -1).bmm(weight) + bias  # (G, rows, out)
         inputs = functional.relu(inputs) if k < len(layers) - 1 else inputs
     return inputs
 
@@ -82,19 +82,19 @@ def train_rewards(pairs: NDArray[np.int64], settings: Settings, seed: int) -> Ar
     """Train a reward model on each annotator's pairs (G, K, 2) by Bradley-Terry; return rewards (G, K, K)."""
     layers = networks(len(pairs), [2 * SIZE, settings.hidden, settings.hidden, 1], seed)
     layers[-1][1].requires_grad_(False)  # pairs say nothing of it
-    right = torch.arange(SIZE).expand(len(pairs), SIZE)[..., None]
+    right = torch.arange(SIZE).expand(len(pairs), SIZE)[..., None]  # (G, K, 1)
     responses = torch.cat([right, torch.from_numpy(pairs)], 2).flatten(1)  # (G, 3 K)
-    prompts = right.expand(-1, -1, 3).flatten(1)
-    seen = cells(prompts, responses)
+    prompts = right.expand(-1, -1, 3).flatten(1)  # (G, 3 K)
+    seen = cells(prompts, responses)  # (G, 3 K, 2 K)
 
     def losses() -> Tensor:
-        scores = forward(layers, seen).view(-1, SIZE, 3)
-        return -functional.logsigmoid(scores[..., :1] - scores[..., 1:]).mean((1, 2))
+        scores = forward(layers, seen).view(-1, SIZE, 3)  # (G, K, 3)
+        return -functional.logsigmoid(scores[..., :1] - scores[..., 1:]).mean((1, 2))  # (G,)
 
     trained(layers, settings.reward_steps, settings.learning_rate, losses)
-    every = torch.cartesian_prod(torch.arange(SIZE), torch.arange(SIZE)).T
+    every = torch.cartesian_prod(torch.arange(SIZE), torch.arange(SIZE)).T  # (2, K * K)
     with torch.no_grad():
-        rewards = forward(layers, cells(every[0], every[1])[None]).view(-1, SIZE, SIZE)
+        rewards = forward(layers, cells(every[0], every[1])[None]).view(-1, SIZE, SIZE)  # (G, K, K)
     if settings.centred:
         rewards = rewards - rewards.mean(2, keepdim=True)
     return rewards.double().numpy()
@@ -112,7 +112,7 @@ def of_rule(models: Array, rule: Rule) -> Array:
 
     The first model is nominal, the others are the uncertainty set; `mean` and `max` are of all four.
     """
-    members = np.moveaxis(models if rule in ("mean", "max") else models[:, 1:], 1, -1)
+    members = np.moveaxis(models if rule in ("mean", "max") else models[:, 1:], 1, -1)  # (S, K, K, M)
     return integrated(models[:, 0], members, rule)
 
 
@@ -129,7 +129,7 @@ def train_policies(value: Value, count: int, settings: Settings, seed: int) -> A
 def expected(rewards: Array) -> Value:
     """Return the expected reward, mean over prompts, for rewards (G, K, K)."""
     table = torch.from_numpy(rewards).float()
-    return lambda policy: (policy * table).sum(2).mean(1)
+    return lambda policy: (policy * table).sum(2).mean(1)  # (G,)
 
 
 def worst_return(nominal: Array, members: Array, weight: float) -> Value:
@@ -137,7 +137,7 @@ def worst_return(nominal: Array, members: Array, weight: float) -> Value:
     first, others = (torch.from_numpy(one).float() for one in (nominal, members))
 
     def value(policy: Tensor) -> Tensor:
-        worst = (policy[:, None] * others).sum(3).mean(2).amin(1)
+        worst = (policy[:, None] * others).sum(3).mean(2).amin(1)  # (G,)
         return weight * (policy * first).sum(2).mean(1) + (1 - weight) * worst
 
     return value
@@ -158,10 +158,10 @@ def ppo_policies(
         with torch.no_grad():
             policy = forward(layers, prompts).softmax(-1)  # (G, K, K)
             drawn = policy.flatten(0, 1).multinomial(samples, True, generator=random).view(count, SIZE, -1)
-            old = policy.gather(2, drawn).log()
+            old = policy.gather(2, drawn).log()  # (G, K, samples)
             advantages = table.gather(2, drawn) - (policy * table).sum(2, keepdim=True)
         for _ in range(epochs):
-            new = forward(layers, prompts).log_softmax(-1).gather(2, drawn)
+            new = forward(layers, prompts).log_softmax(-1).gather(2, drawn)  # (G, K, samples)
             ratio = (new - old).exp()
             surrogate = torch.minimum(ratio * advantages, ratio.clamp(1 - clip, 1 + clip) * advantages)
             adam.zero_grad(set_to_none=True)

@@ -1,4 +1,5 @@
-"""Weights of the penalty that know a chosen part of where a judge errs, on P prompts' S stored responses.
+"""Weights of the penalty that know a chosen part of where a judge errs, on P prompts' S stored responses with
+features of width d; F frequencies of a random field.
 
 All are made by ranks: whatever they know, their values are those of the true variance, so that no two of
 them differ in how unequal they are. `placebo` fields are as smooth over texts as the variance is.
@@ -26,7 +27,7 @@ def normal_scores(values: ArrayLike) -> Array:
 
 def with_values_of(scores: Array, values: Array) -> Array:
     """Return the values in the order of the scores, of one shape."""
-    ranks = rankdata(scores, method="ordinal") - 1
+    ranks = rankdata(scores, method="ordinal") - 1  # (P * S,)
     return np.sort(values, axis=None)[ranks.reshape(scores.shape)]
 
 
@@ -77,7 +78,7 @@ def smoothness(values: ArrayLike, features: Array) -> Smoothness:
     """Measure it of values (P, S) on features (P, S, d)."""
     scores, count = normal_scores(values), features.shape[1]
     both = ((scores.sum(1) ** 2 - (scores**2).sum(1)) / (count * (count - 1))).mean()
-    near = np.take_along_axis(scores, _neighbours(features)[0], axis=1)
+    near = np.take_along_axis(scores, _neighbours(features)[0], axis=1)  # (P, S)
     unit = (scores**2).mean()
     return Smoothness(float(both / unit), float((scores * near).mean() / unit))
 
@@ -94,9 +95,9 @@ class Kernel:
     @staticmethod
     def like(wanted: Smoothness, features: Array) -> "Kernel":
         """Return the kernel of fields that are as smooth on these features (P, S, d)."""
-        squares = _squared_distances(features)
+        squares = _squared_distances(features)  # (P, S, S)
         count = features.shape[1]
-        near = _neighbours(features)[1]
+        near = _neighbours(features)[1]  # (P, S)
 
         def part(scale: float) -> float:
             """Of the prompt, which makes responses to one prompt as alike as wanted."""
@@ -116,9 +117,9 @@ class Kernel:
     def field(self, features: Array, random: np.random.Generator) -> Array:
         """Draw one on features (P, S, d), of mean 0 and variance 1 at every text."""
         prompts, _, width = features.shape
-        angles = features @ random.standard_normal((width, FREQUENCIES)) / self.length_scale
+        angles = features @ random.standard_normal((width, FREQUENCIES)) / self.length_scale  # (P, S, F)
         angles += random.uniform(0, 2 * np.pi, FREQUENCIES)
-        waves = np.cos(angles) @ random.standard_normal(FREQUENCIES) * np.sqrt(2 / FREQUENCIES)
+        waves = np.cos(angles) @ random.standard_normal(FREQUENCIES) * np.sqrt(2 / FREQUENCIES)  # (P, S)
         return np.sqrt(1 - self.part) * waves + np.sqrt(self.part) * random.standard_normal((prompts, 1))
 
 
@@ -148,22 +149,22 @@ def _fitted(values: Array, on: Sequence[Array]) -> Array:
     """Return the regression of values (P, S) on a constant and on parts within and between prompts."""
     columns = [np.ones_like(values)]
     for one in on:
-        means = np.broadcast_to(one.mean(1, keepdims=True), one.shape)
+        means = np.broadcast_to(one.mean(1, keepdims=True), one.shape)  # (P, S)
         columns += [means, one - means]
-    design = np.stack([column.ravel() for column in columns], axis=1)
+    design = np.stack([column.ravel() for column in columns], axis=1)  # (P * S, columns)
     return (design @ np.linalg.lstsq(design, values.ravel(), rcond=None)[0]).reshape(values.shape)
 
 
 def _squared_distances(features: Array) -> Array:
     """Return squared distances (P, S, S) between responses to one prompt."""
-    squares = (features**2).sum(-1)
-    products = features @ features.swapaxes(1, 2)
+    squares = (features**2).sum(-1)  # (P, S)
+    products = features @ features.swapaxes(1, 2)  # (P, S, S)
     return np.maximum(squares[:, :, None] + squares[:, None] - 2 * products, 0)
 
 
 def _neighbours(features: Array) -> tuple[NDArray[np.intp], Array]:
     """Return the nearest other response to the same prompt, and the squared distance to it (P, S)."""
-    squares = _squared_distances(features)
+    squares = _squared_distances(features)  # (P, S, S)
     diagonal = np.arange(features.shape[1])
     squares[:, diagonal, diagonal] = np.inf
     return squares.argmin(-1), squares.min(-1)

@@ -28,7 +28,7 @@ class Critic:
         parts = features.split(max(1, AT_A_TIME // mask.numel()), dim=-1)
         seen = (part[mask].double() for part in parts)
         centre, unit = zip(*((one.mean(0), one.std(0)) for one in seen), strict=True)
-        self.centre = torch.cat(centre).float()
+        self.centre = torch.cat(centre).float()  # (F,)
         self.unit = torch.cat(unit).clamp(min=1e-3).float()
         self.weight = nn.Parameter(torch.zeros(size, features.shape[-1], device=features.device))
         self.bias = nn.Parameter(torch.zeros(size, 1, device=features.device))
@@ -50,12 +50,12 @@ class Critic:
             gram = gram + design.T @ design  # (F, F)
             moment = moment + design.T @ (targets - centre)  # (F, N)
         gram.diagonal().add_(RIDGE)
-        weight = torch.linalg.solve(gram, moment)
+        weight = torch.linalg.solve(gram, moment)  # (F, N)
         self.weight.copy_(weight.T)
         self.bias.copy_(centre[:, None])
         tested = mask & held_out[:, None]
         rest = [t - d @ weight - centre for d, t in self._pieces(features, tested, scores)]
-        spread = _targets(tested, scores).var(0, correction=0)
+        spread = _targets(tested, scores).var(0, correction=0)  # (N,)
         return float((1 - torch.cat(rest).square().mean(0) / spread).mean())
 
     def _pieces(self, features: Tensor, tokens: Tensor, scores: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
@@ -63,16 +63,16 @@ class Critic:
         places, targets = tokens.nonzero(), _targets(tokens, scores)
         rows = max(1, AT_A_TIME // features.shape[-1])
         for some, aims in zip(places.split(rows), targets.split(rows), strict=True):
-            design = (features[some[:, 0], some[:, 1]] - self.centre) / self.unit
+            design = (features[some[:, 0], some[:, 1]] - self.centre) / self.unit  # (tokens, F)
             yield design.double(), aims
 
     def values(self, features: Tensor) -> Tensor:
         """Return the value before each token (N, B, T) from features (N * B, T, F), policy by policy."""
         size, width = self.weight.shape
         rows = features.reshape(size, -1, width).float()  # (N, B * T, F)
-        scaled = self.weight / self.unit
+        scaled = self.weight / self.unit  # (N, F)
         constant = self.bias[:, 0] - (scaled * self.centre).sum(1)  # not a product: its rounding depends on N
-        values = torch.baddbmm(constant[:, None, None], rows, scaled[:, :, None])
+        values = torch.baddbmm(constant[:, None, None], rows, scaled[:, :, None])  # (N, B * T, 1)
         return values.view(size, -1, features.shape[1])
 
 
@@ -93,7 +93,7 @@ def reference_features(states: tuple[Tensor, ...], mask: Tensor) -> Tensor:
     """Return hidden states (B, T, width) before each token and the sums of those before it in tens,
     side by side (B, T, F).
     """
-    layers = torch.cat(states, dim=-1).float()
-    sums = (layers * mask[:, :, None]).cumsum(1) / 10
+    layers = torch.cat(states, dim=-1).float()  # (B, T, layers * width)
+    sums = (layers * mask[:, :, None]).cumsum(1) / 10  # (B, T, layers * width)
     earlier = torch.cat((torch.zeros_like(sums[:, :1]), sums[:, :-1]), dim=1)
     return torch.cat((layers, earlier), dim=-1)

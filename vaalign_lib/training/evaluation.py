@@ -169,5 +169,5 @@ def divergences(stack: Writer, reference: ReferencePolicy, written: Rollout, tem
 def standard_error(values: np.ndarray) -> np.ndarray:
     """Return the standard errors (N,) of means of (N, prompts, samples), the prompts being fixed."""
     _, prompts, samples = values.shape
-    within = values.var(axis=2, ddof=1).mean(axis=1)
+    within = values.var(axis=2, ddof=1).mean(axis=1)  # (N,)
     return np.asarray(np.sqrt(within / (prompts * samples)))

@@ -27,7 +27,7 @@ def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
 def masked_whiten(values: Tensor, mask: Tensor) -> Tensor:
     """Give values mean 0 and variance 1 (ddof=1) over each policy's masked tokens."""
     count = mask.sum((1, 2))  # (N,)
-    centred = values - masked_mean(values, mask)[:, None, None]
+    centred = values - masked_mean(values, mask)[:, None, None]  # (N, B, T)
     variance = masked_mean(centred**2, mask) * count / (count - 1).clamp(min=1)
     return centred * torch.rsqrt(variance + 1e-8)[:, None, None]
 
@@ -59,11 +59,11 @@ def advantages_and_returns(
 ) -> tuple[Tensor, Tensor]:
     """Generalized advantage estimation (Schulman et al., 2016); the advantages are whitened."""
     values, rewards = values * mask, rewards * mask  # (N, B, T)
-    following = torch.cat((values[:, :, 1:], torch.zeros_like(values[:, :, :1])), dim=2)
-    surprise = rewards + gamma * following - values
+    following = torch.cat((values[:, :, 1:], torch.zeros_like(values[:, :, :1])), dim=2)  # (N, B, T)
+    td_errors = rewards + gamma * following - values
     advantages, ahead = torch.empty_like(values), torch.zeros_like(values[:, :, 0])  # (N, B, T), (N, B)
     for token in reversed(range(values.shape[2])):
-        ahead = surprise[:, :, token] + gamma * lam * ahead
+        ahead = td_errors[:, :, token] + gamma * lam * ahead
         advantages[:, :, token] = ahead
     return masked_whiten(advantages, mask), advantages + values
 
@@ -99,11 +99,11 @@ def losses(
     near = torch.clamp(values, old_values - cliprange_value, old_values + cliprange_value)  # (N, B, T)
     errors, near_errors = (values - returns) ** 2, (near - returns) ** 2
     value_loss = 0.5 * masked_mean(torch.maximum(errors, near_errors), mask)  # (N,)
-    change = (log_probabilities - old_log_probabilities) * mask
+    change = (log_probabilities - old_log_probabilities) * mask  # (N, B, T)
     ratio = change.clamp(max=60.0).exp()  # (N, B, T), so that even a skipped pass has a finite gradient
     plain = -advantages * ratio
     held = -advantages * ratio.clamp(1 - cliprange, 1 + cliprange)
-    policy_loss = masked_mean(torch.maximum(plain, held), mask)
+    policy_loss = masked_mean(torch.maximum(plain, held), mask)  # (N,)
     mean_ratio = masked_mean(ratio, mask).detach()
     loss = torch.where(mean_ratio > ratio_threshold, 0.0, policy_loss + vf_coef * value_loss)
     with torch.no_grad():

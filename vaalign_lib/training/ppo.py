@@ -282,7 +282,7 @@ class Trainer:
             random = np.random.default_rng([self.seed, policy, self.done])
             tokens = random.random((size, self.sampling.max_new_tokens), dtype=np.float32)
             rewards = random.random(size)
-            orders = random.permuted(np.tile(np.arange(size), (epochs, 1)), axis=1)
+            orders = random.permuted(np.tile(np.arange(size), (epochs, 1)), axis=1)  # (epochs, B)
             drawn.append((self._turn(policy), tokens, rewards, orders, int(random.integers(2**31))))
         prompts, tokens, rewards, orders, dropout = zip(*drawn, strict=True)
         return Drawn(
@@ -302,7 +302,7 @@ class Trainer:
     def write(self, writer: Writer, drawn: Drawn) -> Written:
         """Let the stack, or the reference, answer the prompts that were drawn."""
         prompts = self._prompts[drawn.prompts.to(self.stack.device)]
-        uniforms = torch.from_numpy(drawn.tokens).to(self.stack.device)
+        uniforms = torch.from_numpy(drawn.tokens).to(self.stack.device)  # (R, T)
         written = rollout(writer, prompts, uniforms, self.sampling, self._end, self._pad, self._layers)
         asked = [self.task.prompts[k] for k in drawn.prompts.tolist()]
         return Written(written, asked, response_texts(self.tokenizer, written.responses.tolist()))
@@ -319,7 +319,7 @@ class Trainer:
 
     def _outcome(self, judgement: Judgement, drawn: Drawn, strength: Tensor) -> Outcome:
         """Return what is said of responses of as many policies as there are strengths."""
-        each = strength.repeat_interleave(len(drawn.rewards) // len(strength))
+        each = strength.repeat_interleave(len(drawn.rewards) // len(strength))  # (R,)
         said = self.unit.of_judgement(judgement, drawn.rewards, each.double().cpu().numpy())
         return Outcome(*(self._rows(one, len(strength)) for one in said))
 
@@ -345,18 +345,18 @@ class Trainer:
         mask = written.mask.view(self.stack.size, self.settings.batch_size, -1)  # (N, B, T)
         old, full, rounded = written.log_probabilities, None, self.stack.dtype != torch.float32
         if rounded or kind == "full":
-            state = response_states(self.stack, joined)
+            state = response_states(self.stack, joined)  # (R, T, width)
             if rounded:  # in few bits only a whole pass is exact
                 old = self.stack.scored(state, joined.responses, temperature, written.mask)
             if kind == "full":
-                logits = self.stack.logits(state)
+                logits = self.stack.logits(state)  # (R, T, words)
                 full = token_divergences(logits, self.reference.logits(states[-1]), temperature)
-                full = full.view(mask.shape)
+                full = full.view(mask.shape)  # (N, B, T)
         reference = self.reference.log_probabilities(joined, temperature, states[-1], written.mask)  # (R, T)
-        log_ratio = (old.view(mask.shape) - reference.view(mask.shape)) * mask
+        log_ratio = (old.view(mask.shape) - reference.view(mask.shape)) * mask  # (N, B, T)
         constant = self.critic.kind == "reference_states"
-        features = reference_features(states, written.mask) if constant else None
-        values = self.critic.values(written.hidden if features is None else features)
+        features = reference_features(states, written.mask) if constant else None  # (R, T, F)
+        values = self.critic.values(written.hidden if features is None else features)  # (N, B, T)
         penalty = kl_penalty(log_ratio, kind, full) * mask
         return Compared(joined, features, mask, old.view(mask.shape), log_ratio, penalty, values)
 
@@ -365,8 +365,8 @@ class Trainer:
         coefficient = self.beta[:, None] * shaped.weight  # (N, B)
         even = coefficient
         if self.method.credit == "sequence":  # what varies with the response comes with its score
-            even = (self.beta * self.mean_weight)[:, None].expand_as(coefficient)
-        late = (coefficient - even) * compared.penalty.sum(2)
+            even = (self.beta * self.mean_weight)[:, None].expand_as(coefficient)  # (N, B)
+        late = (coefficient - even) * compared.penalty.sum(2)  # (N, B)
         return token_rewards(shaped.score - late, compared.penalty, even, compared.mask)
 
     def advantages(self, rewards: Tensor, compared: Compared) -> tuple[Tensor, Tensor]:
@@ -378,7 +378,7 @@ class Trainer:
         self, written: Rollout, outcome: Outcome, shaped: Shaped, compared: Compared, returns: Tensor
     ) -> dict[str, Tensor]:
         """Return what is logged of a batch before its update (N,)."""
-        mask, penalty = compared.mask, compared.penalty.sum(2)
+        mask, penalty = compared.mask, compared.penalty.sum(2)  # (N, B, T), (N, B)
         return {
             "reward": outcome.reward.mean(1),
             "score": shaped.score.mean(1),
@@ -412,17 +412,17 @@ class Trainer:
     def losses(self, compared: Compared, advantages: Tensor, returns: Tensor, part: Tensor) -> Losses:
         """Return the losses of some responses of every policy; `part` is (N, mini-batch)."""
         size, every = compared.mask.shape[:2]
-        policy = torch.arange(size, device=part.device)[:, None]
-        rows = (policy * every + part).ravel()
+        policy = torch.arange(size, device=part.device)[:, None]  # (N, 1)
+        rows = (policy * every + part).ravel()  # (N * mini-batch,)
         joined, settings = compared.sequences[rows], self.settings
         states = response_states(self.stack, joined)  # (N * mini-batch, T, width)
         temperature = self.sampling.log_probability_temperature
-        seen = compared.mask.flatten(0, 1)[rows]
+        seen = compared.mask.flatten(0, 1)[rows]  # (N * mini-batch, T)
         new = self.stack.scored(states, joined.responses, temperature, seen)
         values = self.critic.values(states if compared.features is None else compared.features[rows])
         known = compared.values, advantages, returns, compared.mask
         limits = settings.model_dump(include={"cliprange", "cliprange_value", "vf_coef", "ratio_threshold"})
-        old = compared.log_probabilities[policy, part]
+        old = compared.log_probabilities[policy, part]  # (N, mini-batch, T)
         return losses(new.view(values.shape), old, values, *(one[policy, part] for one in known), **limits)
 
     def _descend(self) -> Tensor:
@@ -432,7 +432,7 @@ class Trainer:
         squares = [torch.linalg.vector_norm(g.flatten(1), dim=1) ** 2 for g in gradients]
         norm = reduce(torch.add, squares).sqrt()  # in this order whatever N is, unlike torch.sum
         if settings.max_grad_norm is not None:
-            factor = (settings.max_grad_norm / (norm + 1e-6)).clamp(max=1.0)
+            factor = (settings.max_grad_norm / (norm + 1e-6)).clamp(max=1.0)  # (N,)
             for gradient in gradients:
                 gradient.mul_(factor.view(-1, *[1] * (gradient.dim() - 1)))
         left = 1 - self.done / settings.iterations if settings.schedule == "linear" else 1.0
@@ -511,6 +511,6 @@ def _mean(values: list[Tensor]) -> Tensor:
 def _explained(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
     """Return the share of the returns' variance that the values explain (N,)."""
     error = returns - values
-    rest = masked_mean(error**2, mask) - masked_mean(error, mask) ** 2
+    rest = masked_mean(error**2, mask) - masked_mean(error, mask) ** 2  # (N,)
     spread = masked_mean(returns**2, mask) - masked_mean(returns, mask) ** 2
     return 1 - rest / spread.clamp(min=1e-8)

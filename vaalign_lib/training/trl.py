@@ -74,7 +74,7 @@ class _VarianceAware:
         """
         pending = self._pending_extra_logs  # type: ignore[attr-defined]
         rewards: Tensor = super()._calculate_rewards(inputs, prompts, *further)  # type: ignore[misc]
-        rewarded = ~rewards[self._mine(len(prompts))].isnan().all(dim=1)
+        rewarded = ~rewards[self._mine(len(prompts))].isnan().all(dim=1)  # (completions,)
         try:
             logged = summed(pending.get(VARIANCE), len(prompts), self.reward_weights.tolist())  # type: ignore[attr-defined]
             own = checked_variances(logged, rewarded.tolist())
@@ -164,9 +164,9 @@ class VarianceAwareGRPOTrainer(_VarianceAware, GRPOTrainer):
         not judged, or alone was (completions of all processes,).
         """
         size = self.num_generations if self.model.training else self.num_generations_eval
-        groups = self._known_variances().view(-1, size)
-        counted = self._judged.view(-1, size)
-        others = counted.sum(1, keepdim=True) - 1
+        groups = self._known_variances().view(-1, size)  # (groups, size)
+        counted = self._judged.view(-1, size)  # (groups, size)
+        others = counted.sum(1, keepdim=True) - 1  # (groups, 1)
         mean = (groups.sum(1, keepdim=True) - groups) / others.clamp(min=1)  # not judged is 0
         return ((groups - mean) * (counted & (others > 0))).view(-1)
 
@@ -343,7 +343,7 @@ class _Asking:
         said = np.array(self.unit.of_judgement(judgement, draws, strengths), dtype=np.float64)  # (4, B)
         outcome = Outcome(*torch.from_numpy(said)[:, None])
         no_beta, one_strength = torch.zeros(1, 1), torch.full((1, 1), self.strength)
-        score = OBJECTIVES[self.objective](outcome, no_beta, one_strength).score[0]
+        score = OBJECTIVES[self.objective](outcome, no_beta, one_strength).score[0]  # (B,)
         both = _none_if_nan(score), _none_if_nan(outcome.variance[0])
         return _split(self.__name__, both, log_extra)
 
