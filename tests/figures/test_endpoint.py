@@ -6,11 +6,12 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib import pyplot as plt
+from scipy.stats import t
 
 from tests.experiments.test_endpoint import made
 from vaalign_lib.experiments import endpoint as analysis
 from vaalign_lib.experiments.comparisons import Comparisons
-from vaalign_lib.experiments.conditions import METHODS, PLACEBO, plan
+from vaalign_lib.experiments.conditions import PLACEBO, plan
 from vaalign_lib.figures import endpoint as figures
 from vaalign_lib.figures import style
 
@@ -61,11 +62,12 @@ def test_what_judges_make(comparisons, tmp_path):
     told = drawn(figure, tmp_path)
     for part in ("the judge", "training"):
         rows = (
-            table[table["made_by"] == part.split()[-1]].groupby("method")[["variance", "variance_low"]].mean()
+            table[table["made_by"] == part.split()[-1]].set_index(["world", "method"])["variance"].unstack()
         )
-        vanilla, aware = (rows.loc[one, "variance"] for one in METHODS)
-        assert rows.loc["variance_aware", "variance_low"] > 0
-        assert f"by {part} {style.times(vanilla / aware)} times" in told
+        logs = np.log(rows["vanilla"] / rows["variance_aware"])
+        ends = np.exp(t.interval(0.95, 3, logs.mean(), logs.std(ddof=1) / 2))
+        interval = " to ".join(map(style.times, ends))
+        assert f"by {part} {style.times(np.exp(logs.mean()))} times ({interval})" in told
     assert "worlds: 4" in told
     heights = [bar.get_height() for axes in figure.axes for bar in axes.patches]
     np.testing.assert_allclose(np.sort(heights), np.sort(table["variance"]))

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from vaalign_lib.figures import style
 from vaalign_lib.statistics.returns import Ratio
-from vaalign_lib.statistics.tests import Estimate
+from vaalign_lib.statistics.tests import Estimate, mean
 
 COLOURS = {"vanilla": style.VANILLA, "variance_aware": style.AWARE, "placebo": style.SERIES[5]}
 WORDS = style.METHODS | {"placebo": "placebo"}
@@ -74,18 +74,23 @@ def made_by(table: pd.DataFrame) -> Figure:
             figure,
             f"Variance over policies, vanilla's over variance-aware's: made by the judge "
             f"{_times_as_much(table, 'judge')}; by training {_times_as_much(table, 'training')} "
-            f"(worlds: {len(worlds)}; intervals over policies)",
+            f"(worlds: {len(worlds)}; bars' intervals over policies)",
         )
         style.legend_outside(figure, panels[0], 2)
         return figure
 
 
 def _times_as_much(table: pd.DataFrame, part: str) -> str:
-    """Return vanilla's part over variance-aware's in words: none where the latter may be zero."""
-    rows = table[table["made_by"] == part].groupby("method")[["variance", "variance_low"]].mean()
-    if rows.loc["variance_aware", "variance_low"] <= 0:
+    """Return vanilla's part over variance-aware's in words, with Student's interval over worlds of the
+    logarithm: none where the latter may be zero.
+    """
+    rows = table[table["made_by"] == part].pivot(index="world", columns="method")
+    least, aware = rows["variance_low", "variance_aware"], rows["variance", "variance_aware"]
+    if least.mean() <= 0 or aware.min() <= 0:
         return "not determinable, as the latter may be 0"
-    return f"{style.times(rows.loc['vanilla', 'variance'] / rows.loc['variance_aware', 'variance'])} times"
+    ratio = mean(np.log(rows["variance", "vanilla"] / aware))
+    ends = " to ".join(style.times(np.exp(one)) for one in (ratio.low, ratio.high))
+    return f"{style.times(np.exp(ratio.value))} times" + (f" ({ends})" if len(rows) > 1 else "")
 
 
 def written(policies: pd.DataFrame, correlations: pd.DataFrame) -> Figure:
@@ -175,9 +180,10 @@ def strengths(table: pd.DataFrame) -> Figure:
     stand out from the noise of the evaluation are open circles.
     """
     with style.canvas(6.4, 4.0) as (figure, [axes]):
+        beside = 1.06 ** np.arange(table["regime"].nunique())  # marks of equal strength stand side by side
         for k, (regime, rows) in enumerate(table.groupby("regime", sort=False)):
             colour = style.SERIES[k % len(style.SERIES)]
-            rows = rows.sort_values("strength")
+            rows = rows.assign(strength=rows["strength"] * beside[k]).sort_values("strength")
             sure = rows["floored"] < Ratio.FLOORED
             style.determinable(axes, rows, "strength", "ratio", sure, colour, str(regime))
             side: Any = {"offset": (6, 8), "ha": "left"} if k else {"offset": (-6, 8), "ha": "right"}
