@@ -10,9 +10,11 @@ import tomllib
 
 import dask
 import distributed
+import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from scipy.stats import t
 
 from tests.experiments.test_paper_profile import checkpoints, data_files
 from tests.papers.test_exhibits import resolve
@@ -336,6 +338,37 @@ def test_the_numbers_in_the_prose_of_the_findings_are_the_published_ones():
     assert f"heads has a correlation of {sources['correlation']:.2f} with the squared errors" in prose
     ratio = [math.exp(sources[f"log_ratio{end}"]) for end in ("", "_low", "_high")]
     assert "{:.2f} times the (gain / SD)² ({:.2f} to {:.2f})".format(*ratio) in prose
+
+
+def test_what_judges_and_training_make_is_told_over_the_worlds():
+    prose = in_one_line(FINDINGS)
+    table = pd.read_parquet(RESULTS / "made_by_judge.parquet")
+    made = table.set_index(["made_by", "world", "method"])["variance"]
+    for part, text in (
+        ("judge", "{:.1f} times smaller for variance-aware policies ({:.1f} to {:.1f}, over worlds)"),
+        ("training", "over all four the ratio is {:.2f} ({:.2f} to {:.2f}, over worlds)"),
+    ):
+        by_world = made[part].unstack()
+        logs = np.log(by_world["vanilla"] / by_world["variance_aware"])
+        ends = t.interval(0.95, 3, logs.mean(), logs.std(ddof=1) / 2)
+        assert len(logs) == 4 and text.format(*np.exp([logs.mean(), *ends])) in prose
+    assert (made["judge"].unstack()["vanilla"] > made["training"].unstack()["vanilla"]).all()
+
+
+def test_slopes_of_the_printed_coefficients_and_contrasts_are_the_published_ones():
+    prose, page = in_one_line(FINDINGS), (ROOT / "pages" / "04_ppo_runs.md").read_text()
+    for regime, text in (
+        ("wind-up", "a slope of {} ({} to {})"),
+        ("held", "determinable: {} ({} to {})"),
+        ("fixed", "and {} ({} to {})"),
+    ):
+        told = re.search(rf"^\| {regime} \| (\S+) \\\[(\S+), (\S+)\\\] \| \S+ \\\[", page, re.M)
+        assert text.format(*told.groups()) in prose
+    row = pd.read_parquet(RESULTS / "comparisons.parquet").query("row == 'gpt2-contrasts'").iloc[0]
+    ratio = [row[f"ratio{end}"] for end in ("", "_low", "_high")]
+    assert "the ratio is {:.2f} ({:.2f} to {:.2f})".format(*ratio) in prose
+    less = [-row[f"gap{end}"] for end in ("", "_high", "_low")]
+    assert "{:.2f} SDs less gold than vanilla ones ({:.2f} to {:.2f})".format(*less) in prose
 
 
 def test_the_numbers_of_the_run_on_another_machine_are_those_that_are_kept():
