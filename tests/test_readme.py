@@ -371,6 +371,20 @@ def test_slopes_of_the_printed_coefficients_and_contrasts_are_the_published_ones
     assert "{:.2f} SDs less gold than vanilla ones ({:.2f} to {:.2f})".format(*less) in prose
 
 
+def test_controls_are_told_as_published():
+    prose, page = in_one_line(FINDINGS), (ROOT / "pages" / "04_ppo_runs.md").read_text()
+    told = re.findall(
+        r"ratio (\S+), 95% interval (\S+) to (\S+)\); gold gained (\S+) \(vanilla\) and (\S+)\.\n", page
+    )
+    poor, good = told[-2:]
+    assert (
+        "gain {4} SDs of gold against vanilla's {3} where people disagree most about poor".format(*poor)
+        in prose
+    )
+    assert "{4} against {3} where they disagree most about good".format(*good) in prose
+    assert "is {0} ({1} to {2}) and {5} ({6} to {7}) times smaller".format(*poor, *good) in prose
+
+
 def test_the_numbers_of_the_run_on_another_machine_are_those_that_are_kept():
     kept, told = RESULTS / "other_machine", in_one_line((ROOT / "docs" / "reproduce.md").read_text())
     check = json.loads((kept / "check.json").read_text())
