@@ -1,5 +1,6 @@
 """The notebooks themselves: stripped, one parameters cell, and all of them run in the smoke profile."""
 
+import ast
 import asyncio
 import json
 import re
@@ -88,13 +89,15 @@ def test_cells_fit_a_screen(path):
 
 @pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
 def test_findings_stand_in_cells_of_their_own_folded_in_lab(path):
-    """They compute nothing that another cell reads, so that a reader of computations can pass over them."""
+    """They compute nothing that another cell reads, and show nothing: a reader can pass over them."""
     code = [cell for cell in read(path).cells if cell.cell_type == "code"]
     set_in: dict[str, int] = {}  # where a name was assigned last
     for position, cell in enumerate(code):
         found = "run.finding(" in cell.source
         assert found == (FINDINGS_TAG in cell.metadata.get("tags", [])), cell.source
         assert found == cell.metadata.get("jupyter", {}).get("source_hidden", False)
+        shows = isinstance(ast.parse(cell.source).body[-1], ast.Expr) and not cell.source.endswith(";")
+        assert not (found and shows), cell.source
         assigned, read_there = names_of(cell.source)
         used = {name: code[set_in[name]].source for name in read_there & set_in.keys()}
         assert not {name for name, source in used.items() if "run.finding(" in source}, cell.source
