@@ -322,7 +322,7 @@ def test_the_numbers_in_the_prose_of_the_findings_are_the_published_ones():
         ("04_ppo_runs", "primary.gold", "{:.2f} more than the placebo's ({:.2f} to {:.2f})"),
         ("04_ppo_runs", "figure6.fresh_noise", "drawn anew {:.2f} ({:.2f} to {:.2f})"),
         ("04_ppo_runs", "figure6.ensemble_noise", "an ensemble for every policy {:.2f} ({:.2f} to {:.2f})"),
-        ("05_statistics", "table1.variance_ratios", "equal mean penalty, it is {:.2f} ({:.2f} to {:.2f})"),
+        ("05_statistics", "table1.variance_ratios", "equal mean penalty, is {:.2f} ({:.2f} to {:.2f})"),
         ("08_frontier", "frontier.break_even", "squared errors is above {:.2f} ({:.2f} to {:.2f})"),
     ):
         numbers = [found_here(notebook)[rule][name] for name in ("value", "low", "high")]
@@ -345,7 +345,7 @@ def test_what_judges_and_training_make_is_told_over_the_worlds():
     table = pd.read_parquet(RESULTS / "made_by_judge.parquet")
     made = table.set_index(["made_by", "world", "method"])["variance"]
     for part, text in (
-        ("judge", "{:.1f} times smaller for variance-aware policies ({:.1f} to {:.1f}, over worlds)"),
+        ("judge", "{:.1f} times smaller for variance-aware policies ({:.1f} to {:.1f}, over worlds;"),
         ("training", "over all four the ratio is {:.2f} ({:.2f} to {:.2f}, over worlds)"),
     ):
         by_world = made[part].unstack()
@@ -359,8 +359,8 @@ def test_slopes_of_the_printed_coefficients_and_contrasts_are_the_published_ones
     prose, page = in_one_line(FINDINGS), (ROOT / "pages" / "04_ppo_runs.md").read_text()
     for regime, text in (
         ("wind-up", "a slope of {} ({} to {})"),
-        ("held", "determinable: {} ({} to {})"),
-        ("fixed", "and {} ({} to {})"),
+        ("held", "(slope {}, {} to {})"),
+        ("fixed", "fixed ({}, {} to {})"),
     ):
         told = re.search(rf"^\| {regime} \| (\S+) \\\[(\S+), (\S+)\\\] \| \S+ \\\[", page, re.M)
         assert text.format(*told.groups()) in prose
@@ -378,7 +378,7 @@ def test_controls_are_told_as_published():
     )
     poor, good = told[-2:]
     assert (
-        "gain {4} SDs of gold against vanilla's {3} where people disagree most about poor".format(*poor)
+        "variance-aware policies gain {4} SDs of gold against vanilla's {3} where people disagree most about poor".format(*poor)
         in prose
     )
     assert "{4} against {3} where they disagree most about good".format(*good) in prose
