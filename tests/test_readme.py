@@ -377,10 +377,8 @@ def test_controls_are_told_as_published():
         r"ratio (\S+), 95% interval (\S+) to (\S+)\); gold gained (\S+) \(vanilla\) and (\S+)\.\n", page
     )
     poor, good = told[-2:]
-    assert (
-        "variance-aware policies gain {4} SDs of gold against vanilla's {3} where people disagree most about poor".format(*poor)
-        in prose
-    )
+    gained = "variance-aware policies gain {4} SDs of gold against vanilla's {3} where people disagree most"
+    assert f"{gained} about poor".format(*poor) in prose
     assert "{4} against {3} where they disagree most about good".format(*good) in prose
     assert "is {0} ({1} to {2}) and {5} ({6} to {7}) times smaller".format(*poor, *good) in prose
 

@@ -74,6 +74,9 @@ def test_what_judges_make(comparisons, tmp_path):
     nothing = table.assign(variance_low=table["variance_low"].where(table["made_by"] == "training", -0.1))
     told = headline(figures.made_by(nothing))
     assert "made by the judge not determinable" in told and "by training not" not in told
+    assert re.search(
+        r"by training [\d.]+ times \(worlds: 1;", headline(figures.made_by(table[table["world"] == 1]))
+    )
 
 
 def test_what_policies_write(comparisons, tmp_path):

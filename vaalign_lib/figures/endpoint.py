@@ -88,9 +88,12 @@ def _times_as_much(table: pd.DataFrame, part: str) -> str:
     least, aware = rows["variance_low", "variance_aware"], rows["variance", "variance_aware"]
     if least.mean() <= 0 or aware.min() <= 0:
         return "not determinable, as the latter may be 0"
-    ratio = mean(np.log(rows["variance", "vanilla"] / aware))
-    ends = " to ".join(style.times(np.exp(one)) for one in (ratio.low, ratio.high))
-    return f"{style.times(np.exp(ratio.value))} times" + (f" ({ends})" if len(rows) > 1 else "")
+    logs = np.log(rows["variance", "vanilla"] / aware)
+    told = f"{style.times(np.exp(logs.mean()))} times"
+    if len(logs) == 1:
+        return told
+    ratio = mean(logs)
+    return f"{told} ({style.times(np.exp(ratio.low))} to {style.times(np.exp(ratio.high))})"
 
 
 def written(policies: pd.DataFrame, correlations: pd.DataFrame) -> Figure:
