@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 from transformers import AutoModelForCausalLM
 
-from vaalign_lib.data.pairs import DataError
+from vaalign_lib.data.pairs import EMBEDDED, DataError
 from vaalign_lib.experiments import conditions
 from vaalign_lib.experiments import policies as policy_study
 from vaalign_lib.experiments.conditions import (
@@ -371,7 +371,8 @@ def test_keys_follow_contents_and_not_how_a_judge_is_asked(tmp_path):
     def config(profile, run=PLAIN):
         return policy_study._config(profile, 0, run)["settings"]
 
-    assert not {"data", "judges", "judge"} & set(config(small())["policies"])  # as they always were
+    assert not {"judges", "judge"} & set(config(small())["policies"])
+    assert config(small())["policies"]["data"] == EMBEDDED
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text("one")
     profile = real(data=str(prompts), judges={"judge-b": Judge(model="m", requests=2)})
