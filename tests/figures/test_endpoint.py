@@ -64,6 +64,8 @@ def test_what_judges_make(comparisons, tmp_path):
         rows = (
             table[table["made_by"] == part.split()[-1]].set_index(["world", "method"])["variance"].unstack()
         )
+        lows = table[(table["made_by"] == part.split()[-1]) & (table["method"] == "variance_aware")]
+        assert lows["variance_low"].mean() > 0
         logs = np.log(rows["vanilla"] / rows["variance_aware"])
         ends = np.exp(t.interval(0.95, 3, logs.mean(), logs.std(ddof=1) / 2))
         interval = " to ".join(map(style.times, ends))

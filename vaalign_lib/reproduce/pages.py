@@ -51,7 +51,7 @@ def markdown_page(folder: Path) -> str:
             last = code if cell.cell_type == "code" else None
             parts += [code, *shown] if code else shown
             code = []
-    texts = [one if isinstance(one, str) else _folded("\n\n".join(one)) for one in parts]
+    texts = [one if isinstance(one, str) else _folded(fenced("\n\n".join(one), "python")) for one in parts]
     heading, _, rest = "\n\n".join(texts).partition("\n")
     name = folder.name
     origin = (
@@ -72,7 +72,7 @@ def _shown(output: Any, figures: Mapping[bytes, str]) -> str:
         return figures.get(base64.b64decode(data["image/png"]), "")
     if "text/markdown" in data:
         fold = r"^```python\n.*?^```$"
-        return re.sub(fold, lambda code: _details(code[0]), data["text/markdown"], flags=re.M | re.S)
+        return re.sub(fold, lambda code: _folded(code[0]), data["text/markdown"], flags=re.M | re.S)
     if "<table" in data.get("text/html", ""):
         return tables(data["text/html"])
     latex = data.get("text/latex", "")
@@ -84,11 +84,7 @@ def _shown(output: Any, figures: Mapping[bytes, str]) -> str:
     return fenced(text)
 
 
-def _folded(code: str) -> str:
-    return _details(fenced(code, "python"))
-
-
-def _details(block: str) -> str:
+def _folded(block: str) -> str:
     return f"<details><summary>Code</summary>\n\n{block}\n\n</details>"
 
 
